@@ -1,0 +1,50 @@
+# make train | test | lint | clean
+#
+#   PYTHON=python3.12     the interpreter for the virtual environment
+#   VENV=.venv            where it goes
+#   PIP_ARGS="..."        more arguments for pip: an index with CPU builds of torch, --no-cache-dir, ...
+#   PYTEST_ARGS="..."     such as -k models
+#
+# Every path is relative, so that a folder with a space in its name does not matter.
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+
+ROOMS = tools envs agents trainers scenarios
+SOURCES := $(shell find .treegym $(ROOMS) -name '*.py' -o -name '*.yaml' -o -name py.typed)
+# setuptools would ship what an older build/ holds.
+INSTALL = rm -rf build && "$(VENV)/bin/python" -m pip --disable-pip-version-check install $(PIP_ARGS)
+
+.PHONY: train test lint clean
+.NOTPARALLEL:
+
+train: $(VENV)/.installed
+	"$(VENV)/bin/treegym" train scenarios/quickstart.yaml
+
+test: $(VENV)/.extras $(VENV)/.installed
+	OMP_NUM_THREADS=1 "$(VENV)/bin/pytest" --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
+
+lint: $(VENV)/.extras $(VENV)/.installed
+	"$(VENV)/bin/ruff" check --output-format concise .
+	"$(VENV)/bin/ruff" format --check .
+	"$(VENV)/bin/mypy"
+
+clean:
+	rm -rf "$(VENV)" build treegym.egg-info
+
+$(VENV)/.requirements: pyproject.toml constraints.txt
+	@"$(PYTHON)" -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "treegym needs Python 3.11 or newer and this is %d.%d: make PYTHON=..." % v[:2])'
+	"$(PYTHON)" -m venv "$(VENV)"
+	$(INSTALL) -c constraints.txt . && rm -rf build
+	@touch "$@"
+
+$(VENV)/.extras: $(VENV)/.requirements
+	$(INSTALL) -c constraints.txt '.[test,plot]' && rm -rf build
+	@touch "$@"
+
+# An ordinary install, made again when a source is newer: what is tested and type-checked is what ships.
+$(VENV)/.installed: $(VENV)/.requirements $(SOURCES)
+	$(INSTALL) --quiet --no-deps --no-build-isolation . && rm -rf build
+	@touch "$@"

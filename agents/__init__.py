@@ -1,0 +1,41 @@
+"""Policies, rollout trees and the engine that grows them."""
+
+from .attention import bring_attention, causal_mask, grouped_attention, tree_logits
+from .chat import ChatRenderer
+from .evaluate import Evaluation, Interval, paired_difference, succeeded
+from .policy import Completion, Context, Policy, Sample, Sampling, derive_seed
+from .rollout import Chains, FollowOracle, GrowingTree, RolloutStrategy, Turn, grow_trees
+from .sampler import TransformersPolicy
+from .store import EpisodeStore, append_line, read_lines
+from .tree import ROOT, Node, RolloutTree
+
+__all__ = [
+    "ROOT",
+    "Chains",
+    "ChatRenderer",
+    "Completion",
+    "Context",
+    "EpisodeStore",
+    "Evaluation",
+    "FollowOracle",
+    "GrowingTree",
+    "Interval",
+    "Node",
+    "Policy",
+    "RolloutStrategy",
+    "RolloutTree",
+    "Sample",
+    "Sampling",
+    "TransformersPolicy",
+    "Turn",
+    "append_line",
+    "bring_attention",
+    "causal_mask",
+    "derive_seed",
+    "grouped_attention",
+    "grow_trees",
+    "paired_difference",
+    "read_lines",
+    "succeeded",
+    "tree_logits",
+]

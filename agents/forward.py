@@ -1,0 +1,136 @@
+"""One forward pass for the sampler: transformers' own, or a leaner one for Llama-like models."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding, linear, rms_norm, silu
+from transformers import PreTrainedModel
+
+from .attention import Attend, bring_attention, tree_logits
+
+
+class Forward(Protocol):
+    """Logits of a pass over T tokens."""
+
+    def __call__(self, tokens: Tensor, positions: Tensor, attend: Attend, rows: Tensor) -> Tensor:
+        """tokens [T], positions [T], rows [R] -> logits [R, vocabulary]."""
+        ...
+
+    def refresh(self) -> None:
+        """Takes over the model's present weights."""
+        ...
+
+
+def forward_for(model: PreTrainedModel, dtype: torch.dtype) -> Forward:
+    """LlamaForward where it computes the model exactly, else TransformersForward."""
+    bring_attention(model)
+    return LlamaForward(model, dtype) if _is_plain_llama(model) else TransformersForward(model, dtype)
+
+
+def _is_plain_llama(model: PreTrainedModel) -> bool:
+    config = model.config
+    return (
+        config.model_type in ("llama", "mistral", "qwen2")
+        and config.hidden_act == "silu"
+        and config.rope_parameters["rope_type"] == "default"
+    )
+
+
+class TransformersForward:
+    """The model's own forward."""
+
+    def __init__(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
+        self._model = model
+        self._dtype = dtype
+
+    def refresh(self) -> None:
+        """Nothing to do: the weights are the model's."""
+
+    def __call__(self, tokens: Tensor, positions: Tensor, attend: Attend, rows: Tensor) -> Tensor:
+        with torch.autocast(tokens.device.type, self._dtype, enabled=self._dtype == torch.bfloat16):
+            return tree_logits(self._model, tokens, positions, attend, rows)
+
+
+class _Linear:
+    """x @ weight.T + bias; on a CPU the weight is laid out once for oneDNN."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._weight, self._bias = weight, bias
+        self._packed = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
+        if self._packed:
+            # 8 rows is the batch the layout is chosen for; it is as good up to hundreds
+            self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, 8)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self._packed:
+            out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
+            return out
+        return linear(x, self._weight, self._bias)
+
+
+class LlamaForward:
+    """Llama, Mistral and Qwen2 blocks with merged projections and pre-packed weights in one dtype."""
+
+    def __init__(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
+        self._model = model
+        self._dtype = dtype
+        config = model.config
+        self._heads: int = config.num_attention_heads
+        self._kv_heads: int = config.num_key_value_heads
+        self._dim: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self._eps: float = config.rms_norm_eps
+        self.refresh()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        model: Any = self._model
+        self._embedding = model.model.embed_tokens.weight.detach().to(self._dtype)
+        self._rotary = model.model.rotary_emb
+        self._norm = self._cast(model.model.norm.weight)
+        self._head = self._merge(model.lm_head)
+        self._layers = [self._layer(layer) for layer in model.model.layers]
+
+    def _cast(self, weight: Tensor) -> Tensor:
+        return weight.detach().to(self._dtype)
+
+    def _merge(self, *modules: torch.nn.Linear) -> _Linear:
+        weight = torch.cat([self._cast(module.weight) for module in modules])
+        biases = [self._cast(module.bias) for module in modules if module.bias is not None]
+        return _Linear(weight, torch.cat(biases) if biases else None)
+
+    def _layer(self, layer: Any) -> tuple[Tensor, _Linear, _Linear, Tensor, _Linear, _Linear]:
+        attention, mlp = layer.self_attn, layer.mlp
+        return (
+            self._cast(layer.input_layernorm.weight),
+            self._merge(attention.q_proj, attention.k_proj, attention.v_proj),
+            self._merge(attention.o_proj),
+            self._cast(layer.post_attention_layernorm.weight),
+            self._merge(mlp.gate_proj, mlp.up_proj),
+            self._merge(mlp.down_proj),
+        )
+
+    @torch.no_grad()
+    def __call__(self, tokens: Tensor, positions: Tensor, attend: Attend, rows: Tensor) -> Tensor:
+        x = embedding(tokens, self._embedding)  # [T, width]
+        cos, sin = self._rotary(x, positions[None])  # [1, T, d] each
+        turned = self._heads + self._kv_heads
+        for index, (norm, qkv, out, mlp_norm, gate_up, down) in enumerate(self._layers):
+            heads = qkv(self._normed(x, norm)).view(len(x), -1, self._dim).transpose(0, 1)  # [heads, T, d]
+            rotated = _rotate(heads[:turned], cos, sin)
+            seen = attend(index, rotated[: self._heads], rotated[self._heads :], heads[turned:], None)
+            x = x + out(seen.transpose(0, 1).reshape(len(x), -1))
+            gate, up = gate_up(self._normed(x, mlp_norm)).chunk(2, dim=-1)
+            x = x + down(silu(gate) * up)
+        return self._head(self._normed(x[rows], self._norm))
+
+    def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
+        return rms_norm(x, weight.shape, weight, self._eps)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding of [heads, T, d]."""
+    left, right = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-right, left), dim=-1) * sin

@@ -1,0 +1,102 @@
+"""Policy: contexts of tokens in, completions of tokens out."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+StopReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sampled reply, token by token. The non-empty tuples have equal length."""
+
+    text: str  # without the end-of-turn token
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()  # nats, under the distribution sampled from
+    entropies: tuple[float, ...] = ()  # nats, of that distribution; empty when not asked for
+    stop_reason: StopReason = "stop"  # "length": cut at max_tokens
+    weights_version: int = 0
+
+
+class Context:
+    """The tokens of `parent`, then `token_ids`: what a policy is asked to continue.
+
+    Contexts are compared by identity, so that a policy can keep its work on one (a KV cache)
+    for as long as somebody holds the context or a child of it.
+    """
+
+    __slots__ = ("__weakref__", "length", "parent", "token_ids")
+
+    def __init__(self, token_ids: tuple[int, ...], parent: Context | None = None) -> None:
+        self.token_ids = token_ids
+        self.parent = parent
+        self.length: int = len(token_ids) + (parent.length if parent else 0)  # tokens, from the start
+
+    def lineage(self) -> list[Context]:
+        """The contexts from the first ancestor to this one."""
+        spans: list[Context] = []
+        context: Context | None = self
+        while context is not None:
+            spans.append(context)
+            context = context.parent
+        return spans[::-1]
+
+    def tokens(self) -> list[int]:
+        """All tokens, from the start."""
+        return [token for span in self.lineage() for token in span.token_ids]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn: from softmax(logits / temperature), the whole distribution.
+
+    There is no top-p: its log-probabilities would not be the learner's.
+    """
+
+    temperature: float = 1.0  # 0: the most likely token
+    max_tokens: int = 64  # per turn
+    max_context: int = 2048  # tokens of an episode; a turn that would not fit is not begun
+    entropy: bool = False
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or self.max_tokens < 1:
+            raise ValueError(f"temperature must be >= 0 and max_tokens >= 1, got {self}")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What a policy gives: the completion, and the context that ends with it."""
+
+    completion: Completion
+    context: Context
+
+
+class Policy(Protocol):
+    """Continues contexts."""
+
+    async def sample(self, context: Context, seed: int, sampling: Sampling) -> Sample:
+        """One completion; equal arguments and weights give equal tokens."""
+        ...
+
+    def rollout(self) -> AbstractContextManager[None]:
+        """Held by each caller between its requests, so that batches need not depend on timing."""
+        return nullcontext()
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A 63-bit seed from the parts, the same on every machine."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def uniform(seed: int, position: int) -> float:
+    """The number in [0, 1) that draws the token at this position: splitmix64 of seed and counter."""
+    mask = (1 << 64) - 1
+    z = (seed + (position + 1) * 0x9E3779B97F4A7C15) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return float((z ^ (z >> 31)) >> 11) / float(1 << 53)

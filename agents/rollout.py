@@ -1,0 +1,213 @@
+"""Grows rollout trees: live branches ask the policy, step their environments and become nodes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from ..envs import Message, Task, TextEnv
+from .chat import ChatRenderer
+from .policy import Completion, Context, Policy, Sample, Sampling, derive_seed
+from .tree import ROOT, Node, RolloutTree
+
+_CHAT = ("messages", "reward_terms")  # keys of info that have a field of their own
+
+
+@dataclass(slots=True, eq=False)
+class Turn:
+    """A turn of a growing tree; the first one, without parent, is the prompt."""
+
+    context: Context  # what the policy sees next
+    env: TextEnv  # in the state the turn led to
+    node: Node | None = None  # parent index not yet known
+    parent: Turn | None = None
+    children: dict[tuple[int, ...], asyncio.Task[Turn]] = field(default_factory=dict)
+
+    @property
+    def done(self) -> bool:
+        return self.node is not None and (self.node.terminated or self.node.truncated)
+
+    @property
+    def depth(self) -> int:
+        """Number of actions up to here."""
+        return 0 if self.parent is None else self.parent.depth + 1
+
+
+class GrowingTree:
+    """What a rollout strategy works on: it extends turns and ends with rollouts."""
+
+    def __init__(self, task: Task, prompt: Prompt, policy: Policy, renderer: ChatRenderer, sampling: Sampling, seed: int):
+        self.task = task
+        self.root = Turn(prompt.context, prompt.env)
+        self.rollouts: dict[int, Turn] = {}  # by number; the leaves of the finished tree, in this order
+        self._prompt = prompt
+        self._policy = policy
+        self.renderer = renderer
+        self._sampling = sampling
+        self._seed = seed
+
+    async def rollout(self, start: Turn, number: int) -> Turn:
+        """Plays on from a turn to the end of the episode; `number` names the rollout and seeds it."""
+        with self._policy.rollout():
+            turn = start
+            while not turn.done:
+                turn = await self.extend(turn, number)
+        self.rollouts[number] = turn
+        return turn
+
+    async def extend(self, turn: Turn, number: int) -> Turn:
+        """One more turn, sampled from the policy."""
+        seed = derive_seed(self._seed, self.task.seed, number)
+        return await self.attach(turn, await self._policy.sample(turn.context, seed, self._sampling))
+
+    async def attach(self, turn: Turn, sample: Sample) -> Turn:
+        """Steps the environment with a sampled reply. Siblings with the same tokens are one turn:
+        tasks carry their randomness, so the episode would be the same to the byte."""
+        tokens = sample.completion.token_ids
+        if tokens not in turn.children:
+            turn.children[tokens] = asyncio.create_task(self._step(turn, sample.completion, sample.context))
+        return await turn.children[tokens]
+
+    async def _step(self, turn: Turn, completion: Completion, context: Context) -> Turn:
+        env = turn.env.fork()
+        observation, reward, terminated, truncated, info = await asyncio.to_thread(env.step, completion.text)
+        messages = tuple(info.get("messages") or (Message("user", observation),))
+        extra = {key: value for key, value in info.items() if key not in _CHAT}
+        tokens: tuple[int, ...] = ()
+        if not (terminated or truncated):
+            tokens = self.renderer.observation(messages, ended=completion.stop_reason == "stop")
+            if context.length + len(tokens) + self._sampling.max_tokens > self._sampling.max_context:
+                tokens, truncated = (), True
+                extra["cause"] = "context length"
+        node = Node(
+            parent=ROOT,
+            action=completion,
+            observation=tokens,
+            messages=messages,
+            reward=float(reward),
+            reward_terms=dict(info.get("reward_terms", {})),
+            terminated=terminated,
+            truncated=truncated,
+            state_key=env.state_key(),
+            info=extra,
+        )
+        return Turn(Context(tokens, context) if tokens else context, env, node, turn)
+
+    def finish(self) -> RolloutTree:
+        """The tree as a value; nodes in the order in which the rollouts visit them."""
+        nodes: list[Node] = []
+        index: dict[Turn, int] = {self.root: ROOT}
+        leaves = [self.rollouts[number] for number in sorted(self.rollouts)]
+        for leaf in leaves:
+            for turn in _path(leaf):
+                if turn not in index and turn.node is not None and turn.parent is not None:
+                    index[turn] = len(nodes)
+                    nodes.append(replace(turn.node, parent=index[turn.parent]))
+        return RolloutTree(
+            task=self.task,
+            prompt=tuple(self._prompt.context.tokens()),
+            messages=self._prompt.messages,
+            nodes=tuple(nodes),
+            leaves=tuple(index[leaf] for leaf in leaves),
+            state_key=self._prompt.state_key,
+            info=self._prompt.info,
+        )
+
+
+def _path(turn: Turn) -> list[Turn]:
+    path = [turn]
+    while path[-1].parent is not None:
+        path.append(path[-1].parent)
+    return path[::-1]
+
+
+class RolloutStrategy(Protocol):
+    """Decides where a tree starts, forks and stops."""
+
+    async def grow(self, tree: GrowingTree) -> None:
+        """Plays the tree's rollouts, all of them by the time it returns."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Chains:
+    """Independent rollouts from the root: GRPO's group."""
+
+    n: int
+
+    async def grow(self, tree: GrowingTree) -> None:
+        await asyncio.gather(*(tree.rollout(tree.root, number) for number in range(self.n)))
+
+
+@dataclass(frozen=True, slots=True)
+class FollowOracle:
+    """One rollout that the environment's oracle plays: a demonstration. ValueError where it knows no action."""
+
+    async def grow(self, tree: GrowingTree) -> None:
+        turn = tree.root
+        while not turn.done:
+            action = turn.env.oracle()
+            if action is None:
+                raise ValueError(f"the oracle of {tree.task.env} knows no action at turn {turn.depth} of {tree.task}")
+            tokens = tree.renderer.reply(action)
+            turn = await tree.attach(turn, Sample(Completion(action, tokens), Context(tokens, turn.context)))
+        tree.rollouts[0] = turn
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A task after reset."""
+
+    env: TextEnv
+    messages: tuple[Message, ...]
+    state_key: str
+    info: dict[str, Any]
+    context: Context
+
+
+def open_task(task: Task) -> tuple[TextEnv, tuple[Message, ...], dict[str, Any]]:
+    """Makes and resets the environment: (env, messages of the prompt, the rest of info)."""
+    env = task.make()
+    observation, info = env.reset(seed=task.seed, options=dict(task.options))
+    messages = tuple(info.get("messages") or (Message("user", observation),))
+    return env, messages, {key: value for key, value in info.items() if key not in _CHAT}
+
+
+def share_prefix(prompts: Sequence[tuple[int, ...]]) -> list[Context]:
+    """A context per prompt; what all of them begin with is one parent context, computed once."""
+    shared = os.path.commonprefix(list(prompts))[: min(map(len, prompts)) - 1] if len(prompts) > 1 else ()
+    parent = Context(tuple(shared)) if shared else None
+    return [Context(tuple(prompt[len(shared) :]), parent) for prompt in prompts]
+
+
+async def grow_trees(
+    tasks: Sequence[Task],
+    strategy: RolloutStrategy,
+    policy: Policy,
+    renderer: ChatRenderer,
+    sampling: Sampling,
+    *,
+    seed: int = 0,
+    on_tree: Callable[[RolloutTree], None] = lambda tree: None,
+) -> list[RolloutTree]:
+    """One tree per task, in the tasks' order; all are grown at once. `on_tree` hears of each as it is done."""
+    opened = await asyncio.gather(*(asyncio.to_thread(open_task, task) for task in tasks))
+    contexts = share_prefix([renderer.prompt(messages) for _, messages, _ in opened])
+
+    async def grow(task: Task, prompt: Prompt) -> RolloutTree:
+        tree = GrowingTree(task, prompt, policy, renderer, sampling, seed)
+        await strategy.grow(tree)
+        finished = tree.finish()
+        on_tree(finished)
+        return finished
+
+    prompts = (
+        Prompt(env, messages, env.state_key(), info, context)
+        for (env, messages, info), context in zip(opened, contexts, strict=True)
+    )
+    async with asyncio.TaskGroup() as group:
+        growing = [group.create_task(grow(task, prompt)) for task, prompt in zip(tasks, prompts, strict=True)]
+    return [task.result() for task in growing]

@@ -1,0 +1,114 @@
+"""RolloutTree: every turn stored once; a rollout is a path from the root to a leaf."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+from ..envs import Message, Task
+from .policy import Completion
+
+ROOT = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One turn: what the policy said and how the environment answered."""
+
+    parent: int  # index into the tree's nodes; ROOT: the turn follows the prompt
+    action: Completion
+    observation: tuple[int, ...] = ()  # tokens between this action and the next; empty where the episode ends
+    messages: tuple[Message, ...] = ()  # the environment's answer as chat
+    reward: float = 0.0
+    reward_terms: Mapping[str, float | None] = field(default_factory=dict)
+    terminated: bool = False
+    truncated: bool = False
+    state_key: str = ""  # of the state the action led to
+    info: Mapping[str, Any] = field(default_factory=dict)  # JSON; "cause" of a truncation
+
+
+@dataclass(frozen=True)
+class RolloutTree:
+    """The rollouts of one task. Rollouts that chose the same tokens share their nodes."""
+
+    task: Task
+    prompt: tuple[int, ...]  # tokens before the first action
+    messages: tuple[Message, ...]  # the prompt as chat
+    nodes: tuple[Node, ...]  # parents before their children
+    leaves: tuple[int, ...]  # the last node of each rollout; equal rollouts repeat it
+    state_key: str = ""  # before the first action
+    info: Mapping[str, Any] = field(default_factory=dict)  # reset's, JSON
+
+    def path(self, leaf: int) -> tuple[int, ...]:
+        """Node indices from the first turn to this node."""
+        path = []
+        while leaf != ROOT:
+            path.append(leaf)
+            leaf = self.nodes[leaf].parent
+        return tuple(reversed(path))
+
+    @cached_property
+    def paths(self) -> tuple[tuple[int, ...], ...]:
+        """One path per rollout."""
+        return tuple(self.path(leaf) for leaf in self.leaves)
+
+    def tokens(self, path: tuple[int, ...]) -> tuple[int, ...]:
+        """The token sequence of a path: prompt, then actions and observations in turn."""
+        nodes = (self.nodes[i] for i in path)
+        return self.prompt + tuple(t for n in nodes for t in n.action.token_ids + n.observation)
+
+    @property
+    def returns(self) -> tuple[float, ...]:
+        """Sum of the rewards along each rollout."""
+        return tuple(sum(self.nodes[i].reward for i in path) for path in self.paths)
+
+    def term(self, name: str) -> tuple[float, ...]:
+        """A reward term summed along each rollout; turns that do not know it count 0."""
+        return tuple(sum(self.nodes[i].reward_terms.get(name) or 0.0 for i in path) for path in self.paths)
+
+    @property
+    def num_sampled_tokens(self) -> int:
+        """Tokens the policy sampled, each once."""
+        return sum(len(node.action.token_ids) for node in self.nodes)
+
+    @property
+    def num_unique_tokens(self) -> int:
+        return len(self.prompt) + sum(len(n.action.token_ids) + len(n.observation) for n in self.nodes)
+
+    @property
+    def num_total_tokens(self) -> int:
+        """Tokens of all rollouts written out one by one."""
+        return sum(len(self.tokens(path)) for path in self.paths)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> RolloutTree:
+        return cls(
+            task=Task(**row["task"]),
+            prompt=tuple(row["prompt"]),
+            messages=_messages(row["messages"]),
+            nodes=tuple(_node(node) for node in row["nodes"]),
+            leaves=tuple(row["leaves"]),
+            state_key=row["state_key"],
+            info=row["info"],
+        )
+
+
+def _messages(rows: list[dict[str, str]]) -> tuple[Message, ...]:
+    return tuple(Message(**row) for row in rows)
+
+
+def _node(row: Mapping[str, Any]) -> Node:
+    action = {key: tuple(value) if isinstance(value, list) else value for key, value in row["action"].items()}
+    return Node(
+        **{
+            **row,
+            "action": Completion(**action),
+            "observation": tuple(row["observation"]),
+            "messages": _messages(row["messages"]),
+        }
+    )

@@ -1,0 +1,43 @@
+"""Text environments: the base class, tool environments, action formats, rewards, and the registered families."""
+
+import gymnasium
+
+from .base import Message, Task, TextEnv
+from .check import check_env
+from .factsearch import FactSearchEnv
+from .formats import Action, ActionFormat, FormatError, HermesFormat, TaggedFormat, action_format
+from .lookup import LookupEnv
+from .rewards import exact_match, normalize_answer, token_f1
+from .toolenv import ToolEnv
+
+__all__ = [
+    "Action",
+    "ActionFormat",
+    "FactSearchEnv",
+    "FormatError",
+    "HermesFormat",
+    "LookupEnv",
+    "Message",
+    "TaggedFormat",
+    "Task",
+    "TextEnv",
+    "ToolEnv",
+    "action_format",
+    "check_env",
+    "exact_match",
+    "normalize_answer",
+    "registered",
+    "token_f1",
+]
+
+_ENVS = {
+    "treegym/FactSearch-v0": f"{__name__}.factsearch:FactSearchEnv",
+    "treegym/Lookup-v0": f"{__name__}.lookup:LookupEnv",
+}
+for _id, _env in _ENVS.items():
+    gymnasium.register(_id, entry_point=_env)
+
+
+def registered() -> list[str]:
+    """The Gymnasium ids of the environments that come with treegym."""
+    return list(_ENVS)

@@ -1,0 +1,56 @@
+"""TextEnv: a Gymnasium environment of texts that can fork, name its state and show an expert's move."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import gymnasium
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One chat message; what reset or step said is a list of these in info["messages"]."""
+
+    role: str  # "system", "user", "assistant" or "tool"
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One episode to play: same task, same episode, to the byte."""
+
+    env: str  # a Gymnasium id, such as "treegym/FactSearch-v0"
+    seed: int  # to reset
+    options: Mapping[str, Any] = field(default_factory=dict)  # to reset; JSON
+    settings: Mapping[str, Any] = field(default_factory=dict)  # to the constructor; JSON
+
+    def make(self) -> TextEnv:
+        """The environment, not yet reset, without Gymnasium's wrappers."""
+        env = gymnasium.make(self.env, disable_env_checker=True, **self.settings).unwrapped
+        if not isinstance(env, TextEnv):
+            raise TypeError(f"{self.env} is a {type(env).__name__}, not a TextEnv")
+        return env
+
+
+class TextEnv(gymnasium.Env[str, str]):
+    """Observations and actions are texts; reset and step return Gymnasium's tuples.
+
+    `info["messages"]` holds the chat messages that reset or step added (list of Message);
+    `info["reward_terms"]` the named parts of the reward (dict of float or None).
+    All randomness comes from `self.np_random`, which reset seeds.
+    """
+
+    @abstractmethod
+    def fork(self) -> Self:
+        """The same state with an independent future: stepping one never changes the other."""
+
+    @abstractmethod
+    def state_key(self) -> str:
+        """Equal keys mean the same situation: GiGPO's anchors, replay's check."""
+
+    def oracle(self) -> str | None:
+        """An expert's next action, or None where none is known."""
+        return None

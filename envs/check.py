@@ -1,0 +1,220 @@
+"""check_env: what every text environment promises, tried out."""
+
+from __future__ import annotations
+
+import pickle
+import random
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.utils.env_checker import check_env as check_gymnasium
+
+from .base import Message, Task, TextEnv
+from .toolenv import ToolEnv
+
+HOSTILE = (
+    "",
+    " \n\t",
+    "no action here",
+    "\x00\ud800 ünï©ode 漢字 🙂 \u202e",
+    "<answer>",
+    "</answer>",
+    "<answer><answer>nested</answer></answer>",
+    "<tool_call>{</tool_call>",
+    '<tool_call>{"name": 1, "arguments": []}</tool_call>',
+    "<tool_call>" + "[" * 100_000 + "</tool_call>",
+    "huge " * 50_000,
+)
+Record = tuple[Any, ...]  # what one reset or step returned, and the state key after it
+
+
+def check_env(
+    make: Callable[[], TextEnv] | str, *, options: Mapping[str, Any] | None = None, seeds: Iterable[int] = range(3)
+) -> None:
+    """Raises AssertionError, naming the promise, if the environment breaks Gymnasium's contract or ours.
+
+    `make` is a function that gives new environments, or a Gymnasium id; `options` go to every reset.
+    """
+    new = Task(make, 0).make if isinstance(make, str) else make
+    check_gymnasium_contract(new)
+    for seed in seeds:
+        run = _Run(new, dict(options or {}), seed)
+        for law in LAWS:
+            law(run)
+
+
+class _Run:
+    """Makes environments and plays them, always with the same seed and options."""
+
+    def __init__(self, new: Callable[[], TextEnv], options: dict[str, Any], seed: int) -> None:
+        self.new, self.options, self.seed = new, options, seed
+
+    def begin(self) -> tuple[TextEnv, Record]:
+        env = self.new()
+        observation, info = env.reset(seed=self.seed, options=dict(self.options))
+        return env, (observation, info, env.state_key())
+
+    def require(self, holds: bool, promise: str) -> None:
+        if not holds:
+            raise AssertionError(f"{type(self.new()).__name__}, seed {self.seed}: {promise}")
+
+
+def _step(env: TextEnv, turn: int, hostile: bool) -> Record:
+    """One step: the oracle's action, or a hostile one on odd turns and where there is no oracle."""
+    action = None if hostile and turn % 2 else env.oracle()
+    return (*env.step(HOSTILE[turn % len(HOSTILE)] if action is None else action), env.state_key())
+
+
+def _finish(env: TextEnv, turn: int = 0, hostile: bool = True) -> list[Record]:
+    records: list[Record] = []
+    while not records or not (records[-1][2] or records[-1][3]):
+        records.append(_step(env, turn + len(records), hostile))
+        assert len(records) < 10_000, f"{type(env).__name__}: an episode of 10,000 turns has no end"
+    return records
+
+
+def _episode(run: _Run) -> list[Record]:
+    env, first = run.begin()
+    return [first, *_finish(env)]
+
+
+def check_gymnasium_contract(new: Callable[[], TextEnv]) -> None:
+    """Gymnasium's own checker finds nothing to complain or warn about."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_gymnasium(new(), skip_render_check=True)
+
+
+def same_seed_same_bytes(run: _Run) -> None:
+    run.require(_episode(run) == _episode(run), "the same seed and actions gave two different episodes")
+    env, first = run.begin()
+    _finish(env)
+    observation, info = env.reset(seed=run.seed, options=dict(run.options))
+    run.require((observation, info, env.state_key()) == first, "a second reset with the seed gave another episode")
+
+
+def messages_are_recorded(run: _Run) -> None:
+    for record in _episode(run):
+        info = record[1] if len(record) == 3 else record[4]
+        messages = info.get("messages")
+        run.require(
+            isinstance(messages, list) and all(isinstance(m, Message) for m in messages),
+            'info["messages"] is not a list of Message',
+        )
+        run.require(isinstance(info.get("reward_terms"), dict), 'info["reward_terms"] is not a dict')
+
+
+def instances_are_separate(run: _Run) -> None:
+    alone = _episode(run)
+    (one, first), (two, second) = run.begin(), run.begin()
+    interleaved: tuple[list[Record], list[Record]] = ([first], [second])
+    for turn in range(len(alone) - 1):
+        interleaved[0].append(_step(one, turn, True))
+        interleaved[1].append(_step(two, turn, True))
+    run.require(interleaved == (alone, alone), "two instances in turns disturbed each other")
+    with ThreadPoolExecutor(8) as pool:
+        threaded = list(pool.map(lambda _: _episode(run), range(8)))
+    run.require(all(episode == alone for episode in threaded), "eight threads disturbed each other")
+
+
+def forks_are_independent(run: _Run) -> None:
+    played = _episode(run)[1:]
+    for depth in range(len(played)):
+        env, _ = run.begin()
+        for turn in range(depth):
+            _step(env, turn, True)
+        key, twin, third = env.state_key(), env.fork(), env.fork()
+        run.require(twin.state_key() == key, "a fork has another state key than its original")
+        for action in HOSTILE:  # another future than the original's
+            if any(third.step(action)[2:4]):
+                break
+        run.require(env.state_key() == key, "stepping a fork changed the original")
+        run.require(_finish(twin, depth) == played[depth:], "a fork's future differs from its original's")
+        run.require(_finish(env, depth) == played[depth:], "the original's future changed after it was forked")
+
+
+def pickles_in_mid_episode(run: _Run) -> None:
+    played = _episode(run)[1:]
+    for depth in range(len(played)):
+        env, _ = run.begin()
+        for turn in range(depth):
+            _step(env, turn, True)
+        restored = pickle.loads(pickle.dumps(env))
+        run.require(_finish(restored, depth) == played[depth:], "an unpickled environment has another future")
+
+
+def hostile_actions_are_answered(run: _Run) -> None:
+    env, _ = run.begin()
+    for action in (*HOSTILE, *_tool_texts(env)):
+        env, _ = run.begin()
+        observation, reward, terminated, truncated, _ = env.step(action)
+        run.require(observation in env.observation_space, f"the observation after {action[:40]!r} is not in its space")
+        run.require(isinstance(reward, float), f"the reward after {action[:40]!r} is no float")
+        run.require(not (terminated and truncated), "an episode was both terminated and truncated")
+        run.require(bool(observation) or terminated, f"{action[:40]!r} got no answer")
+
+
+def _tool_texts(env: TextEnv) -> list[str]:
+    """Nested, unclosed, parallel and empty calls of each of the environment's tools."""
+    if not isinstance(env, ToolEnv):
+        return []
+    texts = []
+    for name in env.tools:
+        one = f"<{name}>x</{name}>"
+        texts += [one, one * 3, one * 100, f"<{name}></{name}>", f"<{name}>{one}</{name}>", f"<{name}>x", f"x</{name}>"]
+        texts += [f"<{name}>{'x ' * 50_000}</{name}>", f'<tool_call>{{"name": "{name}"}}</tool_call>' * 2]
+    return texts
+
+
+def endings_are_exclusive_and_final(run: _Run) -> None:
+    env, _ = run.begin()
+    terminated, truncated = _finish(env)[-1][2:4]
+    run.require(terminated is not truncated, "an episode ended both terminated and truncated")
+    for _ in range(2):
+        try:
+            env.step("more")
+        except gymnasium.error.ResetNeeded:
+            continue
+        run.require(False, "step() after the end did not raise gymnasium.error.ResetNeeded")
+    env.close()
+    env.close()
+
+
+def global_randomness_is_untouched(run: _Run) -> None:
+    def states() -> str:
+        return repr((random.getstate(), np.random.get_state()))
+
+    before = states()
+    _episode(run)
+    run.require(states() == before, "an episode changed the state of random or numpy.random")
+
+
+def oracle_succeeds(run: _Run) -> None:
+    env, _ = run.begin()
+    if env.oracle() is None:
+        return
+    records = _finish(env, hostile=False)
+    run.require(bool(records[-1][2]), "the oracle's episode did not end by itself")
+    run.require(sum(record[1] for record in records) > 0, "the oracle's episode earned nothing")
+    terms = records[-1][4]["reward_terms"]
+    run.require(terms.get("exact", 1.0) == 1.0, "the oracle's answer is not exact")
+    if isinstance(env, ToolEnv):
+        weighed = sum(env.reward_weights.get(name, 0.0) * value for name, value in terms.items())
+        run.require(abs(records[-1][1] - weighed) < 1e-9, "the reward is not the weighted sum of its terms")
+
+
+LAWS = (
+    same_seed_same_bytes,
+    messages_are_recorded,
+    instances_are_separate,
+    forks_are_independent,
+    pickles_in_mid_episode,
+    hostile_actions_are_answered,
+    endings_are_exclusive_and_final,
+    global_randomness_is_untouched,
+    oracle_succeeds,
+)

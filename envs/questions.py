@@ -1,0 +1,151 @@
+"""Questions over a corpus: one question, a set with its pools, and the JSONL files that hold them."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import hashlib
+import json
+import lzma
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from ..tools import Passage
+
+T = TypeVar("T")
+HELD_OUT = frozenset({"dev", "eval", "heldout", "test", "valid", "validation"})  # names of splits not for training
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question, its answers, and the searches that lead to them."""
+
+    id: str
+    question: str
+    answers: tuple[str, ...]  # any of them is right; the first is the oracle's
+    supporting: tuple[str, ...]  # ids of the passages that together answer it, in the order of the hops
+    queries: tuple[str, ...]  # one a hop; each finds the supporting passage of its place
+    hops: int
+    split: str = "train"
+    path: str = ""  # its kind: the relations it follows, or the row's type
+    new_path: bool = False  # whether questions for training never follow this path
+    wrong_query: str = ""  # a search for another fact about the entity of the last hop …
+    wrong_answer: str = ""  # … and what it finds
+    guess: str = ""  # a plausible answer that is wrong
+
+
+class QuestionSet(Sequence[Question]):
+    """Questions in a fixed order, drawn from by split, hops and novelty of path. Immutable."""
+
+    def __init__(self, questions: Sequence[Question]) -> None:
+        self._questions = tuple(questions)
+        self.by_id = {question.id: question for question in questions}
+        self.pool = functools.cache(self._pool)
+
+    def _pool(self, split: str, hops: frozenset[int], paths: str) -> tuple[Question, ...]:
+        """The questions of a split with one of these hop counts (any if empty) on seen, new or any paths."""
+        allowed = {"seen": {False}, "new": {True}, "any": {False, True}}.get(paths, set())
+        return tuple(
+            q for q in self._questions if q.split == split and q.new_path in allowed and (not hops or q.hops in hops)
+        )
+
+    def __len__(self) -> int:
+        return len(self._questions)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._questions[index]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> QuestionSet:
+        return self
+
+
+def write_questions(questions: Sequence[Question], path: Path) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(asdict(question)) + "\n" for question in questions)
+
+
+def read_passages(path: Path) -> list[Passage]:
+    """Passages from JSONL rows {"id", "title", "text"}; the file may be .gz or .xz."""
+    return _read(path, lambda row: Passage(_text(row, "id"), _text(row, "title"), _text(row, "text")))
+
+
+def read_questions(path: Path, titles: dict[str, str]) -> list[Question]:
+    """Questions from JSONL rows {"id", "question", "answers", "supporting"[, "hops", "split", "type", …]}.
+
+    `titles` are the corpus's, by passage id; a question searches for its supporting titles unless it has queries.
+    """
+    return _read(path, lambda row: _question(row, titles))
+
+
+class _BadField(Exception):
+    """Says which field of a row is wrong, and how."""
+
+
+def _read(path: Path, make: Callable[[dict[str, Any]], T]) -> list[T]:
+    return [_make(path, number, line, make) for number, line in enumerate(_lines(path), 1) if line.strip()]
+
+
+def _make(path: Path, number: int, line: str, make: Callable[[dict[str, Any]], T]) -> T:
+    try:
+        row = json.loads(line)
+        if not isinstance(row, dict):
+            raise ValueError("not a JSON object")
+        return make(row)
+    except (_BadField, ValueError) as error:
+        raise ValueError(f"{path}, line {number}: {error}") from None
+
+
+def _lines(path: Path) -> Iterator[str]:
+    opener = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
+    with cast(Any, opener)(path, "rt", encoding="utf-8") as file:
+        yield from file
+
+
+def _question(row: dict[str, Any], titles: dict[str, str]) -> Question:
+    supporting = tuple(_passage_id(item, titles) for item in _list(row, "supporting"))
+    answers = tuple(str(answer) for answer in _list(row, "answers"))
+    if not answers:
+        raise _BadField("field 'answers': at least one is needed")
+    return Question(
+        id=_text(row, "id"),
+        question=_text(row, "question"),
+        answers=answers,
+        supporting=supporting,
+        queries=tuple(row.get("queries") or (titles[id] for id in supporting)),
+        hops=row.get("hops") or len(supporting),
+        split=_split(row),
+        path=str(row.get("path") or row.get("type") or row.get("kind") or ""),
+        new_path=bool(row.get("new_path", False)),
+        **{name: row.get(name, "") for name in ("wrong_query", "wrong_answer", "guess")},
+    )
+
+
+def _passage_id(item: Any, titles: dict[str, str]) -> str:
+    id = item.get("pid", item.get("id")) if isinstance(item, dict) else item
+    if id not in titles:
+        raise _BadField(f"field 'supporting': {item!r} is not the id of a passage")
+    return cast(str, id)
+
+
+def _split(row: dict[str, Any]) -> str:
+    """train or heldout, as the row says; by a hash of its id (one in five held out) where it says neither."""
+    split = str(row.get("split") or "").lower()
+    if split == "train" or split in HELD_OUT:
+        return "train" if split == "train" else "heldout"
+    return "heldout" if hashlib.sha256(row["id"].encode()).digest()[0] % 5 == 0 else "train"
+
+
+def _text(row: dict[str, Any], name: str) -> str:
+    value = row.get(name)
+    if not isinstance(value, str) or not (value or name == "title"):
+        raise _BadField(f"field {name!r}: expected a text, got {value!r}")
+    return value
+
+
+def _list(row: dict[str, Any], name: str) -> list[Any]:
+    value = row.get(name)
+    if not isinstance(value, list):
+        raise _BadField(f"field {name!r}: expected a list, got {value!r}")
+    return value

@@ -1,0 +1,208 @@
+"""ToolEnv: an environment of tool calls and a final answer, scored by named terms."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from gymnasium.error import ResetNeeded
+
+from ..tools import FunctionTool, Tool, ToolCall, ToolResult, call_tool
+from .base import Message, TextEnv
+from .formats import Action, FormatError, action_format
+from .spaces import AnyText
+
+MAX_TURNS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A call and what came of it."""
+
+    call: ToolCall
+    result: ToolResult
+
+
+class ToolEnv(TextEnv):
+    """Subclasses give `begin`, their `@tool` methods and `score`, and keep their state in plain attributes.
+
+    An episode ends with an answer (terminated), or when the turns run out (truncated, info["cause"] says so).
+    Its reward is the sum of the terms times `reward_weights`; the term `format` is 1.0 if the episode ended with
+    an answer and every turn before was an action of known tools with valid arguments. Turns before the end give
+    reward 0.0 and no terms.
+    """
+
+    instructions: str = ""  # opens the system message; the action format's own follow
+    max_turns: int = MAX_TURNS
+    reward_weights: Mapping[str, float] = {"exact": 1.0, "format": 0.1}
+    shared: ClassVar[frozenset[str]] = frozenset({"spec", "format", "reward_weights"})  # that forks need not copy
+
+    _tool_methods: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls) -> None:
+        names = dict.fromkeys(name for base in reversed(cls.__mro__) for name in vars(base))  # base classes' first
+        cls._tool_methods = tuple(name for name in names if isinstance(getattr(cls, name), FunctionTool))
+
+    def __init__(
+        self,
+        *,
+        tools: Sequence[Tool] = (),
+        format: str = "tagged",
+        max_turns: int | None = None,
+        reward_weights: Mapping[str, float] | None = None,
+    ) -> None:
+        self.format = action_format(format)
+        self.given_tools = tuple(tools)
+        self.max_turns = self.max_turns if max_turns is None else max_turns
+        self.reward_weights = dict(self.reward_weights if reward_weights is None else reward_weights)
+        self.over = True
+        self.seed_key = ""
+
+    def begin(self, options: Mapping[str, Any]) -> str:
+        """Draws the task with `self.np_random`; the text of the user's message."""
+        raise NotImplementedError
+
+    def score(self, answer: str) -> dict[str, float]:
+        """The terms of an answer, all but `format`."""
+        raise NotImplementedError
+
+    def score_unanswered(self) -> dict[str, float]:
+        """The terms when the turns ran out: zeros."""
+        return {}
+
+    def details(self) -> dict[str, Any]:
+        """What reset adds to its info."""
+        return {}
+
+    @property
+    def tools(self) -> dict[str, Tool]:
+        """The tools by name: those given, then the methods marked @tool."""
+        methods = [getattr(self, name) for name in self._tool_methods]
+        return {tool.name: tool for tool in (*self.given_tools, *methods)}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.seed_key = _digest([str(self.np_random.bit_generator.state), options or {}])
+        self.turn, self.over, self.well_formed = 0, False, True
+        self.transcript: tuple[Exchange, ...] = ()
+        self.answered: str | None = None
+        task = self.begin(options or {})
+        system = "\n".join(filter(None, [self.instructions, self.format.instructions(self.tools)]))
+        messages = [Message("system", system), Message("user", task)]
+        return _observation(messages), {"messages": messages, "reward_terms": {}, **self.details()}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        if self.over:
+            raise ResetNeeded("the episode is over, or none has begun: call reset() before step()")
+        self.turn += 1
+        parsed = self.format.parse(_encodable(action), self.tools)
+        messages = self._act(parsed)
+        terminated = self.answered is not None
+        truncated = not terminated and self.turn >= self.max_turns
+        self.over = terminated or truncated
+        terms = self._terms() if self.over else {}
+        info: dict[str, Any] = {"messages": messages, "reward_terms": terms, **self._counts(parsed)}
+        if truncated:
+            info["cause"] = "turn limit"
+        return _observation(messages), self._weigh(terms), terminated, truncated, info
+
+    def _act(self, parsed: Action | FormatError) -> list[Message]:
+        """Does what the agent wrote; the messages that answer it."""
+        if isinstance(parsed, FormatError):
+            self.well_formed = False
+            return [Message("user", parsed.text)]
+        if parsed.answer is not None:
+            self.answered = parsed.answer
+            return []
+        exchanges = tuple(Exchange(call, call_tool(call, self.tools)) for call in parsed.calls)
+        self.well_formed &= not any(exchange.result.failed for exchange in exchanges)
+        self.transcript += exchanges
+        return [Message("tool", exchange.result.text) for exchange in exchanges]
+
+    def _counts(self, parsed: Action | FormatError) -> dict[str, int]:
+        calls = len(parsed.calls) if isinstance(parsed, Action) else 0
+        failed = sum(exchange.result.failed for exchange in self.transcript[-calls:]) if calls else 0
+        return {"calls": calls, "failed_calls": failed, "malformed": int(isinstance(parsed, FormatError))}
+
+    def _terms(self) -> dict[str, float]:
+        if self.answered is None:
+            return {**dict.fromkeys(self.reward_weights, 0.0), **self.score_unanswered()}
+        return {**self.score(self.answered), "format": float(self.well_formed)}
+
+    def _weigh(self, terms: Mapping[str, float]) -> float:
+        if unknown := terms.keys() - self.reward_weights.keys() - {"format"}:
+            raise ValueError(f"no reward weight for {sorted(unknown)}; weights: {dict(self.reward_weights)}")
+        return float(sum(self.reward_weights.get(name, 0.0) * value for name, value in terms.items()))
+
+    def fork(self) -> Self:
+        twin = object.__new__(type(self))
+        memo: dict[int, Any] = {}
+        for name, value in self.__dict__.items():
+            if name not in _SPACES:
+                twin.__dict__[name] = value if name in self.shared else _copy(value, memo)
+        return twin
+
+    def situation(self) -> Any:
+        """What tells this task from others, as JSON: the generator's state at reset, unless a subclass knows better."""
+        return self.seed_key
+
+    def state_key(self) -> str:
+        calls = [[e.call.name, dict(e.call.arguments), e.result.text] for e in self.transcript]
+        return _digest([self.situation(), calls, self.answered, self.over])
+
+    def write_call(self, tool: str, **arguments: Any) -> str:
+        """The action text of a tool call, for oracles."""
+        return self.format.render(Action(calls=(ToolCall(tool, arguments),)), self.tools)
+
+    def write_answer(self, text: str) -> str:
+        """The action text of a final answer, for oracles."""
+        return self.format.render(Action(answer=text), self.tools)
+
+    @functools.cached_property
+    def action_space(self) -> AnyText:  # type: ignore[override]
+        return AnyText()
+
+    @functools.cached_property
+    def observation_space(self) -> AnyText:  # type: ignore[override]
+        return AnyText()
+
+
+_SPACES = frozenset({"action_space", "observation_space"})  # a fork samples from its own, made at first use
+_ATOMS = (str, int, float, bool, bytes, type(None), frozenset)
+
+
+def _copy(value: Any, memo: dict[int, Any]) -> Any:
+    """A deep copy that is quick for what episodes are made of; frozen dataclasses count as immutable."""
+    kind = type(value)
+    if kind in _ATOMS or (is_dataclass(kind) and kind.__dataclass_params__.frozen):  # type: ignore[attr-defined]
+        return value
+    if kind is tuple:
+        return tuple(_copy(item, memo) for item in value)
+    if kind is np.random.Generator:
+        return _copy_generator(value)
+    return value.fork() if hasattr(value, "fork") else copy.deepcopy(value, memo)
+
+
+def _copy_generator(generator: np.random.Generator) -> np.random.Generator:
+    bits = type(generator.bit_generator)(0)
+    bits.state = generator.bit_generator.state
+    return np.random.Generator(bits)
+
+
+def _observation(messages: Sequence[Message]) -> str:
+    return "\n".join(message.text for message in messages)
+
+
+def _encodable(text: str) -> str:
+    """Lone surrogates, which no tokenizer takes, as question marks."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _digest(value: Any) -> str:
+    return hashlib.blake2b(json.dumps(value, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()

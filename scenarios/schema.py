@@ -1,0 +1,202 @@
+"""Scenario: the YAML description of a training run, checked; errors name file, line and field."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError
+
+from ..agents import Sampling
+from ..trainers import ALGORITHMS, Algorithm, Environment, HeldOut, Improvement, Plan, Warmup
+
+_STRICT = {"extra": "forbid"}
+BUNDLED = Path(__file__).parent
+
+
+class ScenarioError(Exception):
+    """What is wrong with a scenario, in one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """Which model learns, and which of its weights move."""
+
+    __pydantic_config__ = _STRICT
+    name: str = "smollm2"  # as `treegym models` lists it, a local directory, or owner/name on the hub
+    weights: Literal["full", "lora"] = "full"
+    lora_rank: int = 16
+    lora_alpha: int = 32
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of the computation; master weights are float32
+    max_rows: int = 32  # contexts decoded at a time
+
+
+@dataclass(frozen=True, slots=True)
+class AlgorithmChoice:
+    """An algorithm by name and its parameters."""
+
+    __pydantic_config__ = _STRICT
+    name: str = "grpo"
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    def build(self) -> Algorithm:
+        """Raises ScenarioError for names and parameters that there are not."""
+        make = ALGORITHMS.get(self.name)
+        if make is None:
+            raise ScenarioError(f"algorithm.name: no algorithm {self.name!r}{_suggest(self.name, ALGORITHMS)}")
+        known = {name: hint for name, hint in get_type_hints(make).items() if name != "return"}
+        for name, value in self.parameters.items():
+            if name not in known:
+                raise ScenarioError(f"algorithm.parameters.{name}: {self.name} has no such parameter{_suggest(name, known)}")
+            try:
+                TypeAdapter(known[name]).validate_python(value)
+            except ValidationError as error:
+                raise ScenarioError(f"algorithm.parameters.{name}: {_say(error.errors()[0])}") from error
+        return make(**self.parameters)
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A whole training run."""
+
+    __pydantic_config__ = _STRICT
+    environment: Environment
+    model: Model = Model()
+    algorithm: AlgorithmChoice = AlgorithmChoice()
+    sampling: Sampling = Sampling()
+    warmup: Warmup = Warmup()
+    improvement: Improvement = Improvement()
+    heldout: HeldOut = HeldOut()
+    seed: int = 0
+    checkpoint_every: Annotated[float, Field(gt=0)] = 120.0  # seconds
+    threads: int = 0  # of the computation; 0: one for each core
+
+    def plan(self) -> Plan:
+        return Plan(
+            environment=self.environment,
+            algorithm=self.algorithm.build(),
+            sampling=self.sampling,
+            warmup=self.warmup,
+            improvement=self.improvement,
+            heldout=self.heldout,
+            seed=self.seed,
+            checkpoint_every=self.checkpoint_every,
+        )
+
+
+def load_scenario(path: Path, changes: Sequence[str] = ()) -> Scenario:
+    """Reads a scenario and applies `key.path=value` changes. Raises ScenarioError, one line."""
+    path = find(path)
+    try:
+        tree = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ScenarioError(f"{path}: cannot be read: {error}") from error
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ScenarioError(f"{path}:{line}: not YAML: {error.problem}") from error
+    lines: dict[tuple[str, ...], str] = {}
+    if tree is not None:
+        _places(tree, (), f"{path}:", lines)
+    content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    if not isinstance(content, dict):
+        raise ScenarioError(f"{path}:1: a scenario is a mapping of fields, not {_kind(content)}")
+    for change in changes:
+        keys = _apply(content, change)
+        lines.update({keys[:i]: f"--set {change}: " for i in range(1, len(keys) + 1)})
+    try:
+        scenario = TypeAdapter(Scenario).validate_python(content)
+        scenario.plan()
+    except ValidationError as error:
+        raise ScenarioError(_locate(error.errors()[0], lines, path)) from error
+    except ScenarioError as error:
+        keys = tuple(str(error).partition(":")[0].split("."))
+        raise ScenarioError(f"{_place(keys, lines, path)}{error}") from error
+    return scenario
+
+
+def dump_scenario(scenario: Scenario) -> str:
+    """The scenario as YAML, with every default written out."""
+    return yaml.safe_dump(TypeAdapter(Scenario).dump_python(scenario, mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def find(path: Path) -> Path:
+    """The file, or the bundled scenario of that name. Raises ScenarioError."""
+    bundled = {file.stem: file for file in BUNDLED.glob("*.yaml")}
+    if path.is_file():
+        return path
+    if path.stem in bundled and path.parent.name in ("", "scenarios"):
+        return bundled[path.stem]
+    raise ScenarioError(f"no scenario {str(path)!r}{_suggest(path.stem, bundled)}; bundled: {', '.join(sorted(bundled))}")
+
+
+def _apply(content: dict[str, Any], change: str) -> tuple[str, ...]:
+    """Sets a nested value; its keys."""
+    key, equals, text = change.partition("=")
+    keys = tuple(key.strip().split("."))
+    if not equals or not all(keys):
+        raise ScenarioError(f"--set {change}: write key.path=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ScenarioError(f"--set {change}: the value is not YAML") from error
+    for name in keys[:-1]:
+        inner = content.setdefault(name, {})
+        if not isinstance(inner, dict):
+            raise ScenarioError(f"--set {change}: {name} is {_kind(inner)}, it has no fields")
+        content = inner
+    content[keys[-1]] = value
+    return keys
+
+
+def _places(node: yaml.Node, keys: tuple[str, ...], prefix: str, lines: dict[tuple[str, ...], str]) -> None:
+    """Notes on which line every field stands."""
+    lines[keys] = f"{prefix}{node.start_mark.line + 1}: "
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            inner = (*keys, str(key.value))
+            _places(value, inner, prefix, lines)
+            lines[inner] = f"{prefix}{key.start_mark.line + 1}: "
+
+
+def _place(keys: tuple[str, ...], lines: Mapping[tuple[str, ...], str], path: Path) -> str:
+    """Where the field, or the nearest of its parents that is written down, stands."""
+    while keys and keys not in lines:
+        keys = keys[:-1]
+    return lines.get(keys, f"{path}: ")
+
+
+def _locate(error: Any, lines: Mapping[tuple[str, ...], str], path: Path) -> str:
+    keys = tuple(str(key) for key in error["loc"])
+    suggestion = ""
+    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        suggestion = _suggest(keys[-1], _fields(keys[:-1]))
+    return f"{_place(keys, lines, path)}{'.'.join(keys)}: {_say(error)}{suggestion}"
+
+
+def _fields(keys: Sequence[str]) -> list[str]:
+    """Names of the fields of the part of a scenario that these keys lead to."""
+    kind: Any = Scenario
+    for key in keys:
+        kind = get_type_hints(kind).get(key, Scenario)
+    return list(get_type_hints(kind))
+
+
+def _say(error: Any) -> str:
+    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return "no such field"
+    if error["type"] in ("missing", "missing_argument"):
+        return "this field is needed"
+    return f"{error['msg'][:1].lower()}{error['msg'][1:]}, got {error['input']!r}"
+
+
+def _suggest(name: str, names: Any) -> str:
+    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(sorted(names))}"
+
+
+def _kind(value: Any) -> str:
+    return {list: "a list", str: "a text", type(None): "empty"}.get(type(value), f"a {type(value).__name__}")

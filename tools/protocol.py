@@ -1,0 +1,51 @@
+"""What an agent can call: a Tool, the call it gets and the result it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+class ToolError(Exception):
+    """What the agent reads when its call cannot be served; any other exception is a bug and propagates."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One call as the agent wrote it; the arguments are not yet checked."""
+
+    name: str
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResult:
+    """What came back, as the agent reads it."""
+
+    text: str
+    failed: bool = False
+    data: Any = None  # JSON, for rewards and replay; the agent does not see it
+    elapsed: float = field(default=0.0, compare=False)  # seconds
+    truncated: bool = False  # text was cut at the tool's cap
+
+
+class Tool(Protocol):
+    """A callable with a name, a description and a JSON schema of its parameters."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def description(self) -> str: ...
+
+    @property
+    def parameters(self) -> Mapping[str, Any]: ...  # JSON schema of type "object"
+
+    def __call__(self, **arguments: Any) -> str | ToolResult:
+        """Raises ToolError with a text for the agent."""
+        ...
+
+    def fork(self) -> Tool:
+        """An independent copy of the state; the tool itself when it has none."""
+        ...

@@ -1,0 +1,183 @@
+"""Search over passages by BM25, scored by tantivy.
+
+On 70,400 short passages tantivy builds in 0.4 s and answers in 0.22 ms (p95 0.35 ms) from 3 MB on disk; bm25s took
+2.5 s, 0.46 ms (2.1 ms) and 16 MB. Both give the same hits each time; tantivy releases the interpreter lock too.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import re
+import sys
+import threading
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, cast
+
+from .cache import cached_directory
+from .protocol import ToolError, ToolResult
+
+FORMAT = "2"  # of the files on disk; part of the key, so that an older cache is built anew
+HEAP = 2_000_000_000  # bytes while indexing; what fits is one segment, within which equal scores keep their order
+MAX_QUERY_WORDS = 64  # a longer query is cut: its time stays bounded
+STOP_WORDS = frozenset(
+    "a an and are as at by for from in is it of on or that the to was what where which who with".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """What a search can find."""
+
+    id: str
+    title: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A passage and its BM25 score; greater is better."""
+
+    passage: Passage
+    score: float
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words without accents: "São Paulo's" -> sao, paulo, s."""
+    if not text.isascii():
+        text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    return re.findall(r"\w+", text.lower())
+
+
+class SearchIndex:
+    """An immutable index: share it between environments and threads; it pickles as its path."""
+
+    def __init__(self, path: Path) -> None:
+        import tantivy
+
+        self.path = path
+        with (path / "passages.jsonl").open(encoding="utf-8") as file:
+            self.passages = tuple(Passage(*json.loads(line)) for line in file)
+        index = tantivy.Index.open(str(path / "tantivy"))
+        index.config_reader("manual")
+        self._schema, self._searcher = index.schema, index.searcher()
+
+    @classmethod
+    def build(cls, passages: Iterable[Passage]) -> SearchIndex:
+        """The index of these passages, from the cache when it was built before."""
+        kept = tuple(passages)
+        return open_index(cached_directory("search", _key(kept), lambda path: write_index(kept, path)))
+
+    def search(self, query: str, k: int) -> list[Hit]:
+        """The best k passages that share a word with the query; equal scores in the passages' order."""
+        import tantivy
+
+        asked = words(query)
+        asked = ([word for word in asked if word not in STOP_WORDS] or asked)[:MAX_QUERY_WORDS]
+        if not asked or k < 1:
+            return []
+        terms = [(tantivy.Occur.Should, tantivy.Query.term_query(self._schema, "body", word)) for word in asked]
+        found = self._searcher.search(tantivy.Query.boolean_query(terms), k, count=False).hits
+        places = cast(list[int], self._searcher.fast_field_values("place", [address for _, address in found]))
+        ranked = sorted((-score, place) for (score, _), place in zip(found, places, strict=True))
+        return [Hit(self.passages[place], -negative) for negative, place in ranked]
+
+    def __len__(self) -> int:
+        return len(self.passages)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_index, (self.path,)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+
+def write_index(passages: Sequence[Passage], path: Path) -> None:
+    """Writes what SearchIndex reads from the directory."""
+    import tantivy
+
+    with (path / "passages.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps((p.id, p.title, p.text)) + "\n" for p in passages)
+    schema = tantivy.SchemaBuilder()
+    schema.add_text_field("body", tokenizer_name="whitespace", index_option="freq")
+    schema.add_integer_field("place", fast=True)
+    (path / "tantivy").mkdir()
+    writer = tantivy.Index(schema.build(), path=str(path / "tantivy")).writer(HEAP, num_threads=1)
+    for place, passage in enumerate(_progress(passages)):
+        body = " ".join(words(f"{passage.title} {passage.text}"))
+        writer.add_document(tantivy.Document(body=body, place=place))
+    writer.commit()
+    writer.wait_merging_threads()
+
+
+def _progress(passages: Sequence[Passage]) -> Iterable[Passage]:
+    """The passages, with a bar on a terminal where there are enough for seconds of work."""
+    if len(passages) < 100_000 or not sys.stderr.isatty():
+        return passages
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(passages, "Indexing", console=Console(stderr=True), transient=True)
+
+
+_open_lock = threading.Lock()
+
+
+def open_index(path: Path) -> SearchIndex:
+    """The index written there; one object per process, however often it is opened."""
+    with _open_lock:
+        return _open(path)
+
+
+_open = functools.cache(SearchIndex)
+
+
+def _key(passages: Sequence[Passage]) -> str:
+    digest = hashlib.sha256(f"{FORMAT} {importlib.metadata.version('tantivy')}".encode())
+    for p in passages:
+        digest.update(json.dumps((p.id, p.title, p.text)).encode())
+    return digest.hexdigest()
+
+
+PARAMETERS: Mapping[str, Any] = {
+    "type": "object",
+    "properties": {"query": {"type": "string"}},
+    "required": ["query"],
+    "additionalProperties": False,
+}
+
+
+@dataclass(frozen=True)
+class SearchTool:
+    """The tool `search(query)`: numbered hits, each a title and the beginning of the text."""
+
+    index: SearchIndex
+    top_k: int = 3
+    snippet_chars: int = 160
+    name: str = "search"
+    description: str = "Find short texts by keywords."
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        return PARAMETERS
+
+    def __call__(self, **arguments: Any) -> ToolResult:
+        query = arguments.get("query")
+        if len(arguments) != 1 or not isinstance(query, str) or not query.strip():
+            raise ToolError("search takes one argument, query: a few keywords")
+        hits = self.index.search(query, self.top_k)
+        lines = [f"[{rank}] {self.snippet(hit.passage)}" for rank, hit in enumerate(hits, 1)]
+        return ToolResult("\n".join(lines) or "no results", data=[hit.passage.id for hit in hits])
+
+    def snippet(self, passage: Passage) -> str:
+        """A hit as the agent reads it."""
+        text = " ".join(passage.text.split())
+        return f"{passage.title}: {text[: self.snippet_chars]}{'…' * (len(text) > self.snippet_chars)}"
+
+    def fork(self) -> Self:
+        return self

@@ -1,0 +1,236 @@
+"""Packing: the trees of a batch as one sequence of unique tokens, and the terms of their loss.
+
+Every unique token goes through the model once, attention sees ancestors only, positions are depths.
+A loss sees the rollouts written out, one term per rollout and sampled token; terms of shared tokens
+read the same log-probability. So any loss is exact, whatever it does with a term.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..agents import ROOT, RolloutTree, causal_mask, grouped_attention
+
+Advantages = Sequence[Sequence[float]]  # [rollout][turn]
+Aggregation = Callable[[Sequence[int]], list[float]]  # sampled tokens of each rollout -> weight of each of its terms
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredTree:
+    """A tree and what its loss needs: an advantage and a weight for the terms of every rollout's turns."""
+
+    tree: RolloutTree
+    advantages: Advantages
+    weights: Sequence[float]  # [rollout], of each of its terms
+
+    @property
+    def num_unique_tokens(self) -> int:
+        used = {node for path in self.tree.paths for node in path}
+        nodes = [self.tree.nodes[i] for i in used]
+        return len(self.tree.prompt) + sum(len(n.action.token_ids) + len(n.observation) for n in nodes)
+
+    def only(self, rollouts: Sequence[int]) -> ScoredTree:
+        """The same with some of the rollouts."""
+        leaves = tuple(self.tree.leaves[i] for i in rollouts)
+        return ScoredTree(
+            replace(self.tree, leaves=leaves), [self.advantages[i] for i in rollouts], [self.weights[i] for i in rollouts]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """One entry per rollout and sampled token, rollouts written out one after the other; all tensors are [N]."""
+
+    logprob: Tensor  # index of the term's prediction
+    rollout: Tensor  # number of the rollout within the pack
+    turn: Tensor  # number of the turn within the rollout
+    advantage: Tensor  # float
+    old_logprob: Tensor  # float, nats, when sampled
+    weight: Tensor  # float, in the sum that is the loss
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Packed tokens start … end, which also see these earlier ranges."""
+
+    start: int
+    end: int
+    ancestors: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """U unique tokens, P predictions (a token said after a prefix), N terms."""
+
+    tokens: Tensor  # [U]
+    positions: Tensor  # [U], depth in the tree
+    segments: tuple[Segment, ...]
+    rows: Tensor  # [R], packed tokens whose logits are needed
+    row: Tensor  # [P], index into rows
+    target: Tensor  # [P], the token predicted
+    terms: Terms
+
+    def to(self, device: torch.device) -> Pack:
+        def move(value: Tensor) -> Tensor:
+            return value.to(device)
+
+        terms = Terms(*(move(getattr(self.terms, name)) for name in Terms.__slots__))
+        return Pack(
+            move(self.tokens), move(self.positions), self.segments, move(self.rows), move(self.row), move(self.target), terms
+        )
+
+
+class _Packer:
+    """Lays tokens out depth first; a run of turns without a fork is one segment."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.positions: list[int] = []
+        self.segments: list[Segment] = []
+        self.predictions: list[tuple[int, int]] = []  # (packed token, token predicted after it)
+        self.terms: list[tuple[int, int, int, float, float, float]] = []
+        self.rollouts = 0
+
+    def put(self, tokens: Sequence[int], depth: int) -> int:
+        """Appends tokens; their packed index."""
+        start = len(self.tokens)
+        self.tokens.extend(tokens)
+        self.positions.extend(range(depth, depth + len(tokens)))
+        return start
+
+    def close(self, start: int, ancestors: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+        """Ends the segment that began at start; what its children see."""
+        end = len(self.tokens)
+        if end == start:
+            return ancestors
+        self.segments.append(Segment(start, end, ancestors))
+        return (*ancestors, (start, end))
+
+    def add(self, scored: ScoredTree, shared: int, ancestors: tuple[tuple[int, int], ...]) -> None:
+        """Lays out a tree whose first `shared` prompt tokens are in the given ancestors."""
+        tree = scored.tree
+        children: dict[int, list[int]] = {}
+        for node in sorted({node for path in tree.paths for node in path}):
+            children.setdefault(tree.nodes[node].parent, []).append(node)
+        first: dict[int, int] = {}  # node -> its first prediction
+
+        def lay(node: int, previous: int, depth: int) -> int:
+            first[node] = len(self.predictions)
+            action, observation = tree.nodes[node].action.token_ids, tree.nodes[node].observation
+            inputs = action + observation if node in children else action[:-1]  # nothing follows a leaf's last token
+            start = self.put(inputs, depth)
+            self.predictions += zip([previous, *range(start, start + len(action) - 1)], action, strict=True)
+            return depth + len(inputs)
+
+        def grow(node: int, begin: int, depth: int, ancestors: tuple[tuple[int, int], ...]) -> None:
+            while len(following := children.get(node, [])) == 1:
+                node = following[0]
+                depth = lay(node, len(self.tokens) - 1, depth)
+            seen = self.close(begin, ancestors)
+            previous = len(self.tokens) - 1
+            for child in following:
+                begin = len(self.tokens)
+                grow(child, begin, lay(child, previous, depth), seen)
+
+        grow(ROOT, self.put(tree.prompt[shared:], shared), len(tree.prompt), ancestors)
+        for path, advantages, weight in zip(tree.paths, scored.advantages, scored.weights, strict=True):
+            for turn, (node, advantage) in enumerate(zip(path, advantages, strict=True)):
+                action = tree.nodes[node].action
+                old = action.logprobs or (0.0,) * len(action.token_ids)
+                for token, logprob in enumerate(old):
+                    self.terms.append((first[node] + token, self.rollouts, turn, advantage, logprob, weight))
+            self.rollouts += 1
+
+
+def pack(batch: Sequence[ScoredTree], dtype: torch.dtype = torch.float32) -> Pack:
+    """One sequence for all trees; what all prompts begin with is laid out once. `dtype` is the terms' float type."""
+    packer = _Packer()
+    prompts = [scored.tree.prompt for scored in batch]
+    shared = len(os.path.commonprefix(prompts)[: min(map(len, prompts)) - 1]) if len(batch) > 1 else 0
+    packer.put(prompts[0][:shared], 0)
+    ancestors = packer.close(0, ())
+    for scored in batch:
+        packer.add(scored, shared, ancestors)
+    after = torch.tensor([row for row, _ in packer.predictions], dtype=torch.long)
+    rows, row = torch.unique(after, return_inverse=True)
+    prediction, rollout, turn, advantage, old, weight = zip(*packer.terms, strict=True)
+    return Pack(
+        tokens=torch.tensor(packer.tokens),
+        positions=torch.tensor(packer.positions),
+        segments=tuple(packer.segments),
+        rows=rows,
+        row=row,
+        target=torch.tensor([token for _, token in packer.predictions]),
+        terms=Terms(
+            torch.tensor(prediction),
+            torch.tensor(rollout),
+            torch.tensor(turn),
+            torch.tensor(advantage, dtype=dtype),
+            torch.tensor(old, dtype=dtype),
+            torch.tensor(weight, dtype=dtype),
+        ),
+    )
+
+
+def score(
+    batch: Sequence[tuple[RolloutTree, Advantages]], aggregation: Aggregation, *, keep_zeros: bool = False
+) -> list[ScoredTree]:
+    """Weights every rollout as the aggregation of the whole batch says.
+
+    Rollouts whose advantages are all zero are then left out, for they have no gradient, unless `keep_zeros`.
+    """
+    lengths = [
+        sum(len(tree.nodes[i].action.token_ids) for i in path) for tree, _ in batch for path in tree.paths
+    ]
+    weights = iter(aggregation(lengths))
+    scored = [ScoredTree(tree, advantages, [next(weights) for _ in tree.leaves]) for tree, advantages in batch]
+    if not keep_zeros:
+        scored = [s.only([i for i, turns in enumerate(s.advantages) if any(turns)]) for s in scored]
+    return [s for s in scored if s.tree.leaves]
+
+
+def split(batch: Sequence[ScoredTree], max_tokens: int) -> list[list[ScoredTree]]:
+    """Groups of at most max_tokens unique tokens, in order. A larger tree is parted between its rollouts;
+    a larger rollout stands alone."""
+    groups: list[list[ScoredTree]] = []
+    room = 0
+    for scored in batch:
+        size = scored.num_unique_tokens
+        half = len(scored.tree.leaves) // 2
+        if size > max_tokens and half:
+            numbers = range(len(scored.tree.leaves))
+            groups += split([scored.only(numbers[:half]), scored.only(numbers[half:])], max_tokens)
+            room = 0
+        elif size <= room:
+            groups[-1].append(scored)
+            room -= size
+        else:
+            groups.append([scored])
+            room = max_tokens - size
+    return groups
+
+
+class TreeAttend:
+    """Attention of packed tokens to their own segment's past and to all of its ancestors."""
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        self._segments = segments
+        self._masks: list[Tensor] = []
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        if not self._masks:
+            self._masks = [
+                causal_mask(s.end - s.start, sum(b - a for a, b in s.ancestors) + s.end - s.start, query)
+                for s in self._segments
+            ]
+        out = []
+        for segment, mask in zip(self._segments, self._masks, strict=True):
+            ranges = (*segment.ancestors, (segment.start, segment.end))
+            keys, values = (torch.cat([x[:, a:b] for a, b in ranges], dim=1) for x in (key, value))
+            out.append(grouped_attention(query[:, segment.start : segment.end], keys, values, mask, scale))
+        return torch.cat(out, dim=1)

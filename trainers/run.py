@@ -1,0 +1,111 @@
+"""Run: the directory of one training run, and how it survives being killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from ..agents import EpisodeStore, append_line, read_lines
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where a run stands: everything besides weights and optimiser that the next step depends on."""
+
+    stage: int = 0  # number of the stage to go on with
+    step: int = 0  # steps done in it
+    results: dict[str, Any] = field(default_factory=dict)  # evaluations so far, by stage name
+
+
+class Run:
+    """scenario.yaml, metrics.jsonl, trees.jsonl, checkpoints/, model/ and summary.json in one directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+        self.trees = EpisodeStore(path / "trees.jsonl")
+        self._metrics = path / "metrics.jsonl"
+        self._checkpoints = path / "checkpoints"
+
+    @property
+    def started(self) -> bool:
+        return (self.path / "summary.json").exists() or self._metrics.exists()
+
+    def log(self, **row: Any) -> None:
+        append_line(self._metrics, row)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        return list(read_lines(self._metrics))
+
+    def summarize(self, summary: Mapping[str, Any]) -> None:
+        write_json(self.path / "summary.json", summary)
+
+    def summary(self) -> dict[str, Any] | None:
+        """The summary of a finished run."""
+        file = self.path / "summary.json"
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def save(self, progress: Progress, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Writes a checkpoint beside the last one, then removes that: at every moment one of them is whole."""
+        number = max(self._numbers(), default=-1) + 1
+        new = self._checkpoints / f"{number:06d}.part"
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, new / "tensors.safetensors")
+        state = {
+            "stage": progress.stage,
+            "step": progress.step,
+            "results": progress.results,
+            "metrics_size": self._metrics.stat().st_size if self._metrics.exists() else 0,
+            "trees_size": self.trees.size,
+        }
+        write_json(new / "progress.json", state)
+        _sync(new / "tensors.safetensors")
+        new.rename(new.with_suffix(""))
+        for old in self._numbers()[:-1]:
+            shutil.rmtree(self._checkpoints / f"{old:06d}")
+
+    def restore(self) -> tuple[Progress, dict[str, torch.Tensor]] | None:
+        """The last whole checkpoint; metrics and trees written after it are forgotten. None: there is none."""
+        if not self._numbers():
+            self._forget(0, 0)
+            return None
+        folder = self._checkpoints / f"{self._numbers()[-1]:06d}"
+        state = json.loads((folder / "progress.json").read_text())
+        self._forget(state["metrics_size"], state["trees_size"])
+        return Progress(state["stage"], state["step"], state["results"]), load_file(folder / "tensors.safetensors")
+
+    def finish(self) -> None:
+        """Removes the checkpoints: the trained model and the summary stay."""
+        shutil.rmtree(self._checkpoints, ignore_errors=True)
+
+    def _forget(self, metrics_size: int, trees_size: int) -> None:
+        if self._metrics.exists():
+            os.truncate(self._metrics, metrics_size)
+        self.trees.truncate(trees_size)
+
+    def _numbers(self) -> list[int]:
+        """Whole checkpoints, oldest first."""
+        folders = self._checkpoints.glob("*") if self._checkpoints.exists() else ()
+        return sorted(int(folder.name) for folder in folders if folder.name.isdigit())
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Replaces a file as a whole."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    _sync(part)
+    part.replace(path)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

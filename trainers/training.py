@@ -1,0 +1,326 @@
+"""Training: evaluate, warm up on demonstrations, improve by an algorithm, evaluate again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean
+from typing import Any, Protocol
+
+import torch
+from transformers import PreTrainedModel
+
+from ..agents import (
+    Chains,
+    ChatRenderer,
+    Evaluation,
+    FollowOracle,
+    RolloutStrategy,
+    RolloutTree,
+    Sampling,
+    TransformersPolicy,
+    derive_seed,
+    grow_trees,
+    succeeded,
+)
+from ..envs import Task
+from .algorithms import Algorithm
+from .learner import Learner, Optimization
+from .losses import ImitationLoss, PolicyLoss
+from .packing import Advantages
+from .run import Progress, Run
+
+_STRICT = {"extra": "forbid"}  # read by pydantic where these are validated
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """Which tasks there are: an environment, its settings, and the reset options of both splits."""
+
+    __pydantic_config__ = _STRICT
+    id: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    train: Mapping[str, Any] = field(default_factory=lambda: {"split": "train"})
+    heldout: Mapping[str, Any] = field(default_factory=lambda: {"split": "heldout"})
+    success: str = "exact"  # the reward term that is 1 where an episode succeeded
+
+    def task(self, split: str, *parts: int | str, **settings: Any) -> Task:
+        """The task that the parts (run seed, step, number …) name."""
+        options = self.train if split == "train" else self.heldout
+        return Task(self.id, derive_seed(split, *parts), dict(options), {**self.settings, **settings})
+
+
+@dataclass(frozen=True, slots=True)
+class Warmup:
+    """Supervised fine-tuning on the oracle's demonstrations, of train tasks."""
+
+    __pydantic_config__ = _STRICT
+    demonstrations: int = 128
+    epochs: int = 1
+    batch_size: int = 8  # demonstrations in an optimiser step
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of the environment, such as an oracle that errs
+    optimization: Optimization = field(default_factory=lambda: Optimization(1.5e-4, warmup_steps=4))
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * -(-self.demonstrations // self.batch_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Improvement:
+    """Reinforcement learning: each step grows trees for new tasks and updates the policy from them."""
+
+    __pydantic_config__ = _STRICT
+    steps: int = 20
+    tasks_per_step: int = 8
+    updates_per_step: int = 1  # optimiser steps, each on a part of the tasks
+    evaluate_every: int = 0  # steps; 0: only at the end
+    optimization: Optimization = field(default_factory=Optimization)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """How held-out success is measured; the tasks are the same for every stage, run and seed."""
+
+    __pydantic_config__ = _STRICT
+    tasks: int = 200
+    rollouts: int = 1  # a task
+    temperature: float = 0.0
+    untrained: bool = True  # whether the untouched model is measured too
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All a run does."""
+
+    environment: Environment
+    algorithm: Algorithm
+    sampling: Sampling = Sampling()
+    warmup: Warmup = Warmup()
+    improvement: Improvement = Improvement()
+    heldout: HeldOut = HeldOut()
+    seed: int = 0
+    checkpoint_every: float = 120.0  # seconds between checkpoints
+
+
+class Watcher(Protocol):
+    """Hears how a run gets on."""
+
+    def begin(self, stage: str, total: int) -> None:
+        """A stage of `total` units of work begins."""
+        ...
+
+    def advance(self, note: str = "") -> None:
+        """One unit is done."""
+        ...
+
+    def should_stop(self) -> bool:
+        """Whether to save and stop as soon as the present unit is done."""
+        ...
+
+
+class Stopped(Exception):
+    """The run was asked to stop; it is saved and can be resumed."""
+
+
+class Trainer:
+    """Carries a plan out in a run directory; goes on where the directory's last checkpoint stands."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        model: PreTrainedModel,
+        renderer: ChatRenderer,
+        run: Run,
+        watcher: Watcher,
+        *,
+        dtype: torch.dtype = torch.bfloat16,
+        max_rows: int = 32,
+    ) -> None:
+        self.plan, self.model, self.renderer, self.run, self.watcher = plan, model, renderer, run, watcher
+        self.policy = TransformersPolicy(model, renderer, dtype=dtype, max_rows=max_rows)
+        self._dtype = dtype
+        self._progress = Progress()
+        self._learner: Learner | None = None
+        self._restored: dict[str, torch.Tensor] = {}  # optimiser state of the checkpoint
+        self._stale = False  # whether the policy has yet to take over the learner's weights
+        self._saved_at = time.monotonic()
+        self._stages: list[tuple[str, Callable[[str], None]]] = [
+            ("untrained", self._evaluate),
+            ("warm-up", self._warm_up),
+            ("warmed up", self._evaluate),
+            ("improvement", self._improve),
+            ("trained", self._evaluate),
+        ]
+
+    def train(self) -> dict[str, Evaluation]:
+        """Evaluations by stage name. Stopped when the watcher asked for it."""
+        self._restore()
+        while self._progress.stage < len(self._stages):
+            name, stage = self._stages[self._progress.stage]
+            stage(name)
+            self._learner = None
+            self._progress.stage, self._progress.step = self._progress.stage + 1, 0
+        return {name: Evaluation(**row) for name, row in self._progress.results.items()}
+
+    # stages
+
+    def _evaluate(self, name: str) -> None:
+        held = self.plan.heldout
+        if held.tasks and (name != "untrained" or held.untrained):
+            self._progress.results[name] = self._measure(name).to_json()
+
+    def _measure(self, name: str) -> Evaluation:
+        """Success of the present weights on the held-out tasks; recorded."""
+        held = self.plan.heldout
+        tasks = [self.plan.environment.task("heldout", i) for i in range(held.tasks)]
+        sampling = replace(self.plan.sampling, temperature=held.temperature)
+        self.watcher.begin(f"evaluating: {name}", len(tasks))
+        start = time.monotonic()
+        trees = self._grow(tasks, Chains(held.rollouts), sampling, derive_seed("evaluation"), watch=True)
+        result = Evaluation.of(trees, self.plan.environment.success, time.monotonic() - start)
+        self._record(trees, stage=name, step=self._progress.step)
+        mean, low, high = result.interval
+        self.run.log(
+            stage=name, step=self._progress.step, success=mean, low=low, high=high,
+            turns=result.turns, tool_calls=result.tool_calls, seconds={"evaluation": result.seconds},
+        )
+        return result
+
+    def _warm_up(self, name: str) -> None:
+        warmup, environment = self.plan.warmup, self.plan.environment
+        tasks = [environment.task("train", self.plan.seed, "demonstration", i, **warmup.settings) for i in range(warmup.demonstrations)]
+        if not tasks:
+            return
+        demonstrations = self._grow(tasks, FollowOracle(), Sampling(max_context=1 << 30), 0)
+        teacher = Evaluation.of(demonstrations, environment.success)
+        self._progress.results["demonstrations"] = teacher.to_json()
+        if self._progress.step == 0:
+            self._record(demonstrations, stage=name, step=0)
+        order = [i for epoch in range(warmup.epochs) for i in self._shuffled(len(tasks), "demonstrations", epoch)]
+        learner = self._learn(warmup.optimization)
+        self.watcher.begin("warming up", warmup.steps)
+        for step in self._steps(warmup.steps):
+            batch = [demonstrations[i] for i in order[step * warmup.batch_size : (step + 1) * warmup.batch_size]]
+            start = time.monotonic()
+            metrics = learner.update([(tree, _ones(tree)) for tree in batch], ImitationLoss())
+            self.run.log(stage=name, step=step, **metrics, seconds={"update": time.monotonic() - start})
+            self._done(f"loss {metrics['loss']:.2f}")
+
+    def _improve(self, name: str) -> None:
+        plan = self.plan.improvement
+        learner = self._learn(plan.optimization)
+        self.watcher.begin("improving", plan.steps)
+        for step in self._steps(plan.steps):
+            start = time.monotonic()
+            tasks = [self.plan.environment.task("train", self.plan.seed, step, i) for i in range(plan.tasks_per_step)]
+            before = self.policy.prefilled_tokens, self.policy.sampled_tokens
+            trees = self._grow(tasks, self.plan.algorithm.rollout, self.plan.sampling, derive_seed(self.plan.seed, "rollout", step))
+            grown = time.monotonic()
+            metrics = self._update(learner, trees)
+            self.run.log(
+                stage=name, step=step, **self._describe(trees), **metrics,
+                prefilled_tokens=self.policy.prefilled_tokens - before[0],
+                sampled_tokens=self.policy.sampled_tokens - before[1],
+                seconds={"rollout": grown - start, "update": time.monotonic() - grown},
+            )  # fmt: skip
+            self._record(trees, stage=name, step=step)
+            success = fmean(x for tree in trees for x in succeeded(tree, self.plan.environment.success))
+            self._done(f"success {success:.0%}")
+            if plan.evaluate_every and (step + 1) % plan.evaluate_every == 0 and step + 1 < plan.steps:
+                self._measure(name)
+                self.watcher.begin("improving", plan.steps)
+
+    # parts of stages
+
+    def _grow(
+        self, tasks: Sequence[Task], strategy: RolloutStrategy, sampling: Sampling, seed: int, *, watch: bool = False
+    ) -> list[RolloutTree]:
+        heard: Callable[[RolloutTree], None] = (lambda tree: self.watcher.advance()) if watch else (lambda tree: None)
+        if self._stale:
+            self.policy.refresh(self.policy.weights_version + 1)
+            self._stale = False
+        return asyncio.run(
+            grow_trees(tasks, strategy, self.policy, self.renderer, sampling, seed=seed, on_tree=heard)
+        )
+
+    def _update(self, learner: Learner, trees: Sequence[RolloutTree]) -> dict[str, float]:
+        """The step's optimiser steps; means of their metrics, sums of their counts."""
+        algorithm, parts = self.plan.algorithm, self.plan.improvement.updates_per_step
+        scored = [(tree, algorithm.advantage([tree])[0]) for tree in trees]
+        rows = [learner.update(scored[i::parts], algorithm.loss) for i in range(parts)]
+        counts = {"trained_tokens", "loss_terms"}
+        return {name: (sum if name in counts else fmean)(row[name] for row in rows) for name in rows[0]}
+
+    def _describe(self, trees: Sequence[RolloutTree]) -> dict[str, float]:
+        held = Evaluation.of(trees, self.plan.environment.success)
+        logprobs = [p for tree in trees for node in tree.nodes for p in node.action.logprobs]
+        return {
+            "success": fmean(held.success),
+            "return": fmean(x for tree in trees for x in tree.returns),
+            "informative": fmean(len(set(tree.returns)) > 1 for tree in trees),
+            "turns": held.turns,
+            "tool_calls": held.tool_calls,
+            "surprise": -fmean(logprobs),  # nats per sampled token; an estimate of the entropy
+            "unique_tokens": sum(tree.num_unique_tokens for tree in trees),
+            "total_tokens": sum(tree.num_total_tokens for tree in trees),
+        }
+
+    def _record(self, trees: Iterable[RolloutTree], **labels: Any) -> None:
+        for tree in trees:
+            self.run.trees.append(tree, **labels)
+
+    def _shuffled(self, n: int, *parts: int | str) -> list[int]:
+        return sorted(range(n), key=lambda i: derive_seed(self.plan.seed, *parts, i))
+
+    # steps and checkpoints
+
+    def _learn(self, optimization: Optimization) -> Learner:
+        """The stage's learner, in the state of the checkpoint that the run goes on from."""
+        learner = Learner(self.model, optimization, dtype=self._dtype, temperature=self.plan.sampling.temperature)
+        if self._progress.step and self._restored:
+            learner.load(self._restored)
+        self._restored = {}
+        self._learner = learner
+        return learner
+
+    def _steps(self, total: int) -> Iterable[int]:
+        """Steps that the stage has yet to do."""
+        for _ in range(self._progress.step):
+            self.watcher.advance()
+        while self._progress.step < total:
+            yield self._progress.step
+
+    def _done(self, note: str) -> None:
+        """A step's weights are in place: counts it, and saves when it is time."""
+        self._progress.step += 1
+        self._stale = True
+        self.watcher.advance(note)
+        stop = self.watcher.should_stop()
+        if stop or time.monotonic() - self._saved_at > self.plan.checkpoint_every:
+            self._save()
+        if stop:
+            raise Stopped(f"saved after step {self._progress.step} of {self._stages[self._progress.stage][0]}")
+
+    def _save(self) -> None:
+        tensors = {f"model.{name}": p for name, p in self.model.named_parameters() if p.requires_grad}
+        self.run.save(self._progress, tensors | (self._learner.tensors() if self._learner else {}))
+        self._saved_at = time.monotonic()
+
+    def _restore(self) -> None:
+        found = self.run.restore()
+        if found is None:
+            return
+        self._progress, tensors = found
+        weights = {name.removeprefix("model."): x for name, x in tensors.items() if name.startswith("model.")}
+        missing = self.model.load_state_dict(weights, strict=False)
+        if missing.unexpected_keys:
+            raise ValueError(f"the checkpoint in {self.run.path} is of another model: {missing.unexpected_keys[:3]}")
+        self._restored = {name: x for name, x in tensors.items() if not name.startswith("model.")}
+        self._stale = True
+
+
+def _ones(tree: RolloutTree) -> Advantages:
+    return [[1.0] * len(path) for path in tree.paths]
