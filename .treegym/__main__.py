@@ -1,5 +1,5 @@
 """`python -m treegym`: the same as the `treegym` command."""
 
-from .scenarios.cli import app
+from .scenarios.cli import main
 
-app(prog_name="treegym")
+main()

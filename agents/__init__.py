@@ -3,9 +3,11 @@
 from .attention import bring_attention, causal_mask, grouped_attention, tree_logits
 from .chat import ChatRenderer
 from .evaluate import Evaluation, Interval, paired_difference, succeeded
+from .lora import add_lora, merged_state
 from .policy import Completion, Context, Policy, Sample, Sampling, derive_seed
 from .rollout import Chains, FollowOracle, GrowingTree, RolloutStrategy, Turn, grow_trees
 from .sampler import TransformersPolicy
+from .scripted import ScriptedPolicy
 from .store import EpisodeStore, append_line, read_lines
 from .tree import ROOT, Node, RolloutTree
 
@@ -27,13 +29,16 @@ __all__ = [
     "Sample",
     "Sampling",
     "TransformersPolicy",
+    "ScriptedPolicy",
     "Turn",
+    "add_lora",
     "append_line",
     "bring_attention",
     "causal_mask",
     "derive_seed",
     "grouped_attention",
     "grow_trees",
+    "merged_state",
     "paired_difference",
     "read_lines",
     "succeeded",

@@ -58,7 +58,9 @@ def bring_attention(model: PreTrainedModel) -> None:
         return
     name = type(model).__name__
     if not getattr(model, "_supports_attention_backend", False):
-        raise ValueError(f"{name} has attention of its own; treegym runs causal models with rotary or absolute positions")
+        raise ValueError(
+            f"{name} has attention of its own; treegym runs causal models with rotary or absolute positions"
+        )
     tokens = torch.arange(6, device=model.device) + 1
     with torch.no_grad():
         expected = model(input_ids=tokens[None], use_cache=False).logits[0]

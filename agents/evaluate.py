@@ -60,7 +60,10 @@ class Evaluation:
         groups: dict[int, list[float]] = {}
         for hops, success in zip(self.hops, self.success, strict=True):
             groups.setdefault(hops, []).append(success)
-        return {hops: bootstrap(group) if self.rollouts > len(self.success) else wilson(round(sum(group)), len(group)) for hops, group in sorted(groups.items())}
+        return {
+            hops: bootstrap(group) if self.rollouts > len(self.success) else wilson(round(sum(group)), len(group))
+            for hops, group in sorted(groups.items())
+        }
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

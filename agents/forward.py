@@ -10,6 +10,7 @@ from torch.nn.functional import embedding, linear, rms_norm, silu
 from transformers import PreTrainedModel
 
 from .attention import Attend, bring_attention, tree_logits
+from .lora import merged_weight
 
 
 class Forward(Protocol):
@@ -21,6 +22,10 @@ class Forward(Protocol):
 
     def refresh(self) -> None:
         """Takes over the model's present weights."""
+        ...
+
+    def release(self) -> None:
+        """Gives back the memory that copies of the weights take; refresh comes before the next call."""
         ...
 
 
@@ -48,6 +53,9 @@ class TransformersForward:
 
     def refresh(self) -> None:
         """Nothing to do: the weights are the model's."""
+
+    def release(self) -> None:
+        """Nothing to do either."""
 
     def __call__(self, tokens: Tensor, positions: Tensor, attend: Attend, rows: Tensor) -> Tensor:
         with torch.autocast(tokens.device.type, self._dtype, enabled=self._dtype == torch.bfloat16):
@@ -93,11 +101,15 @@ class LlamaForward:
         self._head = self._merge(model.lm_head)
         self._layers = [self._layer(layer) for layer in model.model.layers]
 
+    def release(self) -> None:
+        self._layers = []
+        self._embedding = self._norm = self._head = None
+
     def _cast(self, weight: Tensor) -> Tensor:
         return weight.detach().to(self._dtype)
 
     def _merge(self, *modules: torch.nn.Linear) -> _Linear:
-        weight = torch.cat([self._cast(module.weight) for module in modules])
+        weight = torch.cat([merged_weight(module).to(self._dtype) for module in modules])
         biases = [self._cast(module.bias) for module in modules if module.bias is not None]
         return _Linear(weight, torch.cat(biases) if biases else None)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,18 +25,23 @@ class Line:
 
 
 class KVSlab:
-    """[layers, 2, rows, kv heads, capacity, d]: a row holds one context's keys and values; grows as needed."""
+    """[layers, 2, rows, kv heads, capacity, d]: a row holds one context's keys and values; made larger as needed."""
 
     def __init__(self, layers: int, kv_heads: int, dim: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.data = torch.zeros(layers, 2, 0, kv_heads, 0, dim, dtype=dtype, device=device)
+        self._zeros = partial(_zeros, dtype=dtype, device=device)
+        self._empty = (layers, 2, 0, kv_heads, 0, dim)
+        self.clear()
+
+    def clear(self) -> None:
+        """Gives its memory back; no row holds anything any more."""
+        self.data = self._zeros(self._empty)
 
     def reserve(self, rows: int, capacity: int) -> None:
         """Makes room for this many rows of this many tokens."""
         layers, two, have, kv_heads, length, dim = self.data.shape
         if rows <= have and capacity <= length:
             return
-        rows, capacity = max(rows, have), max(-(-capacity // 128) * 128, length)
-        grown = self.data.new_zeros(layers, two, rows, kv_heads, capacity, dim)
+        grown = self._zeros((layers, two, max(rows, have), kv_heads, max(capacity, length), dim))
         grown[:, :, :have, :, :length] = self.data
         self.data = grown
 
@@ -102,3 +110,11 @@ class SlabAttend:
             rows, keys[: self._width, :, :depth], values[: self._width, :, :depth], self._mask, scale=scale
         )
         return out[self._short_rows].reshape(count, heads, dim).transpose(0, 1)
+
+
+def _zeros(shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros; on a CPU they take memory only where they are written."""
+    size = math.prod(shape) * dtype.itemsize
+    if device.type != "cpu" or not size:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.frombuffer(mmap.mmap(-1, size), dtype=dtype).view(shape)

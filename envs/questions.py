@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from ..tools import Passage
+from .rewards import exact_match
 
 T = TypeVar("T")
 HELD_OUT = frozenset({"dev", "eval", "heldout", "test", "valid", "validation"})  # names of splits not for training
@@ -108,18 +109,32 @@ def _question(row: dict[str, Any], titles: dict[str, str]) -> Question:
     answers = tuple(str(answer) for answer in _list(row, "answers"))
     if not answers:
         raise _BadField("field 'answers': at least one is needed")
+    queries = row.get("queries") or [titles[id] for id in supporting]
+    if not isinstance(queries, list) or len(queries) != len(supporting):
+        raise _BadField(f"field 'queries': expected one for each supporting passage, got {queries!r}")
+    hops = row.get("hops", len(supporting))
+    if type(hops) is not int:
+        raise _BadField(f"field 'hops': expected a number, got {hops!r}")
     return Question(
         id=_text(row, "id"),
         question=_text(row, "question"),
         answers=answers,
         supporting=supporting,
-        queries=tuple(row.get("queries") or (titles[id] for id in supporting)),
-        hops=row.get("hops") or len(supporting),
+        queries=tuple(map(str, queries)),
+        hops=hops,
         split=_split(row),
         path=str(row.get("path") or row.get("type") or row.get("kind") or ""),
         new_path=bool(row.get("new_path", False)),
-        **{name: row.get(name, "") for name in ("wrong_query", "wrong_answer", "guess")},
+        wrong_query=str(row.get("wrong_query", "")),
+        wrong_answer=str(row.get("wrong_answer", "")),
+        guess=str(row.get("guess") or _guess(answers, queries)),
     )
+
+
+def _guess(answers: tuple[str, ...], seen: Sequence[str]) -> str:
+    """The other of yes and no, or the first title seen that is no answer."""
+    opposite = {"yes": "no", "no": "yes"}.get(answers[0].lower(), "")
+    return opposite or next((title for title in seen if not exact_match(title, answers)), "unknown")
 
 
 def _passage_id(item: Any, titles: dict[str, str]) -> str:

@@ -61,8 +61,13 @@ class ToolEnv(TextEnv):
         self.given_tools = tuple(tools)
         self.max_turns = self.max_turns if max_turns is None else max_turns
         self.reward_weights = dict(self.reward_weights if reward_weights is None else reward_weights)
-        self.over = True
+        self._clear()
+
+    def _clear(self) -> None:
         self.seed_key = ""
+        self.turn, self.over, self.well_formed = 0, True, True
+        self.transcript: tuple[Exchange, ...] = ()
+        self.answered: str | None = None
 
     def begin(self, options: Mapping[str, Any]) -> str:
         """Draws the task with `self.np_random`; the text of the user's message."""
@@ -88,11 +93,10 @@ class ToolEnv(TextEnv):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
+        self._clear()
         self.seed_key = _digest([str(self.np_random.bit_generator.state), options or {}])
-        self.turn, self.over, self.well_formed = 0, False, True
-        self.transcript: tuple[Exchange, ...] = ()
-        self.answered: str | None = None
         task = self.begin(options or {})
+        self.over = False
         system = "\n".join(filter(None, [self.instructions, self.format.instructions(self.tools)]))
         messages = [Message("system", system), Message("user", task)]
         return _observation(messages), {"messages": messages, "reward_terms": {}, **self.details()}

@@ -1,18 +1,130 @@
-"""From a scenario to the objects that train: model, renderer, policy."""
+"""From a scenario to the objects that train or evaluate."""
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
+import ctypes
 import os
+import resource
 import time
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
-from transformers.utils.logging import disable_progress_bar
 
-from ..agents import Chains, ChatRenderer, Evaluation, TransformersPolicy, derive_seed, grow_trees
+from ..agents import ChatRenderer, Evaluation, add_lora
 from ..agents.models import load
-from ..trainers import Watcher
-from .schema import Scenario
+from ..envs import TextEnv
+from ..trainers import Environment, Run, Trainer, Watcher
+from .schema import Scenario, ScenarioError, dump_scenario
+from .watch import ProgressBars, show_results, summary
+
+
+def train(scenario: Scenario, out: str | Path, *, resume: bool = False) -> dict[str, Evaluation]:
+    """Trains in the directory `out` and prints what came of it; the evaluations by stage.
+
+    `resume` goes on with the run there exactly as it would have gone on without the interruption.
+    FileExistsError where a run is not to be resumed or has nothing left to do; Stopped after Ctrl-C.
+    """
+    start, folder = time.monotonic(), Path(out)
+    file = folder / "scenario.yaml"
+    if file.exists() and not resume:
+        raise FileExistsError(f"{folder} holds a run already; resume it, or choose another directory")
+    run = Run(folder)
+    if run.summary():
+        raise FileExistsError(f"{folder} holds a finished run; choose another directory")
+    if try_environment(scenario.environment).oracle() is None and scenario.warmup.demonstrations:
+        raise ScenarioError(f"warmup.demonstrations: {scenario.environment.id} has no oracle; 0 does without")
+    try:
+        with ProgressBars() as bars:
+            trainer = build_trainer(scenario, run, bars)
+            part = file.with_suffix(".part")
+            part.write_text(dump_scenario(scenario), encoding="utf-8")
+            part.replace(file)
+            results = trainer.train()
+    finally:
+        run.close()
+    trainer.save_model(folder / "model")
+    seconds, peak = time.monotonic() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    run.summarize(summary(results, seconds=seconds, peak_memory_gib=peak))
+    run.finish()
+    show_results(results, f"{seconds:.0f} s, peak memory {peak:.1f} GiB; saved in {folder}")
+    return results
+
+
+def build_trainer(scenario: Scenario, run: Run, watcher: Watcher) -> Trainer:
+    """The scenario's trainer, its model loaded, its computation set to the scenario's threads.
+
+    Raises ScenarioError for environments and models that cannot be had.
+    """
+    try_environment(scenario.environment)
+    torch.set_num_threads(scenario.threads or os.cpu_count() or 1)
+    keep_freed_memory()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    model, renderer = _load(scenario)
+    return Trainer(
+        scenario.plan(),
+        model,
+        renderer,
+        run,
+        watcher,
+        dtype=getattr(torch, scenario.model.dtype),
+        max_rows=scenario.model.max_rows,
+    )
+
+
+def try_environment(environment: Environment) -> TextEnv:
+    """The environment at the start of a train task.
+
+    Raises ScenarioError where it does not take the settings or options, or has no such success.
+    """
+    try:
+        env = environment.task("train", 0).make()
+    except (TypeError, ValueError, OSError) as error:
+        raise ScenarioError(f"environment: {error}") from error
+    for split, options in (("heldout", environment.heldout), ("train", environment.train)):
+        try:
+            env.reset(seed=0, options=dict(options))
+        except ValueError as error:
+            raise ScenarioError(f"environment.{split}: {error}") from error
+    terms = {"format", *getattr(env, "reward_weights", {environment.success: 1.0})}
+    if environment.success not in terms:
+        raise ScenarioError(f"environment.success: no reward term {environment.success!r}; terms: {sorted(terms)}")
+    return env
+
+
+def keep_freed_memory() -> None:
+    """Lets glibc keep what large tensors free: asking the kernel for it anew takes a tenth of a step's time."""
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        for parameter in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+            libc.mallopt(parameter, 2**31 - 1)
+
+
+def _load(scenario: Scenario) -> tuple[PreTrainedModel, ChatRenderer]:
+    texts = _vocabulary(scenario) if scenario.model.name == "nano" else ()
+    try:
+        model, tokenizer = load(scenario.model.name, texts=texts, seed=scenario.seed)
+    except FileNotFoundError as error:
+        raise ScenarioError(f"model.name: {error}") from error
+    if scenario.model.weights == "lora":
+        add_lora(model, scenario.model.lora_rank, scenario.model.lora_alpha, scenario.seed)
+    return model, ChatRenderer(tokenizer)
+
+
+def _vocabulary(scenario: Scenario) -> Iterable[str]:
+    """What a model made from scratch must be able to read: some of the environment's episodes."""
+    environment = scenario.environment
+    for number in range(200):
+        env = environment.task("train", "vocabulary", number).make()
+        _, info = env.reset(seed=number, options=dict(environment.train))
+        done = False
+        while not done:
+            yield from (message.text for message in info["messages"])
+            action = env.oracle()
+            if action is None:
+                break
+            yield action
+            _, _, terminated, truncated, info = env.step(action)
+            done = terminated or truncated

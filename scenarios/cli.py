@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
+import difflib
 import json
-import os
-import resource
-import time
+import tempfile
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from .terminal import console, say
+
 app = typer.Typer(
-    help="Train language models in multi-turn text environments with tools.", no_args_is_help=True, add_completion=False
+    help="Train language models in multi-turn text environments with tools.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
 )
 models_app = typer.Typer(help="The models that treegym knows by name.", invoke_without_command=True)
 app.add_typer(models_app, name="models")
-console = Console()
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # which typer does not export
 
 Changes = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change a field of the scenario; repeatable.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change a field of the scenario; repeatable."),
 ]
 RunsFolder = Annotated[Path, typer.Option("--runs", help="The folder that holds the runs.")]
 
 
 @app.command()
 def train(
-    scenario: Annotated[Path, typer.Argument(help="A scenario file, or the name of a bundled one: quickstart.")],
+    scenario: Annotated[
+        Path | None, typer.Argument(help="A scenario file, or the name of a bundled one: quickstart.")
+    ] = None,
     change: Changes = None,
     out: Annotated[Path | None, typer.Option(help="The run's directory. Default: runs/NAME-TIME.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on with the run in --out, or with the scenario's latest.")] = False,
@@ -41,68 +49,60 @@ def train(
 
     Example: treegym train quickstart --set improvement.steps=5 --set seed=1
     """
-    from .schema import dump_scenario, find, load_scenario
+    from ..trainers import Stopped
+    from .build import train as run
+    from .schema import find, load_scenario
 
-    name = find(scenario).stem
     if resume:
-        folder = out or _latest(runs, name)
+        folder = out or _latest(runs, f"{find(scenario).stem}-*" if scenario else "*")
+        if not (folder / "scenario.yaml").exists():
+            raise UsageError(f"nothing to resume: {folder} holds no run")
+        if (folder / "summary.json").exists():
+            say(f"the run in {folder} is finished")
+            return
         chosen = load_scenario(folder / "scenario.yaml", change or ())
+    elif scenario is None:
+        raise UsageError("which scenario? A file, or the name of a bundled one, such as quickstart")
     else:
         chosen = load_scenario(scenario, change or ())
-        folder = out or runs / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+        folder = out or runs / f"{find(scenario).stem}-{datetime.now():%Y%m%d-%H%M%S}"
         if (folder / "scenario.yaml").exists():
-            raise typer.BadParameter(f"{folder} holds a run already: --resume goes on with it, another --out begins anew")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "scenario.yaml").write_text(dump_scenario(chosen), encoding="utf-8")
-    _train(chosen, folder)
+            raise UsageError(f"{folder} holds a run already: --resume goes on with it, another --out begins anew")
+    try:
+        run(chosen, folder, resume=resume)
+    except (Stopped, KeyboardInterrupt) as stopped:
+        say(f"{str(stopped) or 'stopped'}; go on with: treegym train --resume --out {folder}")
+        raise typer.Exit(130) from None
 
 
-def _train(scenario: Any, folder: Path) -> None:
-    from ..trainers import Run, Stopped, Trainer
-    from .build import prepare
-    from .watch import ProgressBars, gain, results_table, summary
-
-    start = time.monotonic()
-    model, renderer = prepare(scenario)
-    run = Run(folder)
-    with ProgressBars() as bars:
-        trainer = Trainer(
-            scenario.plan(), model, renderer, run, bars, dtype=scenario.model.torch_dtype, max_rows=scenario.model.max_rows
-        )
-        try:
-            results = trainer.train()
-        except (Stopped, KeyboardInterrupt) as stopped:
-            bars.__exit__(None, None, None)
-            console.print(f"{stopped or 'stopped'}; go on with: treegym train {folder / 'scenario.yaml'} --out {folder} --resume")
-            raise typer.Exit(130) from None
-    trainer.save_model(folder / "model")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    run.summarize(summary(results, seconds=time.monotonic() - start, peak_memory_gib=peak))
-    run.finish()
-    console.print(results_table(results))
-    if (change := gain(results)) is not None:
-        console.print(f"gain over the warmed-up policy: {change.mean:+.1%} (95%: {change.low:+.1%} … {change.high:+.1%}, paired by task)")
-    console.print(f"{time.monotonic() - start:.0f} s, peak memory {peak:.1f} GiB; saved in {folder}")
-
-
-@app.command()
+@app.command("eval")
 def evaluate(
-    scenario: Annotated[Path, typer.Argument(help="A scenario file or name: says the environment and the held-out tasks.")],
-    model: Annotated[str | None, typer.Option(help="A run's model directory, or a model name. Default: the scenario's.")] = None,
+    scenario: Annotated[
+        Path, typer.Argument(help="A scenario file or name: says the environment and the held-out tasks.")
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="A run's model directory, or a model name. Default: the scenario's.")
+    ] = None,
     change: Changes = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the results here.")] = None,
 ) -> None:
     """Measure a model on the scenario's held-out tasks."""
-    from .build import evaluate_model
+    from ..trainers import Run
+    from .build import build_trainer
     from .schema import load_scenario
     from .watch import ProgressBars, results_table, summary
 
-    chosen = load_scenario(scenario, [*(change or ()), *([f"model.name={model}"] if model else ())])
-    with ProgressBars() as bars:
-        result = evaluate_model(chosen, bars)
-    console.print(results_table({"trained": result}))
+    named = [f"model.name={json.dumps(model, ensure_ascii=False)}"] if model else []
+    chosen = load_scenario(scenario, [*(change or ()), *named])
+    if not chosen.heldout.tasks:
+        raise UsageError("heldout.tasks is 0: there is nothing to measure")
+    with tempfile.TemporaryDirectory() as folder, ProgressBars() as bars:
+        run = Run(Path(folder))
+        result = build_trainer(chosen, run, bars).measure("model")
+        run.close()
+    console.print(results_table({"model": result}))
     if json_out:
-        json_out.write_text(json.dumps(summary({"trained": result}, success=result.success), indent=1) + "\n")
+        json_out.write_text(json.dumps(summary({"model": result}, success=result.success), indent=1) + "\n")
 
 
 @app.command()
@@ -110,7 +110,9 @@ def envs(
     env: Annotated[str | None, typer.Argument(help="An id, such as treegym/FactSearch-v0.")] = None,
     seed: Annotated[int, typer.Option(help="Which episode.")] = 0,
     option: Annotated[list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="A reset option.")] = None,
-    setting: Annotated[list[str] | None, typer.Option("--setting", metavar="KEY=VALUE", help="A constructor setting.")] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--setting", metavar="KEY=VALUE", help="A constructor setting.")
+    ] = None,
 ) -> None:
     """List the environments, or let the oracle of one play an episode, as an agent would see it."""
     import yaml
@@ -122,20 +124,33 @@ def envs(
             console.print(name)
         console.print("[dim]treegym envs ID plays an episode[/dim]")
         return
-    if env not in registered():
-        raise typer.BadParameter(f"no environment {env!r}; there are: {', '.join(registered())}")
-    pairs = [[(key, yaml.safe_load(value)) for key, _, value in (x.partition("=") for x in xs or ())] for xs in (option, setting)]
-    _play(Task(env, seed, dict(pairs[0]), dict(pairs[1])))
+    if env not in registered() and ":" not in env:
+        near = difflib.get_close_matches(env, registered(), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(registered())}"
+        raise UsageError(f"no environment {env!r}; {hint}")
+    try:
+        options, settings = (
+            {key: yaml.safe_load(value) for key, value in (x.split("=", 1) for x in xs or ())}
+            for xs in (option, setting)
+        )
+    except (ValueError, yaml.YAMLError) as error:
+        raise UsageError("--option and --setting take KEY=VALUE, the value in YAML") from error
+    _play(Task(env, seed, options, settings))
 
 
 def _play(task: Any) -> None:
-    env = task.make()
-    observation, info = env.reset(seed=task.seed, options=dict(task.options))
+    import gymnasium
+
+    try:
+        env = task.make()
+        _, info = env.reset(seed=task.seed, options=dict(task.options))
+    except (ImportError, TypeError, ValueError, gymnasium.error.Error) as error:
+        raise UsageError(f"{task.env}: {error}") from error
     done, rewards = False, 0.0
     while True:
         for message in info["messages"]:
             console.print(f"[bold cyan]{message.role}[/]", highlight=False)
-            console.print(message.text, markup=False, highlight=False)
+            say(message.text)
         if done:
             break
         action = env.oracle()
@@ -143,11 +158,11 @@ def _play(task: Any) -> None:
             console.print("[dim]the oracle knows no further action[/dim]")
             break
         console.print("[bold green]assistant (oracle)[/]")
-        console.print(action, markup=False, highlight=False)
-        observation, reward, terminated, truncated, info = env.step(action)
+        say(action)
+        _, reward, terminated, truncated, info = env.step(action)
         rewards += reward
         done = terminated or truncated
-    console.print(f"[bold]reward {rewards:.2f}[/] {info['reward_terms']}", highlight=False)
+    say(f"reward {rewards:.2f} {info['reward_terms']}")
 
 
 @models_app.callback()
@@ -160,7 +175,13 @@ def models(context: typer.Context) -> None:
     table = Table("model", "parameters", "on disk", "licence", "where")
     for card in list_models():
         where = str(card.folder) if card.cached else "made on the spot" if not card.hub else "not fetched"
-        table.add_row(card.name, f"{card.parameters / 1e6:.1f}M", f"{card.size / 1e6:.0f} MB" if card.size else "–", card.licence, where)
+        table.add_row(
+            card.name,
+            f"{card.parameters / 1e6:.1f}M",
+            f"{card.size / 1e6:.0f} MB" if card.size else "-",
+            card.licence,
+            where,
+        )
     console.print(table)
     console.print("[dim]any local directory or hub name of a causal language model works as well[/dim]")
 
@@ -170,7 +191,10 @@ def fetch(name: Annotated[str, typer.Argument(help="A model's name: smollm2.")])
     """Fetch a model once, check it, and keep it in the cache."""
     from ..agents.models import fetch as fetch_model
 
-    console.print(str(fetch_model(name)))
+    try:
+        say(str(fetch_model(name)))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 @app.command()
@@ -182,30 +206,41 @@ def runs(folder: Annotated[Path, typer.Argument(help="The folder that holds the 
     for path in sorted(path.parent for path in folder.glob("*/scenario.yaml")):
         summary = Run(path).summary()
         stages = summary["stages"] if summary else {}
-        cells = [f"{stages[s]['success']['mean']:.1%}" if s in stages else "–" for s in ("untrained", "warmed up", "trained")]
+        cells = [
+            f"{stages[s]['success']['mean']:.1%}" if s in stages else "-" for s in ("untrained", "warmed up", "trained")
+        ]
         gain = summary and summary["gain"]
-        change = f"{gain['mean']:+.1%} ({gain['low']:+.1%} … {gain['high']:+.1%})" if gain else "–"
-        table.add_row(path.name, "finished" if summary else "unfinished", *cells, change)
+        change = f"{gain['mean']:+.1%} ({gain['low']:+.1%} … {gain['high']:+.1%})" if gain else "-"
+        table.add_row(escape(path.name), "finished" if summary else "unfinished", *cells, change)
     console.print(table if table.row_count else f"no runs in {folder}")
 
 
-def _latest(folder: Path, name: str) -> Path:
-    found = sorted(folder.glob(f"{name}-*/scenario.yaml"), key=lambda file: file.stat().st_mtime)
+def _latest(folder: Path, pattern: str) -> Path:
+    found = sorted(folder.glob(f"{pattern}/scenario.yaml"), key=lambda file: file.stat().st_mtime)
     if not found:
-        raise typer.BadParameter(f"nothing to resume: {folder} holds no run of {name}")
+        raise UsageError(f"nothing to resume: there is no {folder / pattern}")
     return found[-1].parent
 
 
 def main() -> None:
     """The command; errors that the user can mend are one line."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from .schema import ScenarioError
-
     try:
-        app()
-    except (ScenarioError, ConnectionError) as error:
-        Console(stderr=True).print(f"treegym: {error}", highlight=False, markup=False, soft_wrap=True)
-        raise SystemExit(2) from None
+        status = app(prog_name="treegym", standalone_mode=False)
+    except UsageError as error:
+        _refuse(getattr(error, "format_message", error.__str__)())
+    except Exception as error:
+        from .schema import ScenarioError  # slow, unless a command has imported it
+
+        if not isinstance(error, ScenarioError | ConnectionError):
+            raise
+        _refuse(str(error))
+    raise SystemExit(status)
+
+
+def _refuse(reason: str) -> NoReturn:
+    if reason:  # else help was shown
+        Console(stderr=True).print(f"treegym: {reason}", highlight=False, markup=False, emoji=False, soft_wrap=True)
+    raise SystemExit(2)
 
 
 if __name__ == "__main__":

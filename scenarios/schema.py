@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
+import gymnasium
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from ..agents import Sampling
+from ..envs import registered
 from ..trainers import ALGORITHMS, Algorithm, Environment, HeldOut, Improvement, Plan, Warmup
 
 _STRICT = {"extra": "forbid"}
@@ -29,10 +32,10 @@ class Model:
     __pydantic_config__ = _STRICT
     name: str = "smollm2"  # as `treegym models` lists it, a local directory, or owner/name on the hub
     weights: Literal["full", "lora"] = "full"
-    lora_rank: int = 16
+    lora_rank: Annotated[int, Field(ge=1)] = 16
     lora_alpha: int = 32
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of the computation; master weights are float32
-    max_rows: int = 32  # contexts decoded at a time
+    max_rows: Annotated[int, Field(ge=1)] = 32  # contexts decoded at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +52,20 @@ class AlgorithmChoice:
         if make is None:
             raise ScenarioError(f"algorithm.name: no algorithm {self.name!r}{_suggest(self.name, ALGORITHMS)}")
         known = {name: hint for name, hint in get_type_hints(make).items() if name != "return"}
+        checked = {}
         for name, value in self.parameters.items():
             if name not in known:
-                raise ScenarioError(f"algorithm.parameters.{name}: {self.name} has no such parameter{_suggest(name, known)}")
+                raise ScenarioError(
+                    f"algorithm.parameters.{name}: {self.name} has no such parameter{_suggest(name, known)}"
+                )
             try:
-                TypeAdapter(known[name]).validate_python(value)
+                checked[name] = TypeAdapter(known[name]).validate_python(value)
             except ValidationError as error:
                 raise ScenarioError(f"algorithm.parameters.{name}: {_say(error.errors()[0])}") from error
-        return make(**self.parameters)
+        try:
+            return make(**checked)
+        except ValueError as error:
+            raise ScenarioError(f"algorithm.parameters: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +82,7 @@ class Scenario:
     heldout: HeldOut = HeldOut()
     seed: int = 0
     checkpoint_every: Annotated[float, Field(gt=0)] = 120.0  # seconds
-    threads: int = 0  # of the computation; 0: one for each core
+    threads: Annotated[int, Field(ge=0)] = 0  # of the computation; 0: one for each core
 
     def plan(self) -> Plan:
         return Plan(
@@ -92,16 +101,19 @@ def load_scenario(path: Path, changes: Sequence[str] = ()) -> Scenario:
     """Reads a scenario and applies `key.path=value` changes. Raises ScenarioError, one line."""
     path = find(path)
     try:
-        tree = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        text = path.read_text(encoding="utf-8")
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        content = yaml.safe_load(text) or {}
     except (OSError, UnicodeDecodeError) as error:
         raise ScenarioError(f"{path}: cannot be read: {error}") from error
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ScenarioError(f"{path}:{line}: not YAML: {error.problem}") from error
-    lines: dict[tuple[str, ...], str] = {}
+    except yaml.YAMLError as error:
+        raise ScenarioError(f"{path}: not YAML: {str(error).splitlines()[0]}") from error
+    lines: dict[tuple[str, ...], str] = {(): f"{path}:1: "}
     if tree is not None:
         _places(tree, (), f"{path}:", lines)
-    content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     if not isinstance(content, dict):
         raise ScenarioError(f"{path}:1: a scenario is a mapping of fields, not {_kind(content)}")
     for change in changes:
@@ -110,6 +122,7 @@ def load_scenario(path: Path, changes: Sequence[str] = ()) -> Scenario:
     try:
         scenario = TypeAdapter(Scenario).validate_python(content)
         scenario.plan()
+        _find_environment(scenario.environment.id)
     except ValidationError as error:
         raise ScenarioError(_locate(error.errors()[0], lines, path)) from error
     except ScenarioError as error:
@@ -130,7 +143,20 @@ def find(path: Path) -> Path:
         return path
     if path.stem in bundled and path.parent.name in ("", "scenarios"):
         return bundled[path.stem]
-    raise ScenarioError(f"no scenario {str(path)!r}{_suggest(path.stem, bundled)}; bundled: {', '.join(sorted(bundled))}")
+    raise ScenarioError(f"no scenario {str(path)!r}{_suggest(path.stem, bundled)}")
+
+
+def _find_environment(name: str) -> None:
+    """Raises ScenarioError if Gymnasium has no such environment; `module:id` imports the module that registers it."""
+    module, _, id = name.rpartition(":")
+    try:
+        if module:
+            importlib.import_module(module)
+        gymnasium.spec(id)
+    except ModuleNotFoundError as error:
+        raise ScenarioError(f"environment.id: {error}") from error
+    except gymnasium.error.Error as error:
+        raise ScenarioError(f"environment.id: no environment {id!r}{_suggest(id, registered())}") from error
 
 
 def _apply(content: dict[str, Any], change: str) -> tuple[str, ...]:
@@ -158,6 +184,8 @@ def _places(node: yaml.Node, keys: tuple[str, ...], prefix: str, lines: dict[tup
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             inner = (*keys, str(key.value))
+            if inner in lines:
+                raise ScenarioError(f"{prefix}{key.start_mark.line + 1}: {'.'.join(inner)}: this field stands twice")
             _places(value, inner, prefix, lines)
             lines[inner] = f"{prefix}{key.start_mark.line + 1}: "
 
@@ -190,6 +218,8 @@ def _say(error: Any) -> str:
         return "no such field"
     if error["type"] in ("missing", "missing_argument"):
         return "this field is needed"
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
     return f"{error['msg'][:1].lower()}{error['msg'][1:]}, got {error['input']!r}"
 
 

@@ -7,21 +7,27 @@ from collections.abc import Mapping
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from rich.console import Console
+from rich.box import SIMPLE_HEAD
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ..agents import Evaluation, Interval, paired_difference
-
-console = Console()
+from .terminal import console, say
 
 
 class ProgressBars:
     """A bar for each stage; the first Ctrl-C saves and stops, a second one stops at once."""
 
     def __init__(self) -> None:
-        columns = (SpinnerColumn(), TextColumn("{task.description:<26}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description:<26}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
         self._bars = Progress(*columns, TextColumn("[dim]{task.fields[note]}"), console=console)
+        self._stages: dict[str, TaskID] = {}
         self._task: TaskID | None = None
         self._stop = False
 
@@ -30,12 +36,17 @@ class ProgressBars:
         self._bars.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bars.stop()
         signal.signal(signal.SIGINT, self._before)
 
     def begin(self, stage: str, total: int) -> None:
-        self._task = self._bars.add_task(stage, total=total, note="")
+        if stage not in self._stages:
+            self._stages[stage] = self._bars.add_task(stage, total=total, note="")
+        self._task = self._stages[stage]
+        self._bars.update(self._task, completed=0, total=total)
 
     def advance(self, note: str = "") -> None:
         if self._task is not None:
@@ -51,30 +62,45 @@ class ProgressBars:
         console.print("saving after this step; Ctrl-C again stops at once")
 
 
+def show_results(results: Mapping[str, Evaluation], last: str) -> None:
+    """Prints the table, the gain and a last line."""
+    if results:
+        console.print(results_table(results))
+    if (change := gain(results)) is not None:
+        say(
+            f"gain over the warmed-up policy: {change.mean:+.1%} "
+            f"(95%: {change.low:+.1%} … {change.high:+.1%}, paired by task)"
+        )
+    say(last)
+
+
 _ROWS = {
-    "demonstrations": "demonstrations",
+    "demonstrations": "oracle (train tasks)",
     "untrained": "untouched model",
     "warmed up": "after warm-up",
     "trained": "after training",
+    "model": "model",
 }
 
 
 def results_table(results: Mapping[str, Evaluation]) -> Table:
-    """Success with its interval and means per episode, a row for every evaluation."""
-    table = Table("", "success", "95% interval", "turns", "tool calls", "sampled tokens", "seconds", title="held-out tasks")
+    """Success with its interval and means per episode, a row for every evaluation and its difficulties."""
+    table = Table(title="held-out tasks", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    table.add_column("", no_wrap=True)
+    for name in ("success", "95% interval", "turns", "calls", "tokens", "seconds"):
+        table.add_column(name, justify="right", no_wrap=True)
     for stage, label in _ROWS.items():
         if result := results.get(stage):
-            mean, low, high = result.interval
             numbers = (result.turns, result.tool_calls, result.sampled_tokens, result.seconds)
-            name = f"{label} (train tasks)" if stage == "demonstrations" else label
-            table.add_row(name, f"{mean:.1%}", f"{low:.1%} … {high:.1%}", *(f"{x:.1f}" for x in numbers))
-    hops = {hop for result in results.values() for hop in result.hops}
-    if len(hops) > 1:
-        table.add_section()
-        for stage, label in _ROWS.items():
-            for hop, (mean, low, high) in (results[stage].by_hops().items() if stage in results else ()):
-                table.add_row(f"{label}, {hop} hops", f"{mean:.1%}", f"{low:.1%} … {high:.1%}", "", "", "", "")
+            table.add_row(label, *_percents(result.interval), *(f"{x:.1f}" for x in numbers))
+            difficulties = result.by_hops()
+            for hops, interval in difficulties.items() if len(difficulties) > 1 else ():
+                table.add_row(f"  {hops} hop{'s' * (hops != 1)}", *_percents(interval), style="dim")
     return table
+
+
+def _percents(interval: Interval) -> tuple[str, str]:
+    return f"{interval.mean:.1%}", f"{interval.low:.1%} … {interval.high:.1%}"
 
 
 def gain(results: Mapping[str, Evaluation]) -> Interval | None:

@@ -185,6 +185,7 @@ def test_a_corpus_of_ones_own_runs_through_the_same_class(tmp_path: Path, suppor
     check_env(lambda: FactSearchEnv(corpus, questions, split="heldout"))
     reward, terms = play(FactSearchEnv(corpus, questions), question="q")
     assert (reward, terms["exact"], terms["supported"]) == (1.1, 1.0, 1.0)
+    assert play(FactSearchEnv(corpus, questions, oracle_error=1.0), question="q")[1]["exact"] == 0.0
     with pytest.raises(ValueError, match="no questions for"):
         FactSearchEnv(corpus, questions, split="train").reset(seed=0)
 
@@ -196,6 +197,8 @@ def test_a_corpus_of_ones_own_runs_through_the_same_class(tmp_path: Path, suppor
         ({**ASK, "answers": "yes"}, "'answers'"),
         ({**ASK, "supporting": ["3"]}, "'supporting': '3'"),
         ({**ASK, "question": 3}, "'question'"),
+        ({**ASK, "hops": "two"}, "'hops'"),
+        ({**ASK, "queries": ["snow", "white"]}, "'queries'"),
         ({"id": "q"}, "'supporting'"),
         ([1], "not a JSON object"),
     ],

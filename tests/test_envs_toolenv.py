@@ -162,7 +162,7 @@ def test_wrappers_and_vectors_of_gymnasium_work() -> None:
     env.reset(seed=0)
     assert env.step("<answer>moon</answer>")[2]
     envs = gymnasium.make_vec("treegym/Lookup-v0", num_envs=2, vectorization_mode="sync")
-    observations, _ = envs.reset(seed=[1, 2])
+    observations, _ = envs.reset(seed=1)
     assert len(set(observations)) == 2
     observations, rewards, *_ = envs.step(["<lookup>moon</lookup>", "<answer>moon</answer>"])
     assert (len(observations), len(rewards)) == (2, 2)
@@ -182,7 +182,7 @@ def test_importing_environments_is_light() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-def test_the_example_in_the_documentation_runs() -> None:
+def test_the_example_in_the_documentation_runs(tmp_path: Path) -> None:
     page = (Path(__file__).parents[1] / "docs" / "environments.md").read_text()
-    example = page.split("```python\n")[1].split("```")[0]
-    exec(compile(example, "environments.md", "exec"), {"__name__": "example"})
+    (tmp_path / "example.py").write_text(page.split("```python\n")[1].split("```")[0])
+    subprocess.run([sys.executable, tmp_path / "example.py"], check=True)

@@ -20,6 +20,7 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
 )
+
 from treegym.agents import ROOT, Completion, Node, RolloutTree, bring_attention
 from treegym.envs import Task
 from treegym.trainers.learner import Learner, Optimization
@@ -39,7 +40,9 @@ CONFIGS = {
     "llama": LlamaConfig(**SMALL),
     "qwen2": Qwen2Config(**SMALL),
     "qwen3": Qwen3Config(**SMALL, head_dim=8),
-    "gpt2": GPT2Config(vocab_size=60, n_embd=32, n_layer=2, n_head=4, n_positions=512, attn_pdrop=0, embd_pdrop=0, resid_pdrop=0),
+    "gpt2": GPT2Config(
+        vocab_size=60, n_embd=32, n_layer=2, n_head=4, n_positions=512, attn_pdrop=0, embd_pdrop=0, resid_pdrop=0
+    ),
 }
 
 
@@ -51,7 +54,9 @@ def tiny_model(name: str = "llama") -> PreTrainedModel:
     for module in model.modules():
         if type(module).__name__.endswith("RMSNorm"):
             norm: Any = module
-            norm.forward = partial(rms_norm, normalized_shape=norm.weight.shape, weight=norm.weight, eps=norm.variance_epsilon)
+            norm.forward = partial(
+                rms_norm, normalized_shape=norm.weight.shape, weight=norm.weight, eps=norm.variance_epsilon
+            )
     return model
 
 
@@ -121,7 +126,9 @@ def written_out(model: PreTrainedModel, batch: list[tuple[RolloutTree, Advantage
     return total
 
 
-def packed(model: PreTrainedModel, batch: list[tuple[RolloutTree, Advantages]], loss: PolicyLoss, max_tokens: int) -> float:
+def packed(
+    model: PreTrainedModel, batch: list[tuple[RolloutTree, Advantages]], loss: PolicyLoss, max_tokens: int
+) -> float:
     model.set_attn_implementation("sdpa")
     learner = Learner(model, Optimization(), dtype=torch.float64)
     scored = score(batch, AGGREGATIONS[loss.aggregation], keep_zeros=loss.needs_zeros)

@@ -1,7 +1,7 @@
 """Search over passages by BM25, scored by tantivy.
 
-On 70,400 short passages tantivy builds in 0.4 s and answers in 0.22 ms (p95 0.35 ms) from 3 MB on disk; bm25s took
-2.5 s, 0.46 ms (2.1 ms) and 16 MB. Both give the same hits each time; tantivy releases the interpreter lock too.
+On 70,400 short passages tantivy builds in 0.8 s and answers in 0.07 ms (p95 0.26 ms) from 1.8 MB on disk; bm25s takes
+2.2 s, 0.42 ms (2.0 ms) and 8.3 MB. Both give the same hits each time, and in 98 of 100 queries the same as each other.
 """
 
 from __future__ import annotations
@@ -175,9 +175,10 @@ class SearchTool:
         return ToolResult("\n".join(lines) or "no results", data=[hit.passage.id for hit in hits])
 
     def snippet(self, passage: Passage) -> str:
-        """A hit as the agent reads it."""
+        """A hit as the agent reads it; the title only where the shown text does not name it."""
         text = " ".join(passage.text.split())
-        return f"{passage.title}: {text[: self.snippet_chars]}{'…' * (len(text) > self.snippet_chars)}"
+        shown = text[: self.snippet_chars] + "…" * (len(text) > self.snippet_chars)
+        return shown if passage.title.casefold() in shown.casefold() else f"{passage.title}: {shown}"
 
     def fork(self) -> Self:
         return self

@@ -19,9 +19,15 @@ class Algorithm:
 
 
 def grpo(
-    n: int = 8, *, clip: float = 0.2, clip_high: float | None = None, aggregation: AggregationName = "seq-mean-token-mean"
+    n: int = 8,
+    *,
+    clip: float = 0.2,
+    clip_high: float | None = None,
+    aggregation: AggregationName = "seq-mean-token-mean",
 ) -> Algorithm:
     """Independent rollouts, each compared with its group. arXiv:2402.03300."""
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
     loss = ClippedLoss(clip, clip if clip_high is None else clip_high, aggregation=aggregation)
     return Algorithm(Chains(n), GroupRelative(), loss)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ class Optimization:
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
-    max_tokens: int = 2048  # unique tokens in one forward pass; bounds memory, not the result
+    max_tokens: int = 1024  # unique tokens in one forward pass; bounds memory, not the result
 
     def rate(self, step: int) -> float:
         """Learning rate of optimiser step `step`, from 0."""
@@ -36,7 +36,12 @@ class Learner:
     """Moves a model's weights; float32 master weights, computing in `dtype`."""
 
     def __init__(
-        self, model: PreTrainedModel, optimization: Optimization, *, dtype: torch.dtype = torch.bfloat16, temperature: float = 1.0
+        self,
+        model: PreTrainedModel,
+        optimization: Optimization,
+        *,
+        dtype: torch.dtype = torch.bfloat16,
+        temperature: float = 1.0,
     ) -> None:
         bring_attention(model)
         self.model = model
@@ -87,7 +92,9 @@ class Learner:
         with self._autocast():
             logits = tree_logits(model, packed.tokens, packed.positions, TreeAttend(packed.segments), packed.rows)
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        return torch.log_softmax(logits / self.temperature, dim=-1)[packed.row, packed.target]
+        if self.temperature != 1.0:
+            logits = logits / self.temperature
+        return torch.log_softmax(logits, dim=-1)[packed.row, packed.target]
 
     def apply(self) -> dict[str, float]:
         """Clips the gradients, moves the weights, clears the gradients."""
@@ -96,7 +103,7 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=False)  # the next step needs the room again
         self.step += 1
         return {"grad_norm": norm.item(), "learning_rate": rate}
 

@@ -38,7 +38,9 @@ class ScoredTree:
         """The same with some of the rollouts."""
         leaves = tuple(self.tree.leaves[i] for i in rollouts)
         return ScoredTree(
-            replace(self.tree, leaves=leaves), [self.advantages[i] for i in rollouts], [self.weights[i] for i in rollouts]
+            replace(self.tree, leaves=leaves),
+            [self.advantages[i] for i in rollouts],
+            [self.weights[i] for i in rollouts],
         )
 
 
@@ -56,11 +58,10 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Packed tokens start … end, which also see these earlier ranges."""
+    """A run of packed tokens, which also sees these earlier segments."""
 
-    start: int
-    end: int
-    ancestors: tuple[tuple[int, int], ...] = ()
+    length: int
+    ancestors: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,13 @@ class Pack:
 
         terms = Terms(*(move(getattr(self.terms, name)) for name in Terms.__slots__))
         return Pack(
-            move(self.tokens), move(self.positions), self.segments, move(self.rows), move(self.row), move(self.target), terms
+            move(self.tokens),
+            move(self.positions),
+            self.segments,
+            move(self.rows),
+            move(self.row),
+            move(self.target),
+            terms,
         )
 
 
@@ -103,15 +110,14 @@ class _Packer:
         self.positions.extend(range(depth, depth + len(tokens)))
         return start
 
-    def close(self, start: int, ancestors: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+    def close(self, start: int, ancestors: tuple[int, ...]) -> tuple[int, ...]:
         """Ends the segment that began at start; what its children see."""
-        end = len(self.tokens)
-        if end == start:
+        if len(self.tokens) == start:
             return ancestors
-        self.segments.append(Segment(start, end, ancestors))
-        return (*ancestors, (start, end))
+        self.segments.append(Segment(len(self.tokens) - start, ancestors))
+        return (*ancestors, len(self.segments) - 1)
 
-    def add(self, scored: ScoredTree, shared: int, ancestors: tuple[tuple[int, int], ...]) -> None:
+    def add(self, scored: ScoredTree, shared: int, ancestors: tuple[int, ...]) -> None:
         """Lays out a tree whose first `shared` prompt tokens are in the given ancestors."""
         tree = scored.tree
         children: dict[int, list[int]] = {}
@@ -127,7 +133,7 @@ class _Packer:
             self.predictions += zip([previous, *range(start, start + len(action) - 1)], action, strict=True)
             return depth + len(inputs)
 
-        def grow(node: int, begin: int, depth: int, ancestors: tuple[tuple[int, int], ...]) -> None:
+        def grow(node: int, begin: int, depth: int, ancestors: tuple[int, ...]) -> None:
             while len(following := children.get(node, [])) == 1:
                 node = following[0]
                 depth = lay(node, len(self.tokens) - 1, depth)
@@ -184,9 +190,7 @@ def score(
 
     Rollouts whose advantages are all zero are then left out, for they have no gradient, unless `keep_zeros`.
     """
-    lengths = [
-        sum(len(tree.nodes[i].action.token_ids) for i in path) for tree, _ in batch for path in tree.paths
-    ]
+    lengths = [sum(len(tree.nodes[i].action.token_ids) for i in path) for tree, _ in batch for path in tree.paths]
     weights = iter(aggregation(lengths))
     scored = [ScoredTree(tree, advantages, [next(weights) for _ in tree.leaves]) for tree, advantages in batch]
     if not keep_zeros:
@@ -220,17 +224,17 @@ class TreeAttend:
 
     def __init__(self, segments: Sequence[Segment]) -> None:
         self._segments = segments
+        self._lengths = [segment.length for segment in segments]
         self._masks: list[Tensor] = []
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         if not self._masks:
-            self._masks = [
-                causal_mask(s.end - s.start, sum(b - a for a, b in s.ancestors) + s.end - s.start, query)
-                for s in self._segments
-            ]
+            depths = [s.length + sum(self._lengths[i] for i in s.ancestors) for s in self._segments]
+            self._masks = [causal_mask(s.length, depth, query) for s, depth in zip(self._segments, depths, strict=True)]
+        queries, keys, values = (x.split(self._lengths, dim=1) for x in (query, key, value))
         out = []
-        for segment, mask in zip(self._segments, self._masks, strict=True):
-            ranges = (*segment.ancestors, (segment.start, segment.end))
-            keys, values = (torch.cat([x[:, a:b] for a, b in ranges], dim=1) for x in (key, value))
-            out.append(grouped_attention(query[:, segment.start : segment.end], keys, values, mask, scale))
+        for number, (segment, mask) in enumerate(zip(self._segments, self._masks, strict=True)):
+            seen = (*segment.ancestors, number)
+            seen_keys, seen_values = (torch.cat([x[i] for i in seen], dim=1) for x in (keys, values))
+            out.append(grouped_attention(queries[number], seen_keys, seen_values, mask, scale))
         return torch.cat(out, dim=1)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,15 @@ class Progress:
 
     stage: int = 0  # number of the stage to go on with
     step: int = 0  # steps done in it
+    weights_version: int = 0  # steps done in all stages
     results: dict[str, Any] = field(default_factory=dict)  # evaluations so far, by stage name
 
 
 class Run:
-    """scenario.yaml, metrics.jsonl, trees.jsonl, checkpoints/, model/ and summary.json in one directory."""
+    """scenario.yaml, metrics.jsonl, trees.jsonl, checkpoints/, model/ and summary.json in one directory.
+
+    Where TensorBoard is installed, tensorboard/ shows the numbers of metrics.jsonl; `close` completes it.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -34,13 +38,16 @@ class Run:
         self.trees = EpisodeStore(path / "trees.jsonl")
         self._metrics = path / "metrics.jsonl"
         self._checkpoints = path / "checkpoints"
+        self._board: Board | None = None
 
     @property
     def started(self) -> bool:
         return (self.path / "summary.json").exists() or self._metrics.exists()
 
     def log(self, **row: Any) -> None:
+        self._board = self._board or Board(self.path / "tensorboard", self.metrics())
         append_line(self._metrics, row)
+        self._board.add(row)
 
     def metrics(self) -> list[dict[str, Any]]:
         return list(read_lines(self._metrics))
@@ -61,9 +68,7 @@ class Run:
         new.mkdir(parents=True)
         save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, new / "tensors.safetensors")
         state = {
-            "stage": progress.stage,
-            "step": progress.step,
-            "results": progress.results,
+            **asdict(progress),
             "metrics_size": self._metrics.stat().st_size if self._metrics.exists() else 0,
             "trees_size": self.trees.size,
         }
@@ -80,12 +85,18 @@ class Run:
             return None
         folder = self._checkpoints / f"{self._numbers()[-1]:06d}"
         state = json.loads((folder / "progress.json").read_text())
-        self._forget(state["metrics_size"], state["trees_size"])
-        return Progress(state["stage"], state["step"], state["results"]), load_file(folder / "tensors.safetensors")
+        self._forget(state.pop("metrics_size"), state.pop("trees_size"))
+        return Progress(**state), load_file(folder / "tensors.safetensors")
 
     def finish(self) -> None:
         """Removes the checkpoints: the trained model and the summary stay."""
         shutil.rmtree(self._checkpoints, ignore_errors=True)
+
+    def close(self) -> None:
+        """Writes out what TensorBoard has yet to show; a later `log` opens it anew."""
+        if self._board is not None:
+            self._board.close()
+        self._board = None
 
     def _forget(self, metrics_size: int, trees_size: int) -> None:
         if self._metrics.exists():
@@ -96,6 +107,36 @@ class Run:
         """Whole checkpoints, oldest first."""
         folders = self._checkpoints.glob("*") if self._checkpoints.exists() else ()
         return sorted(int(folder.name) for folder in folders if folder.name.isdigit())
+
+
+class Board:
+    """The numbers of metric rows as TensorBoard scalars, named stage/metric; does nothing where it is not installed.
+
+    The folder is written anew from the rows so far: they are what a resumed run goes on from.
+    """
+
+    def __init__(self, folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            self._writer: Any = None
+            return
+        self._writer = SummaryWriter(str(folder))
+        for row in rows:
+            self.add(row)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        if self._writer is None:
+            return
+        numbers = {**row, **{f"seconds/{name}": value for name, value in row.get("seconds", {}).items()}}
+        for name, value in numbers.items():
+            if name not in ("stage", "step") and isinstance(value, int | float):
+                self._writer.add_scalar(f"{row['stage']}/{name}".replace(" ", "-"), value, row["step"])
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -6,11 +6,13 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any, Protocol
 
 import torch
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from ..agents import (
     Chains,
@@ -23,16 +25,23 @@ from ..agents import (
     TransformersPolicy,
     derive_seed,
     grow_trees,
+    merged_state,
     succeeded,
 )
 from ..envs import Task
 from .algorithms import Algorithm
 from .learner import Learner, Optimization
-from .losses import ImitationLoss, PolicyLoss
+from .losses import ImitationLoss
 from .packing import Advantages
 from .run import Progress, Run
 
 _STRICT = {"extra": "forbid"}  # read by pydantic where these are validated
+
+
+def _at_least(least: int, **values: float) -> None:
+    for name, value in values.items():
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +72,10 @@ class Warmup:
     settings: Mapping[str, Any] = field(default_factory=dict)  # of the environment, such as an oracle that errs
     optimization: Optimization = field(default_factory=lambda: Optimization(1.5e-4, warmup_steps=4))
 
+    def __post_init__(self) -> None:
+        _at_least(0, demonstrations=self.demonstrations, epochs=self.epochs)
+        _at_least(1, batch_size=self.batch_size)
+
     @property
     def steps(self) -> int:
         return self.epochs * -(-self.demonstrations // self.batch_size)
@@ -79,6 +92,11 @@ class Improvement:
     evaluate_every: int = 0  # steps; 0: only at the end
     optimization: Optimization = field(default_factory=Optimization)
 
+    def __post_init__(self) -> None:
+        _at_least(0, steps=self.steps, evaluate_every=self.evaluate_every)
+        _at_least(1, updates_per_step=self.updates_per_step)
+        _at_least(self.updates_per_step, tasks_per_step=self.tasks_per_step)
+
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
@@ -89,6 +107,10 @@ class HeldOut:
     rollouts: int = 1  # a task
     temperature: float = 0.0
     untrained: bool = True  # whether the untouched model is measured too
+
+    def __post_init__(self) -> None:
+        _at_least(0, tasks=self.tasks, temperature=self.temperature)
+        _at_least(1, rollouts=self.rollouts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,14 +187,24 @@ class Trainer:
             self._progress.stage, self._progress.step = self._progress.stage + 1, 0
         return {name: Evaluation(**row) for name, row in self._progress.results.items()}
 
+    def save_model(self, folder: Path) -> None:
+        """The trained model and its tokenizer as a transformers directory, in the computation's dtype."""
+        state = {name: tensor.to(self._dtype) for name, tensor in merged_state(self.model).items()}
+        bars = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()  # writing takes a second
+        self.model.save_pretrained(folder, state_dict=state)
+        if bars:
+            logging.enable_progress_bar()
+        self.renderer.tokenizer.save_pretrained(folder)
+
     # stages
 
     def _evaluate(self, name: str) -> None:
         held = self.plan.heldout
         if held.tasks and (name != "untrained" or held.untrained):
-            self._progress.results[name] = self._measure(name).to_json()
+            self._progress.results[name] = self.measure(name).to_json()
 
-    def _measure(self, name: str) -> Evaluation:
+    def measure(self, name: str) -> Evaluation:
         """Success of the present weights on the held-out tasks; recorded."""
         held = self.plan.heldout
         tasks = [self.plan.environment.task("heldout", i) for i in range(held.tasks)]
@@ -184,14 +216,23 @@ class Trainer:
         self._record(trees, stage=name, step=self._progress.step)
         mean, low, high = result.interval
         self.run.log(
-            stage=name, step=self._progress.step, success=mean, low=low, high=high,
-            turns=result.turns, tool_calls=result.tool_calls, seconds={"evaluation": result.seconds},
+            stage=name,
+            step=self._progress.step,
+            success=mean,
+            low=low,
+            high=high,
+            turns=result.turns,
+            tool_calls=result.tool_calls,
+            seconds={"evaluation": result.seconds},
         )
         return result
 
     def _warm_up(self, name: str) -> None:
         warmup, environment = self.plan.warmup, self.plan.environment
-        tasks = [environment.task("train", self.plan.seed, "demonstration", i, **warmup.settings) for i in range(warmup.demonstrations)]
+        tasks = [
+            environment.task("train", self.plan.seed, "demonstration", i, **warmup.settings)
+            for i in range(warmup.demonstrations)
+        ]
         if not tasks:
             return
         demonstrations = self._grow(tasks, FollowOracle(), Sampling(max_context=1 << 30), 0)
@@ -201,8 +242,7 @@ class Trainer:
             self._record(demonstrations, stage=name, step=0)
         order = [i for epoch in range(warmup.epochs) for i in self._shuffled(len(tasks), "demonstrations", epoch)]
         learner = self._learn(warmup.optimization)
-        self.watcher.begin("warming up", warmup.steps)
-        for step in self._steps(warmup.steps):
+        for step in self._steps("warming up", warmup.steps):
             batch = [demonstrations[i] for i in order[step * warmup.batch_size : (step + 1) * warmup.batch_size]]
             start = time.monotonic()
             metrics = learner.update([(tree, _ones(tree)) for tree in batch], ImitationLoss())
@@ -212,12 +252,16 @@ class Trainer:
     def _improve(self, name: str) -> None:
         plan = self.plan.improvement
         learner = self._learn(plan.optimization)
-        self.watcher.begin("improving", plan.steps)
-        for step in self._steps(plan.steps):
+        for step in self._steps("improving", plan.steps):
+            if plan.evaluate_every and step and step % plan.evaluate_every == 0 and self.plan.heldout.tasks:
+                self.measure("midway")
+                self._begin("improving", plan.steps)
             start = time.monotonic()
             tasks = [self.plan.environment.task("train", self.plan.seed, step, i) for i in range(plan.tasks_per_step)]
             before = self.policy.prefilled_tokens, self.policy.sampled_tokens
-            trees = self._grow(tasks, self.plan.algorithm.rollout, self.plan.sampling, derive_seed(self.plan.seed, "rollout", step))
+            trees = self._grow(
+                tasks, self.plan.algorithm.rollout, self.plan.sampling, derive_seed(self.plan.seed, "rollout", step)
+            )
             grown = time.monotonic()
             metrics = self._update(learner, trees)
             self.run.log(
@@ -229,9 +273,6 @@ class Trainer:
             self._record(trees, stage=name, step=step)
             success = fmean(x for tree in trees for x in succeeded(tree, self.plan.environment.success))
             self._done(f"success {success:.0%}")
-            if plan.evaluate_every and (step + 1) % plan.evaluate_every == 0 and step + 1 < plan.steps:
-                self._measure(name)
-                self.watcher.begin("improving", plan.steps)
 
     # parts of stages
 
@@ -240,16 +281,15 @@ class Trainer:
     ) -> list[RolloutTree]:
         heard: Callable[[RolloutTree], None] = (lambda tree: self.watcher.advance()) if watch else (lambda tree: None)
         if self._stale:
-            self.policy.refresh(self.policy.weights_version + 1)
+            self.policy.refresh(self._progress.weights_version)
             self._stale = False
-        return asyncio.run(
-            grow_trees(tasks, strategy, self.policy, self.renderer, sampling, seed=seed, on_tree=heard)
-        )
+        return asyncio.run(grow_trees(tasks, strategy, self.policy, self.renderer, sampling, seed=seed, on_tree=heard))
 
     def _update(self, learner: Learner, trees: Sequence[RolloutTree]) -> dict[str, float]:
         """The step's optimiser steps; means of their metrics, sums of their counts."""
         algorithm, parts = self.plan.algorithm, self.plan.improvement.updates_per_step
         scored = [(tree, algorithm.advantage([tree])[0]) for tree in trees]
+        self._rest_policy()
         rows = [learner.update(scored[i::parts], algorithm.loss) for i in range(parts)]
         counts = {"trained_tokens", "loss_terms"}
         return {name: (sum if name in counts else fmean)(row[name] for row in rows) for name in rows[0]}
@@ -279,6 +319,7 @@ class Trainer:
 
     def _learn(self, optimization: Optimization) -> Learner:
         """The stage's learner, in the state of the checkpoint that the run goes on from."""
+        self._rest_policy()
         learner = Learner(self.model, optimization, dtype=self._dtype, temperature=self.plan.sampling.temperature)
         if self._progress.step and self._restored:
             learner.load(self._restored)
@@ -286,16 +327,21 @@ class Trainer:
         self._learner = learner
         return learner
 
-    def _steps(self, total: int) -> Iterable[int]:
+    def _steps(self, label: str, total: int) -> Iterable[int]:
         """Steps that the stage has yet to do."""
-        for _ in range(self._progress.step):
-            self.watcher.advance()
+        self._begin(label, total)
         while self._progress.step < total:
             yield self._progress.step
+
+    def _begin(self, label: str, total: int) -> None:
+        self.watcher.begin(label, total)
+        for _ in range(self._progress.step):
+            self.watcher.advance()
 
     def _done(self, note: str) -> None:
         """A step's weights are in place: counts it, and saves when it is time."""
         self._progress.step += 1
+        self._progress.weights_version += 1
         self._stale = True
         self.watcher.advance(note)
         stop = self.watcher.should_stop()
@@ -303,6 +349,11 @@ class Trainer:
             self._save()
         if stop:
             raise Stopped(f"saved after step {self._progress.step} of {self._stages[self._progress.stage][0]}")
+
+    def _rest_policy(self) -> None:
+        """The weights are about to move: the policy's copies and caches need not take room meanwhile."""
+        self.policy.release()
+        self._stale = True
 
     def _save(self) -> None:
         tensors = {f"model.{name}": p for name, p in self.model.named_parameters() if p.requires_grad}

@@ -1,0 +1,61 @@
+"""An optimiser step on eight rollouts: packed as a tree, or written out one by one."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from task import PROMPT_TOKENS, RESULT_TOKENS, TURN_TOKENS, TURNS
+from worker import serve
+
+from treegym.agents import ROOT, Completion, Node, RolloutTree
+from treegym.agents.models import load
+from treegym.envs import Task
+from treegym.trainers import Advantages, ClippedLoss, Learner, Optimization
+
+WIDTHS = {"chains": (8, 8, 8, 8), "tree": (2, 4, 8, 8), "unpacked": (1, 1, 1, 1)}  # nodes at each turn
+
+
+def grow(widths: Sequence[int], vocabulary: int, seed: int) -> RolloutTree:
+    """A tree of random tokens."""
+    draw = random.Random(seed)
+
+    def some(n: int) -> tuple[int, ...]:
+        return tuple(draw.randrange(1000, vocabulary) for _ in range(n))
+
+    nodes: list[Node] = []
+    level = [ROOT]
+    for turn, width in enumerate(widths):
+        result = RESULT_TOKENS if turn < TURNS - 1 else 0
+        level, above = list(range(len(nodes), len(nodes) + width)), level
+        for i in range(width):
+            action = Completion("", some(TURN_TOKENS), (-11.0,) * TURN_TOKENS)
+            nodes.append(Node(above[i * len(above) // width], action, some(result)))
+    return RolloutTree(Task("", seed), some(PROMPT_TOKENS), (), tuple(nodes), tuple(level))
+
+
+def score(tree: RolloutTree) -> tuple[RolloutTree, Advantages]:
+    return tree, [[(-1.0) ** rollout] * TURNS for rollout in range(len(tree.leaves))]
+
+
+def prepare(model: str, dtype: str, layout: str) -> Callable[[], dict[str, float]]:
+    loaded, _ = load(Path(model))
+    # All tokens in one pass, packed or not: a batch of eight rows without padding is what packing is compared with.
+    learner = Learner(loaded, Optimization(learning_rate=1e-6, max_tokens=8192), dtype=getattr(torch, dtype))
+    size, loss = loaded.config.vocab_size, ClippedLoss()
+    batch = [score(grow(WIDTHS[layout], size, seed)) for seed in range(8 if layout == "unpacked" else 1)]
+    learner.update([score(grow((1,) * TURNS, size, 9))], loss)  # makes the optimiser's state
+
+    def measure() -> dict[str, float]:
+        start = time.perf_counter()
+        metrics = learner.update(batch, loss)
+        return {"seconds": time.perf_counter() - start, "tokens": metrics["trained_tokens"]}
+
+    return measure
+
+
+if __name__ == "__main__":
+    serve(prepare)

@@ -1,0 +1,138 @@
+"""A killed run goes on exactly as it would have: metrics, trees and weights are the uninterrupted run's."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from treegym.trainers import Progress, Run
+
+SCENARIO = """
+environment:
+  id: treegym/Lookup-v0
+  settings: {hops: [1]}
+model: {name: nano, dtype: float32}
+algorithm: {parameters: {n: 4}}
+sampling: {max_tokens: 6}
+warmup: {demonstrations: 32, batch_size: 8, epochs: 3, optimization: {learning_rate: 5.0e-3}}
+improvement: {steps: 3, tasks_per_step: 2, evaluate_every: 2, optimization: {learning_rate: 1.0e-3}}
+heldout: {tasks: 3}
+checkpoint_every: 1.0e-9
+threads: 1
+"""
+STEP, GROW, LINE = "treegym.trainers.learner:Learner", "treegym.trainers.training", "append_line"
+# Each is a run interrupted time and again; the n-th call counts from the last resumption.
+# grow_trees: 1 untouched, 2 demonstrations, 3 warmed up, 4 and 5 improvement, 6 midway, 7 improvement, 8 trained
+CASES: dict[str, list[tuple[str, str, str, int]]] = {
+    "rollouts": [
+        (GROW, "grow_trees", "first_tree", 1),
+        (GROW, "grow_trees", "first_tree", 5),
+        (GROW, "grow_trees", "first_tree", 2),
+    ],
+    "optimiser steps": [(STEP, "apply", "before", 4), (STEP, "apply", "after", 11), (STEP, "apply", "before", 2)],
+    "checkpoints": [
+        ("treegym.trainers.run", "save_file", "half_file", 1),
+        ("treegym.trainers.run:Path", "rename", "after", 9),
+        ("treegym.trainers.run", "save_file", "half_file", 5),
+        ("treegym.trainers.training:Trainer", "save_model", "before", 1),
+    ],
+    "lines": [("treegym.agents.store", LINE, "half_line", 40), ("treegym.trainers.run", LINE, "half_line", 3)],
+    "Ctrl-C": [(STEP, "apply", "interrupt", 3), (STEP, "apply", "interrupt", 10)],
+}
+
+
+def run_all(folder: Path, jobs: Sequence[tuple[list[str], Any]], hash_seed: int) -> list[int]:
+    script = Path(__file__).with_name("interrupt.py")
+    environment = {**os.environ, "PYTHONHASHSEED": str(hash_seed), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, script], input=json.dumps(jobs), cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return [int(status) for status in json.loads(done.stdout)]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run and one for each case, begun and resumed in processes with different hashes."""
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "tiny.yaml").write_text(SCENARIO)
+    ends = {name: 130 if name == "Ctrl-C" else -signal.SIGKILL for name in CASES}
+    begun = [(["train", "tiny.yaml", "--out", name], links[0]) for name, links in CASES.items()]
+    statuses = run_all(folder, [(["train", "tiny.yaml", "--out", "whole"], None), *begun], 1)
+    assert statuses == [0, *ends.values()]
+    assert [path.relative_to(folder).parts[0] for path in folder.rglob("*.part")] == ["checkpoints"]
+    shutil.copytree(folder / "whole", folder / "whole, once more")
+    resumed: list[tuple[str, Any]] = [("whole, once more", None)]
+    resumed += [(name, link) for name, links in CASES.items() for link in [*links[1:], None]]
+    jobs = [(["train", "--resume", "--out", name], link) for name, link in resumed]
+    statuses = run_all(folder, [*jobs, (["train", "tiny.yaml", "--out", "whole, once more"], None)], 2)
+    assert statuses == [*(ends[name] if link else 0 for name, link in resumed), 2]
+    return folder
+
+
+def outcome(run: Path) -> dict[str, Any]:
+    """All a run left behind but its times."""
+    summary = json.loads((run / "summary.json").read_text())
+    for stage in summary["stages"].values():
+        del stage["seconds"]
+    return {
+        "files": sorted(str(path.relative_to(run)) for path in run.rglob("*")),
+        "metrics": [{**row, "seconds": None} for row in Run(run).metrics()],
+        "trees": hashlib.sha256((run / "trees.jsonl").read_bytes()).hexdigest(),
+        "weights": hashlib.sha256((run / "model" / "model.safetensors").read_bytes()).hexdigest(),
+        "summary": {**summary, "seconds": None, "peak_memory_gib": None},
+        "scenario": (run / "scenario.yaml").read_text(),
+    }
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_interrupted_run_is_the_whole_run(case: str, runs: Path) -> None:
+    assert outcome(runs / case) == outcome(runs / "whole")
+
+
+def test_the_uninterrupted_run_trains(runs: Path) -> None:
+    """Else the comparison above would compare nothing."""
+    rows = Run(runs / "whole").metrics()
+    stages = [row["stage"] for row in rows]
+    assert list(dict.fromkeys(stages)) == ["untrained", "warm-up", "warmed up", "improvement", "midway", "trained"]
+    assert stages.count("warm-up") == 12 and stages.count("improvement") == 3
+    assert all(row["grad_norm"] > 0 for row in rows if row["stage"] in ("warm-up", "improvement"))
+    versions = {
+        (labels["stage"], labels["step"]): {node.action.weights_version for node in tree.nodes}
+        for labels, tree in Run(runs / "whole").trees
+    }
+    assert versions["improvement", 2] == {14}  # the steps before: 12 and 2
+
+
+def test_a_finished_run_is_left_alone(runs: Path) -> None:
+    for file in ("summary.json", "metrics.jsonl", "trees.jsonl"):
+        assert (runs / "whole, once more" / file).read_bytes() == (runs / "whole" / file).read_bytes()
+
+
+def test_the_newest_whole_checkpoint_counts(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    assert run.restore() is None
+    for step in range(3):
+        run.log(stage="s", step=step, loss=0.5)
+        run.save(Progress(1, step, step + 4, {"a": [1.0]}), {"x": torch.tensor([step])})
+    run.log(stage="s", step=3, loss=0.5)
+    part = tmp_path / "checkpoints" / "000003.part"
+    part.mkdir()
+    (part / "tensors.safetensors").write_bytes(b"half")
+    restored = Run(tmp_path).restore()
+    assert restored is not None
+    assert restored[0] == Progress(1, 2, 6, {"a": [1.0]}) and restored[1]["x"].item() == 2
+    assert [row["step"] for row in run.metrics()] == [0, 1, 2]
+    Run(tmp_path).save(*restored)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["000003"]

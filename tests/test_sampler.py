@@ -1,0 +1,151 @@
+"""The sampler's tokens, probabilities and caches are those of the plain model."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from scipy.stats import chisquare
+from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel, PreTrainedTokenizerBase, Qwen2Config
+from treegym.agents import ChatRenderer, Context, Sample, Sampling, TransformersPolicy, derive_seed
+from treegym.agents.nano import build_nano
+from treegym.agents.sampler import draw, entropy
+from treegym.envs import Message
+
+WORDS = ["red green blue lookup answer start follow link links tool user assistant system"]
+PROMPTS = [[Message("user", f"start at {word}, follow 2 links")] for word in ("red", "green", "blue red green")]
+
+
+def model_of(kind: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    nano, tokenizer = build_nano(WORDS)
+    size = {"vocab_size": len(tokenizer), "bos_token_id": None, "eos_token_id": None}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if kind == "qwen2":
+            small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+            return AutoModelForCausalLM.from_config(Qwen2Config(**size, **small, num_key_value_heads=2)).eval(), tokenizer
+        if kind == "gpt2":
+            return AutoModelForCausalLM.from_config(GPT2Config(**size, n_embd=32, n_layer=2, n_head=4)).eval(), tokenizer
+    return nano.eval(), tokenizer
+
+
+@pytest.fixture(params=["llama", "qwen2", "gpt2"])
+def parts(request: pytest.FixtureRequest) -> tuple[PreTrainedModel, ChatRenderer, TransformersPolicy]:
+    model, tokenizer = model_of(request.param)
+    renderer = ChatRenderer(tokenizer)
+    return model, renderer, TransformersPolicy(model, renderer, dtype=torch.float32, max_rows=5)
+
+
+def ask(policy: TransformersPolicy, asked: Sequence[tuple[Context, int]], sampling: Sampling) -> list[Sample]:
+    async def all_at_once() -> list[Sample]:
+        return await asyncio.gather(*(policy.sample(context, seed, sampling) for context, seed in asked))
+
+    return asyncio.run(all_at_once())
+
+
+def plain_logprobs(model: PreTrainedModel, tokens: list[int], temperature: float) -> torch.Tensor:
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([tokens])).logits[0]
+    model.set_attn_implementation("treegym")
+    return torch.log_softmax(logits / temperature, -1)
+
+
+def test_probabilities_over_turns_and_forks_are_the_models(parts) -> None:
+    model, renderer, policy = parts
+    sampling = Sampling(temperature=0.7, max_tokens=6, entropy=True)
+    contexts = [Context(renderer.prompt(messages)) for messages in PROMPTS]
+    first = ask(policy, [(context, seed) for context in contexts for seed in range(4)], sampling)
+    grown = [Context(renderer.observation([Message("tool", "blue")], ended=False), x.context) for x in first]
+    second = ask(policy, [(context, seed) for context in grown for seed in (7, 8)], sampling)
+    for sample in [*first, *second]:
+        tokens, own = sample.context.tokens(), sample.completion
+        logprobs = plain_logprobs(model, tokens, 0.7)[-len(own.token_ids) - 1 : -1]
+        chosen = logprobs[range(len(own.token_ids)), list(own.token_ids)]
+        torch.testing.assert_close(torch.tensor(own.logprobs), chosen, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(torch.tensor(own.entropies), -(logprobs.exp() * logprobs).sum(-1), atol=1e-3, rtol=1e-3)
+
+
+def test_greedy_is_transformers_generate(parts) -> None:
+    model, renderer, policy = parts
+    for messages in PROMPTS:
+        context = Context(renderer.prompt(messages))
+        ours = ask(policy, [(context, 0)], Sampling(temperature=0, max_tokens=12))[0].completion.token_ids
+        model.set_attn_implementation("eager")
+        prompt = torch.tensor([context.tokens()])
+        end, attention = renderer.end_of_turn, torch.ones_like(prompt)
+        theirs = model.generate(
+            prompt, attention_mask=attention, max_new_tokens=12, do_sample=False, eos_token_id=end, pad_token_id=end
+        )
+        model.set_attn_implementation("treegym")
+        assert list(ours) == theirs[0, prompt.shape[1] :].tolist()
+
+
+def test_tokens_do_not_depend_on_the_company(parts) -> None:
+    _, renderer, policy = parts
+    contexts = [Context(renderer.prompt(messages)) for messages in PROMPTS]
+    asked = [(context, derive_seed(i, j)) for i, context in enumerate(contexts) for j in range(5)]
+    together = ask(policy, asked, Sampling(max_tokens=8))
+    for (context, seed), sample in zip(asked, together, strict=True):
+        alone = ask(policy, [(Context(tuple(context.tokens())), seed)], Sampling(max_tokens=8))[0]
+        assert alone.completion.token_ids == sample.completion.token_ids
+
+
+def test_every_context_is_computed_once(parts) -> None:
+    _, renderer, policy = parts
+    prompt = Context(renderer.prompt(PROMPTS[0]))
+    first = ask(policy, [(prompt, seed) for seed in range(8)], Sampling(max_tokens=4))
+    assert policy.prefilled_tokens == prompt.length
+    observation = renderer.observation([Message("tool", "red")], ended=False)
+    grown = [Context(observation, sample.context) for sample in first]
+    ask(policy, [(context, seed) for context in grown for seed in range(3)], Sampling(max_tokens=4))
+    again = 8 * (1 + len(observation))  # a turn's last token was sampled but not fed
+    assert policy.prefilled_tokens == prompt.length + again
+
+
+def test_refresh_takes_over_weights_and_forgets_old_keys(parts) -> None:
+    model, renderer, policy = parts
+    context = Context(renderer.prompt(PROMPTS[0]))
+    ask(policy, [(context, 0)], Sampling(max_tokens=4))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.3)
+    policy.refresh(1)
+    sample = ask(policy, [(context, 0)], Sampling(max_tokens=4))[0]
+    logprobs = plain_logprobs(model, sample.context.tokens(), 1.0)[-len(sample.completion.token_ids) - 1 : -1]
+    chosen = logprobs[range(len(sample.completion.token_ids)), list(sample.completion.token_ids)]
+    torch.testing.assert_close(torch.tensor(sample.completion.logprobs), chosen, atol=1e-4, rtol=1e-4)
+    assert sample.completion.weights_version == 1
+
+
+def test_failures_reach_the_caller(parts) -> None:
+    _, _, policy = parts
+    with pytest.raises(IndexError):
+        ask(policy, [(Context((10**6,)), 0)], Sampling())
+
+
+def test_draw_follows_the_distribution() -> None:
+    probabilities = torch.tensor([0.05, 0.0, 0.4, 0.25, 0.3])
+    n = 20_000
+    uniforms = (torch.arange(n) + 0.5) / n
+    tokens = draw(probabilities.log().expand(n, -1), uniforms)
+    counts = torch.bincount(tokens, minlength=5).tolist()
+    assert counts[1] == 0
+    assert counts == pytest.approx([n * p for p in probabilities.tolist()], abs=2)
+    assert draw(probabilities.log()[None], torch.tensor([1 - 2**-24])).item() == 4
+
+
+def test_uniforms_are_uniform_and_their_own() -> None:
+    from treegym.agents.policy import uniform
+
+    values = [uniform(derive_seed("a", seed), position) for seed in range(200) for position in range(50)]
+    counts = [sum(int(v * 20) == i for v in values) for i in range(20)]
+    assert chisquare(counts).pvalue > 1e-3
+    assert len(set(values)) == len(values)
+
+
+def test_entropy_of_a_uniform_distribution() -> None:
+    assert entropy(torch.full((1, 8), -math.log(8))).item() == pytest.approx(math.log(8))

@@ -1,0 +1,350 @@
+"""Policies learn, adapters alone move under LoRA, and what is saved is what was trained."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
+
+from treegym.agents import (
+    ROOT,
+    Chains,
+    ChatRenderer,
+    Completion,
+    Context,
+    FollowOracle,
+    Node,
+    RolloutTree,
+    Sampling,
+    TransformersPolicy,
+    add_lora,
+    grow_trees,
+)
+from treegym.agents.models import load
+from treegym.agents.nano import build_nano
+from treegym.envs import Task, ToolEnv, lookup
+from treegym.trainers import (
+    Advantages,
+    ClippedLoss,
+    Environment,
+    HeldOut,
+    ImitationLoss,
+    Improvement,
+    Learner,
+    Optimization,
+    Pack,
+    Plan,
+    Run,
+    Trainer,
+    Warmup,
+    grpo,
+)
+
+ONE_HOP = Environment("treegym/Lookup-v0", {"hops": [1]})
+
+
+class EchoEnv(ToolEnv):
+    """Say the word that was asked for; the oracle says either of two."""
+
+    instructions = "Say it."
+    max_turns = 1
+    reward_weights: Mapping[str, float] = {"exact": 1.0}
+
+    def begin(self, options: Mapping[str, Any]) -> str:
+        self.word, self.guess = (str(self.np_random.choice(["red", "blue"])) for _ in range(2))
+        return self.word
+
+    def score(self, answer: str) -> dict[str, float]:
+        return {"exact": float(answer == self.word)}
+
+    def oracle(self) -> str | None:
+        return None if self.over else self.write_answer(self.guess)
+
+
+gymnasium.register("tests/Echo-v0", EchoEnv)
+
+
+class Silent:
+    """Watches without a word."""
+
+    def begin(self, stage: str, total: int) -> None: ...
+
+    def advance(self, note: str = "") -> None: ...
+
+    def should_stop(self) -> bool:
+        return False
+
+
+def nano(texts: Sequence[str] = (), seed: int = 0) -> tuple[PreTrainedModel, ChatRenderer]:
+    model, tokenizer = build_nano(texts or lookup.vocabulary(), seed)
+    return model, ChatRenderer(tokenizer)
+
+
+def trainer(plan: Plan, folder: Path, texts: Sequence[str] = ()) -> Trainer:
+    model, renderer = nano(texts, plan.seed)
+    return Trainer(plan, model, renderer, Run(folder), Silent(), dtype=torch.float32)
+
+
+def demonstrations(renderer: ChatRenderer, n: int = 8) -> list[RolloutTree]:
+    policy: Any = None  # the oracle plays
+    tasks = [ONE_HOP.task("train", i) for i in range(n)]
+    return asyncio.run(grow_trees(tasks, FollowOracle(), policy, renderer, Sampling()))
+
+
+def imitated(trees: Sequence[RolloutTree]) -> list[tuple[RolloutTree, Advantages]]:
+    return [(tree, [[1.0] * len(path) for path in tree.paths]) for tree in trees]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_grpo_learns_what_the_demonstrations_leave_open(seed: int, tmp_path: Path) -> None:
+    """The warmed-up policy says either word whatever was asked: half right. Rewards teach it to listen."""
+    plan = Plan(
+        Environment("tests/Echo-v0"),
+        grpo(8),
+        Sampling(max_tokens=8),
+        Warmup(96, optimization=Optimization(2e-3)),
+        Improvement(30, tasks_per_step=4, optimization=Optimization(1e-3)),
+        HeldOut(40, untrained=False),
+        seed=seed,
+    )
+    results = trainer(plan, tmp_path, ["<answer>red blue</answer> Say it."]).train()
+    assert results["warmed up"].interval.mean < 0.8
+    assert results["trained"].interval.mean > 0.95
+
+
+def test_warm_up_solves_the_tasks_it_was_shown() -> None:
+    model, renderer = nano()
+    trees = demonstrations(renderer)
+    learner = Learner(model, Optimization(3e-3), dtype=torch.float32)
+    losses = [learner.update(imitated(trees), ImitationLoss())["loss"] for _ in range(40)]
+    assert losses[0] > 3 and losses[-1] < 0.05
+    policy = TransformersPolicy(model, renderer, dtype=torch.float32)
+    played = asyncio.run(
+        grow_trees([t.task for t in trees], Chains(1), policy, renderer, Sampling(temperature=0, max_tokens=8))
+    )
+    assert [tree.term("exact") for tree in played] == [(1.0,)] * len(trees)
+
+
+def test_imitation_of_a_certain_reply_is_its_likelihood() -> None:
+    """The loss of a demonstration is the mean negative log-likelihood of the oracle's tokens in the plain model."""
+    model, renderer = nano()
+    [tree] = demonstrations(renderer, 1)
+    loss = Learner(model, Optimization(), dtype=torch.float32).update(imitated([tree]), ImitationLoss())["loss"]
+    fresh, _ = nano()
+    tokens = torch.tensor(tree.tokens(tree.paths[0]))
+    logprobs = torch.log_softmax(fresh(input_ids=tokens[None]).logits[0], -1)
+    at, likelihoods = len(tree.prompt), []
+    for node in tree.nodes:
+        said = range(at, at + len(node.action.token_ids))
+        likelihoods += [logprobs[i - 1, tokens[i]].item() for i in said]
+        at = said.stop + len(node.observation)
+    assert loss == pytest.approx(-sum(likelihoods) / len(likelihoods), rel=1e-5)
+
+
+# LoRA and saved models
+
+
+@pytest.fixture(scope="module", params=["full", "lora"])
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trainer, str, Any]:
+    """A trainer after some updates, which weights may move, and the weights before."""
+    plan = Plan(ONE_HOP, grpo(2), Sampling(max_tokens=6), heldout=HeldOut(0))
+    model, renderer = nano()
+    if request.param == "lora":
+        add_lora(model, rank=4, alpha=8, seed=1)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    done = Trainer(plan, model, renderer, Run(tmp_path_factory.mktemp("run")), Silent(), dtype=torch.float32)
+    learner = Learner(model, Optimization(1e-2), dtype=torch.float32)
+    for _ in range(3):
+        learner.update(imitated(demonstrations(renderer)), ImitationLoss())
+    done.policy.refresh(1)
+    return done, request.param, before
+
+
+def test_lora_moves_adapters_and_nothing_else(trained: tuple[Trainer, str, Any]) -> None:
+    done, weights, before = trained
+    after = done.model.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    adapters = {name for name in before if ".lora_" in name}
+    assert moved == (adapters if weights == "lora" else set(before))
+    assert bool(adapters) == (weights == "lora")
+
+
+def test_the_sampler_is_the_trained_model(trained: tuple[Trainer, str, Any]) -> None:
+    done, _, _ = trained
+    context = Context(done.renderer.prompt(demonstrations(done.renderer, 1)[0].messages))
+    sample = asyncio.run(done.policy.sample(context, 5, Sampling(max_tokens=6)))
+    logits = plain_logits(done.model, sample.context.tokens())
+    ids = sample.completion.token_ids
+    expected = torch.log_softmax(logits, -1)[-len(ids) - 1 : -1][range(len(ids)), list(ids)]
+    torch.testing.assert_close(torch.tensor(sample.completion.logprobs), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_saved_model_is_the_trained_model(
+    trained: tuple[Trainer, str, Any], dtype: torch.dtype, tmp_path: Path
+) -> None:
+    done, weights, _ = trained
+    done._dtype, kept = dtype, done._dtype
+    done.save_model(tmp_path)
+    done._dtype = kept
+    saved, tokenizer = load(tmp_path, dtype=dtype)
+    assert type(saved) is type(done.model) and not [name for name, _ in saved.named_parameters() if "lora" in name]
+    tokens = list(done.renderer.prompt(demonstrations(done.renderer, 1)[0].messages))
+    assert tokenizer.decode(tokens) == done.renderer.tokenizer.decode(tokens)
+    assert tokenizer.chat_template == done.renderer.tokenizer.chat_template
+    logits = plain_logits(saved, tokens)
+    if weights == "full":
+        copy, _ = nano()
+        copy.load_state_dict(done.model.state_dict())
+        assert torch.equal(logits, plain_logits(copy.to(dtype), tokens))
+    elif dtype == torch.float32:
+        torch.testing.assert_close(logits, plain_logits(done.model, tokens), atol=1e-4, rtol=1e-4)
+
+
+def plain_logits(model: PreTrainedModel, tokens: Sequence[int]) -> Tensor:
+    """Of transformers' own attention."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        logits: Tensor = model(input_ids=torch.tensor([list(tokens)])).logits[0]
+    model.set_attn_implementation(before)
+    return logits
+
+
+# optimisation
+
+
+def test_the_rate_rises_to_the_full_rate_and_stays() -> None:
+    assert [Optimization(1.0, warmup_steps=3).rate(step) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert Optimization(0.5).rate(0) == 0.5
+
+
+def chain(*actions: Sequence[int], old: float = -4.0) -> RolloutTree:
+    """Rollouts of one turn, all different, over a vocabulary of 50."""
+    nodes = tuple(Node(ROOT, Completion("", tuple(a), (old,) * len(a)), terminated=True) for a in actions)
+    return RolloutTree(Task("none", 0), (1, 2, 3), (), nodes, tuple(range(len(nodes))))
+
+
+def test_many_small_packs_are_one_large_pack() -> None:
+    """In float64, and on a model whose norms do not round on the way: the step is the same to 12 digits."""
+    batch: list[tuple[RolloutTree, Advantages]] = [
+        (chain((5, 6, 7), (8, 9), (10,)), [[1.0], [-0.5], [0.3]]),
+        (chain((11, 12, 13, 14), (5,)), [[0.7], [-0.7]]),
+        (chain((20, 21), (22,), old=-3.0), [[0.0], [0.4]]),
+    ]
+    ends = []
+    for max_tokens, expected_packs in ((1000, 1), (6, 5)):
+        model = gpt2()
+        learner = Learner(model, Optimization(1e-3, max_tokens=max_tokens), dtype=torch.float64)
+        packs: list[Pack] = []
+        metrics = [learner.update(batch, ClippedLoss(), on_pack=packs.append) for _ in range(2)][-1]
+        assert len(packs) == 2 * expected_packs
+        ends.append((metrics["loss"], metrics["grad_norm"], metrics["loss_terms"], *model.state_dict().values()))
+    for one, many in zip(*ends, strict=True):
+        torch.testing.assert_close(torch.as_tensor(one), torch.as_tensor(many), atol=1e-12, rtol=1e-9)
+
+
+def gpt2() -> PreTrainedModel:
+    sizes = {"vocab_size": 50, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = GPT2Config(**sizes, attn_pdrop=0, embd_pdrop=0, resid_pdrop=0, bos_token_id=None, eos_token_id=None)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model.double()
+
+
+def test_gradients_are_clipped_and_a_silent_batch_moves_nothing() -> None:
+    tree = chain((5, 6), (7,))
+    model = gpt2()
+    learner = Learner(model, Optimization(1e-3, max_grad_norm=1e-3, warmup_steps=1), dtype=torch.float64)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert learner.update([(tree, [[0.0], [0.0]])], ClippedLoss())["grad_norm"] == 0
+    assert learner.step == 0 and all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+    metrics = learner.update([(tree, [[1.0], [-1.0]])], ClippedLoss())
+    assert metrics["grad_norm"] > 1e-3 and metrics["learning_rate"] == 5e-4
+    first_moments = [state["exp_avg"] for state in learner.optimizer.state.values()]
+    clipped = torch.cat([moment.flatten() for moment in first_moments]).norm().item() / (1 - 0.9)
+    assert clipped == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_an_optimiser_s_state_goes_on_where_it_was_saved() -> None:
+    batch: list[tuple[RolloutTree, Advantages]] = [(chain((5, 6), (7,)), [[1.0], [-1.0]])]
+    whole, parted = gpt2(), gpt2()
+    learner = Learner(whole, Optimization(1e-3, warmup_steps=4), dtype=torch.float64)
+    for _ in range(4):
+        learner.update(batch, ClippedLoss())
+    first = Learner(parted, Optimization(1e-3, warmup_steps=4), dtype=torch.float64)
+    for _ in range(2):
+        first.update(batch, ClippedLoss())
+    second = Learner(parted, Optimization(1e-3, warmup_steps=4), dtype=torch.float64)
+    second.load({name: tensor.clone() for name, tensor in first.tensors().items()})
+    for _ in range(2):
+        second.update(batch, ClippedLoss())
+    assert second.step == 4
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parted.parameters(), strict=True))
+
+
+# TensorBoard
+
+
+class StubWriter:
+    """Stands in for TensorBoard's writer; what was written counts once it is closed."""
+
+    shown: dict[str, list[tuple[str, float, int]]]
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True)
+        self.rows: list[tuple[str, float, int]] = []
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        self.rows.append((tag, value, step))
+
+    def close(self) -> None:
+        (self.folder / "events").write_text(repr(self.rows))
+
+
+def test_metrics_go_to_tensorboard_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stub = types.ModuleType("torch.utils.tensorboard")
+    stub.SummaryWriter = StubWriter  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", stub)
+    run = Run(tmp_path)
+    run.log(stage="warm-up", step=0, loss=2.5, note="text", seconds={"update": 0.1})
+    run.log(stage="warmed up", step=1, success=0.5)
+    first = [("warm-up/loss", 2.5, 0), ("warm-up/seconds/update", 0.1, 0), ("warmed-up/success", 0.5, 1)]
+    run.close()
+    assert shown(tmp_path) == first
+    run.close()
+    resumed = Run(tmp_path)
+    resumed.log(stage="improvement", step=0, loss=1)
+    resumed.close()
+    assert shown(tmp_path) == [*first, ("improvement/loss", 1, 0)]  # nothing twice
+
+
+def shown(folder: Path) -> Any:
+    return eval((folder / "tensorboard" / "events").read_text())
+
+
+def test_without_tensorboard_there_is_no_folder_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    run = Run(tmp_path)
+    run.log(stage="warm-up", step=0, loss=2.5)
+    run.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
