@@ -45,7 +45,7 @@ def _brought(
     return out.transpose(0, 1)[None], None
 
 
-AttentionInterface.register(_NAME, _brought)  # type: ignore[no-untyped-call]
+AttentionInterface.register(_NAME, _brought)
 
 
 def bring_attention(model: PreTrainedModel) -> None:

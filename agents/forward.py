@@ -103,7 +103,8 @@ class LlamaForward:
 
     def release(self) -> None:
         self._layers = []
-        self._embedding = self._norm = self._head = None
+        nothing: Any = None
+        self._embedding = self._norm = self._head = nothing
 
     def _cast(self, weight: Tensor) -> Tensor:
         return weight.detach().to(self._dtype)

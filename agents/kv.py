@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -36,13 +36,14 @@ class KVSlab:
         """Gives its memory back; no row holds anything any more."""
         self.data = self._zeros(self._empty)
 
-    def reserve(self, rows: int, capacity: int) -> None:
-        """Makes room for this many rows of this many tokens."""
+    def reserve(self, rows: int, capacity: int, keep: Iterable[tuple[int, int]] = ()) -> None:
+        """Makes room for this many rows of this many tokens; of what was written, `keep` stays: (row, tokens)."""
         layers, two, have, kv_heads, length, dim = self.data.shape
         if rows <= have and capacity <= length:
             return
         grown = self._zeros((layers, two, max(rows, have), kv_heads, max(capacity, length), dim))
-        grown[:, :, :have, :, :length] = self.data
+        for row, n in keep:
+            grown[:, :, row, :, :n] = self.data[:, :, row, :, :n]
         self.data = grown
 
     def write(self, row: int, start: int, span: Tensor) -> None:

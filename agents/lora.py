@@ -18,7 +18,7 @@ def add_lora(model: PreTrainedModel, rank: int, alpha: int, seed: int) -> None:
 
 def merged_weight(module: nn.Module) -> Tensor:
     """The weight that a linear layer acts with, its adapters added."""
-    weight: Tensor = module.weight.detach()  # type: ignore[assignment, operator, union-attr]
+    weight: Tensor = module.weight.detach()  # type: ignore[operator]
     for adapter in getattr(module, "active_adapters", ()):
         weight = weight + module.get_delta_weight(adapter).detach()  # type: ignore[operator]
     return weight

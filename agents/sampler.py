@@ -196,11 +196,11 @@ class TransformersPolicy:
         return missing
 
     def _make_room(self, rows: list[_Row]) -> None:
-        for sampling in {row.request.sampling for row in rows}:
-            self._slab.reserve(self._max_rows, sampling.max_context + sampling.max_tokens)
+        """Room for the longest that the rows may become."""
         if rows:
-            length = max(row.request.context.length + row.request.sampling.max_tokens for row in rows)
-            self._slab.reserve(self._max_rows, length)
+            sizes = [(row.request.context.length, row.request.sampling) for row in rows]
+            longest = max(max(length + sampling.max_tokens, sampling.max_context) for length, sampling in sizes)
+            self._slab.reserve(self._max_rows, longest, [(row.row, row.position) for row in self._rows])
 
     def _load(self, context: Context, row: int) -> int:
         """Copies what is computed of the context into the row; the number of tokens copied."""

@@ -16,6 +16,6 @@ class ScriptedPolicy(Policy):
         self._script = script
 
     async def sample(self, context: Context, seed: int, sampling: Sampling) -> Sample:
-        text = self._script(self._renderer.tokenizer.decode(context.tokens()), seed)
+        text = self._script(str(self._renderer.tokenizer.decode(context.tokens())), seed)
         tokens = self._renderer.reply(text)
         return Sample(Completion(text, tokens, (0.0,) * len(tokens)), Context(tokens, context))

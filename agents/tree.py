@@ -103,7 +103,9 @@ def _messages(rows: list[dict[str, str]]) -> tuple[Message, ...]:
 
 
 def _node(row: Mapping[str, Any]) -> Node:
-    action = {key: tuple(value) if isinstance(value, list) else value for key, value in row["action"].items()}
+    action: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in row["action"].items()
+    }
     return Node(
         **{
             **row,

@@ -42,7 +42,7 @@ class ToyEnv(TextEnv):
         return repr(self.said)
 
 
-gymnasium.register("benchmarks/Toy-v0", entry_point=ToyEnv)
+gymnasium.register("benchmarks/Toy-v0", entry_point=lambda **settings: ToyEnv())
 
 
 class EndlessRenderer(ChatRenderer):
@@ -77,6 +77,7 @@ def prepare(model: str, keep: bool = True, update: bool = True) -> Callable[[], 
         trees = asyncio.run(grow_trees(tasks, algorithm.rollout, policy, renderer, sampling, seed=seed))
         grown = time.perf_counter()
         if update:
+            policy.release()
             learner.update([(tree, algorithm.advantage([tree])[0]) for tree in trees], algorithm.loss)
         policy.refresh(policy.weights_version + 1)
         end = time.perf_counter()

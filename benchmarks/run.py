@@ -156,7 +156,7 @@ def decode(bench: Bench) -> list[Row]:
     sides = {engine: bench.side("decode.py", engine=engine) for engine in ("treegym", "generate")}
     found = bench.run("decode", sides, requests=tuple({"rows": rows} for rows in (1, 8, 32)))
     return [
-        compare(f"{rows} rows", rounds, "speed", "tokens/s", "treegym", "generate", at_least=target)
+        compare(f"batch of {rows}", rounds, "speed", "tokens/s", "treegym", "generate", at_least=target)
         for (rows, target), rounds in zip(((1, None), (8, 3.0), (32, None)), found, strict=True)
     ]
 

@@ -38,7 +38,7 @@ def score(completions: list[list[dict[str, Any]]], **columns: Any) -> list[float
     return [reward("".join(message["content"] for message in chat)) for chat in completions]
 
 
-class TimedTrainer(grpo.GRPOTrainer):
+class TimedTrainer(grpo.GRPOTrainer):  # type: ignore[misc]
     """Keeps the time of its rollouts, and counts their tokens."""
 
     def _generate(self, prompts: list[Any]) -> Any:

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ class Channel:
         self.settings: dict[str, Any] = json.loads(sys.argv[1])
         self._out = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)
+        self._begun = 0.0
 
     def ask(self) -> dict[str, Any]:
         """Waits for the next request. SystemExit when there is none."""
@@ -24,11 +26,13 @@ class Channel:
         if not line:
             raise SystemExit
         request: dict[str, Any] = json.loads(line)
+        self._begun = time.process_time()
         return request
 
     def answer(self, **values: float) -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # GB, of this process so far
-        print(json.dumps({**values, "peak": peak}), file=self._out, flush=True)
+        result = {**values, "cpu": time.process_time() - self._begun, "peak": peak}  # cpu: seconds of all threads
+        print(json.dumps(result), file=self._out, flush=True)
 
 
 def serve(prepare: Callable[..., Callable[..., dict[str, float]]]) -> None:

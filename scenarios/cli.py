@@ -98,7 +98,7 @@ def evaluate(
         raise UsageError("heldout.tasks is 0: there is nothing to measure")
     with tempfile.TemporaryDirectory() as folder, ProgressBars() as bars:
         run = Run(Path(folder))
-        result = build_trainer(chosen, run, bars).measure("model")
+        result = build_trainer(chosen, run, bars).measure("model", chosen.heldout.tasks)
         run.close()
     console.print(results_table({"model": result}))
     if json_out:

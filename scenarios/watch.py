@@ -16,7 +16,10 @@ from .terminal import console, say
 
 
 class ProgressBars:
-    """A bar for each stage; the first Ctrl-C saves and stops, a second one stops at once."""
+    """A bar for each stage, or a line for each step where there is no terminal.
+
+    The first Ctrl-C saves and stops, a second one stops at once.
+    """
 
     def __init__(self) -> None:
         columns = (
@@ -50,7 +53,11 @@ class ProgressBars:
 
     def advance(self, note: str = "") -> None:
         if self._task is not None:
-            self._bars.update(self._task, advance=1, **({"note": note} if note else {}))
+            fields: dict[str, Any] = {"note": note} if note else {}
+            self._bars.update(self._task, advance=1, **fields)
+            if note and not console.is_terminal:
+                bar = self._bars.tasks[self._task]
+                say(f"{bar.description} {bar.completed:.0f}/{bar.total:.0f}: {note}")
 
     def should_stop(self) -> bool:
         return self._stop

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import treegym.scenarios.build  # imported once, before the forks
+import treegym.scenarios.build  # noqa: F401  (once, before the forks)
 from treegym.scenarios.cli import main
 
 Original = Callable[..., Any]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from treegym.agents import (
     ROOT,
     Chains,
@@ -100,14 +101,18 @@ def test_tokens_of_a_path_are_what_the_policy_saw(renderer: ChatRenderer) -> Non
 
 
 def test_long_episodes_are_truncated_with_a_cause(renderer: ChatRenderer) -> None:
-    trees = grow(nano_policy(renderer), renderer, max_tokens=8, max_context=len(renderer.prompt([Message("user", "x")])) + 90)
+    trees = grow(
+        nano_policy(renderer), renderer, max_tokens=8, max_context=len(renderer.prompt([Message("user", "x")])) + 90
+    )
     causes = {tree.nodes[leaf].info.get("cause") for tree in trees for leaf in tree.leaves}
     assert "context length" in causes
     assert all(not n.terminated for t in trees for n in t.nodes if n.info.get("cause") == "context length")
 
 
 def test_demonstrations_succeed(renderer: ChatRenderer) -> None:
-    trees = asyncio.run(grow_trees(TASKS, FollowOracle(), ScriptedPolicy(renderer, lambda *_: ""), renderer, Sampling()))
+    trees = asyncio.run(
+        grow_trees(TASKS, FollowOracle(), ScriptedPolicy(renderer, lambda *_: ""), renderer, Sampling())
+    )
     assert all(tree.term("exact") == (1.0,) for tree in trees)
 
 
@@ -121,7 +126,11 @@ def test_tool_results_cannot_end_the_turn(renderer: ChatRenderer) -> None:
 def test_turns_join_to_what_the_template_renders(renderer: ChatRenderer) -> None:
     """Prompt, reply and observation tokens together read as the template's text of the whole chat."""
     prompt = [Message("system", "s"), Message("user", "start at red")]
-    tokens = renderer.prompt(prompt) + renderer.reply("<lookup>red</lookup>") + renderer.observation([Message("tool", "blue")], ended=True)
+    tokens = (
+        renderer.prompt(prompt)
+        + renderer.reply("<lookup>red</lookup>")
+        + renderer.observation([Message("tool", "blue")], ended=True)
+    )
     chat = [*prompt, Message("assistant", "<lookup>red</lookup>"), Message("tool", "blue")]
     rows = [{"role": m.role, "content": m.text} for m in chat]
     whole = renderer.tokenizer.apply_chat_template(rows, tokenize=False, add_generation_prompt=True)

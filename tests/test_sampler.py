@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel, PreTrainedTokenizerBase, Qwen2Config
+
 from treegym.agents import ChatRenderer, Context, Sample, Sampling, TransformersPolicy, derive_seed
 from treegym.agents.nano import build_nano
 from treegym.agents.sampler import draw, entropy
@@ -26,9 +27,13 @@ def model_of(kind: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         torch.manual_seed(0)
         if kind == "qwen2":
             small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-            return AutoModelForCausalLM.from_config(Qwen2Config(**size, **small, num_key_value_heads=2)).eval(), tokenizer
+            return AutoModelForCausalLM.from_config(
+                Qwen2Config(**size, **small, num_key_value_heads=2)
+            ).eval(), tokenizer
         if kind == "gpt2":
-            return AutoModelForCausalLM.from_config(GPT2Config(**size, n_embd=32, n_layer=2, n_head=4)).eval(), tokenizer
+            return AutoModelForCausalLM.from_config(
+                GPT2Config(**size, n_embd=32, n_layer=2, n_head=4)
+            ).eval(), tokenizer
     return nano.eval(), tokenizer
 
 
@@ -66,7 +71,9 @@ def test_probabilities_over_turns_and_forks_are_the_models(parts) -> None:
         logprobs = plain_logprobs(model, tokens, 0.7)[-len(own.token_ids) - 1 : -1]
         chosen = logprobs[range(len(own.token_ids)), list(own.token_ids)]
         torch.testing.assert_close(torch.tensor(own.logprobs), chosen, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(torch.tensor(own.entropies), -(logprobs.exp() * logprobs).sum(-1), atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(
+            torch.tensor(own.entropies), -(logprobs.exp() * logprobs).sum(-1), atol=1e-3, rtol=1e-3
+        )
 
 
 def test_greedy_is_transformers_generate(parts) -> None:

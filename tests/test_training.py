@@ -7,11 +7,13 @@ import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import gymnasium
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
 
@@ -28,6 +30,7 @@ from treegym.agents import (
     TransformersPolicy,
     add_lora,
     grow_trees,
+    merged_state,
 )
 from treegym.agents.models import load
 from treegym.agents.nano import build_nano
@@ -52,25 +55,25 @@ from treegym.trainers import (
 ONE_HOP = Environment("treegym/Lookup-v0", {"hops": [1]})
 
 
-class EchoEnv(ToolEnv):
-    """Say the word that was asked for; the oracle says either of two."""
+class BanditEnv(ToolEnv):
+    """Two answers, one of them right; the oracle gives either."""
 
-    instructions = "Say it."
+    instructions = "Choose."
     max_turns = 1
     reward_weights: Mapping[str, float] = {"exact": 1.0}
 
     def begin(self, options: Mapping[str, Any]) -> str:
-        self.word, self.guess = (str(self.np_random.choice(["red", "blue"])) for _ in range(2))
-        return self.word
+        self.guess = str(self.np_random.choice(["red", "blue"]))
+        return "Red or blue?"
 
     def score(self, answer: str) -> dict[str, float]:
-        return {"exact": float(answer == self.word)}
+        return {"exact": float(answer == "blue")}
 
     def oracle(self) -> str | None:
         return None if self.over else self.write_answer(self.guess)
 
 
-gymnasium.register("tests/Echo-v0", EchoEnv)
+gymnasium.register("tests/Bandit-v0", BanditEnv)
 
 
 class Silent:
@@ -105,20 +108,20 @@ def imitated(trees: Sequence[RolloutTree]) -> list[tuple[RolloutTree, Advantages
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_grpo_learns_what_the_demonstrations_leave_open(seed: int, tmp_path: Path) -> None:
-    """The warmed-up policy says either word whatever was asked: half right. Rewards teach it to listen."""
+def test_grpo_learns_what_demonstrations_leave_open(seed: int, tmp_path: Path) -> None:
+    """The demonstrations are right half of the time; rewards then teach the right half. Measured as it samples."""
     plan = Plan(
-        Environment("tests/Echo-v0"),
+        Environment("tests/Bandit-v0"),
         grpo(8),
         Sampling(max_tokens=8),
-        Warmup(96, optimization=Optimization(2e-3)),
-        Improvement(30, tasks_per_step=4, optimization=Optimization(1e-3)),
-        HeldOut(40, untrained=False),
+        Warmup(96, optimization=Optimization(1e-3, warmup_steps=2)),
+        Improvement(16, tasks_per_step=2, optimization=Optimization(3e-4, warmup_steps=2)),
+        HeldOut(40, untrained=0),
         seed=seed,
     )
-    results = trainer(plan, tmp_path, ["<answer>red blue</answer> Say it."]).train()
-    assert results["warmed up"].interval.mean < 0.8
-    assert results["trained"].interval.mean > 0.95
+    results = trainer(plan, tmp_path, ["<answer>red blue</answer> Choose. Red or blue?"]).train()
+    before, after = (fmean(results[stage].success) for stage in ("warmed up", "trained"))
+    assert before < 0.75 and after > 0.75 and after - before > 0.2
 
 
 def test_warm_up_solves_the_tasks_it_was_shown() -> None:
@@ -190,23 +193,22 @@ def test_the_sampler_is_the_trained_model(trained: tuple[Trainer, str, Any]) -> 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_saved_model_is_the_trained_model(
-    trained: tuple[Trainer, str, Any], dtype: torch.dtype, tmp_path: Path
+    trained: tuple[Trainer, str, Any], dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done, weights, _ = trained
-    done._dtype, kept = dtype, done._dtype
+    """Adapters merged, weights rounded to the computation's dtype, and otherwise the same to the bit."""
+    done, _, _ = trained
+    monkeypatch.setattr(done, "_dtype", dtype)
     done.save_model(tmp_path)
-    done._dtype = kept
-    saved, tokenizer = load(tmp_path, dtype=dtype)
-    assert type(saved) is type(done.model) and not [name for name, _ in saved.named_parameters() if "lora" in name]
+    assert {tensor.dtype for tensor in load_file(tmp_path / "model.safetensors").values()} == {dtype}
+    saved, tokenizer = load(tmp_path)
+    assert tokenizer.chat_template == done.renderer.tokenizer.chat_template
     tokens = list(done.renderer.prompt(demonstrations(done.renderer, 1)[0].messages))
     assert tokenizer.decode(tokens) == done.renderer.tokenizer.decode(tokens)
-    assert tokenizer.chat_template == done.renderer.tokenizer.chat_template
     logits = plain_logits(saved, tokens)
-    if weights == "full":
-        copy, _ = nano()
-        copy.load_state_dict(done.model.state_dict())
-        assert torch.equal(logits, plain_logits(copy.to(dtype), tokens))
-    elif dtype == torch.float32:
+    rounded, _ = nano()
+    rounded.load_state_dict({name: x.to(dtype).float() for name, x in merged_state(done.model).items()})
+    assert torch.equal(logits, plain_logits(rounded, tokens))
+    if dtype == torch.float32:
         torch.testing.assert_close(logits, plain_logits(done.model, tokens), atol=1e-4, rtol=1e-4)
 
 
@@ -225,6 +227,15 @@ def plain_logits(model: PreTrainedModel, tokens: Sequence[int]) -> Tensor:
 
 def test_the_rate_rises_to_the_full_rate_and_stays() -> None:
     assert [Optimization(1.0, warmup_steps=3).rate(step) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert [Optimization(1.0, warmup_steps=1, decay_steps=4).rate(step) for step in range(7)] == [
+        0.5,
+        1,
+        0.75,
+        0.5,
+        0.25,
+        0,
+        0,
+    ]
     assert Optimization(0.5).rate(0) == 0.5
 
 

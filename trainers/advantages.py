@@ -48,6 +48,8 @@ class GroupRelative:
         """Advantages of one group; zeros when the returns are equal."""
         if len(returns) == 1:
             return [returns[0] if self.alone == "raw" else 0.0]
+        if min(returns) == max(returns):  # their mean may be off by a rounding
+            return [0.0] * len(returns)
         mean = math.fsum(returns) / len(returns)
         if not self.divide:
             return [x - mean for x in returns]

@@ -18,10 +18,11 @@ from .packing import Advantages, Pack, TreeAttend, pack, score, split
 
 @dataclass(frozen=True, slots=True)
 class Optimization:
-    """How weights move: AdamW, a linear warm-up of the rate, clipped gradients."""
+    """How weights move: AdamW, a rate that rises and falls linearly, clipped gradients."""
 
     learning_rate: float = 1e-5
     warmup_steps: int = 0
+    decay_steps: int = 0  # after the warm-up, until the rate would be 0; 0: it stays
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
@@ -29,7 +30,10 @@ class Optimization:
 
     def rate(self, step: int) -> float:
         """Learning rate of optimiser step `step`, from 0."""
-        return self.learning_rate * min(1.0, (step + 1) / (self.warmup_steps + 1))
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / (self.warmup_steps + 1)
+        left = 1.0 - (step - self.warmup_steps) / self.decay_steps if self.decay_steps else 1.0
+        return self.learning_rate * max(0.0, left)
 
 
 class Learner:
@@ -91,10 +95,8 @@ class Learner:
         model: Any = self.model
         with self._autocast():
             logits = tree_logits(model, packed.tokens, packed.positions, TreeAttend(packed.segments), packed.rows)
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        if self.temperature != 1.0:
-            logits = logits / self.temperature
-        return torch.log_softmax(logits, dim=-1)[packed.row, packed.target]
+        logprobs: Tensor = _Logprobs.apply(logits, packed.row, packed.target, self.temperature)
+        return logprobs
 
     def apply(self) -> dict[str, float]:
         """Clips the gradients, moves the weights, clears the gradients."""
@@ -127,3 +129,32 @@ class Learner:
     def _autocast(self) -> Iterator[None]:
         with torch.autocast(self.model.device.type, self._dtype, enabled=self._dtype == torch.bfloat16):
             yield
+
+
+class _Logprobs(torch.autograd.Function):
+    """Log-softmax at some entries, of at least float32, without a second [R, vocabulary] in memory."""
+
+    ROWS = 64  # worked on at a time
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, row: Tensor, target: Tensor, temperature: float) -> Tensor:
+        """logits [R, vocabulary], row [P], target [P] -> [P]."""
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        total = torch.cat([(part.to(dtype) / temperature).logsumexp(-1) for part in logits.split(_Logprobs.ROWS)])
+        ctx.save_for_backward(logits, total, row, target)
+        ctx.temperature = temperature
+        return logits[row, target].to(dtype) / temperature - total[row]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients  # [P]
+        logits, total, row, target = ctx.saved_tensors
+        gradient = gradient / ctx.temperature
+        summed = torch.zeros_like(total).index_add_(0, row, gradient)
+        out = torch.empty_like(logits)
+        parts = (x.split(_Logprobs.ROWS) for x in (out, logits, total, summed))
+        for part, part_logits, part_total, part_summed in zip(*parts, strict=True):
+            softmax = (part_logits.to(total.dtype) / ctx.temperature - part_total[:, None]).exp()
+            part.copy_(-softmax * part_summed[:, None])
+        out.index_put_((row, target), gradient.to(out.dtype), accumulate=True)
+        return out, None, None, None

@@ -205,18 +205,24 @@ def split(batch: Sequence[ScoredTree], max_tokens: int) -> list[list[ScoredTree]
     room = 0
     for scored in batch:
         size = scored.num_unique_tokens
-        half = len(scored.tree.leaves) // 2
+        rollouts = range(len(scored.tree.leaves))
+        half = len(rollouts) // 2
+        shared = _shared(groups[-1][0], scored) if groups else 0
         if size > max_tokens and half:
-            numbers = range(len(scored.tree.leaves))
-            groups += split([scored.only(numbers[:half]), scored.only(numbers[half:])], max_tokens)
+            groups += split([scored.only(rollouts[:half]), scored.only(rollouts[half:])], max_tokens)
             room = 0
-        elif size <= room:
+        elif size - shared <= room:
             groups[-1].append(scored)
-            room -= size
+            room -= size - shared
         else:
             groups.append([scored])
             room = max_tokens - size
     return groups
+
+
+def _shared(a: ScoredTree, b: ScoredTree) -> int:
+    """Tokens that both prompts begin with."""
+    return len(os.path.commonprefix([a.tree.prompt, b.tree.prompt]))
 
 
 class TreeAttend:
@@ -231,7 +237,7 @@ class TreeAttend:
         if not self._masks:
             depths = [s.length + sum(self._lengths[i] for i in s.ancestors) for s in self._segments]
             self._masks = [causal_mask(s.length, depth, query) for s, depth in zip(self._segments, depths, strict=True)]
-        queries, keys, values = (x.split(self._lengths, dim=1) for x in (query, key, value))
+        queries, keys, values = (torch.split(x, self._lengths, dim=1) for x in (query, key, value))
         out = []
         for number, (segment, mask) in enumerate(zip(self._segments, self._masks, strict=True)):
             seen = (*segment.ancestors, number)

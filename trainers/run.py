@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,14 +66,16 @@ class Run:
         new = self._checkpoints / f"{number:06d}.part"
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
-        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, new / "tensors.safetensors")
+        for i, shard in enumerate(_shards(tensors)):
+            file = new / f"{i:04d}.safetensors"
+            save_file(shard, file)
+            _sync(file)
         state = {
             **asdict(progress),
             "metrics_size": self._metrics.stat().st_size if self._metrics.exists() else 0,
             "trees_size": self.trees.size,
         }
         write_json(new / "progress.json", state)
-        _sync(new / "tensors.safetensors")
         new.rename(new.with_suffix(""))
         for old in self._numbers()[:-1]:
             shutil.rmtree(self._checkpoints / f"{old:06d}")
@@ -86,7 +88,8 @@ class Run:
         folder = self._checkpoints / f"{self._numbers()[-1]:06d}"
         state = json.loads((folder / "progress.json").read_text())
         self._forget(state.pop("metrics_size"), state.pop("trees_size"))
-        return Progress(**state), load_file(folder / "tensors.safetensors")
+        shards = (load_file(file) for file in sorted(folder.glob("*.safetensors")))
+        return Progress(**state), {name: tensor for shard in shards for name, tensor in shard.items()}
 
     def finish(self) -> None:
         """Removes the checkpoints: the trained model and the summary stay."""
@@ -137,6 +140,17 @@ class Board:
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
+
+
+def _shards(tensors: Mapping[str, torch.Tensor], size: int = 1 << 27) -> Iterator[dict[str, torch.Tensor]]:
+    """Parts of about 128 MB, for safetensors copies a file's tensors before it writes them."""
+    shard: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        shard[name] = tensor.detach().contiguous()
+        if sum(part.nbytes for part in shard.values()) >= size:
+            yield shard
+            shard = {}
+    yield shard
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

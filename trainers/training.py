@@ -105,11 +105,11 @@ class HeldOut:
     __pydantic_config__ = _STRICT
     tasks: int = 200
     rollouts: int = 1  # a task
-    temperature: float = 0.0
-    untrained: bool = True  # whether the untouched model is measured too
+    temperature: float = 1.0  # 1: the policy itself; 0: its most likely tokens
+    untrained: int = 64  # tasks, the first ones, on which the untouched model is measured
 
     def __post_init__(self) -> None:
-        _at_least(0, tasks=self.tasks, temperature=self.temperature)
+        _at_least(0, tasks=self.tasks, temperature=self.temperature, untrained=self.untrained)
         _at_least(1, rollouts=self.rollouts)
 
 
@@ -201,17 +201,18 @@ class Trainer:
 
     def _evaluate(self, name: str) -> None:
         held = self.plan.heldout
-        if held.tasks and (name != "untrained" or held.untrained):
-            self._progress.results[name] = self.measure(name).to_json()
+        tasks = min(held.untrained, held.tasks) if name == "untrained" else held.tasks
+        if tasks:
+            self._progress.results[name] = self.measure(name, tasks).to_json()
 
-    def measure(self, name: str) -> Evaluation:
-        """Success of the present weights on the held-out tasks; recorded."""
+    def measure(self, name: str, tasks: int) -> Evaluation:
+        """Success of the present weights on the first held-out tasks; recorded."""
         held = self.plan.heldout
-        tasks = [self.plan.environment.task("heldout", i) for i in range(held.tasks)]
+        chosen = [self.plan.environment.task("heldout", i) for i in range(tasks)]
         sampling = replace(self.plan.sampling, temperature=held.temperature)
-        self.watcher.begin(f"evaluating: {name}", len(tasks))
+        self.watcher.begin(f"evaluating: {name}", tasks)
         start = time.monotonic()
-        trees = self._grow(tasks, Chains(held.rollouts), sampling, derive_seed("evaluation"), watch=True)
+        trees = self._grow(chosen, Chains(held.rollouts), sampling, derive_seed("evaluation"), watch=True)
         result = Evaluation.of(trees, self.plan.environment.success, time.monotonic() - start)
         self._record(trees, stage=name, step=self._progress.step)
         mean, low, high = result.interval
@@ -254,7 +255,7 @@ class Trainer:
         learner = self._learn(plan.optimization)
         for step in self._steps("improving", plan.steps):
             if plan.evaluate_every and step and step % plan.evaluate_every == 0 and self.plan.heldout.tasks:
-                self.measure("midway")
+                self.measure("midway", self.plan.heldout.tasks)
                 self._begin("improving", plan.steps)
             start = time.monotonic()
             tasks = [self.plan.environment.task("train", self.plan.seed, step, i) for i in range(plan.tasks_per_step)]

@@ -1,0 +1,164 @@
+"""Advantages, losses and aggregations: their laws, and numbers worked by hand."""
+
+from __future__ import annotations
+
+import math
+import random
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from treegym.agents import ROOT, Completion, Node, RolloutTree
+from treegym.envs import Task
+from treegym.trainers import AGGREGATIONS, ClippedLoss, GroupRelative, ImitationLoss, Terms, grpo
+
+RETURNS = st.lists(st.floats(-10, 10, allow_subnormal=False), min_size=2, max_size=12)
+ESTIMATORS = [
+    GroupRelative(),
+    GroupRelative.verl(),
+    GroupRelative.trl(),
+    GroupRelative(divide=False),
+    GroupRelative(ddof=0),
+]
+
+
+def terms(old: list[float], advantages: list[float]) -> Terms:
+    index = torch.arange(len(old))
+    values = torch.tensor(advantages, dtype=torch.float64)
+    return Terms(index, index, index, values, torch.tensor(old, dtype=torch.float64), torch.ones_like(values))
+
+
+def losses(loss: ClippedLoss, ratios: list[float], advantages: list[float]) -> list[float]:
+    logprobs = torch.tensor(ratios, dtype=torch.float64).log()
+    found: list[float] = loss(logprobs - 2, terms([-2.0] * len(ratios), advantages)).tolist()
+    return found
+
+
+# group-relative advantages
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=str)
+@settings(max_examples=50, deadline=None)
+@given(returns=RETURNS, seed=st.integers(0, 100))
+def test_advantages_of_a_group(estimator: GroupRelative, returns: list[float], seed: int) -> None:
+    """They sum to nothing, follow their rollouts, keep the returns' order, and do not see a common shift."""
+    scores = estimator.standardize(returns)
+    assert math.fsum(scores) == pytest.approx(0, abs=1e-6 * (1 + max(map(abs, scores))) * len(scores))
+    order = random.Random(seed).sample(range(len(returns)), len(returns))
+    assert estimator.standardize([returns[i] for i in order]) == pytest.approx([scores[i] for i in order], abs=1e-9)
+    ranked = [score for _, score in sorted(zip(returns, scores, strict=True))]
+    assert all(a <= b + 1e-9 for a, b in pairwise(ranked))
+    if max(returns) - min(returns) > 1e-3:
+        assert estimator.standardize([x + 3 for x in returns]) == pytest.approx(scores, abs=1e-6, rel=1e-6)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=str)
+@pytest.mark.parametrize("value", [0.0, 0.1, 1.1, -3.0, 1 / 3])
+@pytest.mark.parametrize("n", [2, 3, 7, 8])
+def test_equal_returns_give_exact_zeros(estimator: GroupRelative, value: float, n: int) -> None:
+    """Exact, because zeros are left out of training."""
+    assert estimator.standardize([value] * n) == [0.0] * n
+
+
+def test_a_group_of_one() -> None:
+    assert GroupRelative().standardize([0.7]) == [0.0]
+    assert GroupRelative.trl().standardize([0.7]) == [0.0]
+    assert GroupRelative.verl().standardize([0.7]) == [0.7]
+
+
+def test_ddof_and_eps() -> None:
+    half = math.sqrt(0.5)  # the deviation of 0, 1 with ddof 1; 0.5 with ddof 0
+    assert GroupRelative(eps=0).standardize([0, 1]) == pytest.approx([-0.5 / half, 0.5 / half])
+    assert GroupRelative(ddof=0, eps=0).standardize([0, 1]) == pytest.approx([-1, 1])
+    assert GroupRelative(ddof=0, eps=0.5).standardize([0, 1]) == pytest.approx([-0.5, 0.5])
+    assert GroupRelative(divide=False, eps=9).standardize([0, 1, 5]) == [-2, -1, 3]
+
+
+def test_a_rollout_s_turns_share_its_advantage_and_trees_of_a_task_are_one_group() -> None:
+    def tree(*rewards: float) -> RolloutTree:
+        """Each rollout has two turns and its reward at the second."""
+        nodes, leaves = [], []
+        for number, reward in enumerate(rewards):
+            nodes.append(Node(ROOT, Completion("", (number,), (-1.0,))))
+            nodes.append(Node(len(nodes) - 1, Completion("", (9,), (-1.0,)), reward=reward, terminated=True))
+            leaves.append(len(nodes) - 1)
+        return RolloutTree(Task("none", 0), (0,), (), tuple(nodes), tuple(leaves))
+
+    found = GroupRelative(divide=False)([tree(0, 1), tree(5)])
+    assert found == [[[-2, -2], [-1, -1]], [[3, 3]]]
+
+
+# losses
+
+
+def test_clipping_by_hand() -> None:
+    """arXiv:1707.06347 eq. 7 with bounds 0.8 and 1.28."""
+    loss = ClippedLoss(0.2, 0.28)
+    ratios = [0.5, 0.9, 1.0, 1.2, 1.5]
+    assert losses(loss, ratios, [2.0] * 5) == pytest.approx([-1.0, -1.8, -2.0, -2.4, -2.56])
+    assert losses(loss, ratios, [-2.0] * 5) == pytest.approx([1.6, 1.8, 2.0, 2.4, 3.0])
+
+
+def test_a_dual_clip_bounds_the_loss_of_bad_tokens_only() -> None:
+    """arXiv:1912.09729 eq. 5 with c = 3."""
+    loss = ClippedLoss(0.2, 0.2, dual_clip=3.0)
+    assert losses(loss, [2.0, 3.0, 10.0], [-0.5] * 3) == pytest.approx([1.0, 1.5, 1.5])
+    assert losses(loss, [2.0, 3.0, 10.0], [0.5] * 3) == pytest.approx([-0.6] * 3)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "moves"),
+    [(0.5, 1.0, True), (1.5, 1.0, False), (1.1, 1.0, True), (0.5, -1.0, False), (1.5, -1.0, True), (4.0, -1.0, False)],
+)
+def test_clipped_terms_have_no_gradient(ratio: float, advantage: float, moves: bool) -> None:
+    logprobs = torch.tensor([math.log(ratio)], dtype=torch.float64, requires_grad=True)
+    ClippedLoss(0.2, 0.2, dual_clip=3.0)(logprobs, terms([0.0], [advantage])).sum().backward()
+    assert logprobs.grad is not None
+    assert logprobs.grad.item() == pytest.approx(-ratio * advantage if moves else 0.0)
+
+
+def test_the_gradient_at_the_sampling_policy_is_the_policy_gradient() -> None:
+    advantages = [0.3, -1.2, 0.0]
+    logprobs = torch.tensor([-1.0, -2.0, -0.5], dtype=torch.float64, requires_grad=True)
+    ClippedLoss()(logprobs, terms([-1.0, -2.0, -0.5], advantages)).sum().backward()
+    assert logprobs.grad is not None
+    assert logprobs.grad.tolist() == pytest.approx([-a for a in advantages])
+
+
+def test_a_vanishing_old_probability_does_not_overflow() -> None:
+    logprobs = torch.tensor([0.0], requires_grad=True)
+    value = ClippedLoss()(logprobs, terms([-1e4], [-1.0])).sum()
+    value.backward()
+    assert math.isfinite(value.item()) and logprobs.grad is not None and math.isfinite(logprobs.grad.item())
+
+
+def test_imitation_is_weighted_likelihood() -> None:
+    logprobs = torch.tensor([-1.0, -2.0], dtype=torch.float64)
+    assert ImitationLoss()(logprobs, terms([0.0, 0.0], [1.0, 0.5])).tolist() == [1.0, 1.0]
+
+
+def test_aggregations_by_hand() -> None:
+    """Rollouts of 4, 2 and 1 sampled tokens with losses 1 2 3 4, 5 7, 9."""
+    tokens = [[1.0, 2.0, 3.0, 4.0], [5.0, 7.0], [9.0]]
+    found = {
+        name: sum(w * sum(row) for w, row in zip(aggregate([4, 2, 1]), tokens, strict=True))
+        for name, aggregate in AGGREGATIONS.items()
+    }
+    assert found == pytest.approx(
+        {
+            "token-mean": 31 / 7,
+            "seq-mean-token-mean": (2.5 + 6 + 9) / 3,
+            "seq-mean-token-sum": 31 / 3,
+            "token-sum": 31,
+        }
+    )
+
+
+def test_grpo_s_bounds() -> None:
+    assert grpo(clip=0.1).loss == ClippedLoss(0.1, 0.1)
+    assert grpo(clip=0.1, clip_high=0.3).loss == ClippedLoss(0.1, 0.3)
+    with pytest.raises(ValueError, match="n must be at least 1"):
+        grpo(0)

@@ -1,0 +1,44 @@
+"""The README's example runs as it stands, and the policy learns what the README says."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+[EXAMPLE] = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def test_the_example_is_short() -> None:
+    assert len([line for line in EXAMPLE.splitlines() if line.strip()]) <= 25
+
+
+def test_the_example_learns_to_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(EXAMPLE, "README.md", "exec"), {"__name__": "example"})
+    run = tmp_path / "runs" / "boxes"
+    stages = json.loads((run / "summary.json").read_text())["stages"]
+    success = {stage: stages[stage]["success"]["mean"] for stage in ("untrained", "warmed up", "trained")}
+    assert success["untrained"] < 0.1 and success["warmed up"] < 0.9
+    assert success["trained"] > max(0.85, success["warmed up"] + 0.05)
+    assert (run / "model" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/training.md", "docs/environments.md"])
+def test_links_lead_somewhere(page: str) -> None:
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)", (ROOT / page).read_text(encoding="utf-8")):
+        assert ((ROOT / page).parent / target).exists(), target
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    before = torch.get_num_threads()
+    monkeypatch.setattr("os.cpu_count", lambda: 1)  # threads: 0 is one for each core
+    yield
+    torch.set_num_threads(before)
