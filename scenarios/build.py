@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
 import resource
 import time
@@ -60,7 +58,6 @@ def build_trainer(scenario: Scenario, run: Run, watcher: Watcher) -> Trainer:
     """
     try_environment(scenario.environment)
     torch.set_num_threads(scenario.threads or os.cpu_count() or 1)
-    tune_malloc()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     model, renderer = _load(scenario)
     return Trainer(
@@ -92,19 +89,6 @@ def try_environment(environment: Environment) -> TextEnv:
     if environment.success not in terms:
         raise ScenarioError(f"environment.success: no reward term {environment.success!r}; terms: {sorted(terms)}")
     return env
-
-
-def tune_malloc() -> None:
-    """Has glibc keep what tensors free, up to half a gigabyte, and use few arenas.
-
-    Activations come and go each step: asking the kernel for them anew takes a tenth of its time. The largest blocks
-    are mapped one by one, for in a heap they leave holes.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        options = {-3: 16 << 20, -1: 512 << 20, -8: 2}  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_ARENA_MAX
-        for option, value in options.items():
-            libc.mallopt(option, value)
 
 
 def _load(scenario: Scenario) -> tuple[PreTrainedModel, ChatRenderer]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -184,6 +185,7 @@ class Trainer:
             name, stage = self._stages[self._progress.stage]
             stage(name)
             self._learner = None
+            gc.collect()  # an optimiser refers to itself, and holds twice the weights
             self._progress.stage, self._progress.step = self._progress.stage + 1, 0
         return {name: Evaluation(**row) for name, row in self._progress.results.items()}
 
