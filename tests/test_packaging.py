@@ -50,7 +50,7 @@ def test_version_is_the_changelog_s_newest() -> None:
 
 def test_command_is_installed() -> None:
     [command] = entry_points(group="console_scripts", name="treegym")
-    assert command.value == "treegym.scenarios.cli:main"
+    assert command.value == "treegym.__main__:main"
 
 
 def test_python_m_treegym_is_the_command() -> None:

@@ -87,7 +87,7 @@ def outcome(run: Path) -> dict[str, Any]:
     for stage in summary["stages"].values():
         del stage["seconds"]
     return {
-        "files": sorted(str(path.relative_to(run)) for path in run.rglob("*")),
+        "files": sorted(str(path.relative_to(run)) for path in run.rglob("*") if "tensorboard" not in path.parts),
         "metrics": [{**row, "seconds": None} for row in Run(run).metrics()],
         "trees": hashlib.sha256((run / "trees.jsonl").read_bytes()).hexdigest(),
         "weights": hashlib.sha256((run / "model" / "model.safetensors").read_bytes()).hexdigest(),

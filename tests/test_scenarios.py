@@ -307,9 +307,8 @@ def test_from_training_to_evaluation(scenario: Path, tmp_path: Path, capsys: pyt
     for label in ("held-out tasks", "untouched model", "after warm-up", "after training", "2 hops", "95% interval"):
         assert label in said
     assert load_scenario(out / "scenario.yaml").seed == 5
-    assert sorted(path.name for path in out.iterdir()) == [
-        "metrics.jsonl", "model", "scenario.yaml", "summary.json", "trees.jsonl",
-    ]  # fmt: skip
+    left = {path.name for path in out.iterdir()} - {"tensorboard"}  # where that is installed
+    assert left == {"metrics.jsonl", "model", "scenario.yaml", "summary.json", "trees.jsonl"}
     trained = json.loads((out / "summary.json").read_text())["stages"]["trained"]["success"]
 
     assert "holds a run already: --resume" in refused(capsys, "train", file, "--out", str(out))

@@ -95,7 +95,9 @@ class Learner:
         model: Any = self.model
         with self._autocast():
             logits = tree_logits(model, packed.tokens, packed.positions, TreeAttend(packed.segments), packed.rows)
-        logprobs: Tensor = _Logprobs.apply(logits, packed.row, packed.target, self.temperature)
+        logprobs: Tensor = _Logprobs.apply(  # type: ignore[no-untyped-call]
+            logits, packed.row, packed.target, self.temperature
+        )
         return logprobs
 
     def apply(self) -> dict[str, float]:
@@ -140,7 +142,9 @@ class _Logprobs(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, row: Tensor, target: Tensor, temperature: float) -> Tensor:
         """logits [R, vocabulary], row [P], target [P] -> [P]."""
         dtype = torch.promote_types(logits.dtype, torch.float32)
-        total = torch.cat([(part.to(dtype) / temperature).logsumexp(-1) for part in logits.split(_Logprobs.ROWS)])
+        total = torch.cat(
+            [(part.to(dtype) / temperature).logsumexp(-1) for part in torch.split(logits, _Logprobs.ROWS)]
+        )
         ctx.save_for_backward(logits, total, row, target)
         ctx.temperature = temperature
         return logits[row, target].to(dtype) / temperature - total[row]
@@ -152,7 +156,7 @@ class _Logprobs(torch.autograd.Function):
         gradient = gradient / ctx.temperature
         summed = torch.zeros_like(total).index_add_(0, row, gradient)
         out = torch.empty_like(logits)
-        parts = (x.split(_Logprobs.ROWS) for x in (out, logits, total, summed))
+        parts = (torch.split(x, _Logprobs.ROWS) for x in (out, logits, total, summed))
         for part, part_logits, part_total, part_summed in zip(*parts, strict=True):
             softmax = (part_logits.to(total.dtype) / ctx.temperature - part_total[:, None]).exp()
             part.copy_(-softmax * part_summed[:, None])
