@@ -156,9 +156,9 @@ class _Logprobs(torch.autograd.Function):
         gradient = gradient / ctx.temperature
         summed = torch.zeros_like(total).index_add_(0, row, gradient)
         out = torch.empty_like(logits)
-        parts = (torch.split(x, _Logprobs.ROWS) for x in (out, logits, total, summed))
-        for part, part_logits, part_total, part_summed in zip(*parts, strict=True):
-            softmax = (part_logits.to(total.dtype) / ctx.temperature - part_total[:, None]).exp()
-            part.copy_(-softmax * part_summed[:, None])
-        out.index_put_((row, target), gradient.to(out.dtype), accumulate=True)
+        for start in range(0, len(logits), _Logprobs.ROWS):
+            rows, own = slice(start, start + _Logprobs.ROWS), (row >= start) & (row < start + _Logprobs.ROWS)
+            part = -(logits[rows].to(total.dtype) / ctx.temperature - total[rows, None]).exp() * summed[rows, None]
+            part.index_put_((row[own] - start, target[own]), gradient[own], accumulate=True)  # before any rounding
+            out[rows] = part
         return out, None, None, None
