@@ -36,6 +36,7 @@ from treegym.agents.models import load
 from treegym.agents.nano import build_nano
 from treegym.envs import Task, ToolEnv, lookup
 from treegym.trainers import (
+    AGGREGATIONS,
     Advantages,
     ClippedLoss,
     Environment,
@@ -50,6 +51,8 @@ from treegym.trainers import (
     Trainer,
     Warmup,
     grpo,
+    pack,
+    score,
 )
 
 ONE_HOP = Environment("treegym/Lookup-v0", {"hops": [1]})
@@ -225,17 +228,10 @@ def plain_logits(model: PreTrainedModel, tokens: Sequence[int]) -> Tensor:
 # optimisation
 
 
-def test_the_rate_rises_to_the_full_rate_and_stays() -> None:
+def test_the_rate_rises_stays_and_falls() -> None:
     assert [Optimization(1.0, warmup_steps=3).rate(step) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
-    assert [Optimization(1.0, warmup_steps=1, decay_steps=4).rate(step) for step in range(7)] == [
-        0.5,
-        1,
-        0.75,
-        0.5,
-        0.25,
-        0,
-        0,
-    ]
+    falling = Optimization(1.0, warmup_steps=1, decay_steps=4)
+    assert [falling.rate(step) for step in range(7)] == [0.5, 1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
     assert Optimization(0.5).rate(0) == 0.5
 
 
@@ -262,6 +258,24 @@ def test_many_small_packs_are_one_large_pack() -> None:
         ends.append((metrics["loss"], metrics["grad_norm"], metrics["loss_terms"], *model.state_dict().values()))
     for one, many in zip(*ends, strict=True):
         torch.testing.assert_close(torch.as_tensor(one), torch.as_tensor(many), atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 2.0])
+def test_the_learner_s_distribution_has_the_sampler_s_temperature(temperature: float) -> None:
+    """Loss and gradients are those of log_softmax(logits / temperature), also where rollouts share a prediction."""
+    actions, advantages = [(5, 6, 7), (5, 8), (9,)], [1.0, -0.6, 0.3]
+    model, plain = gpt2(), gpt2()
+    learner = Learner(model, Optimization(), dtype=torch.float64, temperature=temperature)
+    scored = score([(chain(*actions), [[a] for a in advantages])], AGGREGATIONS["token-sum"])
+    got = learner.accumulate(pack(scored, torch.float64), ImitationLoss())["loss"]
+    expected = torch.zeros((), dtype=torch.float64)
+    for action, advantage in zip(actions, advantages, strict=True):
+        logits = plain(input_ids=torch.tensor([[1, 2, 3, *action]])).logits[0, 2:-1]
+        expected -= advantage * torch.log_softmax(logits / temperature, -1)[range(len(action)), list(action)].sum()
+    expected.backward()  # type: ignore[no-untyped-call]
+    assert got == pytest.approx(expected.item(), rel=1e-10)
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-11, rtol=1e-9)
 
 
 def gpt2() -> PreTrainedModel:
