@@ -3,6 +3,7 @@
 from .attention import bring_attention, causal_mask, grouped_attention, tree_logits
 from .chat import ChatRenderer
 from .evaluate import Evaluation, Interval, paired_difference, succeeded
+from .forward import native_dtype
 from .lora import add_lora, merged_state
 from .policy import Completion, Context, Policy, Sample, Sampling, derive_seed
 from .rollout import Chains, FollowOracle, GrowingTree, RolloutStrategy, Turn, grow_trees
@@ -39,6 +40,7 @@ __all__ = [
     "grouped_attention",
     "grow_trees",
     "merged_state",
+    "native_dtype",
     "paired_difference",
     "read_lines",
     "succeeded",

@@ -2,7 +2,8 @@
 
 Each pass feeds every row its pending tokens: a whole new span for a context that is new, one token
 for a row that is decoding. Keys and values of a context are kept while the context is alive, so a
-prompt is computed once for its group, and a turn adds only what is new.
+prompt is computed once for its group, and a turn adds only what is new. Requests that continue one
+context are one row until they draw different tokens: what a group says alike is decoded once.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .chat import ChatRenderer
-from .forward import forward_for
+from .forward import forward_for, native_dtype
 from .kv import KVSlab, Line, SlabAttend
 from .policy import Completion, Context, Sample, Sampling, uniform
 
@@ -41,9 +42,9 @@ class _Request:
 
 @dataclass(slots=True, eq=False)
 class _Row:
-    """A request that is being decoded in a slab row."""
+    """Requests of one context and sampling that have drawn the same tokens so far, decoded in a slab row."""
 
-    request: _Request
+    requests: list[_Request]
     row: int
     tokens: list[int] = field(default_factory=list)  # sampled; the last is not yet in the slab
     logprobs: list[float] = field(default_factory=list)
@@ -52,11 +53,30 @@ class _Row:
     @property
     def position(self) -> int:
         """Of the next token to sample."""
-        return self.request.context.length + len(self.tokens)
+        return self.context.length + len(self.tokens)
+
+    @property
+    def context(self) -> Context:
+        return self.requests[0].context
+
+    @property
+    def sampling(self) -> Sampling:
+        return self.requests[0].sampling
+
+    def part(self, draws: Sequence[int], free: Iterator[int]) -> list[tuple[_Row, int]]:
+        """The rows that this one becomes, each with the token it goes on with; the first keeps the slab row."""
+        drawn: dict[int, list[_Request]] = {}
+        for request, token in zip(self.requests, draws, strict=True):
+            drawn.setdefault(token, []).append(request)
+        rows = [
+            _Row(requests, self.row if i == 0 else next(free), [*self.tokens], [*self.logprobs], [*self.entropies])
+            for i, requests in enumerate(drawn.values())
+        ]
+        return list(zip(rows, drawn, strict=True))
 
 
 class TransformersPolicy:
-    """Samples from `model`, in `dtype`, up to `max_rows` contexts at a time.
+    """Samples from `model`, in `dtype`, for up to `max_rows` requests at a time.
 
     With `lockstep`, a pass waits until every rollout has asked (see Policy.rollout): the batches, and
     so the last bits of the logits, then never depend on how long tools take.
@@ -67,13 +87,14 @@ class TransformersPolicy:
         model: PreTrainedModel,
         renderer: ChatRenderer,
         *,
-        dtype: torch.dtype = torch.bfloat16,
+        dtype: torch.dtype | None = None,  # native_dtype of the model's device
         max_rows: int = 64,
         max_prefill: int = 2048,  # tokens of new spans in one pass
         lockstep: bool = True,
     ) -> None:
         self.renderer = renderer
         self.weights_version = 0
+        dtype = dtype or native_dtype(model.device)
         self._forward = forward_for(model, dtype)
         self._max_rows = max_rows
         self._max_prefill = max_prefill
@@ -91,7 +112,7 @@ class TransformersPolicy:
         self._server: asyncio.Task[None] | None = None
         self._stirred = asyncio.Event()
         self.prefilled_tokens = 0  # counts of work done, for metrics
-        self.sampled_tokens = 0
+        self.sampled_tokens = 0  # each once, however many rollouts drew it after the same tokens
 
     def refresh(self, weights_version: int) -> None:
         """Takes over the model's present weights and forgets what older ones computed."""
@@ -128,7 +149,7 @@ class TransformersPolicy:
     async def _serve(self) -> None:
         try:
             while self._pending or self._rows:
-                while self._lockstep and self._callers > len(self._pending) + len(self._rows):
+                while self._lockstep and self._callers > len(self._asked):
                     self._stirred.clear()
                     await self._stirred.wait()
                 self._pass()
@@ -141,12 +162,12 @@ class TransformersPolicy:
 
     @torch.no_grad()
     def _pass(self) -> None:
-        """Feeds all rows and new contexts, then samples one token for each."""
+        """Feeds all rows and new contexts, then samples one token for each request."""
         fed = self._rows
         ready, fresh = self._admit()
         self._make_room([*fed, *ready, *(row for group in fresh.values() for row in group)])
         for row in ready:
-            self._load(row.request.context, row.row)
+            self._load(row.context, row.row)
         lines = [Line(row.row, row.position - 1, row.tokens[-1:]) for row in fed]
         lines += [self._open(context, group[0].row) for context, group in fresh.items()]
         logits = self._run(lines) if lines else []
@@ -157,15 +178,16 @@ class TransformersPolicy:
             ready += group
         rows = [*fed, *ready]
         if rows:
-            self._draw(rows, torch.stack([*logits[: len(fed)], *(self._after(row.request.context) for row in ready)]))
+            rows = self._draw(rows, torch.stack([*logits[: len(fed)], *(self._after(row.context) for row in ready)]))
         self._rows = [row for row in rows if not self._finish(row)]
-        self._asked = [*self._pending, *(row.request for row in self._rows)]
+        self._asked = [*self._pending, *(request for row in self._rows for request in row.requests)]
 
     def _admit(self) -> tuple[list[_Row], dict[Context, list[_Row]]]:
-        """Gives free rows to requests: to those whose context is computed, and to new contexts."""
-        taken = {row.row for row in self._rows}
-        free = [row for row in range(self._max_rows) if row not in taken]
+        """Gives rows to requests: to those whose context is computed, and to new contexts."""
+        free = self._free(self._rows)
+        room = self._max_rows - sum(len(row.requests) for row in self._rows)  # each may come to need a row of its own
         self._pending.sort(key=lambda request: (-request.context.length, request.seed))  # not by arrival
+        opened: dict[tuple[Context, Sampling], _Row] = {}
         ready: list[_Row] = []
         fresh: dict[Context, list[_Row]] = {}
         claimed: set[Context] = set()  # spans that this pass will compute
@@ -175,16 +197,28 @@ class TransformersPolicy:
             missing = self._missing(request.context)
             cost = sum(len(span.token_ids) for span in missing)
             new = request.context not in fresh
-            if not free or (new and (claimed.intersection(missing) or (fresh and prefill + cost > self._max_prefill))):
+            if not room or (new and (claimed.intersection(missing) or (fresh and prefill + cost > self._max_prefill))):
                 waiting.append(request)
-            elif missing:
-                fresh.setdefault(request.context, []).append(_Row(request, free.pop(0)))
+                continue
+            room -= 1
+            key = request.context, request.sampling
+            if key in opened:
+                opened[key].requests.append(request)
+                continue
+            opened[key] = _Row([request], next(free))
+            if missing:
+                fresh.setdefault(request.context, []).append(opened[key])
                 claimed.update(missing)
                 prefill += cost if new else 0
             else:
-                ready.append(_Row(request, free.pop(0)))
+                ready.append(opened[key])
         self._pending = waiting
         return ready, fresh
+
+    def _free(self, rows: list[_Row]) -> Iterator[int]:
+        """Slab rows that these leave free."""
+        taken = {row.row for row in rows}
+        return (row for row in range(self._max_rows) if row not in taken)
 
     def _missing(self, context: Context) -> list[Context]:
         """Contexts of the lineage with tokens, or final logits, yet to compute."""
@@ -198,7 +232,7 @@ class TransformersPolicy:
     def _make_room(self, rows: list[_Row]) -> None:
         """Room for the longest that the rows may become."""
         if rows:
-            sizes = [(row.request.context.length, row.request.sampling) for row in rows]
+            sizes = [(row.context.length, row.sampling) for row in rows]
             longest = max(max(length + sampling.max_tokens, sampling.max_context) for length, sampling in sizes)
             self._slab.reserve(self._max_rows, longest, [(row.row, row.position) for row in self._rows])
 
@@ -241,33 +275,41 @@ class TransformersPolicy:
         assert logits is not None
         return logits
 
-    def _draw(self, rows: list[_Row], logits: Tensor) -> None:
-        """Samples a token for each row from logits [rows, vocabulary]."""
-        samplings = [row.request.sampling for row in rows]
+    def _draw(self, rows: list[_Row], logits: Tensor) -> list[_Row]:
+        """Samples a token for each request from its row's logits [rows, vocabulary]; the rows it makes of these."""
+        samplings = [row.sampling for row in rows]
         temperature = torch.tensor([s.temperature or 1.0 for s in samplings], device=self._device)
         logprobs = torch.log_softmax(logits.float() / temperature[:, None], dim=-1)
-        draws = [uniform(row.request.seed, row.position) for row in rows]
-        chosen = draw(logprobs, torch.tensor(draws, device=self._device))
+        draws = [[uniform(request.seed, row.position) for request in row.requests] for row in rows]
+        most = max(map(len, draws))
+        padded = torch.tensor([draw + [0.0] * (most - len(draw)) for draw in draws], device=self._device)
         greedy = torch.tensor([s.temperature == 0 for s in samplings], device=self._device)
-        chosen = torch.where(greedy, logprobs.argmax(-1), chosen)
-        picked = logprobs.gather(1, chosen[:, None])[:, 0].tolist()
+        chosen = torch.where(greedy[:, None], logprobs.argmax(-1, keepdim=True), draw(logprobs, padded))
+        picked = logprobs.gather(1, chosen).tolist()
         wanted = [i for i, s in enumerate(samplings) if s.entropy]
         entropies = dict(zip(wanted, entropy(logprobs[wanted]).tolist(), strict=True)) if wanted else {}
-        self.sampled_tokens += len(rows)
-        for i, (row, token) in enumerate(zip(rows, chosen.tolist(), strict=True)):
-            row.tokens.append(token)
-            row.logprobs.append(picked[i])
-            if i in entropies:
-                row.entropies.append(entropies[i])
+        free = self._free(rows)
+        parted: list[_Row] = []
+        for i, (row, tokens) in enumerate(zip(rows, chosen.tolist(), strict=True)):
+            logprob = dict(zip(tokens, picked[i], strict=True))
+            for part, token in row.part(tokens[: len(row.requests)], free):
+                if part.row != row.row:
+                    self._slab.copy(row.row, part.row, row.position)
+                part.tokens.append(token)
+                part.logprobs.append(logprob[token])
+                if i in entropies:
+                    part.entropies.append(entropies[i])
+                parted.append(part)
+        self.sampled_tokens += len(parted)
+        return parted
 
     def _finish(self, row: _Row) -> bool:
-        """Answers the request if its turn has ended."""
+        """Answers the row's requests if its turn has ended."""
         ended = row.tokens[-1] == self.renderer.end_of_turn
-        if not ended and len(row.tokens) < row.request.sampling.max_tokens:
+        if not ended and len(row.tokens) < row.sampling.max_tokens:
             return False
-        context = Context(tuple(row.tokens), row.request.context)
-        start = row.request.context.length
-        self._spans[context] = _Span(self._slab.read(row.row, start, context.length - 1))
+        context = Context(tuple(row.tokens), row.context)
+        self._spans[context] = _Span(self._slab.read(row.row, row.context.length, context.length - 1))
         completion = Completion(
             text=self.renderer.text(row.tokens),
             token_ids=tuple(row.tokens),
@@ -276,15 +318,16 @@ class TransformersPolicy:
             stop_reason="stop" if ended else "length",
             weights_version=self.weights_version,
         )
-        if not row.request.reply.done():  # done: its caller was cancelled
-            row.request.reply.set_result(Sample(completion, context))
+        for request in row.requests:
+            if not request.reply.done():  # done: its caller was cancelled
+                request.reply.set_result(Sample(completion, context))
         return True
 
 
 def draw(logprobs: Tensor, uniforms: Tensor) -> Tensor:
-    """Inverse-CDF draw: logprobs [R, V], uniforms [R] in [0, 1) -> token ids [R]."""
+    """Inverse-CDF draws: logprobs [R, V], uniforms [R, K] in [0, 1) -> token ids [R, K]."""
     cumulative = logprobs.exp().cumsum(-1)
-    tokens = torch.searchsorted(cumulative, (uniforms * cumulative[:, -1])[:, None], right=True)[:, 0]
+    tokens = torch.searchsorted(cumulative, uniforms * cumulative[:, -1:], right=True)
     return tokens.clamp_(max=logprobs.shape[1] - 1)
 
 

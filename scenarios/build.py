@@ -6,6 +6,7 @@ import os
 import resource
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -38,7 +39,7 @@ def train(scenario: Scenario, out: str | Path, *, resume: bool = False) -> dict[
         with ProgressBars() as bars:
             trainer = build_trainer(scenario, run, bars)
             part = file.with_suffix(".part")
-            part.write_text(dump_scenario(scenario), encoding="utf-8")
+            part.write_text(dump_scenario(_settled(scenario, trainer.dtype)), encoding="utf-8")
             part.replace(file)
             results = trainer.train()
     finally:
@@ -66,9 +67,14 @@ def build_trainer(scenario: Scenario, run: Run, watcher: Watcher) -> Trainer:
         renderer,
         run,
         watcher,
-        dtype=getattr(torch, scenario.model.dtype),
+        dtype=None if scenario.model.dtype == "auto" else getattr(torch, scenario.model.dtype),
         max_rows=scenario.model.max_rows,
     )
+
+
+def _settled(scenario: Scenario, dtype: torch.dtype) -> Scenario:
+    """The scenario with the dtype that the run computes in: resumed elsewhere, it still does."""
+    return replace(scenario, model=replace(scenario.model, dtype=str(dtype).removeprefix("torch.")))
 
 
 def try_environment(environment: Environment) -> TextEnv:

@@ -34,7 +34,7 @@ class Model:
     weights: Literal["full", "lora"] = "full"
     lora_rank: Annotated[int, Field(ge=1)] = 16
     lora_alpha: int = 32
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of the computation; master weights are float32
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # of the computation; master weights are float32
     max_rows: Annotated[int, Field(ge=1)] = 32  # contexts decoded at a time
 
 

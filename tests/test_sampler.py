@@ -113,6 +113,19 @@ def test_every_context_is_computed_once(parts) -> None:
     assert policy.prefilled_tokens == prompt.length + again
 
 
+def test_what_requests_draw_alike_is_decoded_once(parts) -> None:
+    _, renderer, policy = parts
+    prompt = Context(renderer.prompt(PROMPTS[0]))
+    sampling = Sampling(temperature=0.1, max_tokens=6)
+    samples = ask(policy, [(prompt, derive_seed(i // 2)) for i in range(5)], sampling)  # an equal seed draws alike
+    said = [sample.completion.token_ids for sample in samples]
+    distinct = {tokens[:i] for tokens in said for i in range(1, len(tokens) + 1)}
+    assert policy.sampled_tokens == len(distinct) < sum(map(len, said))
+    assert len({id(sample.context) for sample in samples}) == len(set(said))
+    greedy = ask(policy, [(prompt, seed) for seed in range(5)], Sampling(temperature=0, max_tokens=6))
+    assert policy.sampled_tokens == len(distinct) + len(greedy[0].completion.token_ids)
+
+
 def test_refresh_takes_over_weights_and_forgets_old_keys(parts) -> None:
     model, renderer, policy = parts
     context = Context(renderer.prompt(PROMPTS[0]))
@@ -138,11 +151,11 @@ def test_draw_follows_the_distribution() -> None:
     probabilities = torch.tensor([0.05, 0.0, 0.4, 0.25, 0.3])
     n = 20_000
     uniforms = (torch.arange(n) + 0.5) / n
-    tokens = draw(probabilities.log().expand(n, -1), uniforms)
-    counts = torch.bincount(tokens, minlength=5).tolist()
+    tokens = draw(probabilities.log().expand(4, -1), uniforms.view(4, -1))
+    counts = torch.bincount(tokens.flatten(), minlength=5).tolist()
     assert counts[1] == 0
     assert counts == pytest.approx([n * p for p in probabilities.tolist()], abs=2)
-    assert draw(probabilities.log()[None], torch.tensor([1 - 2**-24])).item() == 4
+    assert draw(probabilities.log()[None], torch.tensor([[1 - 2**-24]])).item() == 4
 
 
 def test_uniforms_are_uniform_and_their_own() -> None:

@@ -200,7 +200,7 @@ def test_the_saved_model_is_the_trained_model(
 ) -> None:
     """Adapters merged, weights rounded to the computation's dtype, and otherwise the same to the bit."""
     done, _, _ = trained
-    monkeypatch.setattr(done, "_dtype", dtype)
+    monkeypatch.setattr(done, "dtype", dtype)
     done.save_model(tmp_path)
     assert {tensor.dtype for tensor in load_file(tmp_path / "model.safetensors").values()} == {dtype}
     saved, tokenizer = load(tmp_path)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..agents import RolloutTree, bring_attention, tree_logits
+from ..agents import RolloutTree, bring_attention, native_dtype, tree_logits
 from .losses import AGGREGATIONS, PolicyLoss
 from .packing import Advantages, Pack, TreeAttend, pack, score, split
 
@@ -44,7 +44,7 @@ class Learner:
         model: PreTrainedModel,
         optimization: Optimization,
         *,
-        dtype: torch.dtype = torch.bfloat16,
+        dtype: torch.dtype | None = None,  # native_dtype of the model's device
         temperature: float = 1.0,
     ) -> None:
         bring_attention(model)
@@ -52,7 +52,7 @@ class Learner:
         self.optimization = optimization
         self.temperature = temperature or 1.0  # of the sampler, whose distribution is the policy
         self.step = 0
-        self._dtype = dtype
+        self._dtype = dtype or native_dtype(model.device)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self._parameters, betas=optimization.betas, weight_decay=optimization.weight_decay, fused=True
@@ -107,7 +107,7 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=False)  # the next step needs the room again
+        self.optimizer.zero_grad()
         self.step += 1
         return {"grad_norm": norm.item(), "learning_rate": rate}
 

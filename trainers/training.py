@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import gc
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,6 +29,7 @@ from ..agents import (
     derive_seed,
     grow_trees,
     merged_state,
+    native_dtype,
     succeeded,
 )
 from ..envs import Task
@@ -159,12 +162,13 @@ class Trainer:
         run: Run,
         watcher: Watcher,
         *,
-        dtype: torch.dtype = torch.bfloat16,
+        dtype: torch.dtype | None = None,  # native_dtype of the model's device
         max_rows: int = 32,
     ) -> None:
         self.plan, self.model, self.renderer, self.run, self.watcher = plan, model, renderer, run, watcher
-        self.policy = TransformersPolicy(model, renderer, dtype=dtype, max_rows=max_rows)
-        self._dtype = dtype
+        self.dtype = dtype or native_dtype(model.device)
+        self.policy = TransformersPolicy(model, renderer, dtype=self.dtype, max_rows=max_rows)
+        self._max_rows = max_rows
         self._progress = Progress()
         self._learner: Learner | None = None
         self._restored: dict[str, torch.Tensor] = {}  # optimiser state of the checkpoint
@@ -191,7 +195,7 @@ class Trainer:
 
     def save_model(self, folder: Path) -> None:
         """The trained model and its tokenizer as a transformers directory, in the computation's dtype."""
-        state = {name: tensor.to(self._dtype) for name, tensor in merged_state(self.model).items()}
+        state = {name: tensor.to(self.dtype) for name, tensor in merged_state(self.model).items()}
         bars = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()  # writing takes a second
         self.model.save_pretrained(folder, state_dict=state)
@@ -214,7 +218,15 @@ class Trainer:
         sampling = replace(self.plan.sampling, temperature=held.temperature)
         self.watcher.begin(f"evaluating: {name}", tasks)
         start = time.monotonic()
-        trees = self._grow(chosen, Chains(held.rollouts), sampling, derive_seed("evaluation"), watch=True)
+        waves = -(-tasks * held.rollouts // self._max_rows)  # more at once would only take memory for keys and values
+        size = -(-tasks // waves)
+        trees = [
+            tree
+            for i in range(0, tasks, size)
+            for tree in self._grow(
+                chosen[i : i + size], Chains(held.rollouts), sampling, derive_seed("evaluation"), watch=True
+            )
+        ]
         result = Evaluation.of(trees, self.plan.environment.success, time.monotonic() - start)
         self._record(trees, stage=name, step=self._progress.step)
         mean, low, high = result.interval
@@ -284,6 +296,7 @@ class Trainer:
     ) -> list[RolloutTree]:
         heard: Callable[[RolloutTree], None] = (lambda tree: self.watcher.advance()) if watch else (lambda tree: None)
         if self._stale:
+            _trim()
             self.policy.refresh(self._progress.weights_version)
             self._stale = False
         return asyncio.run(grow_trees(tasks, strategy, self.policy, self.renderer, sampling, seed=seed, on_tree=heard))
@@ -323,7 +336,7 @@ class Trainer:
     def _learn(self, optimization: Optimization) -> Learner:
         """The stage's learner, in the state of the checkpoint that the run goes on from."""
         self._rest_policy()
-        learner = Learner(self.model, optimization, dtype=self._dtype, temperature=self.plan.sampling.temperature)
+        learner = Learner(self.model, optimization, dtype=self.dtype, temperature=self.plan.sampling.temperature)
         if self._progress.step and self._restored:
             learner.load(self._restored)
         self._restored = {}
@@ -356,6 +369,7 @@ class Trainer:
     def _rest_policy(self) -> None:
         """The weights are about to move: the policy's copies and caches need not take room meanwhile."""
         self.policy.release()
+        _trim()
         self._stale = True
 
     def _save(self) -> None:
@@ -374,6 +388,12 @@ class Trainer:
             raise ValueError(f"the checkpoint in {self.run.path} is of another model: {missing.unexpected_keys[:3]}")
         self._restored = {name: x for name, x in tensors.items() if not name.startswith("model.")}
         self._stale = True
+
+
+def _trim() -> None:
+    """Has glibc give freed memory back: what a rollout leaves in holes would else stay beside what the update takes."""
+    with contextlib.suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _ones(tree: RolloutTree) -> Advantages:
