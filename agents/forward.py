@@ -30,7 +30,7 @@ class Forward(Protocol):
 
 
 def native_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the device multiplies it, else float32: a CPU without AVX-512 takes 8 times as long in bfloat16."""
+    """bfloat16 where the device multiplies it, else float32: a CPU without AVX-512 is 8 times slower in bfloat16."""
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:

@@ -14,7 +14,7 @@ from grpo_step import EndlessRenderer
 from task import PROMPT_TOKENS
 from worker import serve
 
-from treegym.agents import Context, Sampling, TransformersPolicy
+from treegym.agents import Context, Sampling, TransformersPolicy, native_dtype
 from treegym.agents.models import load
 
 ROWS, NEW_TOKENS = 32, 32
@@ -28,7 +28,7 @@ def prompts(vocabulary: int) -> list[tuple[int, ...]]:
 
 def treegym(model: str) -> Decode:
     loaded, tokenizer = load(Path(model))
-    policy = TransformersPolicy(loaded, EndlessRenderer(tokenizer), dtype=torch.bfloat16)
+    policy = TransformersPolicy(loaded, EndlessRenderer(tokenizer))
     contexts = [Context(tokens) for tokens in prompts(loaded.config.vocab_size)]
 
     async def sample(rows: int, new_tokens: int) -> None:
@@ -39,7 +39,7 @@ def treegym(model: str) -> Decode:
 
 
 def generate(model: str) -> Decode:
-    loaded: Any = load(Path(model), dtype=torch.bfloat16)[0]
+    loaded: Any = load(Path(model), dtype=native_dtype(torch.device("cpu")))[0]
     tokens = torch.tensor(prompts(loaded.config.vocab_size))
 
     def decode(rows: int, new_tokens: int) -> None:

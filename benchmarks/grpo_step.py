@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import gymnasium
-import torch
 from task import PROMPTS, RESULT, ROLLOUTS, TEMPLATE, TURN_TOKENS, TURNS, prompt, reward
 from worker import serve
 
@@ -65,8 +64,8 @@ def prepare(model: str, keep: bool = True, update: bool = True) -> Callable[[], 
     loaded, tokenizer = load(Path(model))
     tokenizer.chat_template = TEMPLATE
     renderer = EndlessRenderer(tokenizer)
-    policy = (TransformersPolicy if keep else ForgetfulPolicy)(loaded, renderer, dtype=torch.bfloat16)
-    learner = Learner(loaded, Optimization(learning_rate=1e-6, max_tokens=2048), dtype=torch.bfloat16)
+    policy = (TransformersPolicy if keep else ForgetfulPolicy)(loaded, renderer)
+    learner = Learner(loaded, Optimization(learning_rate=1e-6, max_tokens=2048))
     algorithm = grpo(ROLLOUTS)
     sampling = Sampling(max_tokens=TURN_TOKENS)
 

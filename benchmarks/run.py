@@ -27,7 +27,7 @@ RESULTS = HERE.parent / "docs" / "results"
 TRL = "1.16.0"
 PEERS: dict[str, dict[str, Any]] = {  # GRPOConfig; all that is not said is TRL's default
     "fp32": {"bf16": False},
-    "bf16": {"bf16": True},  # computes in bfloat16 over float32 weights, as treegym does
+    "bf16": {"bf16": True},  # computes in bfloat16 over float32 weights, as treegym does where that is fast
     "bf16-weights": {"bf16": True, "model_init_kwargs": {"dtype": "bfloat16"}},
     "bf16-no-checkpointing": {"bf16": True, "gradient_checkpointing": False},
 }
@@ -96,6 +96,7 @@ class Bench:
     """What the parts share, and all that was measured."""
 
     model: str  # folder
+    dtype: str  # that treegym computes in on this processor
     threads: int
     repeats: int | None
     peers: list[str]
@@ -130,7 +131,7 @@ def update(bench: Bench) -> list[Row]:
     1.10 times the ratio of the tokens."""
     rows = []
     layouts = ("unpacked", "chains", "tree")
-    for dtype in ("bfloat16", "float32"):
+    for dtype in dict.fromkeys((bench.dtype, "float32")):
         sides = {layout: bench.side("update.py", dtype=dtype, layout=layout) for layout in layouts}
         rounds = bench.run(f"update {dtype}", sides)[0]
         for layout in layouts[1:]:
@@ -152,7 +153,7 @@ def kv(bench: Bench) -> list[Row]:
 
 def decode(bench: Bench) -> list[Row]:
     """Sampled tokens per second after prompts of 271 tokens, the prompts' own time left out: TransformersPolicy and
-    transformers' generate (sdpa, bfloat16 weights, the whole distribution, no early stop), both in bfloat16."""
+    transformers' generate (sdpa, the whole distribution, no early stop), both with weights of the same dtype."""
     sides = {engine: bench.side("decode.py", engine=engine) for engine in ("treegym", "generate")}
     found = bench.run("decode", sides, requests=tuple({"rows": rows} for rows in (1, 8, 32)))
     return [
@@ -164,9 +165,10 @@ def decode(bench: Bench) -> list[Row]:
 def grpo_step(bench: Bench) -> list[Row]:
     """A whole step (rollout, update, weights back to the sampler) of treegym and of TRL's GRPOTrainer with
     environment_factory: 2 prompts, 4 rollouts each, 4 turns of 32 sampled tokens, 3 tool results, 3,864 tokens in all
-    (3,840 in TRL, which leaves the end of a forced turn out). treegym and TRL bf16 compute in bfloat16 over float32
-    weights. Forced on both sides: every turn has 32 tokens and counts as a tool call; template, texts and a reward that
-    differs between rollouts are the same. All else in TRL is its default, gradient checkpointing included."""
+    (3,840 in TRL, which leaves the end of a forced turn out). treegym computes in bfloat16 over float32 weights, as TRL
+    bf16 does, or in float32 where the processor does not multiply bfloat16. Forced on both sides: every turn has 32
+    tokens and counts as a tool call; template, texts and a reward that differs between rollouts are the same. All else
+    in TRL is its default, gradient checkpointing included."""
     sides = {f"TRL {peer}": bench.side("trl_step.py", bench.trl_python, **PEERS[peer]) for peer in bench.peers}
     rounds = bench.run("grpo_step", {"treegym": bench.side("grpo_step.py"), **sides}, repeats=2)[0]
     rows = []
@@ -194,12 +196,12 @@ def install_trl(folder: Path) -> str:
     return str(python)
 
 
-def machine(threads: int) -> str:
+def machine(threads: int, dtype: str) -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     processor = next((line.partition(": ")[2] for line in lines if "model name" in line), platform.machine())
     libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
-    return f"{threads} threads of {processor}, Python {platform.python_version()}, {libraries}, TRL {TRL}"
+    return f"{dtype} on {threads} threads of {processor}, Python {platform.python_version()}, {libraries}, TRL {TRL}"
 
 
 def render(results: Mapping[str, Any]) -> str:
@@ -223,7 +225,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two layers, one round, results in a temporary folder")
     parser.add_argument("--repeats", type=int, help="rounds of every comparison (default: 3, of grpo_step 2)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: one a core")
-    parser.add_argument("--peers", nargs="+", choices=PEERS, default=["fp32", "bf16"], help="settings of TRL")
+    parser.add_argument("--peers", nargs="+", choices=PEERS, help="settings of TRL (default: fp32, and bf16 if native)")
     parser.add_argument("--trl-venv", type=Path, default=HERE.parent / ".venv-trl", help="made where there is none")
     args = parser.parse_args()
     if unknown := set(args.parts) - PARTS.keys():
@@ -232,14 +234,17 @@ def main() -> None:
     out = Path(tempfile.mkdtemp(prefix="treegym-benchmarks-")) if args.quick else RESULTS
     out.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(HERE / "model.py"), *([str(out / "model")] if args.quick else [])]
-    model = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE).stdout.strip()
+    side = json.loads(subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE).stdout)
+    peers = args.peers or ["fp32", "bf16"][: 1 + (side["dtype"] == "bfloat16")]
     trl_python = install_trl(args.trl_venv) if "grpo_step" in parts else ""
     found = out / "benchmarks.json"
     results: dict[str, Any] = json.loads(found.read_text()) if found.exists() else {}  # parts not run now stay
     for part in parts:
-        bench = Bench(model, args.threads, args.repeats or (1 if args.quick else None), args.peers, trl_python)
+        bench = Bench(
+            **side, threads=args.threads, repeats=args.repeats or args.quick or None, peers=peers, trl_python=trl_python
+        )
         rows = [asdict(row) for row in PARTS[part](bench)]
-        results[part] = {"machine": machine(args.threads), "rows": rows, "measured": bench.measured}
+        results[part] = {"machine": machine(args.threads, side["dtype"]), "rows": rows, "measured": bench.measured}
         found.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
         (out / "benchmarks.md").write_text(render(results))
     print(render(results), f"in {out}", sep="\n")
