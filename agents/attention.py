@@ -102,10 +102,11 @@ def grouped_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | 
 def tree_logits(
     model: PreTrainedModel, tokens: Tensor, positions: Tensor, attend: Attend, rows: Tensor | None = None
 ) -> Tensor:
-    """Logits [rows, vocabulary] at the given rows (default: all) of a pass over tokens [T] at positions [T]."""
+    """Logits [rows, vocabulary] at the given rows (default: all) of a pass at positions [T] over tokens [T], or over
+    their embeddings [T, width]."""
     keep: Any = 0 if rows is None else rows
-    out = model(
-        input_ids=tokens[None], position_ids=positions[None], use_cache=False, logits_to_keep=keep, attend=attend
-    )
+    name = "inputs_embeds" if tokens.is_floating_point() else "input_ids"
+    inputs: Any = {name: tokens[None]}
+    out = model(**inputs, position_ids=positions[None], use_cache=False, logits_to_keep=keep, attend=attend)
     logits: Tensor = out.logits[0]
     return logits

@@ -65,7 +65,7 @@ def prepare(model: str, keep: bool = True, update: bool = True) -> Callable[[], 
     tokenizer.chat_template = TEMPLATE
     renderer = EndlessRenderer(tokenizer)
     policy = (TransformersPolicy if keep else ForgetfulPolicy)(loaded, renderer)
-    learner = Learner(loaded, Optimization(learning_rate=1e-6, max_tokens=2048))
+    learner = Learner(loaded, Optimization(learning_rate=1e-6, max_tokens=1152))  # a tree in each pass
     algorithm = grpo(ROLLOUTS)
     sampling = Sampling(max_tokens=TURN_TOKENS)
 

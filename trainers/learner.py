@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..agents import RolloutTree, bring_attention, native_dtype, tree_logits
@@ -94,7 +94,8 @@ class Learner:
         """Log-probability [P] of every prediction, nats."""
         model: Any = self.model
         with self._autocast():
-            logits = tree_logits(model, packed.tokens, packed.positions, TreeAttend(packed.segments), packed.rows)
+            tokens = _embed(model.get_input_embeddings(), packed.tokens)
+            logits = tree_logits(model, tokens, packed.positions, TreeAttend(packed.segments), packed.rows)
         logprobs: Tensor = _Logprobs.apply(  # type: ignore[no-untyped-call]
             logits, packed.row, packed.target, self.temperature
         )
@@ -131,6 +132,36 @@ class Learner:
     def _autocast(self) -> Iterator[None]:
         with torch.autocast(self.model.device.type, self._dtype, enabled=self._dtype == torch.bfloat16):
             yield
+
+
+def _embed(embedding: nn.Module, tokens: Tensor) -> Tensor:
+    """Embeddings [T, width] of tokens [T]; the tokens themselves where the embedding is not a plain trained table."""
+    if type(embedding) is nn.Embedding and embedding.weight.requires_grad and torch.is_grad_enabled():
+        return cast(Tensor, _Embed.apply(torch.empty(0, requires_grad=True), embedding, tokens))  # type: ignore[no-untyped-call]
+    return tokens
+
+
+class _Embed(torch.autograd.Function):
+    """A look-up that adds to its table's gradient in place.
+
+    Autograd's own makes a gradient of the size of the table in every pass and, where the table is the output layer
+    too, keeps that layer's waiting for it while the pass needs the most memory.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, embedding: nn.Embedding, tokens: Tensor) -> Tensor:
+        """`anchor` requires a gradient, and so makes autograd come back here."""
+        ctx.embedding, ctx.tokens = embedding, tokens
+        return embedding.weight.detach()[tokens]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None]:
+        weight, padding = ctx.embedding.weight, ctx.embedding.padding_idx
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+        learnt = slice(None) if padding is None else ctx.tokens != padding
+        weight.grad.index_add_(0, ctx.tokens[learnt], gradients[0][learnt].to(weight.dtype))
+        return None, None, None
 
 
 class _Logprobs(torch.autograd.Function):
