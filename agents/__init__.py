@@ -3,7 +3,7 @@
 from .attention import bring_attention, causal_mask, grouped_attention, tree_logits
 from .chat import ChatRenderer
 from .evaluate import Evaluation, Interval, paired_difference, succeeded
-from .forward import native_dtype
+from .forward import is_plain_llama, native_dtype, rotate
 from .lora import add_lora, merged_state
 from .policy import Completion, Context, Policy, Sample, Sampling, derive_seed
 from .rollout import Chains, FollowOracle, GrowingTree, RolloutStrategy, Turn, grow_trees
@@ -39,10 +39,12 @@ __all__ = [
     "derive_seed",
     "grouped_attention",
     "grow_trees",
+    "is_plain_llama",
     "merged_state",
     "native_dtype",
     "paired_difference",
     "read_lines",
+    "rotate",
     "succeeded",
     "tree_logits",
 ]

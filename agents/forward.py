@@ -29,22 +29,27 @@ class Forward(Protocol):
         ...
 
 
+def _has_onednn() -> bool:
+    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+
+
 def native_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the device multiplies it, else float32: a CPU without AVX-512 is 8 times slower in bfloat16."""
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        native = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        native = _has_onednn() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.bfloat16 if native else torch.float32
 
 
 def forward_for(model: PreTrainedModel, dtype: torch.dtype) -> Forward:
     """LlamaForward where it computes the model exactly, else TransformersForward."""
     bring_attention(model)
-    return LlamaForward(model, dtype) if _is_plain_llama(model) else TransformersForward(model, dtype)
+    return LlamaForward(model, dtype) if is_plain_llama(model) else TransformersForward(model, dtype)
 
 
-def _is_plain_llama(model: PreTrainedModel) -> bool:
+def is_plain_llama(model: PreTrainedModel) -> bool:
+    """Whether the model is a Llama, Mistral or Qwen2 without any extra."""
     config = model.config
     return (
         config.model_type in ("llama", "mistral", "qwen2")
@@ -78,7 +83,7 @@ class _Linear:
         self._weight, self._bias = weight, bias
         self._packed = (
             weight.device.type == "cpu"
-            and torch.backends.mkldnn.is_available()
+            and _has_onednn()
             and weight.dtype in (torch.float32, native_dtype(weight.device))
         )
         if self._packed:
@@ -145,7 +150,7 @@ class LlamaForward:
         turned = self._heads + self._kv_heads
         for index, (norm, qkv, out, mlp_norm, gate_up, down) in enumerate(self._layers):
             heads = qkv(self._normed(x, norm)).view(len(x), -1, self._dim).transpose(0, 1)  # [heads, T, d]
-            rotated = _rotate(heads[:turned], cos, sin)
+            rotated = rotate(heads[:turned], cos, sin)
             seen = attend(index, rotated[: self._heads], rotated[self._heads :], heads[turned:], None)
             x = x + out(seen.transpose(0, 1).reshape(len(x), -1))
             gate, up = gate_up(self._normed(x, mlp_norm)).chunk(2, dim=-1)
@@ -156,7 +161,7 @@ class LlamaForward:
         return rms_norm(x, weight.shape, weight, self._eps)
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary position embedding of [heads, T, d]."""
     left, right = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-right, left), dim=-1) * sin

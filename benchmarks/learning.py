@@ -32,6 +32,7 @@ class Finished:
     """A finished run."""
 
     seed: int
+    threads: int  # 0: one a core
     summary: dict[str, Any]
     metrics: list[dict[str, Any]]
 
@@ -41,7 +42,8 @@ class Finished:
         summary = run.summary()
         if summary is None:
             raise SystemExit(f"{path} is not finished: treegym train --resume --out {path}")
-        return cls(yaml.safe_load((path / "scenario.yaml").read_text())["seed"], summary, run.metrics())
+        scenario = yaml.safe_load((path / "scenario.yaml").read_text())
+        return cls(scenario["seed"], scenario["threads"], summary, run.metrics())
 
     def curve(self, stage: str, value: str = "success") -> tuple[list[int], list[float]]:
         rows = [row for row in self.metrics if row["stage"] == stage]
@@ -57,8 +59,8 @@ def interval(value: dict[str, float] | None, sign: str = "") -> str:
 def table(runs: Sequence[Finished]) -> list[str]:
     """Success with its 95% interval, a row a seed; then by hops where there are several."""
     lines = [
-        f"| seed | {' | '.join(STAGES.values())} | gain over warmed up | seconds | peak memory |",
-        "|---" * 8 + "|",
+        f"| seed | {' | '.join(STAGES.values())} | gain over warmed up | seconds | threads | peak memory |",
+        "|---" * 9 + "|",
     ]
     for run in runs:
         stages = run.summary["stages"]
@@ -66,6 +68,7 @@ def table(runs: Sequence[Finished]) -> list[str]:
         cells += [
             interval(run.summary["gain"], "+"),
             f"{run.summary['seconds']:.0f}",
+            str(run.threads or "all"),
             f"{run.summary['peak_memory_gib']:.1f} GiB",
         ]
         lines.append(f"| {run.seed} | {' | '.join(cells)} |")

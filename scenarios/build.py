@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -74,7 +75,8 @@ def build_trainer(scenario: Scenario, run: Run, watcher: Watcher) -> Trainer:
 
 def _settled(scenario: Scenario, dtype: torch.dtype) -> Scenario:
     """The scenario with the dtype that the run computes in: resumed elsewhere, it still does."""
-    return replace(scenario, model=replace(scenario.model, dtype=str(dtype).removeprefix("torch.")))
+    name: Any = str(dtype).removeprefix("torch.")
+    return replace(scenario, model=replace(scenario.model, dtype=name))
 
 
 def try_environment(environment: Environment) -> TextEnv:

@@ -23,7 +23,9 @@ from transformers import (
 
 from treegym.agents import ROOT, Completion, Node, RolloutTree, bring_attention
 from treegym.envs import Task
+from treegym.trainers.forward import TransformersLogprobs
 from treegym.trainers.learner import Learner, Optimization
+from treegym.trainers.llama import LlamaLogprobs, trains_in_place
 from treegym.trainers.losses import AGGREGATIONS, AggregationName, ClippedLoss, ImitationLoss, PolicyLoss
 from treegym.trainers.packing import Advantages, Pack, Terms, pack, score, split
 
@@ -140,6 +142,7 @@ def packed(
 def test_packed_equals_written_out(name: str, aggregation: AggregationName) -> None:
     loss = ClippedLoss(0.1, 0.15, dual_clip=1.2, aggregation=aggregation)
     model = tiny_model(name)
+    assert trains_in_place(model) == (name in ("llama", "qwen2"))
     for seed in range(2):
         batch = random_batch(seed)
         expected = written_out(model, batch, loss)
@@ -148,6 +151,24 @@ def test_packed_equals_written_out(name: str, aggregation: AggregationName) -> N
             assert packed(model, batch, loss, max_tokens) == pytest.approx(expected, abs=1e-9)
             for got, wanted in zip(gradients(model), expected_gradients, strict=True):
                 torch.testing.assert_close(got, wanted, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_leaner_pass_is_the_model_s_own(name: str, dtype: torch.dtype) -> None:
+    """Both in the same precision: as far from each other as that precision allows."""
+    tolerance = 1e-5 if dtype == torch.float32 else 0.03
+    whole = pack(score(random_batch(4), AGGREGATIONS["token-mean"]))
+    found = []
+    for way in (LlamaLogprobs, TransformersLogprobs):
+        model = tiny_model(name).float()
+        model.set_attn_implementation("sdpa")
+        bring_attention(model)
+        logprobs = way(model, dtype, 0.8)(whole)
+        (logprobs[whole.terms.logprob] * whole.terms.advantage).sum().backward()
+        found.append((logprobs.detach(), torch.cat([gradient.flatten() for gradient in gradients(model)])))
+    for ours, theirs in zip(*found, strict=True):
+        assert (ours - theirs).norm() <= tolerance * theirs.norm()
 
 
 def test_clipping_is_active_on_shared_tokens_of_both_signs() -> None:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..agents import RolloutTree, bring_attention, native_dtype, tree_logits
+from ..agents import RolloutTree, native_dtype
+from .forward import logprobs_for
 from .losses import AGGREGATIONS, PolicyLoss
-from .packing import Advantages, Pack, TreeAttend, pack, score, split
+from .packing import Advantages, Pack, pack, score, split
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +46,11 @@ class Learner:
         dtype: torch.dtype | None = None,  # native_dtype of the model's device
         temperature: float = 1.0,
     ) -> None:
-        bring_attention(model)
         self.model = model
         self.optimization = optimization
         self.temperature = temperature or 1.0  # of the sampler, whose distribution is the policy
         self.step = 0
-        self._dtype = dtype or native_dtype(model.device)
+        self._logprobs = logprobs_for(model, dtype or native_dtype(model.device), self.temperature)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self._parameters, betas=optimization.betas, weight_decay=optimization.weight_decay, fused=True
@@ -92,14 +90,7 @@ class Learner:
 
     def logprobs(self, packed: Pack) -> Tensor:
         """Log-probability [P] of every prediction, nats."""
-        model: Any = self.model
-        with self._autocast():
-            tokens = _embed(model.get_input_embeddings(), packed.tokens)
-            logits = tree_logits(model, tokens, packed.positions, TreeAttend(packed.segments), packed.rows)
-        logprobs: Tensor = _Logprobs.apply(  # type: ignore[no-untyped-call]
-            logits, packed.row, packed.target, self.temperature
-        )
-        return logprobs
+        return self._logprobs(packed)
 
     def apply(self) -> dict[str, float]:
         """Clips the gradients, moves the weights, clears the gradients."""
@@ -127,69 +118,3 @@ class Learner:
                 state.setdefault(int(index), {})[key] = value
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         self.step = int(tensors["learner.step"])
-
-    @contextlib.contextmanager
-    def _autocast(self) -> Iterator[None]:
-        with torch.autocast(self.model.device.type, self._dtype, enabled=self._dtype == torch.bfloat16):
-            yield
-
-
-def _embed(embedding: nn.Module, tokens: Tensor) -> Tensor:
-    """Embeddings [T, width] of tokens [T]; the tokens themselves where the embedding is not a plain trained table."""
-    if type(embedding) is nn.Embedding and embedding.weight.requires_grad and torch.is_grad_enabled():
-        return cast(Tensor, _Embed.apply(torch.empty(0, requires_grad=True), embedding, tokens))  # type: ignore[no-untyped-call]
-    return tokens
-
-
-class _Embed(torch.autograd.Function):
-    """A look-up that adds to its table's gradient in place.
-
-    Autograd's own makes a gradient of the size of the table in every pass and, where the table is the output layer
-    too, keeps that layer's waiting for it while the pass needs the most memory.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, anchor: Tensor, embedding: nn.Embedding, tokens: Tensor) -> Tensor:
-        """`anchor` requires a gradient, and so makes autograd come back here."""
-        ctx.embedding, ctx.tokens = embedding, tokens
-        return embedding.weight.detach()[tokens]
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None]:
-        weight, padding = ctx.embedding.weight, ctx.embedding.padding_idx
-        if weight.grad is None:
-            weight.grad = torch.zeros_like(weight)
-        learnt = slice(None) if padding is None else ctx.tokens != padding
-        weight.grad.index_add_(0, ctx.tokens[learnt], gradients[0][learnt].to(weight.dtype))
-        return None, None, None
-
-
-class _Logprobs(torch.autograd.Function):
-    """Log-softmax at some entries, of at least float32, without a second [R, vocabulary] in memory."""
-
-    ROWS = 64  # worked on at a time
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, row: Tensor, target: Tensor, temperature: float) -> Tensor:
-        """logits [R, vocabulary], row [P], target [P] -> [P]."""
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        total = torch.cat(
-            [(part.to(dtype) / temperature).logsumexp(-1) for part in torch.split(logits, _Logprobs.ROWS)]
-        )
-        ctx.save_for_backward(logits, total, row, target)
-        ctx.temperature = temperature
-        return logits[row, target].to(dtype) / temperature - total[row]
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = gradients  # [P]
-        logits, total, row, target = ctx.saved_tensors
-        gradient = gradient / ctx.temperature
-        summed = torch.zeros_like(total).index_add_(0, row, gradient)
-        out = torch.empty_like(logits)
-        for start in range(0, len(logits), _Logprobs.ROWS):
-            rows, own = slice(start, start + _Logprobs.ROWS), (row >= start) & (row < start + _Logprobs.ROWS)
-            part = -(logits[rows].to(total.dtype) / ctx.temperature - total[rows, None]).exp() * summed[rows, None]
-            part.index_put_((row[own] - start, target[own]), gradient[own], accumulate=True)  # before any rounding
-            out[rows] = part
-        return out, None, None, None

@@ -1,0 +1,169 @@
+"""Llama, Mistral and Qwen2 for training: half of the activations are kept, and gradients are added in place.
+
+A norm and the products after it are one function that keeps the norm's input; the feed-forward block keeps only what
+its two first products gave. Backward computes the rest again, which is cheap beside the products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, silu
+from transformers import PreTrainedModel
+
+from ..agents import is_plain_llama, rotate
+from .forward import embed, gradient_of_logits, pick_logprobs
+from .packing import Pack, TreeAttend
+
+
+def trains_in_place(model: PreTrainedModel) -> bool:
+    """Whether LlamaLogprobs can stand in for the model's own pass: all weights are trained, none of them adapters."""
+    found: Any = model
+    return (
+        is_plain_llama(model)
+        and all(p.requires_grad for p in model.parameters())
+        and not any(layer.mlp.down_proj.bias is not None for layer in found.model.layers)
+    )
+
+
+class LlamaLogprobs:
+    """Log-probabilities of a pack's predictions, computing in `dtype`."""
+
+    def __init__(self, model: PreTrainedModel, dtype: torch.dtype, temperature: float) -> None:
+        self._model: Any = model
+        self._dtype = dtype
+        self._temperature = temperature
+
+    def __call__(self, packed: Pack) -> Tensor:
+        """[P], nats."""
+        core, attend = self._model.model, TreeAttend(packed.segments)
+        x = embed(core.embed_tokens, packed.tokens)
+        cos, sin = (table[0].to(self._dtype) for table in core.rotary_emb(x[None], packed.positions[None]))
+        for number, layer in enumerate(core.layers):
+            attention, mlp = layer.self_attn, layer.mlp
+            dim = attention.head_dim
+            heads = [attention.q_proj, attention.k_proj, attention.v_proj]
+            joint = _apply(_Project, x, layer.input_layernorm, heads, self._dtype)
+            joint = joint.view(len(x), -1, dim).transpose(0, 1)  # [heads, T, d]
+            query, key, value = torch.split(joint, [module.out_features // dim for module in heads])
+            seen = attend(number, rotate(query, cos, sin), rotate(key, cos, sin), value, None)
+            seen = seen.transpose(0, 1).reshape(len(x), -1)
+            x = x + _apply(_Project, seen, None, [attention.o_proj], self._dtype)
+            x = x + _apply(_FeedForward, x, layer.post_attention_layernorm, mlp, self._dtype)
+        predicting = (packed.row, packed.target, self._temperature)
+        return _apply(_Head, x[packed.rows], core.norm, self._model.lm_head, self._dtype, predicting)
+
+
+def _apply(function: Any, *arguments: Any) -> Tensor:
+    return cast(Tensor, function.apply(*arguments))
+
+
+class _Project(torch.autograd.Function):
+    """Products of [T, width], normed where a norm is given, with several layers side by side: [T, sum of outputs]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, norm: Any, modules: Sequence[nn.Linear], dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.norm, ctx.modules, ctx.dtype = norm, modules, dtype
+        biases = [module.bias.to(dtype) for module in modules if module.bias is not None]
+        inputs = x if norm is None else _normed(x, norm)
+        return linear(inputs.to(dtype), _joint(modules, dtype), torch.cat(biases) if biases else None)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient,), (x,) = gradients, ctx.saved_tensors
+        inputs = x if ctx.norm is None else _normed(x, ctx.norm)
+        _learn(ctx.modules, gradient, inputs.to(ctx.dtype))
+        below = (gradient @ _joint(ctx.modules, ctx.dtype)).to(x.dtype)
+        return (below if ctx.norm is None else _norm_backward(x, ctx.norm, below)), None, None, None
+
+
+class _FeedForward(torch.autograd.Function):
+    """The gated block after its norm: down(silu(gate(x)) * up(x))."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, norm: Any, mlp: Any, dtype: torch.dtype) -> Tensor:
+        inner = linear(_normed(x, norm).to(dtype), _joint([mlp.gate_proj, mlp.up_proj], dtype))
+        gate, up = inner.chunk(2, dim=-1)
+        ctx.save_for_backward(x, inner)
+        ctx.norm, ctx.mlp, ctx.dtype = norm, mlp, dtype
+        return linear(silu(gate).mul_(up), mlp.down_proj.weight.to(dtype)).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        x, inner = ctx.saved_tensors
+        mlp, gradient = ctx.mlp, gradients[0].to(ctx.dtype)
+        gate, up = inner.chunk(2, dim=-1)
+        sigmoid = gate.sigmoid()
+        opened = gate * sigmoid  # silu
+        _learn([mlp.down_proj], gradient, opened * up)
+        between = gradient @ mlp.down_proj.weight.to(ctx.dtype)
+        slope = torch.addcmul(sigmoid, opened, 1 - sigmoid).mul_(up)  # of silu, times up
+        within = torch.cat([slope.mul_(between), opened.mul_(between)], dim=-1)
+        modules = [mlp.gate_proj, mlp.up_proj]
+        _learn(modules, within, _normed(x, ctx.norm).to(ctx.dtype))
+        return _norm_backward(x, ctx.norm, (within @ _joint(modules, ctx.dtype)).to(x.dtype)), None, None, None
+
+
+class _Head(torch.autograd.Function):
+    """Log-probabilities [P] after the last norm and the output layer, at [R, width]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, norm: Any, head: nn.Linear, dtype: torch.dtype, predicting: Any) -> Tensor:
+        logits = linear(_normed(x, norm).to(dtype), head.weight.to(dtype))
+        logprobs, total = pick_logprobs(logits, *predicting)
+        ctx.save_for_backward(x, logits, total)
+        ctx.norm, ctx.head, ctx.predicting = norm, head, predicting
+        return logprobs
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+        x, logits, total = ctx.saved_tensors
+        inputs = _normed(x, ctx.norm).to(logits.dtype)
+        below = torch.empty_like(inputs)
+        weight = ctx.head.weight.to(logits.dtype)
+        for rows, part in gradient_of_logits(logits, total, gradients[0], *ctx.predicting):
+            _learn([ctx.head], part, inputs[rows])
+            below[rows] = part @ weight
+        return _norm_backward(x, ctx.norm, below.to(x.dtype)), None, None, None, None
+
+
+def _joint(modules: Sequence[nn.Linear], dtype: torch.dtype) -> Tensor:
+    weights = [module.weight.detach().to(dtype) for module in modules]
+    return weights[0] if len(weights) == 1 else torch.cat(weights)
+
+
+def _normed(x: Tensor, norm: Any) -> Tensor:
+    return torch.nn.functional.rms_norm(x, norm.weight.shape, norm.weight.detach(), norm.variance_epsilon)
+
+
+def _norm_backward(x: Tensor, norm: Any, gradient: Tensor) -> Tensor:
+    """Adds the norm's own gradient; the gradient [T, width] of its input."""
+    scale = torch.rsqrt(x.square().mean(-1, keepdim=True) + norm.variance_epsilon)
+    unit = x * scale
+    _add(norm.weight, (gradient * unit).sum(0))
+    inner = gradient * norm.weight.detach()
+    result: Tensor = scale * (inner - unit * (inner * unit).mean(-1, keepdim=True))
+    return result
+
+
+def _learn(modules: Sequence[nn.Linear], gradient: Tensor, inputs: Tensor) -> None:
+    """Adds the gradients of layers side by side: gradient [T, outputs], inputs [T, width]."""
+    parts = torch.split(gradient, [module.out_features for module in modules], dim=-1)
+    for module, part in zip(modules, parts, strict=True):
+        weight = module.weight
+        if weight.grad is None or weight.dtype != part.dtype:
+            _add(weight, part.T @ inputs)
+        else:
+            weight.grad.addmm_(part.T, inputs)
+        if module.bias is not None:
+            _add(module.bias, part.sum(0))
+
+
+def _add(parameter: Tensor, gradient: Tensor) -> None:
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    parameter.grad += gradient
