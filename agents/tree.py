@@ -38,6 +38,7 @@ class RolloutTree:
     messages: tuple[Message, ...]  # the prompt as chat
     nodes: tuple[Node, ...]  # parents before their children
     leaves: tuple[int, ...]  # the last node of each rollout; equal rollouts repeat it
+    origins: tuple[int, ...] = ()  # which of its strategy's starts each rollout grew from; empty: each from its own
     state_key: str = ""  # before the first action
     info: Mapping[str, Any] = field(default_factory=dict)  # reset's, JSON
 
@@ -93,6 +94,7 @@ class RolloutTree:
             messages=_messages(row["messages"]),
             nodes=tuple(_node(node) for node in row["nodes"]),
             leaves=tuple(row["leaves"]),
+            origins=tuple(row.get("origins", ())),
             state_key=row["state_key"],
             info=row["info"],
         )

@@ -11,18 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from treegym.agents import ROOT, Completion, Node, RolloutTree
-from treegym.envs import Task
-from treegym.trainers import AGGREGATIONS, ClippedLoss, GroupRelative, ImitationLoss, Terms, grpo
+from treegym.trainers import AGGREGATIONS, ClippedLoss, GroupRelative, Norm, ReinforceLoss, Terms, grpo
 
 RETURNS = st.lists(st.floats(-10, 10, allow_subnormal=False), min_size=2, max_size=12)
-ESTIMATORS = [
-    GroupRelative(),
-    GroupRelative.verl(),
-    GroupRelative.trl(),
-    GroupRelative(divide=False),
-    GroupRelative(ddof=0),
-]
+NORMS = [Norm(), GroupRelative.verl().norm, GroupRelative.trl().norm, Norm(divide=False), Norm(ddof=0)]
 
 
 def terms(old: list[float], advantages: list[float]) -> Terms:
@@ -40,55 +32,41 @@ def losses(loss: ClippedLoss, ratios: list[float], advantages: list[float]) -> l
 # group-relative advantages
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS, ids=str)
+@pytest.mark.parametrize("norm", NORMS, ids=str)
 @settings(max_examples=50, deadline=None)
 @given(returns=RETURNS, seed=st.integers(0, 100))
-def test_advantages_of_a_group(estimator: GroupRelative, returns: list[float], seed: int) -> None:
+def test_advantages_of_a_group(norm: Norm, returns: list[float], seed: int) -> None:
     """They sum to nothing, follow their rollouts, keep the returns' order, and do not see a common shift."""
-    scores = estimator.standardize(returns)
+    scores = norm(returns)
     assert math.fsum(scores) == pytest.approx(0, abs=1e-6 * (1 + max(map(abs, scores))) * len(scores))
     order = random.Random(seed).sample(range(len(returns)), len(returns))
-    assert estimator.standardize([returns[i] for i in order]) == pytest.approx([scores[i] for i in order], abs=1e-9)
+    assert norm([returns[i] for i in order]) == pytest.approx([scores[i] for i in order], abs=1e-9)
     ranked = [score for _, score in sorted(zip(returns, scores, strict=True))]
     assert all(a <= b + 1e-9 for a, b in pairwise(ranked))
     if max(returns) - min(returns) > 1e-3:
-        assert estimator.standardize([x + 3 for x in returns]) == pytest.approx(scores, abs=1e-6, rel=1e-6)
+        assert norm([x + 3 for x in returns]) == pytest.approx(scores, abs=1e-6, rel=1e-6)
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS, ids=str)
+@pytest.mark.parametrize("norm", NORMS, ids=str)
 @pytest.mark.parametrize("value", [0.0, 0.1, 1.1, -3.0, 1 / 3])
 @pytest.mark.parametrize("n", [2, 3, 7, 8])
-def test_equal_returns_give_exact_zeros(estimator: GroupRelative, value: float, n: int) -> None:
+def test_equal_returns_give_exact_zeros(norm: Norm, value: float, n: int) -> None:
     """Exact, because zeros are left out of training."""
-    assert estimator.standardize([value] * n) == [0.0] * n
+    assert norm([value] * n) == [0.0] * n
 
 
 def test_a_group_of_one() -> None:
-    assert GroupRelative().standardize([0.7]) == [0.0]
-    assert GroupRelative.trl().standardize([0.7]) == [0.0]
-    assert GroupRelative.verl().standardize([0.7]) == [0.7]
+    assert Norm()([0.7]) == [0.0]
+    assert GroupRelative.trl().norm([0.7]) == [0.0]
+    assert GroupRelative.verl().norm([0.7]) == [0.7]
 
 
 def test_ddof_and_eps() -> None:
     half = math.sqrt(0.5)  # the deviation of 0, 1 with ddof 1; 0.5 with ddof 0
-    assert GroupRelative(eps=0).standardize([0, 1]) == pytest.approx([-0.5 / half, 0.5 / half])
-    assert GroupRelative(ddof=0, eps=0).standardize([0, 1]) == pytest.approx([-1, 1])
-    assert GroupRelative(ddof=0, eps=0.5).standardize([0, 1]) == pytest.approx([-0.5, 0.5])
-    assert GroupRelative(divide=False, eps=9).standardize([0, 1, 5]) == [-2, -1, 3]
-
-
-def test_a_rollout_s_turns_share_its_advantage_and_trees_of_a_task_are_one_group() -> None:
-    def tree(*rewards: float) -> RolloutTree:
-        """Each rollout has two turns and its reward at the second."""
-        nodes, leaves = [], []
-        for number, reward in enumerate(rewards):
-            nodes.append(Node(ROOT, Completion("", (number,), (-1.0,))))
-            nodes.append(Node(len(nodes) - 1, Completion("", (9,), (-1.0,)), reward=reward, terminated=True))
-            leaves.append(len(nodes) - 1)
-        return RolloutTree(Task("none", 0), (0,), (), tuple(nodes), tuple(leaves))
-
-    found = GroupRelative(divide=False)([tree(0, 1), tree(5)])
-    assert found == [[[-2, -2], [-1, -1]], [[3, 3]]]
+    assert Norm(eps=0)([0, 1]) == pytest.approx([-0.5 / half, 0.5 / half])
+    assert Norm(ddof=0, eps=0)([0, 1]) == pytest.approx([-1, 1])
+    assert Norm(ddof=0, eps=0.5)([0, 1]) == pytest.approx([-0.5, 0.5])
+    assert Norm(divide=False, eps=9)([0, 1, 5]) == [-2, -1, 3]
 
 
 # losses
@@ -137,7 +115,7 @@ def test_a_vanishing_old_probability_does_not_overflow() -> None:
 
 def test_imitation_is_weighted_likelihood() -> None:
     logprobs = torch.tensor([-1.0, -2.0], dtype=torch.float64)
-    assert ImitationLoss()(logprobs, terms([0.0, 0.0], [1.0, 0.5])).tolist() == [1.0, 1.0]
+    assert ReinforceLoss()(logprobs, terms([0.0, 0.0], [1.0, 0.5])).tolist() == [1.0, 1.0]
 
 
 def test_aggregations_by_hand() -> None:
@@ -152,6 +130,7 @@ def test_aggregations_by_hand() -> None:
             "token-mean": 31 / 7,
             "seq-mean-token-mean": (2.5 + 6 + 9) / 3,
             "seq-mean-token-sum": 31 / 3,
+            "seq-mean-token-sum-norm": 31 / 3 / 4,
             "token-sum": 31,
         }
     )

@@ -26,7 +26,17 @@ from treegym.envs import Task
 from treegym.trainers.forward import TransformersLogprobs
 from treegym.trainers.learner import Learner, Optimization
 from treegym.trainers.llama import LlamaLogprobs, trains_in_place
-from treegym.trainers.losses import AGGREGATIONS, AggregationName, ClippedLoss, ImitationLoss, PolicyLoss
+from treegym.trainers.losses import (
+    AGGREGATIONS,
+    AggregationName,
+    CispoLoss,
+    ClippedLoss,
+    GeometricLoss,
+    PolicyLoss,
+    ReinforceLoss,
+    SapoLoss,
+    TruncatedImportance,
+)
 from treegym.trainers.packing import Advantages, Pack, Terms, pack, score, split
 
 SMALL = {
@@ -118,10 +128,10 @@ def written_out(model: PreTrainedModel, batch: list[tuple[RolloutTree, Advantage
             for k, old in enumerate(node.action.logprobs):
                 terms.append((at + k, turn, advantage, old))
             at += len(node.action.token_ids) + len(node.observation)
-        positions = torch.tensor([t[0] for t in terms])
+        positions, turns = (torch.tensor([t[i] for t in terms]) for i in (0, 1))
         chosen = logprobs[positions - 1, sequence[positions]]
         values = [torch.tensor([t[i] for t in terms], dtype=torch.float64) for i in (2, 3)]
-        columns = Terms(positions, torch.full_like(positions, number), positions, values[0], values[1], values[0])
+        columns = Terms(positions, torch.full_like(positions, number), turns, values[0], values[1], values[0])
         value = (loss(chosen, columns) * weight).sum()
         value.backward()
         total += value.item()
@@ -151,6 +161,33 @@ def test_packed_equals_written_out(name: str, aggregation: AggregationName) -> N
             assert packed(model, batch, loss, max_tokens) == pytest.approx(expected, abs=1e-9)
             for got, wanted in zip(gradients(model), expected_gradients, strict=True):
                 torch.testing.assert_close(got, wanted, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        ClippedLoss(0.1, 0.15, level="sequence"),
+        ClippedLoss(0.1, 0.15, level="turn"),
+        ClippedLoss(0.1, 0.15, keep_gradient=True),
+        GeometricLoss(0.1, 0.15),
+        CispoLoss(0.1, 0.15),
+        CispoLoss(None, 0.15),
+        SapoLoss(),
+        ReinforceLoss(),
+        TruncatedImportance(ClippedLoss(), cap=1.1),
+    ],
+    ids=str,
+)
+def test_every_loss_is_the_same_packed(loss: PolicyLoss) -> None:
+    """Those over whole turns and rollouts too: a rollout is never parted."""
+    model = tiny_model()
+    batch = random_batch(5)
+    expected = written_out(model, batch, loss)
+    expected_gradients = gradients(model)
+    for max_tokens in (10_000, 25):
+        assert packed(model, batch, loss, max_tokens) == pytest.approx(expected, abs=1e-9)
+        for got, wanted in zip(gradients(model), expected_gradients, strict=True):
+            torch.testing.assert_close(got, wanted, atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2"])
@@ -211,8 +248,8 @@ def test_zero_advantages_cost_nothing_and_change_nothing() -> None:
     sizes: list[Pack] = []
     learner.update(silent, ClippedLoss(), on_pack=sizes.append)
     assert not sizes and learner.step == 0
-    expected = written_out(model, [*batch, *silent], ImitationLoss())
-    assert packed(model, [*batch, *silent], ImitationLoss(), 10_000) == pytest.approx(expected, abs=1e-9)
+    expected = written_out(model, [*batch, *silent], ReinforceLoss())
+    assert packed(model, [*batch, *silent], ReinforceLoss(), 10_000) == pytest.approx(expected, abs=1e-9)
 
 
 def test_models_without_plain_positions_are_refused_by_name() -> None:

@@ -41,12 +41,12 @@ from treegym.trainers import (
     ClippedLoss,
     Environment,
     HeldOut,
-    ImitationLoss,
     Improvement,
     Learner,
     Optimization,
     Pack,
     Plan,
+    ReinforceLoss,
     Run,
     Trainer,
     Warmup,
@@ -131,7 +131,7 @@ def test_warm_up_solves_the_tasks_it_was_shown() -> None:
     model, renderer = nano()
     trees = demonstrations(renderer)
     learner = Learner(model, Optimization(3e-3), dtype=torch.float32)
-    losses = [learner.update(imitated(trees), ImitationLoss())["loss"] for _ in range(40)]
+    losses = [learner.update(imitated(trees), ReinforceLoss())["loss"] for _ in range(40)]
     assert losses[0] > 3 and losses[-1] < 0.05
     policy = TransformersPolicy(model, renderer, dtype=torch.float32)
     played = asyncio.run(
@@ -144,7 +144,7 @@ def test_imitation_of_a_certain_reply_is_its_likelihood() -> None:
     """The loss of a demonstration is the mean negative log-likelihood of the oracle's tokens in the plain model."""
     model, renderer = nano()
     [tree] = demonstrations(renderer, 1)
-    loss = Learner(model, Optimization(), dtype=torch.float32).update(imitated([tree]), ImitationLoss())["loss"]
+    loss = Learner(model, Optimization(), dtype=torch.float32).update(imitated([tree]), ReinforceLoss())["loss"]
     fresh, _ = nano()
     tokens = torch.tensor(tree.tokens(tree.paths[0]))
     logprobs = torch.log_softmax(fresh(input_ids=tokens[None]).logits[0], -1)
@@ -170,7 +170,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     done = Trainer(plan, model, renderer, Run(tmp_path_factory.mktemp("run")), Silent(), dtype=torch.float32)
     learner = Learner(model, Optimization(1e-2), dtype=torch.float32)
     for _ in range(3):
-        learner.update(imitated(demonstrations(renderer)), ImitationLoss())
+        learner.update(imitated(demonstrations(renderer)), ReinforceLoss())
     done.policy.refresh(1)
     return done, request.param, before
 
@@ -267,7 +267,7 @@ def test_the_learner_s_distribution_has_the_sampler_s_temperature(temperature: f
     model, plain = gpt2(), gpt2()
     learner = Learner(model, Optimization(), dtype=torch.float64, temperature=temperature)
     scored = score([(chain(*actions), [[a] for a in advantages])], AGGREGATIONS["token-sum"])
-    got = learner.accumulate(pack(scored, torch.float64), ImitationLoss())["loss"]
+    got = learner.accumulate(pack(scored, torch.float64), ReinforceLoss())["loss"]
     expected = torch.zeros((), dtype=torch.float64)
     for action, advantage in zip(actions, advantages, strict=True):
         logits = plain(input_ids=torch.tensor([[1, 2, 3, *action]])).logits[0, 2:-1]

@@ -1,10 +1,22 @@
 """Credit assignment, losses, packing, and the training loop."""
 
-from .advantages import AdvantageEstimator, GroupRelative
-from .algorithms import ALGORITHMS, Algorithm, grpo
+from .advantages import AdvantageEstimator, BestOnly, GroupRelative, Norm, SharedMean, Sum, TokenReturns, Whitened
+from .algorithms import ALGORITHMS, Algorithm, gigpo, grpo
+from .anchors import AnchorStates, HistoryAnchors
 from .learner import Learner, Optimization
-from .losses import AGGREGATIONS, ClippedLoss, ImitationLoss, PolicyLoss
-from .packing import Advantages, Pack, ScoredTree, Segment, Terms, pack, score, split
+from .losses import (
+    AGGREGATIONS,
+    CispoLoss,
+    ClippedLoss,
+    GeometricLoss,
+    PolicyLoss,
+    ReinforceLoss,
+    SapoLoss,
+    TruncatedImportance,
+    kl,
+)
+from .node_values import BackedUp, PrefixGroups, SummedLeaves
+from .packing import Advantages, Pack, ScoredTree, Segment, Terms, TurnAdvantage, pack, score, split
 from .run import Progress, Run
 from .training import Environment, HeldOut, Improvement, Plan, Stopped, Trainer, Warmup, Watcher
 
@@ -14,27 +26,45 @@ __all__ = [
     "AdvantageEstimator",
     "Advantages",
     "Algorithm",
+    "AnchorStates",
+    "BackedUp",
+    "BestOnly",
+    "CispoLoss",
     "ClippedLoss",
     "Environment",
+    "GeometricLoss",
     "GroupRelative",
     "HeldOut",
-    "ImitationLoss",
+    "HistoryAnchors",
     "Improvement",
     "Learner",
+    "Norm",
     "Optimization",
     "Pack",
     "Plan",
     "PolicyLoss",
+    "PrefixGroups",
     "Progress",
+    "ReinforceLoss",
     "Run",
+    "SapoLoss",
     "ScoredTree",
     "Segment",
+    "SharedMean",
     "Stopped",
+    "Sum",
+    "SummedLeaves",
     "Terms",
+    "TokenReturns",
     "Trainer",
+    "TruncatedImportance",
+    "TurnAdvantage",
     "Warmup",
     "Watcher",
+    "Whitened",
+    "gigpo",
     "grpo",
+    "kl",
     "pack",
     "score",
     "split",

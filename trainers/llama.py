@@ -122,12 +122,10 @@ class _Head(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         x, logits, total = ctx.saved_tensors
-        inputs = _normed(x, ctx.norm).to(logits.dtype)
-        below = torch.empty_like(inputs)
-        weight = ctx.head.weight.to(logits.dtype)
         for rows, part in gradient_of_logits(logits, total, gradients[0], *ctx.predicting):
-            _learn([ctx.head], part, inputs[rows])
-            below[rows] = part @ weight
+            logits[rows] = part  # nobody reads them again, and they are the largest tensor there is
+        _learn([ctx.head], logits, _normed(x, ctx.norm).to(logits.dtype))
+        below = logits @ ctx.head.weight.to(logits.dtype)
         return _norm_backward(x, ctx.norm, below.to(x.dtype)), None, None, None, None
 
 

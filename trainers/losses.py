@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from .packing import Aggregation, Terms
+
+Level = Literal["token", "turn", "sequence"]
+KL = Literal["k1", "abs", "k2", "k3", "k1+", "k3+"]
 
 
 def token_mean(lengths: Sequence[int]) -> list[float]:
@@ -27,6 +30,11 @@ def seq_mean_token_sum(lengths: Sequence[int]) -> list[float]:
     return [1.0 / len(lengths)] * len(lengths)
 
 
+def seq_mean_token_sum_norm(lengths: Sequence[int]) -> list[float]:
+    """The same over the tokens of the longest rollout (verl since August 2026)."""
+    return [1.0 / (len(lengths) * max(lengths))] * len(lengths)
+
+
 def token_sum(lengths: Sequence[int]) -> list[float]:
     """The plain sum."""
     return [1.0] * len(lengths)
@@ -36,9 +44,12 @@ AGGREGATIONS: dict[str, Aggregation] = {
     "token-mean": token_mean,
     "seq-mean-token-mean": seq_mean_token_mean,
     "seq-mean-token-sum": seq_mean_token_sum,
+    "seq-mean-token-sum-norm": seq_mean_token_sum_norm,
     "token-sum": token_sum,
 }
-AggregationName = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "token-sum"]
+AggregationName = Literal[
+    "token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm", "token-sum"
+]
 
 
 class PolicyLoss(Protocol):
@@ -62,17 +73,24 @@ class ClippedLoss:
     """PPO's clipped surrogate with separate bounds and an optional dual clip.
 
     arXiv:1707.06347 eq. 7; separate bounds: DAPO, arXiv:2503.14476; dual clip: arXiv:1912.09729 eq. 5.
+    `level`: the ratio is the token's, or the geometric mean over the rollout (GSPO, arXiv:2507.18071 eq. 5) or over
+    the turn (AT2PO, arXiv:2601.04767). `keep_gradient`: a ratio above its bound still has the gradient that it has
+    at the bound (AEPO, arXiv:2510.14545 sec. 4.2).
     """
 
     clip_low: float = 0.2
     clip_high: float = 0.2
     dual_clip: float | None = None  # bound of the loss where the advantage is negative, in multiples of it; above 1
+    level: Level = "token"
+    keep_gradient: bool = False
     aggregation: AggregationName = "seq-mean-token-mean"
     needs_zeros: bool = False
 
     def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
-        ratio = (logprobs - terms.old_logprob).clamp(-20, 20).exp()
+        ratio = log_ratio(logprobs, terms, self.level).exp()
         clipped = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
+        if self.keep_gradient:
+            clipped = torch.where(ratio > 1 + self.clip_high, clipped.detach() * ratio / ratio.detach(), clipped)
         losses = -torch.minimum(ratio * terms.advantage, clipped * terms.advantage)
         if self.dual_clip is not None:
             bounded = torch.minimum(losses, -self.dual_clip * terms.advantage)
@@ -81,11 +99,122 @@ class ClippedLoss:
 
 
 @dataclass(frozen=True, slots=True)
-class ImitationLoss:
-    """Negative log-likelihood times the advantage: supervised fine-tuning where that is 1."""
+class GeometricLoss:
+    """The rollout's mean log-ratio, clipped token by token on the pessimistic side (GMPO, arXiv:2507.20673)."""
+
+    clip_low: float = 0.4  # of log-ratios
+    clip_high: float = 0.4
+    aggregation: AggregationName = "seq-mean-token-mean"
+    needs_zeros: bool = False
+
+    def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
+        change = logprobs - terms.old_logprob
+        sign = terms.advantage.sign()
+        clipped = sign * torch.minimum(sign * change, sign * change.clamp(-self.clip_low, self.clip_high))
+        ratio = segment_mean(clipped, terms.rollout).exp()
+        return -ratio * segment_mean(terms.advantage, terms.rollout)
+
+
+@dataclass(frozen=True, slots=True)
+class CispoLoss:
+    """Clipped importance weights, and a gradient for every token (CISPO, arXiv:2506.13585 eq. 4).
+
+    The defaults bound both sides, as verl does; `clip_low=None` leaves the lower one free as TRL does, whose
+    epsilon_high is 1 + clip_high.
+    """
+
+    clip_low: float | None = 0.2
+    clip_high: float = 0.28
+    aggregation: AggregationName = "token-mean"
+    needs_zeros: bool = False
+
+    def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
+        low = None if self.clip_low is None else 1 - self.clip_low
+        weight = log_ratio(logprobs, terms).exp().clamp(low, 1 + self.clip_high).detach()
+        return -weight * terms.advantage * logprobs
+
+
+@dataclass(frozen=True, slots=True)
+class SapoLoss:
+    """A soft gate in place of the clip: 4/t sigmoid(t(ratio - 1)), cooler for bad tokens (SAPO, arXiv:2511.20347)."""
+
+    positive: float = 1.0  # temperature t where the advantage is positive
+    negative: float = 1.05
+    aggregation: AggregationName = "seq-mean-token-mean"
+    needs_zeros: bool = False
+
+    def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
+        ratio = log_ratio(logprobs, terms).exp()
+        t = torch.where(terms.advantage > 0, self.positive, self.negative).to(ratio.dtype)
+        return -4 / t * torch.sigmoid(t * (ratio - 1)) * terms.advantage
+
+
+@dataclass(frozen=True, slots=True)
+class ReinforceLoss:
+    """Negative log-likelihood times the advantage: REINFORCE, GPG (arXiv:2504.02546) with its own scale of advantages,
+    and supervised fine-tuning where the advantage is 1."""
 
     aggregation: AggregationName = "token-mean"
     needs_zeros: bool = False
 
     def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
         return -logprobs * terms.advantage
+
+
+@dataclass(frozen=True, slots=True)
+class TruncatedImportance:
+    """Another loss around the learner's present probabilities, times how much likelier than to the sampler a token is
+    to the learner, at most `cap`: for samplers that compute otherwise than the learner (another engine, precision)."""
+
+    loss: PolicyLoss
+    cap: float = 2.0
+
+    @property
+    def aggregation(self) -> AggregationName:
+        return self.loss.aggregation
+
+    @property
+    def needs_zeros(self) -> bool:
+        return self.loss.needs_zeros
+
+    def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
+        own = logprobs.detach()
+        weight = log_ratio(own, terms).exp().clamp(max=self.cap)
+        return weight * self.loss(logprobs, replace(terms, old_logprob=own))
+
+
+def log_ratio(logprobs: Tensor, terms: Terms, level: Level = "token") -> Tensor:
+    """log of present over old probability [N]: of the token (within 20 nats), or the mean over its turn or rollout."""
+    change = logprobs - terms.old_logprob
+    if level == "token":
+        return change.clamp(-20, 20)
+    segment = terms.rollout if level == "sequence" else terms.rollout * (terms.turn.max() + 1) + terms.turn
+    return segment_mean(change, segment).clamp(max=10)
+
+
+def segment_mean(values: Tensor, segment: Tensor) -> Tensor:
+    """[N] -> [N]: the mean over all entries of the same segment."""
+    size = int(segment.max()) + 1
+    total = values.new_zeros(size).index_add(0, segment, values)
+    count = values.new_zeros(size).index_add(0, segment, torch.ones_like(values))
+    return (total / count)[segment]
+
+
+def kl(logprobs: Tensor, reference: Tensor, estimator: KL = "k3") -> Tensor:
+    """Estimates KL(policy || reference) from the sampled tokens [N], nats (Schulman 2020, as in verl).
+
+    k3 is kept within 10, its exponent within 20. "+": the value of k1 or k3 with the gradient of k2, which is the
+    gradient of the KL itself.
+    """
+    difference = logprobs - reference
+    if estimator.endswith("+"):
+        value, slope = kl(logprobs, reference, "k1" if estimator == "k1+" else "k3"), kl(logprobs, reference, "k2")
+        return slope - slope.detach() + value.detach()
+    if estimator == "k1":
+        return difference
+    if estimator == "abs":
+        return difference.abs()
+    if estimator == "k2":
+        return 0.5 * difference**2
+    negative = (-difference).clamp(-20, 20)
+    return (negative.exp() - negative - 1).clamp(-10, 10)

@@ -11,12 +11,15 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..agents import ROOT, RolloutTree, causal_mask, grouped_attention
 
-Advantages = Sequence[Sequence[float]]  # [rollout][turn]
+TurnAdvantage = float | NDArray[np.float64]  # of all of the turn's sampled tokens, or of each
+Advantages = Sequence[Sequence[TurnAdvantage]]  # [rollout][turn]
 Aggregation = Callable[[Sequence[int]], list[float]]  # sampled tokens of each rollout -> weight of each of its terms
 
 
@@ -148,8 +151,9 @@ class _Packer:
             for turn, (node, advantage) in enumerate(zip(path, advantages, strict=True)):
                 action = tree.nodes[node].action
                 old = action.logprobs or (0.0,) * len(action.token_ids)
-                for token, logprob in enumerate(old):
-                    self.terms.append((first[node] + token, self.rollouts, turn, advantage, logprob, weight))
+                each = np.broadcast_to(advantage, len(old)).tolist()
+                for token, (logprob, own) in enumerate(zip(old, each, strict=True)):
+                    self.terms.append((first[node] + token, self.rollouts, turn, own, logprob, weight))
             self.rollouts += 1
 
 
@@ -194,7 +198,7 @@ def score(
     weights = iter(aggregation(lengths))
     scored = [ScoredTree(tree, advantages, [next(weights) for _ in tree.leaves]) for tree, advantages in batch]
     if not keep_zeros:
-        scored = [s.only([i for i, turns in enumerate(s.advantages) if any(turns)]) for s in scored]
+        scored = [s.only([i for i, turns in enumerate(s.advantages) if any(map(np.any, turns))]) for s in scored]
     return [s for s in scored if s.tree.leaves]
 
 

@@ -35,7 +35,7 @@ from ..agents import (
 from ..envs import Task
 from .algorithms import Algorithm
 from .learner import Learner, Optimization
-from .losses import ImitationLoss
+from .losses import ReinforceLoss
 from .packing import Advantages
 from .run import Progress, Run
 
@@ -260,7 +260,7 @@ class Trainer:
         for step in self._steps("warming up", warmup.steps):
             batch = [demonstrations[i] for i in order[step * warmup.batch_size : (step + 1) * warmup.batch_size]]
             start = time.monotonic()
-            metrics = learner.update([(tree, _ones(tree)) for tree in batch], ImitationLoss())
+            metrics = learner.update([(tree, _ones(tree)) for tree in batch], ReinforceLoss())
             self.run.log(stage=name, step=step, **metrics, seconds={"update": time.monotonic() - start})
             self._done(f"loss {metrics['loss']:.2f}")
 
@@ -304,7 +304,7 @@ class Trainer:
     def _update(self, learner: Learner, trees: Sequence[RolloutTree]) -> dict[str, float]:
         """The step's optimiser steps; means of their metrics, sums of their counts."""
         algorithm, parts = self.plan.algorithm, self.plan.improvement.updates_per_step
-        scored = [(tree, algorithm.advantage([tree])[0]) for tree in trees]
+        scored = list(zip(trees, algorithm.advantage(trees), strict=True))
         self._rest_policy()
         rows = [learner.update(scored[i::parts], algorithm.loss) for i in range(parts)]
         counts = {"trained_tokens", "loss_terms"}
