@@ -6,10 +6,11 @@ from .evaluate import Evaluation, Interval, paired_difference, succeeded
 from .forward import is_plain_llama, native_dtype, rotate
 from .lora import add_lora, merged_state
 from .policy import Completion, Context, Policy, Sample, Sampling, derive_seed
-from .rollout import Chains, FollowOracle, GrowingTree, RolloutStrategy, Turn, grow_trees
+from .rollout import GrowingTree, Turn, grow_trees
 from .sampler import TransformersPolicy
 from .scripted import ScriptedPolicy
 from .store import EpisodeStore, append_line, read_lines
+from .strategies import Chains, EntropyBranching, FollowOracle, RolloutStrategy, TreeExpansion
 from .tree import ROOT, Node, RolloutTree
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "ChatRenderer",
     "Completion",
     "Context",
+    "EntropyBranching",
     "EpisodeStore",
     "Evaluation",
     "FollowOracle",
@@ -31,6 +33,7 @@ __all__ = [
     "Sampling",
     "ScriptedPolicy",
     "TransformersPolicy",
+    "TreeExpansion",
     "Turn",
     "add_lora",
     "append_line",

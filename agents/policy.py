@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -82,9 +81,8 @@ class Policy(Protocol):
         """One completion; equal arguments and weights give equal tokens."""
         ...
 
-    def rollout(self) -> AbstractContextManager[None]:
-        """Held by each caller between its requests, so that batches need not depend on timing."""
-        return nullcontext()
+    def expect(self, callers: int) -> None:
+        """Told that there are so many callers more, or fewer: a batch that waits for all does not depend on timing."""
 
 
 def derive_seed(*parts: int | str) -> int:

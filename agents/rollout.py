@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..envs import Message, Task, TextEnv
 from .chat import ChatRenderer
 from .policy import Completion, Context, Policy, Sample, Sampling, derive_seed
 from .tree import ROOT, Node, RolloutTree
+
+if TYPE_CHECKING:
+    from .strategies import RolloutStrategy
+
+T = TypeVar("T")
 
 _CHAT = ("messages", "reward_terms")  # keys of info that have a field of their own
 
@@ -45,25 +50,57 @@ class GrowingTree:
         self.task = task
         self.root = Turn(prompt.context, prompt.env)
         self.rollouts: dict[int, Turn] = {}  # by number; the leaves of the finished tree, in this order
+        self.origins: dict[int, int] = {}  # of each of them
         self._prompt = prompt
         self._policy = policy
         self.renderer = renderer
         self._sampling = sampling
         self._seed = seed
 
-    async def rollout(self, start: Turn, number: int) -> Turn:
-        """Plays on from a turn to the end of the episode; `number` names the rollout and seeds it."""
-        with self._policy.rollout():
-            turn = start
-            while not turn.done:
-                turn = await self.extend(turn, number)
-        self.rollouts[number] = turn
+    async def together(self, *branches: Awaitable[T]) -> list[T]:
+        """Runs branches side by side; what they give, in their order."""
+        left = len(branches)
+        self._policy.expect(max(left - 1, 0))  # the tree's own place goes to the last branch that is at work
+
+        async def run(branch: Awaitable[T]) -> T:
+            nonlocal left
+            try:
+                return await branch
+            finally:
+                left -= 1
+                self._policy.expect(-1 if left else 0)
+
+        return await asyncio.gather(*map(run, branches))
+
+    async def rollout(self, start: Turn, number: int, origin: int | None = None) -> Turn:
+        """Plays on from a turn to the end of the episode; `number` names the rollout and seeds it, `origin` is that
+        of the first rollout of its kin."""
+        turn = start
+        while not turn.done:
+            turn = await self.extend(turn, number)
+        self.end(number, turn, origin)
         return turn
 
-    async def extend(self, turn: Turn, number: int) -> Turn:
-        """One more turn, sampled from the policy."""
+    async def extend(self, turn: Turn, number: int, *, entropy: bool = False) -> Turn:
+        """One more turn, sampled from the policy, with the entropies of its tokens if they are wanted."""
         seed = derive_seed(self._seed, self.task.seed, number)
-        return await self.attach(turn, await self._policy.sample(turn.context, seed, self._sampling))
+        sampling = replace(self._sampling, entropy=entropy or self._sampling.entropy)
+        return await self.attach(turn, await self._policy.sample(turn.context, seed, sampling))
+
+    def end(self, number: int, turn: Turn, origin: int | None = None) -> None:
+        """A rollout is a leaf of the finished tree."""
+        self.rollouts[number] = turn
+        self.origins[number] = number if origin is None else origin
+
+    def turns(self, origin: int) -> list[Turn]:
+        """The prompt, then the turns of the ended rollouts of an origin, by depth."""
+        paths = [_path(turn) for number, turn in sorted(self.rollouts.items()) if self.origins[number] == origin]
+        deepest = max(map(len, paths), default=1)
+        return list(dict.fromkeys(path[i] for i in range(deepest) for path in paths if i < len(path)))
+
+    def seed(self, *parts: int | str) -> int:
+        """A seed of this tree for what the parts name."""
+        return derive_seed(self._seed, self.task.seed, *parts)
 
     async def attach(self, turn: Turn, sample: Sample) -> Turn:
         """Steps the environment with a sampled reply. Siblings with the same tokens are one turn:
@@ -116,6 +153,7 @@ class GrowingTree:
             messages=self._prompt.messages,
             nodes=tuple(nodes),
             leaves=tuple(index[leaf] for leaf in leaves),
+            origins=tuple(self.origins[number] for number in sorted(self.rollouts)),
             state_key=self._prompt.state_key,
             info=self._prompt.info,
         )
@@ -126,39 +164,6 @@ def _path(turn: Turn) -> list[Turn]:
     while path[-1].parent is not None:
         path.append(path[-1].parent)
     return path[::-1]
-
-
-class RolloutStrategy(Protocol):
-    """Decides where a tree starts, forks and stops."""
-
-    async def grow(self, tree: GrowingTree) -> None:
-        """Plays the tree's rollouts, all of them by the time it returns."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Chains:
-    """Independent rollouts from the root: GRPO's group."""
-
-    n: int
-
-    async def grow(self, tree: GrowingTree) -> None:
-        await asyncio.gather(*(tree.rollout(tree.root, number) for number in range(self.n)))
-
-
-@dataclass(frozen=True, slots=True)
-class FollowOracle:
-    """One rollout that the environment's oracle plays: a demonstration. ValueError where it knows no action."""
-
-    async def grow(self, tree: GrowingTree) -> None:
-        turn = tree.root
-        while not turn.done:
-            action = turn.env.oracle()
-            if action is None:
-                raise ValueError(f"the oracle of {tree.task.env} knows no action at turn {turn.depth} of {tree.task}")
-            tokens = tree.renderer.reply(action)
-            turn = await tree.attach(turn, Sample(Completion(action, tokens), Context(tokens, turn.context)))
-        tree.rollouts[0] = turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +208,10 @@ async def grow_trees(
 
     async def grow(task: Task, prompt: Prompt) -> RolloutTree:
         tree = GrowingTree(task, prompt, policy, renderer, sampling, seed)
-        await strategy.grow(tree)
+        try:
+            await strategy.grow(tree)
+        finally:
+            policy.expect(-1)
         finished = tree.finish()
         on_tree(finished)
         return finished
@@ -212,6 +220,7 @@ async def grow_trees(
         Prompt(env, messages, env.state_key(), info, context)
         for (env, messages, info), context in zip(opened, contexts, strict=True)
     )
+    policy.expect(len(tasks))
     async with asyncio.TaskGroup() as group:
         growing = [group.create_task(grow(task, prompt)) for task, prompt in zip(tasks, prompts, strict=True)]
     return [task.result() for task in growing]

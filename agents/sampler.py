@@ -9,7 +9,6 @@ context are one row until they draw different tokens: what a group says alike is
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
@@ -78,8 +77,8 @@ class _Row:
 class TransformersPolicy:
     """Samples from `model`, in `dtype`, for up to `max_rows` requests at a time.
 
-    With `lockstep`, a pass waits until every rollout has asked (see Policy.rollout): the batches, and
-    so the last bits of the logits, then never depend on how long tools take.
+    With `lockstep`, a pass waits until every expected caller has asked: the batches, and so the last bits of the
+    logits, then never depend on how long tools take.
     """
 
     def __init__(
@@ -126,14 +125,9 @@ class TransformersPolicy:
         self._spans.clear()
         self._slab.clear()
 
-    @contextlib.contextmanager
-    def rollout(self) -> Iterator[None]:
-        self._callers += 1
-        try:
-            yield
-        finally:
-            self._callers -= 1
-            self._stirred.set()
+    def expect(self, callers: int) -> None:
+        self._callers += callers
+        self._stirred.set()
 
     async def sample(self, context: Context, seed: int, sampling: Sampling) -> Sample:
         loop = asyncio.get_running_loop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Iterator
@@ -9,6 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from treegym.agents import ChatRenderer, Sampling, TransformersPolicy, grow_trees
+from treegym.agents.nano import build_nano
+from treegym.envs import Task, lookup
+from treegym.trainers import ALGORITHMS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -28,6 +34,21 @@ def test_the_example_learns_to_look(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert success["untrained"] < 0.1 and success["warmed up"] < 0.9
     assert success["trained"] > max(0.85, success["warmed up"] + 0.05)
     assert (run / "model" / "model.safetensors").is_file()
+
+
+def test_the_training_page_s_strategy_grows_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    [example] = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    monkeypatch.setattr("treegym.trainers.ALGORITHMS", registered := {**ALGORITHMS})
+    exec(compile(example, "training.md", "exec", dont_inherit=True), {"__name__": "example"})
+    model, tokenizer = build_nano(lookup.vocabulary())
+    renderer = ChatRenderer(tokenizer)
+    policy = TransformersPolicy(model, renderer, dtype=torch.float32)
+    tasks, sampling = [Task("treegym/Lookup-v0", seed) for seed in range(2)], Sampling(max_tokens=4)
+    rollout = registered["halfway"](again=3).rollout
+    trees = asyncio.run(grow_trees(tasks, rollout, policy, renderer, sampling))
+    assert [tree.origins for tree in trees] == [(0, 0, 0, 0)] * 2
+    assert all(len({path[: len(tree.paths[0]) // 2] for path in tree.paths}) == 1 for tree in trees)
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/training.md", "docs/environments.md"])

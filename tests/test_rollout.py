@@ -15,11 +15,14 @@ from treegym.agents import (
     ROOT,
     Chains,
     ChatRenderer,
+    EntropyBranching,
     FollowOracle,
+    RolloutStrategy,
     RolloutTree,
     Sampling,
     ScriptedPolicy,
     TransformersPolicy,
+    TreeExpansion,
     grow_trees,
 )
 from treegym.agents.nano import build_nano
@@ -37,8 +40,12 @@ def renderer() -> ChatRenderer:
     return ChatRenderer(build_nano(vocabulary())[1])
 
 
-def grow(policy: Any, renderer: ChatRenderer, n: int = 6, **sampling: Any) -> list[RolloutTree]:
-    return asyncio.run(grow_trees(TASKS, Chains(n), policy, renderer, Sampling(**sampling), seed=1))
+def grow(
+    policy: Any, renderer: ChatRenderer, strategy: RolloutStrategy | None = None, **sampling: Any
+) -> list[RolloutTree]:
+    """By default six chains."""
+    grown = grow_trees(TASKS, strategy or Chains(6), policy, renderer, Sampling(**sampling), seed=1)
+    return asyncio.run(grown)
 
 
 def nano_policy(renderer: ChatRenderer) -> TransformersPolicy:
@@ -58,8 +65,22 @@ def test_equal_tokens_share_their_turns(renderer: ChatRenderer) -> None:
         assert all(len(path) == 2 for path in tree.paths)
 
 
-def test_siblings_differ_and_parents_come_first(renderer: ChatRenderer) -> None:
-    for tree in grow(nano_policy(renderer), renderer, max_tokens=5):
+STRATEGIES = [
+    Chains(6),
+    EntropyBranching(2, 6),
+    EntropyBranching(2, 6, measured="call", total=True),
+    EntropyBranching(3, 6, threshold=0.5),
+    EntropyBranching(2, 6, penalty=0.05),
+    TreeExpansion(2, 2, 1),
+    TreeExpansion(1, 2, 2, keep=4),
+    TreeExpansion(2, 2, 1, choose="unsure"),
+]
+each_strategy = pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
+
+
+@each_strategy
+def test_siblings_differ_and_parents_come_first(renderer: ChatRenderer, strategy: RolloutStrategy) -> None:
+    for tree in grow(nano_policy(renderer), renderer, strategy, max_tokens=5):
         actions = [(node.parent, node.action.token_ids) for node in tree.nodes]
         assert len(set(actions)) == len(actions)
         assert all(node.parent < i for i, node in enumerate(tree.nodes))
@@ -69,8 +90,11 @@ def test_siblings_differ_and_parents_come_first(renderer: ChatRenderer) -> None:
             assert not tree.nodes[path[-1]].observation
 
 
-def test_same_seed_same_tree_however_slow_the_tools(renderer: ChatRenderer, monkeypatch: pytest.MonkeyPatch) -> None:
-    prompt = grow(nano_policy(renderer), renderer, max_tokens=5)
+@each_strategy
+def test_same_seed_same_tree_however_slow_the_tools(
+    renderer: ChatRenderer, strategy: RolloutStrategy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = grow(nano_policy(renderer), renderer, strategy, max_tokens=5)
     step, clock = LookupEnv.step, random.Random(0)
 
     def slow_step(self: LookupEnv, action: str) -> Any:
@@ -78,7 +102,7 @@ def test_same_seed_same_tree_however_slow_the_tools(renderer: ChatRenderer, monk
         return step(self, action)
 
     monkeypatch.setattr(LookupEnv, "step", slow_step)
-    late = grow(nano_policy(renderer), renderer, max_tokens=5)
+    late = grow(nano_policy(renderer), renderer, strategy, max_tokens=5)
     assert json.dumps([t.to_json() for t in prompt]) == json.dumps([t.to_json() for t in late])
 
 
@@ -87,9 +111,10 @@ def test_trees_survive_json(renderer: ChatRenderer) -> None:
         assert RolloutTree.from_json(json.loads(json.dumps(tree.to_json()))) == tree
 
 
-def test_tokens_of_a_path_are_what_the_policy_saw(renderer: ChatRenderer) -> None:
+@each_strategy
+def test_tokens_of_a_path_are_what_the_policy_saw(renderer: ChatRenderer, strategy: RolloutStrategy) -> None:
     """Replaying the recorded actions gives the recorded observations, states and rewards."""
-    for tree in grow(nano_policy(renderer), renderer, max_tokens=5):
+    for tree in grow(nano_policy(renderer), renderer, strategy, max_tokens=5):
         for path in tree.paths:
             env = tree.task.make()
             env.reset(seed=tree.task.seed, options=dict(tree.task.options))
@@ -135,3 +160,44 @@ def test_turns_join_to_what_the_template_renders(renderer: ChatRenderer) -> None
     rows = [{"role": m.role, "content": m.text} for m in chat]
     whole = renderer.tokenizer.apply_chat_template(rows, tokenize=False, add_generation_prompt=True)
     assert renderer.tokenizer.decode(tokens) == whole
+
+
+@each_strategy
+def test_a_tree_has_as_many_rollouts_as_were_asked_for(renderer: ChatRenderer, strategy: RolloutStrategy) -> None:
+    for tree in grow(nano_policy(renderer), renderer, strategy, max_tokens=5):
+        kept = 4 if strategy == TreeExpansion(1, 2, 2, keep=4) else 6
+        assert len(tree.leaves) == len(tree.origins) == kept
+
+
+@pytest.mark.parametrize("measured", ["result", "call"])
+def test_forks_share_all_before_the_fork(renderer: ChatRenderer, measured: Any) -> None:
+    """With certain forks every rollout of an origin but the first has turns in common with another of it."""
+    always = EntropyBranching(1, 5, threshold=-9.0, measured=measured)
+    trees = grow(nano_policy(renderer), renderer, always, max_tokens=5)
+    kin = [[p for p, o in zip(t.paths, t.origins, strict=True) if o == t.origins[0]] for t in trees]
+    assert max(map(len, kin)) > 1
+    for paths in kin:
+        for number, path in enumerate(paths[1:], 1):
+            assert any(set(path) & set(other) for other in paths[:number])
+
+
+def test_expansions_continue_turns_of_their_own_tree(renderer: ChatRenderer) -> None:
+    for tree in grow(nano_policy(renderer), renderer, TreeExpansion(2, 3, 2), max_tokens=5):
+        assert [tree.origins.count(origin) for origin in (0, 1)] == [7, 7]  # 1 + 3 * 2
+
+
+def test_branch_decisions_are_the_public_code_s() -> None:
+    """The vectors' draws and changes of entropy, written out: arpo/branch_round and aepo/branch_round."""
+    changes = [0.7, -0.3, 0.0, 0.4]
+    arpo = EntropyBranching()
+    draws = zip([0.62, 0.45, 0.51, 0.57], changes, strict=True)
+    assert [arpo.forks(u, change) for u, change in draws] == [True, False, False, True]
+    aepo = EntropyBranching(penalty=0.05)
+    streaks = zip([0.4, 0.55, 0.51, 0.58], changes, [0, 0, 0, 4], strict=True)
+    assert [aepo.forks(u, change, streak) for u, change, streak in streaks] == [True, False, True, True]
+
+
+def test_the_probability_of_a_fork_is_linear_in_the_change_of_entropy() -> None:
+    for change, expected in [(-3.0, 0), (-1.0, 0.3), (0.0, 0.5), (0.5, 0.6), (1.0, 0.7), (2.5, 1), (4.0, 1)]:
+        forks = [EntropyBranching().forks((i + 0.5) / 2000, change) for i in range(2000)]
+        assert sum(forks) / 2000 == pytest.approx(expected, abs=1e-3)

@@ -27,6 +27,7 @@ from treegym.agents import (
     Node,
     RolloutTree,
     Sampling,
+    ScriptedPolicy,
     TransformersPolicy,
     add_lora,
     grow_trees,
@@ -38,6 +39,7 @@ from treegym.envs import Task, ToolEnv, lookup
 from treegym.trainers import (
     AGGREGATIONS,
     Advantages,
+    Algorithm,
     ClippedLoss,
     Environment,
     HeldOut,
@@ -50,9 +52,12 @@ from treegym.trainers import (
     Run,
     Trainer,
     Warmup,
+    arpo,
+    gigpo,
     grpo,
     pack,
     score,
+    tree_grpo,
 )
 
 ONE_HOP = Environment("treegym/Lookup-v0", {"hops": [1]})
@@ -101,7 +106,7 @@ def trainer(plan: Plan, folder: Path, texts: Sequence[str] = ()) -> Trainer:
 
 
 def demonstrations(renderer: ChatRenderer, n: int = 8) -> list[RolloutTree]:
-    policy: Any = None  # the oracle plays
+    policy = ScriptedPolicy(renderer, lambda text, seed: "")  # the oracle plays
     tasks = [ONE_HOP.task("train", i) for i in range(n)]
     return asyncio.run(grow_trees(tasks, FollowOracle(), policy, renderer, Sampling()))
 
@@ -110,12 +115,16 @@ def imitated(trees: Sequence[RolloutTree]) -> list[tuple[RolloutTree, Advantages
     return [(tree, [[1.0] * len(path) for path in tree.paths]) for tree in trees]
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_grpo_learns_what_demonstrations_leave_open(seed: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("algorithm", "seed"),
+    [(grpo(8), 0), (grpo(8), 1), (grpo(8), 2), (gigpo(8), 0), (arpo(4, 8), 0), (tree_grpo(4, 1), 0)],
+    ids=str,
+)
+def test_rewards_teach_what_demonstrations_leave_open(algorithm: Algorithm, seed: int, tmp_path: Path) -> None:
     """The demonstrations are right half of the time; rewards then teach the right half. Measured as it samples."""
     plan = Plan(
         Environment("tests/Bandit-v0"),
-        grpo(8),
+        algorithm,
         Sampling(max_tokens=8),
         Warmup(96, optimization=Optimization(1e-3, warmup_steps=2)),
         Improvement(16, tasks_per_step=2, optimization=Optimization(3e-4, warmup_steps=2)),

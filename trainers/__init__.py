@@ -1,7 +1,7 @@
 """Credit assignment, losses, packing, and the training loop."""
 
 from .advantages import AdvantageEstimator, BestOnly, GroupRelative, Norm, SharedMean, Sum, TokenReturns, Whitened
-from .algorithms import ALGORITHMS, Algorithm, gigpo, grpo
+from .algorithms import ALGORITHMS, Algorithm, arpo, gigpo, grpo, tree_grpo
 from .anchors import AnchorStates, HistoryAnchors
 from .learner import Learner, Optimization
 from .losses import (
@@ -62,10 +62,12 @@ __all__ = [
     "Warmup",
     "Watcher",
     "Whitened",
+    "arpo",
     "gigpo",
     "grpo",
     "kl",
     "pack",
     "score",
     "split",
+    "tree_grpo",
 ]

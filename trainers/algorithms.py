@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..agents import Chains, RolloutStrategy
-from .advantages import AdvantageEstimator, GroupRelative, Norm, Sum
+from ..agents import Chains, EntropyBranching, RolloutStrategy, TreeExpansion
+from .advantages import AdvantageEstimator, GroupRelative, Norm, SharedMean, Sum
 from .anchors import AnchorStates
 from .losses import AggregationName, ClippedLoss, PolicyLoss
 
@@ -41,10 +41,38 @@ def gigpo(
     return Algorithm(Chains(_at_least_one(n)), advantage, ClippedLoss(clip, clip, aggregation="token-mean"))
 
 
+def arpo(
+    roots: int = 8,
+    budget: int = 16,
+    *,
+    beam: int = 2,
+    base: float = 0.5,
+    weight: float = 0.2,
+    threshold: float | None = None,
+    hard: bool = False,
+    clip: float = 0.2,
+) -> Algorithm:
+    """Rollouts that fork where the policy is unsure after a tool result, scored as in GRPO. arXiv:2507.19849.
+
+    `hard`: a turn that rollouts share has one advantage, the mean of theirs."""
+    rollout = EntropyBranching(roots, budget, beam, base, weight, threshold)
+    advantage = SharedMean(GroupRelative()) if hard else GroupRelative()
+    return Algorithm(rollout, advantage, ClippedLoss(clip, clip, dual_clip=3.0, aggregation="token-mean"))
+
+
+def tree_grpo(
+    trees: int = 2, expansions: int = 2, rounds: int = 1, *, keep: int | None = None, clip: float = 0.2
+) -> Algorithm:
+    """Trees of whole turns; rollouts compared over all trees, plus within their own. arXiv:2509.21240."""
+    advantage = Sum((1.0, GroupRelative()), (1.0, GroupRelative(within="origin")))
+    rollout = TreeExpansion(trees, expansions, rounds, keep)
+    return Algorithm(rollout, advantage, ClippedLoss(clip, clip, dual_clip=3.0, aggregation="token-mean"))
+
+
 def _at_least_one(n: int) -> int:
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
     return n
 
 
-ALGORITHMS: dict[str, Callable[..., Algorithm]] = {"grpo": grpo, "gigpo": gigpo}
+ALGORITHMS: dict[str, Callable[..., Algorithm]] = {"grpo": grpo, "gigpo": gigpo, "arpo": arpo, "tree_grpo": tree_grpo}

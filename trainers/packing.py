@@ -41,7 +41,7 @@ class ScoredTree:
         """The same with some of the rollouts."""
         leaves = tuple(self.tree.leaves[i] for i in rollouts)
         return ScoredTree(
-            replace(self.tree, leaves=leaves),
+            replace(self.tree, leaves=leaves, origins=()),
             [self.advantages[i] for i in rollouts],
             [self.weights[i] for i in rollouts],
         )

@@ -1,0 +1,171 @@
+"""Rollout strategies: where the trees of a task start, fork and stop."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from .policy import Completion, Context, Sample
+from .rollout import GrowingTree, Turn
+
+
+class RolloutStrategy(Protocol):
+    """Decides where a tree starts, forks and stops."""
+
+    async def grow(self, tree: GrowingTree) -> None:
+        """Plays the tree's rollouts, all of them by the time it returns."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Chains:
+    """Independent rollouts from the root: GRPO's group."""
+
+    n: int
+
+    async def grow(self, tree: GrowingTree) -> None:
+        await tree.together(*(tree.rollout(tree.root, number) for number in range(self.n)))
+
+
+@dataclass(frozen=True, slots=True)
+class FollowOracle:
+    """One rollout that the environment's oracle plays: a demonstration. ValueError where it knows no action."""
+
+    async def grow(self, tree: GrowingTree) -> None:
+        turn = tree.root
+        while not turn.done:
+            action = turn.env.oracle()
+            if action is None:
+                raise ValueError(f"the oracle of {tree.task.env} knows no action at turn {turn.depth} of {tree.task}")
+            tokens = tree.renderer.reply(action)
+            turn = await tree.attach(turn, Sample(Completion(action, tokens), Context(tokens, turn.context)))
+        tree.end(0, turn)
+
+
+@dataclass(frozen=True, slots=True)
+class EntropyBranching:
+    """Rollouts that fork where the policy is unsure after a tool result (ARPO, arXiv:2507.19849 sec. 3.2).
+
+    `roots` rollouts start from the prompt. In every round each live rollout takes a turn; then, in order, each may
+    fork, with the probability `base + weight * (H - H0)`, or, given a `threshold`, where that number exceeds it. A
+    fork adds `beam - 1` rollouts, as long as there are fewer than `budget`. Where none is live and there are fewer,
+    one more starts from the prompt.
+
+    H is the mean entropy of the first `tokens` tokens of the turn that follows a tool result, over ln |V|, and H0 that
+    of the rollout's first turn; forks go back to before the turn. `measured="call"` is the public code's way: H is
+    that of the turn that made the call, and forks go on after its result.
+
+    AEPO (arXiv:2510.14545) is `penalty=0.05`: the number shrinks by that share for every round in a row in which the
+    tree has grown, and a fork is drawn as its code draws it.
+    """
+
+    roots: int = 8
+    budget: int = 16
+    beam: int = 2
+    base: float = 0.5
+    weight: float = 0.2
+    threshold: float | None = None
+    tokens: int = 20
+    measured: Literal["result", "call"] = "result"
+    total: bool = False  # the sum over the tokens in place of their mean, as in the public code
+    penalty: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.roots <= self.budget or self.beam < 2:
+            raise ValueError(f"roots must be between 1 and budget, and beam at least 2, got {self}")
+
+    async def grow(self, tree: GrowingTree) -> None:
+        live = dict.fromkeys(range(self.roots), tree.root)
+        first: dict[int, float] = {}  # H0 of each rollout
+        origin: dict[int, int] = {}  # of those that are forks
+        started, streak, round = self.roots, 0, 0
+        while live or started < self.budget:
+            before = started
+            if not live:
+                live[started] = tree.root
+                started += 1
+            taken = await tree.together(*(tree.extend(turn, n, entropy=True) for n, turn in live.items()))
+            turns = dict(zip(live, taken, strict=True))
+            forks: dict[int, Turn] = {}
+            for number, turn in turns.items():
+                entropy = self._entropy(turn, tree)
+                begun = first.setdefault(number, entropy)
+                at = live[number] if self.measured == "result" else turn
+                if at is tree.root or at.done or started >= self.budget:
+                    continue
+                if self.forks(tree.seed("fork", round, number) / 2**63, entropy - begun, streak):
+                    for _ in range(min(self.beam - 1, self.budget - started)):
+                        forks[started], first[started] = at, begun
+                        origin[started] = origin.get(number, number)
+                        started += 1
+            streak = streak + 1 if started > before else 0
+            for number, turn in turns.items():
+                if turn.done:
+                    tree.end(number, turn, origin.get(number))
+            live = {number: turn for number, turn in turns.items() if not turn.done} | forks
+            round += 1
+
+    def forks(self, uniform: float, change: float, streak: int = 0) -> bool:
+        """Whether a rollout forks, from a draw in [0, 1), the change of entropy, and rounds of growth in a row."""
+        if self.threshold is not None:
+            return self.base + self.weight * change > self.threshold
+        if self.penalty is None:
+            return min(max(uniform - self.weight * change, 0.0), 1.0) <= self.base
+        shrunk = (uniform + self.weight * change) * max(0.0, 1 - self.penalty * streak)
+        return min(max(shrunk, 0.0), 1.0) >= self.base
+
+    def _entropy(self, turn: Turn, tree: GrowingTree) -> float:
+        found = turn.node.action.entropies[: self.tokens] if turn.node else ()
+        total = math.fsum(found) / math.log(len(tree.renderer.tokenizer))
+        return total if self.total or not found else total / len(found)
+
+
+@dataclass(frozen=True, slots=True)
+class TreeExpansion:
+    """Trees of whole turns: `trees` chains, then `rounds` times `expansions` of each are continued from a turn to the
+    end, and `keep` rollouts of each tree are trained (Tree-GRPO, arXiv:2509.21240 sec. 3.2).
+
+    Turns are drawn uniformly, with replacement, from the prompt and all turns that did not end an episode.
+    `choose="unsure"` takes those with the highest mean surprise of their tokens instead, less `crowding` for each
+    sibling, and plays them again (AT2PO, arXiv:2601.04767 sec. 3.1).
+    """
+
+    trees: int = 2
+    expansions: int = 2
+    rounds: int = 1
+    keep: int | None = None  # all
+    choose: Literal["uniform", "unsure"] = "uniform"
+    crowding: float = 0.05
+
+    def __post_init__(self) -> None:
+        if min(self.trees, self.expansions) < 1 or self.rounds < 0 or (self.keep is not None and self.keep < 1):
+            raise ValueError(f"trees, expansions and keep must be at least 1, rounds at least 0, got {self}")
+
+    async def grow(self, tree: GrowingTree) -> None:
+        origins = range(self.trees)
+        await tree.together(*(tree.rollout(tree.root, origin, origin) for origin in origins))
+        for round in range(self.rounds):
+            starts = [(origin, turn) for origin in origins for turn in self._starts(tree, origin, round)]
+            number = len(tree.rollouts)
+            await tree.together(*(tree.rollout(turn, number + i, of) for i, (of, turn) in enumerate(starts)))
+        if self.keep is not None:
+            for origin in origins:
+                members = [number for number in sorted(tree.rollouts) if tree.origins[number] == origin]
+                for number in random.Random(tree.seed("keep", origin)).sample(members, len(members))[self.keep :]:
+                    del tree.rollouts[number]
+
+    def _starts(self, tree: GrowingTree, origin: int, round: int) -> Sequence[Turn]:
+        inner = [turn for turn in tree.turns(origin) if not turn.done]  # the prompt first
+        if self.choose == "uniform":
+            return random.Random(tree.seed("expand", origin, round)).choices(inner, k=self.expansions)
+        ranked = sorted(inner, key=lambda turn: -self._unsureness(turn))
+        return [(ranked[i % len(ranked)].parent or tree.root) for i in range(self.expansions)]
+
+    def _unsureness(self, turn: Turn) -> float:
+        if turn.node is None or turn.parent is None:
+            return 0.0
+        logprobs = turn.node.action.logprobs
+        return -math.fsum(logprobs) / max(len(logprobs), 1) - self.crowding * (len(turn.parent.children) - 1)
