@@ -70,7 +70,16 @@ class GrowingTree:
                 left -= 1
                 self._policy.expect(-1 if left else 0)
 
-        return await asyncio.gather(*map(run, branches))
+        tasks = [asyncio.create_task(run(branch)) for branch in branches]
+        try:
+            return await asyncio.gather(*tasks)
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            raise
+        finally:
+            self._policy.expect(-max(left - 1, 0))  # those that were cancelled before they began
 
     async def rollout(self, start: Turn, number: int, origin: int | None = None) -> Turn:
         """Plays on from a turn to the end of the episode; `number` names the rollout and seeds it, `origin` is that
@@ -206,11 +215,15 @@ async def grow_trees(
     opened = await asyncio.gather(*(asyncio.to_thread(open_task, task) for task in tasks))
     contexts = share_prefix([renderer.prompt(messages) for _, messages, _ in opened])
 
+    left = len(tasks)
+
     async def grow(task: Task, prompt: Prompt) -> RolloutTree:
+        nonlocal left
         tree = GrowingTree(task, prompt, policy, renderer, sampling, seed)
         try:
             await strategy.grow(tree)
         finally:
+            left -= 1
             policy.expect(-1)
         finished = tree.finish()
         on_tree(finished)
@@ -220,7 +233,10 @@ async def grow_trees(
         Prompt(env, messages, env.state_key(), info, context)
         for (env, messages, info), context in zip(opened, contexts, strict=True)
     )
-    policy.expect(len(tasks))
-    async with asyncio.TaskGroup() as group:
-        growing = [group.create_task(grow(task, prompt)) for task, prompt in zip(tasks, prompts, strict=True)]
+    policy.expect(left)
+    try:
+        async with asyncio.TaskGroup() as group:
+            growing = [group.create_task(grow(task, prompt)) for task, prompt in zip(tasks, prompts, strict=True)]
+    finally:
+        policy.expect(-left)  # those that were cancelled before they began
     return [task.result() for task in growing]

@@ -148,11 +148,13 @@ class TransformersPolicy:
                     await self._stirred.wait()
                 self._pass()
                 await asyncio.sleep(0)
-        except Exception as error:  # whoever waits must hear of it
+        except BaseException as error:  # whoever waits must hear of it, and nothing be left for the next loop
             for request in self._asked:
                 if not request.reply.done():
                     request.reply.set_exception(error)
             self._asked, self._pending, self._rows = [], [], []
+            if not isinstance(error, Exception):
+                raise
 
     @torch.no_grad()
     def _pass(self) -> None:

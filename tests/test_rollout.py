@@ -201,3 +201,17 @@ def test_the_probability_of_a_fork_is_linear_in_the_change_of_entropy() -> None:
     for change, expected in [(-3.0, 0), (-1.0, 0.3), (0.0, 0.5), (0.5, 0.6), (1.0, 0.7), (2.5, 1), (4.0, 1)]:
         forks = [EntropyBranching().forks((i + 0.5) / 2000, change) for i in range(2000)]
         assert sum(forks) / 2000 == pytest.approx(expected, abs=1e-3)
+
+
+@each_strategy
+def test_a_bug_in_an_environment_reaches_the_caller_and_the_policy_goes_on(
+    renderer: ChatRenderer, strategy: RolloutStrategy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = nano_policy(renderer)
+    with monkeypatch.context() as patch:
+        patch.setattr(LookupEnv, "step", lambda self, action: 1 / 0)
+        with pytest.raises(ExceptionGroup) as raised:
+            grow(policy, renderer, strategy, max_tokens=5)
+    assert raised.group_contains(ZeroDivisionError)
+    fresh = grow(nano_policy(renderer), renderer, strategy, max_tokens=5)
+    assert grow(policy, renderer, strategy, max_tokens=5) == fresh
