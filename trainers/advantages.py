@@ -170,7 +170,7 @@ class Whitened:
 class SharedMean:
     """A turn that several rollouts share gets the mean of their advantages: ARPO's hard assignment, arXiv:2507.19849
     sec. 3.3. Without it, the soft one, every rollout trains the turn with its own; the two agree while nothing is
-    clipped."""
+    clipped and rollouts weigh alike."""
 
     of: AdvantageEstimator
 
