@@ -6,12 +6,12 @@ from .evaluate import Evaluation, Interval, paired_difference, succeeded
 from .forward import is_plain_llama, native_dtype, rotate
 from .lora import add_lora, merged_state
 from .policy import Completion, Context, Policy, Sample, Sampling, derive_seed
-from .rollout import GrowingTree, Turn, grow_trees
+from .rollout import GrowingTree, ReplayMismatch, Turn, grow_trees
 from .sampler import TransformersPolicy
 from .scripted import ScriptedPolicy
 from .store import EpisodeStore, append_line, read_lines
 from .strategies import Chains, EntropyBranching, FollowOracle, RolloutStrategy, TreeExpansion
-from .tree import ROOT, Node, RolloutTree
+from .tree import ROOT, Cost, Node, RolloutTree
 
 __all__ = [
     "ROOT",
@@ -19,6 +19,7 @@ __all__ = [
     "ChatRenderer",
     "Completion",
     "Context",
+    "Cost",
     "EntropyBranching",
     "EpisodeStore",
     "Evaluation",
@@ -27,6 +28,7 @@ __all__ = [
     "Interval",
     "Node",
     "Policy",
+    "ReplayMismatch",
     "RolloutStrategy",
     "RolloutTree",
     "Sample",

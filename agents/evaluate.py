@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .tree import RolloutTree
+from .tree import RolloutTree, tool_results
 
 _Z95 = NormalDist().inv_cdf(0.975)
 
@@ -76,7 +76,7 @@ def succeeded(tree: RolloutTree, term: str) -> list[bool]:
 
 def tool_calls(path: Sequence[Any]) -> int:
     """Tool results along a path of nodes."""
-    return sum(message.role == "tool" for node in path for message in node.messages)
+    return sum(tool_results(node.messages) for node in path)
 
 
 def wilson(successes: int, n: int) -> Interval:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..envs import Message, Task, TextEnv
 from .chat import ChatRenderer
 from .policy import Completion, Context, Policy, Sample, Sampling, derive_seed
-from .tree import ROOT, Node, RolloutTree
+from .tree import ROOT, Cost, Node, RolloutTree, tool_results
 
 if TYPE_CHECKING:
     from .strategies import RolloutStrategy
@@ -21,12 +21,16 @@ T = TypeVar("T")
 _CHAT = ("messages", "reward_terms")  # keys of info that have a field of their own
 
 
+class ReplayMismatch(RuntimeError):
+    """An environment that was played again answered otherwise than the first time."""
+
+
 @dataclass(slots=True, eq=False)
 class Turn:
     """A turn of a growing tree; the first one, without parent, is the prompt."""
 
     context: Context  # what the policy sees next
-    env: TextEnv  # in the state the turn led to
+    env: TextEnv | None  # in the state the turn led to; None where it cannot fork and a child went on with it
     node: Node | None = None  # parent index not yet known
     parent: Turn | None = None
     children: dict[tuple[int, ...], asyncio.Task[Turn]] = field(default_factory=dict)
@@ -51,6 +55,7 @@ class GrowingTree:
         self.root = Turn(prompt.context, prompt.env)
         self.rollouts: dict[int, Turn] = {}  # by number; the leaves of the finished tree, in this order
         self.origins: dict[int, int] = {}  # of each of them
+        self.cost = Cost(prefill_tokens=prompt.context.length)
         self._prompt = prompt
         self._policy = policy
         self.renderer = renderer
@@ -98,6 +103,7 @@ class GrowingTree:
 
     def end(self, number: int, turn: Turn, origin: int | None = None) -> None:
         """A rollout is a leaf of the finished tree."""
+        self.cost.leaves += 1
         self.rollouts[number] = turn
         self.origins[number] = number if origin is None else origin
 
@@ -115,14 +121,48 @@ class GrowingTree:
         """Steps the environment with a sampled reply. Siblings with the same tokens are one turn:
         tasks carry their randomness, so the episode would be the same to the byte."""
         tokens = sample.completion.token_ids
-        if tokens not in turn.children:
-            turn.children[tokens] = asyncio.create_task(self._step(turn, sample.completion, sample.context))
+        if tokens in turn.children:
+            child = await turn.children[tokens]
+            self.cost.repeated_tokens += len(tokens)
+            self.cost.repeated_calls += tool_results(child.node.messages) if child.node else 0
+            return child
+        turn.children[tokens] = asyncio.create_task(self._step(turn, sample.completion, sample.context))
         return await turn.children[tokens]
 
+    async def _env(self, turn: Turn) -> TextEnv:
+        """The environment after a turn, for a child to step: a copy, or itself, or one that was played up to there."""
+        if turn.env is None:
+            self.cost.replays += 1
+            return await asyncio.to_thread(self._replay, turn)
+        if turn.env.can_fork:
+            self.cost.forks += 1
+            return turn.env.fork()
+        env, turn.env = turn.env, None
+        return env
+
+    def _replay(self, turn: Turn) -> TextEnv:
+        """Plays a fresh environment up to a turn. ReplayMismatch where it answers otherwise than the first time."""
+        env, messages, _ = open_task(self.task)
+        self._compare(0, (messages, env.state_key()), (self._prompt.messages, self._prompt.state_key))
+        for depth, past in enumerate(_path(turn)[1:], start=1):
+            assert past.node is not None
+            observation, _, _, _, info = env.step(past.node.action.text)
+            found = messages_of(observation, info), env.state_key()
+            self._compare(depth, found, (past.node.messages, past.node.state_key))
+        return env
+
+    def _compare(self, depth: int, found: tuple[object, str], recorded: tuple[object, str]) -> None:
+        for what, now, before in zip(("messages", "state key"), found, recorded, strict=True):
+            if now != before:
+                raise ReplayMismatch(
+                    f"{self.task.env}, seed {self.task.seed}, turn {depth}: the replay's {what} differ from the "
+                    f"recorded ones\nrecorded: {before}\nreplayed: {now}"
+                )
+
     async def _step(self, turn: Turn, completion: Completion, context: Context) -> Turn:
-        env = turn.env.fork()
+        env = await self._env(turn)
         observation, reward, terminated, truncated, info = await asyncio.to_thread(env.step, completion.text)
-        messages = tuple(info.get("messages") or (Message("user", observation),))
+        messages = messages_of(observation, info)
         extra = {key: value for key, value in info.items() if key not in _CHAT}
         tokens: tuple[int, ...] = ()
         if not (terminated or truncated):
@@ -130,6 +170,9 @@ class GrowingTree:
             if context.length + len(tokens) + self._sampling.max_tokens > self._sampling.max_context:
                 tokens, truncated = (), True
                 extra["cause"] = "context length"
+        self.cost.sampled_tokens += len(completion.token_ids)
+        self.cost.prefill_tokens += len(tokens)
+        self.cost.tool_calls += tool_results(messages)
         node = Node(
             parent=ROOT,
             action=completion,
@@ -154,8 +197,6 @@ class GrowingTree:
                 if turn not in index and turn.node is not None and turn.parent is not None:
                     index[turn] = len(nodes)
                     nodes.append(replace(turn.node, parent=index[turn.parent]))
-        for turn in index:
-            turn.children.clear()  # parents and children hold each other, and the contexts' keys and values
         return RolloutTree(
             task=self.task,
             prompt=tuple(self._prompt.context.tokens()),
@@ -165,7 +206,21 @@ class GrowingTree:
             origins=tuple(self.origins[number] for number in sorted(self.rollouts)),
             state_key=self._prompt.state_key,
             info=self._prompt.info,
+            cost=self.cost,
         )
+
+    def close(self) -> None:
+        """Closes the environments of all turns, pruned ones too, and lets go of what the turns hold."""
+        for turn in list(self._grown(self.root)):
+            if turn.env is not None:
+                turn.env.close()
+            turn.children.clear()  # parents and children hold each other, and the contexts' keys and values
+
+    def _grown(self, turn: Turn) -> Iterator[Turn]:
+        yield turn
+        for child in turn.children.values():
+            if child.done() and not child.cancelled() and child.exception() is None:
+                yield from self._grown(child.result())
 
 
 def _path(turn: Turn) -> list[Turn]:
@@ -186,11 +241,16 @@ class Prompt:
     context: Context
 
 
+def messages_of(observation: str, info: Mapping[str, Any]) -> tuple[Message, ...]:
+    """What reset or step said, as chat."""
+    return tuple(info.get("messages") or (Message("user", observation),))
+
+
 def open_task(task: Task) -> tuple[TextEnv, tuple[Message, ...], dict[str, Any]]:
     """Makes and resets the environment: (env, messages of the prompt, the rest of info)."""
     env = task.make()
     observation, info = env.reset(seed=task.seed, options=dict(task.options))
-    messages = tuple(info.get("messages") or (Message("user", observation),))
+    messages = messages_of(observation, info)
     return env, messages, {key: value for key, value in info.items() if key not in _CHAT}
 
 
@@ -222,10 +282,11 @@ async def grow_trees(
         tree = GrowingTree(task, prompt, policy, renderer, sampling, seed)
         try:
             await strategy.grow(tree)
+            finished = tree.finish()
         finally:
             left -= 1
             policy.expect(-1)
-        finished = tree.finish()
+            tree.close()
         on_tree(finished)
         return finished
 

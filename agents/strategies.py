@@ -37,7 +37,7 @@ class FollowOracle:
     async def grow(self, tree: GrowingTree) -> None:
         turn = tree.root
         while not turn.done:
-            action = turn.env.oracle()
+            action = turn.env.oracle() if turn.env else None
             if action is None:
                 raise ValueError(f"the oracle of {tree.task.env} knows no action at turn {turn.depth} of {tree.task}")
             tokens = tree.renderer.reply(action)
@@ -125,8 +125,8 @@ class EntropyBranching:
 
 @dataclass(frozen=True, slots=True)
 class TreeExpansion:
-    """Trees of whole turns: `trees` chains, then `rounds` times `expansions` of each are continued from a turn to the
-    end, and `keep` rollouts of each tree are trained (Tree-GRPO, arXiv:2509.21240 sec. 3.2).
+    """Trees of whole turns: each begins with `chains` rollouts, then `rounds` times `expansions` more go on from one of
+    its turns to the end, and `keep` rollouts of each tree are trained (Tree-GRPO, arXiv:2509.21240 sec. 3.2).
 
     Turns are drawn uniformly, with replacement, from the prompt and all turns that did not end an episode.
     `choose="unsure"` takes those with the highest mean surprise of their tokens instead, less `crowding` for each
@@ -136,17 +136,20 @@ class TreeExpansion:
     trees: int = 2
     expansions: int = 2
     rounds: int = 1
+    chains: int = 1
     keep: int | None = None  # all
     choose: Literal["uniform", "unsure"] = "uniform"
     crowding: float = 0.05
 
     def __post_init__(self) -> None:
-        if min(self.trees, self.expansions) < 1 or self.rounds < 0 or (self.keep is not None and self.keep < 1):
-            raise ValueError(f"trees, expansions and keep must be at least 1, rounds at least 0, got {self}")
+        least = min(self.trees, self.expansions, self.chains, 1 if self.keep is None else self.keep)
+        if least < 1 or self.rounds < 0:
+            raise ValueError(f"trees, expansions, chains and keep must be at least 1, rounds at least 0, got {self}")
 
     async def grow(self, tree: GrowingTree) -> None:
         origins = range(self.trees)
-        await tree.together(*(tree.rollout(tree.root, origin, origin) for origin in origins))
+        firsts = range(self.trees * self.chains)
+        await tree.together(*(tree.rollout(tree.root, number, number // self.chains) for number in firsts))
         for round in range(self.rounds):
             starts = [(origin, turn) for origin in origins for turn in self._starts(tree, origin, round)]
             number = len(tree.rollouts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -29,6 +29,23 @@ class Node:
     info: Mapping[str, Any] = field(default_factory=dict)  # JSON; "cause" of a truncation
 
 
+@dataclass(slots=True)
+class Cost:
+    """What growing a tree took. What rollouts share is counted once, what was pruned is counted too."""
+
+    leaves: int = 0  # rollouts that ended
+    sampled_tokens: int = 0
+    prefill_tokens: int = 0  # of the prompt and of observations
+    tool_calls: int = 0
+    repeated_tokens: int = 0  # of replies that were sampled where the same reply had been; an engine that does not
+    repeated_calls: int = 0  # join them would compute these tokens and execute these calls once more
+    forks: int = 0  # copies of environments
+    replays: int = 0  # environments that were played again, for they cannot be copied
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(*(getattr(self, name) + getattr(other, name) for name in Cost.__slots__))
+
+
 @dataclass(frozen=True)
 class RolloutTree:
     """The rollouts of one task. Rollouts that chose the same tokens share their nodes."""
@@ -41,6 +58,7 @@ class RolloutTree:
     origins: tuple[int, ...] = ()  # which of its strategy's starts each rollout grew from; empty: each from its own
     state_key: str = ""  # before the first action
     info: Mapping[str, Any] = field(default_factory=dict)  # reset's, JSON
+    cost: Cost = field(default_factory=Cost)
 
     def path(self, leaf: int) -> tuple[int, ...]:
         """Node indices from the first turn to this node."""
@@ -97,7 +115,13 @@ class RolloutTree:
             origins=tuple(row.get("origins", ())),
             state_key=row["state_key"],
             info=row["info"],
+            cost=Cost(**row.get("cost", {})),
         )
+
+
+def tool_results(messages: Iterable[Message]) -> int:
+    """How many of the messages answer a tool call."""
+    return sum(message.role == "tool" for message in messages)
 
 
 def _messages(rows: list[dict[str, str]]) -> tuple[Message, ...]:

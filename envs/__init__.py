@@ -6,6 +6,7 @@ from .base import Message, Task, TextEnv
 from .check import check_env
 from .factsearch import FactSearchEnv
 from .formats import Action, ActionFormat, FormatError, HermesFormat, TaggedFormat, action_format
+from .household import HouseholdEnv
 from .lookup import LookupEnv
 from .rewards import exact_match, normalize_answer, token_f1
 from .toolenv import ToolEnv
@@ -16,6 +17,7 @@ __all__ = [
     "FactSearchEnv",
     "FormatError",
     "HermesFormat",
+    "HouseholdEnv",
     "LookupEnv",
     "Message",
     "TaggedFormat",
@@ -32,6 +34,7 @@ __all__ = [
 
 _ENVS = {
     "treegym/FactSearch-v0": f"{__name__}.factsearch:FactSearchEnv",
+    "treegym/Household-v0": f"{__name__}.household:HouseholdEnv",
     "treegym/Lookup-v0": f"{__name__}.lookup:LookupEnv",
 }
 for _id, _env in _ENVS.items():

@@ -43,9 +43,11 @@ class TextEnv(gymnasium.Env[str, str]):
     All randomness comes from `self.np_random`, which reset seeds.
     """
 
-    @abstractmethod
+    can_fork: bool = True  # False: the engine plays the recorded actions again where it needs the state twice
+
     def fork(self) -> Self:
         """The same state with an independent future: stepping one never changes the other."""
+        raise NotImplementedError(f"{type(self).__name__} has no fork(); without one it must say can_fork = False")
 
     @abstractmethod
     def state_key(self) -> str:

@@ -94,7 +94,7 @@ class ToolEnv(TextEnv):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
         self._clear()
-        self.seed_key = _digest([str(self.np_random.bit_generator.state), options or {}])
+        self.seed_key = digest([str(self.np_random.bit_generator.state), options or {}])
         task = self.begin(options or {})
         self.over = False
         system = "\n".join(filter(None, [self.instructions, self.format.instructions(self.tools)]))
@@ -158,7 +158,7 @@ class ToolEnv(TextEnv):
 
     def state_key(self) -> str:
         calls = [[e.call.name, dict(e.call.arguments), e.result.text] for e in self.transcript]
-        return _digest([self.situation(), calls, self.answered, self.over])
+        return digest([self.situation(), calls, self.answered, self.over])
 
     def write_call(self, tool: str, **arguments: Any) -> str:
         """The action text of a tool call, for oracles."""
@@ -208,5 +208,5 @@ def _encodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
     return hashlib.blake2b(json.dumps(value, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()

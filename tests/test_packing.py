@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,9 +24,9 @@ from transformers import (
 
 from treegym.agents import ROOT, Completion, Node, RolloutTree, bring_attention
 from treegym.envs import Task
-from treegym.trainers.forward import TransformersLogprobs
+from treegym.trainers.forward import TransformersPredict
 from treegym.trainers.learner import Learner, Optimization
-from treegym.trainers.llama import LlamaLogprobs, trains_in_place
+from treegym.trainers.llama import LlamaPredict, trains_in_place
 from treegym.trainers.losses import (
     AGGREGATIONS,
     AggregationName,
@@ -36,6 +37,8 @@ from treegym.trainers.losses import (
     ReinforceLoss,
     SapoLoss,
     TruncatedImportance,
+    WithEntropy,
+    WithKL,
 )
 from treegym.trainers.packing import Advantages, Pack, Terms, pack, score, split
 
@@ -111,7 +114,12 @@ def gradients(model: PreTrainedModel) -> list[torch.Tensor]:
     return found
 
 
-def written_out(model: PreTrainedModel, batch: list[tuple[RolloutTree, Advantages]], loss: PolicyLoss) -> float:
+def written_out(
+    model: PreTrainedModel,
+    batch: list[tuple[RolloutTree, Advantages]],
+    loss: PolicyLoss,
+    reference: PreTrainedModel | None = None,
+) -> float:
     """The loss of every rollout run by itself through the plain model, gradients left in it."""
     model.set_attn_implementation("sdpa")
     rollouts = [(t, path, advantage) for t, a in batch for path, advantage in zip(t.paths, a, strict=True)]
@@ -132,6 +140,11 @@ def written_out(model: PreTrainedModel, batch: list[tuple[RolloutTree, Advantage
         chosen = logprobs[positions - 1, sequence[positions]]
         values = [torch.tensor([t[i] for t in terms], dtype=torch.float64) for i in (2, 3)]
         columns = Terms(positions, torch.full_like(positions, number), turns, values[0], values[1], values[0])
+        if reference is not None:
+            with torch.no_grad():
+                theirs = torch.log_softmax(reference(input_ids=sequence[None]).logits[0], -1)
+            entropies = -(logprobs.exp() * logprobs).sum(-1)[positions - 1]
+            columns = replace(columns, reference=theirs[positions - 1, sequence[positions]], entropy=entropies)
         value = (loss(chosen, columns) * weight).sum()
         value.backward()
         total += value.item()
@@ -139,11 +152,16 @@ def written_out(model: PreTrainedModel, batch: list[tuple[RolloutTree, Advantage
 
 
 def packed(
-    model: PreTrainedModel, batch: list[tuple[RolloutTree, Advantages]], loss: PolicyLoss, max_tokens: int
+    model: PreTrainedModel,
+    batch: list[tuple[RolloutTree, Advantages]],
+    loss: PolicyLoss,
+    max_tokens: int,
+    learner: Learner | None = None,
 ) -> float:
     model.set_attn_implementation("sdpa")
-    learner = Learner(model, Optimization(), dtype=torch.float64)
-    scored = score(batch, AGGREGATIONS[loss.aggregation], keep_zeros=loss.needs_zeros)
+    bring_attention(model)
+    learner = learner or Learner(model, Optimization(), dtype=torch.float64)
+    scored = score(batch, AGGREGATIONS[loss.aggregation], keep_zeros=bool(loss.needs))
     return sum(learner.accumulate(pack(group, torch.float64), loss)["loss"] for group in split(scored, max_tokens))
 
 
@@ -190,6 +208,39 @@ def test_every_loss_is_the_same_packed(loss: PolicyLoss) -> None:
             torch.testing.assert_close(got, wanted, atol=1e-9, rtol=0)
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "loss",
+    [
+        *(WithKL(ClippedLoss(0.1, 0.15), 0.7, estimator) for estimator in ("k1", "abs", "k2", "k3", "k1+", "k3+")),
+        WithEntropy(ClippedLoss(0.1, 0.15), 0.3),
+        WithEntropy(WithKL(ClippedLoss(0.1, 0.15, level="turn"), 0.7), 0.3),
+        TruncatedImportance(WithEntropy(WithKL(ReinforceLoss(), 0.7), 0.3)),
+    ],
+    ids=str,
+)
+def test_distance_and_entropy_are_the_same_packed(name: str, loss: PolicyLoss) -> None:
+    """Against a plain model that still has the weights that the learner began with."""
+    model, reference = tiny_model(name), tiny_model(name)
+    learner = Learner(model, Optimization(), dtype=torch.float64, reference=True)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    batch = random_batch(6)
+    expected = written_out(model, batch, loss, reference)
+    expected_gradients = gradients(model)
+    for max_tokens in (10_000, 25):
+        assert packed(model, batch, loss, max_tokens, learner) == pytest.approx(expected, abs=1e-9)
+        for got, wanted in zip(gradients(model), expected_gradients, strict=True):
+            torch.testing.assert_close(got, wanted, atol=1e-9, rtol=0)
+
+
+def test_a_learner_without_a_reference_says_so() -> None:
+    learner = Learner(tiny_model(), Optimization(), dtype=torch.float64)
+    with pytest.raises(ValueError, match="reference=True"):
+        learner.update(random_batch(0), WithKL(ClippedLoss()))
+
+
 @pytest.mark.parametrize("name", ["llama", "qwen2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_leaner_pass_is_the_model_s_own(name: str, dtype: torch.dtype) -> None:
@@ -197,11 +248,11 @@ def test_the_leaner_pass_is_the_model_s_own(name: str, dtype: torch.dtype) -> No
     tolerance = 1e-5 if dtype == torch.float32 else 0.03
     whole = pack(score(random_batch(4), AGGREGATIONS["token-mean"]))
     found = []
-    for way in (LlamaLogprobs, TransformersLogprobs):
+    for way in (LlamaPredict, TransformersPredict):
         model = tiny_model(name).float()
         model.set_attn_implementation("sdpa")
         bring_attention(model)
-        logprobs = way(model, dtype, 0.8)(whole)
+        logprobs, _ = way(model, dtype, 0.8)(whole)
         (logprobs[whole.terms.logprob] * whole.terms.advantage).sum().backward()
         found.append((logprobs.detach(), torch.cat([gradient.flatten() for gradient in gradients(model)])))
     for ours, theirs in zip(*found, strict=True):

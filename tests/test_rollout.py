@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,8 +16,10 @@ from treegym.agents import (
     ROOT,
     Chains,
     ChatRenderer,
+    Cost,
     EntropyBranching,
     FollowOracle,
+    ReplayMismatch,
     RolloutStrategy,
     RolloutTree,
     Sampling,
@@ -74,6 +77,7 @@ STRATEGIES = [
     TreeExpansion(2, 2, 1),
     TreeExpansion(1, 2, 2, keep=4),
     TreeExpansion(2, 2, 1, choose="unsure"),
+    TreeExpansion(1, 2, 2, chains=2, choose="unsure"),
 ]
 each_strategy = pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
 
@@ -215,3 +219,84 @@ def test_a_bug_in_an_environment_reaches_the_caller_and_the_policy_goes_on(
     assert raised.group_contains(ZeroDivisionError)
     fresh = grow(nano_policy(renderer), renderer, strategy, max_tokens=5)
     assert grow(policy, renderer, strategy, max_tokens=5) == fresh
+
+
+@each_strategy
+def test_trees_are_the_same_where_environments_are_played_again_in_place_of_copied(
+    renderer: ChatRenderer, strategy: RolloutStrategy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = grow(nano_policy(renderer), renderer, strategy, max_tokens=5)
+    monkeypatch.setattr(LookupEnv, "can_fork", False)
+    monkeypatch.setattr(LookupEnv, "fork", lambda self: 1 / 0)
+    played = grow(nano_policy(renderer), renderer, strategy, max_tokens=5)
+    for one, other in zip(copied, played, strict=True):
+        assert replace(one, cost=other.cost) == other
+        # of the children that a turn was given, the first went on with its environment
+        assert one.cost.forks - other.cost.replays == len({node.parent for node in other.nodes}) or pruned(strategy)
+        assert one.cost.replays == other.cost.forks == 0 < other.cost.replays
+
+
+def pruned(strategy: RolloutStrategy) -> bool:
+    return isinstance(strategy, TreeExpansion) and strategy.keep is not None
+
+
+def test_a_replay_that_answers_otherwise_is_named(renderer: ChatRenderer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LookupEnv, "can_fork", False)
+    step, seen = LookupEnv.step, set[tuple[int, ...]]()
+
+    def moody(self: LookupEnv, action: str) -> Any:
+        observation, *rest, info = step(self, action)
+        key = (hash(self.state_key()), len(info["messages"]))
+        if info["messages"] and key in seen:
+            info["messages"] = [Message("tool", "something else")]
+        seen.add(key)
+        return observation, *rest, info
+
+    monkeypatch.setattr(LookupEnv, "step", moody)
+
+    def script(text: str, seed: int) -> str:
+        return f"<answer>{seed}</answer>" if text.count("assistant") > 1 else "<lookup>red</lookup>"
+
+    with pytest.raises(ExceptionGroup) as raised:
+        grow(ScriptedPolicy(renderer, script), renderer)
+    [mismatch] = raised.value.subgroup(ReplayMismatch).exceptions[:1]  # type: ignore[union-attr]
+    assert "treegym/Lookup-v0, seed" in str(mismatch) and "turn 1: the replay's messages" in str(mismatch)
+    assert "no such word" in str(mismatch) and "something else" in str(mismatch)
+
+
+@each_strategy
+def test_every_environment_is_closed(
+    renderer: ChatRenderer, strategy: RolloutStrategy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, closed = [], []
+    fork = LookupEnv.fork
+
+    def counted(self: LookupEnv) -> LookupEnv:
+        opened.append(fork(self))
+        return opened[-1]
+
+    monkeypatch.setattr(LookupEnv, "fork", counted)
+    monkeypatch.setattr(LookupEnv, "close", lambda self: closed.append(self))
+    grow(nano_policy(renderer), renderer, strategy, max_tokens=5)
+    assert len(closed) == len(opened) + len(TASKS) == len(set(map(id, closed)))
+
+
+@each_strategy
+def test_costs_count_what_rollouts_share_once(renderer: ChatRenderer, strategy: RolloutStrategy) -> None:
+    for tree in grow(nano_policy(renderer), renderer, strategy, max_tokens=5):
+        cost = Cost(
+            leaves=len(tree.leaves),
+            sampled_tokens=tree.num_sampled_tokens,
+            prefill_tokens=tree.num_unique_tokens - tree.num_sampled_tokens,
+            tool_calls=sum(message.role == "tool" for node in tree.nodes for message in node.messages),
+            repeated_tokens=tree.cost.repeated_tokens,
+            repeated_calls=tree.cost.repeated_calls,
+            forks=len(tree.nodes),
+        )
+        if strategy == Chains(6):
+            written_out = sum(len(tree.nodes[i].action.token_ids) for path in tree.paths for i in path)
+            assert tree.cost.sampled_tokens + tree.cost.repeated_tokens == written_out
+        if pruned(strategy):
+            assert tree.cost.leaves == 5 and tree.cost.sampled_tokens >= cost.sampled_tokens
+        else:
+            assert tree.cost == cost

@@ -1,7 +1,7 @@
 """Credit assignment, losses, packing, and the training loop."""
 
 from .advantages import AdvantageEstimator, BestOnly, GroupRelative, Norm, SharedMean, Sum, TokenReturns, Whitened
-from .algorithms import ALGORITHMS, Algorithm, arpo, gigpo, grpo, tree_grpo
+from .algorithms import ALGORITHMS, Algorithm, arpo, at2po, gigpo, grpo, tree_grpo
 from .anchors import AnchorStates, HistoryAnchors
 from .learner import Learner, Optimization
 from .losses import (
@@ -13,6 +13,8 @@ from .losses import (
     ReinforceLoss,
     SapoLoss,
     TruncatedImportance,
+    WithEntropy,
+    WithKL,
     kl,
 )
 from .node_values import BackedUp, PrefixGroups, SummedLeaves
@@ -62,7 +64,10 @@ __all__ = [
     "Warmup",
     "Watcher",
     "Whitened",
+    "WithEntropy",
+    "WithKL",
     "arpo",
+    "at2po",
     "gigpo",
     "grpo",
     "kl",

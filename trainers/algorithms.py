@@ -9,6 +9,7 @@ from ..agents import Chains, EntropyBranching, RolloutStrategy, TreeExpansion
 from .advantages import AdvantageEstimator, GroupRelative, Norm, SharedMean, Sum
 from .anchors import AnchorStates
 from .losses import AggregationName, ClippedLoss, PolicyLoss
+from .node_values import BackedUp
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +66,16 @@ def tree_grpo(
 ) -> Algorithm:
     """Trees of whole turns; rollouts compared over all trees, plus within their own. arXiv:2509.21240."""
     advantage = Sum((1.0, GroupRelative()), (1.0, GroupRelative(within="origin")))
-    rollout = TreeExpansion(trees, expansions, rounds, keep)
+    rollout = TreeExpansion(trees, expansions, rounds, keep=keep)
     return Algorithm(rollout, advantage, ClippedLoss(clip, clip, dual_clip=3.0, aggregation="token-mean"))
+
+
+def at2po(
+    chains: int = 4, expansions: int = 2, rounds: int = 2, *, clip: float = 3e-3, clip_high: float = 4e-3
+) -> Algorithm:
+    """One tree, whose unsurest turns are taken again; turns credited with the value of their node. arXiv:2601.04767."""
+    rollout = TreeExpansion(1, expansions, rounds, chains, choose="unsure")
+    return Algorithm(rollout, BackedUp(), ClippedLoss(clip, clip_high, level="turn"))
 
 
 def _at_least_one(n: int) -> int:
@@ -75,4 +84,6 @@ def _at_least_one(n: int) -> int:
     return n
 
 
-ALGORITHMS: dict[str, Callable[..., Algorithm]] = {"grpo": grpo, "gigpo": gigpo, "arpo": arpo, "tree_grpo": tree_grpo}
+ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
+    make.__name__: make for make in (grpo, gigpo, arpo, tree_grpo, at2po)
+}

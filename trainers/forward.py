@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, cast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,15 +16,24 @@ from .packing import Pack, TreeAttend
 ROWS = 64  # of logits worked on at a time
 
 
-def logprobs_for(model: PreTrainedModel, dtype: torch.dtype, temperature: float) -> Callable[[Pack], Tensor]:
-    """What gives the log-probabilities [P], nats, of a pack: the leaner way where it computes the model exactly."""
-    from .llama import LlamaLogprobs, trains_in_place
+class Predict(Protocol):
+    """A model's forward pass over a pack."""
+
+    def __call__(self, packed: Pack, *, entropy: bool = False) -> tuple[Tensor, Tensor]:
+        """Log-probabilities [P] of the predictions and, if wanted, the entropy [R] of the distribution at every row;
+        nats."""
+        ...
+
+
+def predict_with(model: PreTrainedModel, dtype: torch.dtype, temperature: float) -> Predict:
+    """The leaner way where it computes the model exactly, else the model's own."""
+    from .llama import LlamaPredict, trains_in_place
 
     bring_attention(model)
-    return (LlamaLogprobs if trains_in_place(model) else TransformersLogprobs)(model, dtype, temperature)
+    return (LlamaPredict if trains_in_place(model) else TransformersPredict)(model, dtype, temperature)
 
 
-class TransformersLogprobs:
+class TransformersPredict:
     """By the model's own forward, computing in `dtype`."""
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype, temperature: float) -> None:
@@ -31,13 +41,12 @@ class TransformersLogprobs:
         self._dtype = dtype
         self._temperature = temperature
 
-    def __call__(self, packed: Pack) -> Tensor:
-        """[P], nats."""
+    def __call__(self, packed: Pack, *, entropy: bool = False) -> tuple[Tensor, Tensor]:
         device = self._model.device.type
         with torch.autocast(device, self._dtype, enabled=self._dtype == torch.bfloat16):
             tokens = embed(self._model.get_input_embeddings(), packed.tokens)
             logits = tree_logits(self._model, tokens, packed.positions, TreeAttend(packed.segments), packed.rows)
-        return cast(Tensor, _Pick.apply(logits, packed.row, packed.target, self._temperature))  # type: ignore[no-untyped-call]
+        return _Pick.apply(logits, Picked(packed.row, packed.target, self._temperature, entropy))  # type: ignore[no-untyped-call,no-any-return]
 
 
 def embed(embedding: nn.Module, tokens: Tensor) -> Tensor:
@@ -70,41 +79,64 @@ class _Embed(torch.autograd.Function):
         return None, None, None
 
 
-def pick_logprobs(logits: Tensor, row: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-softmax of logits [R, vocabulary] at entries (row [P], target [P]), in at least float32: [P], and the log
-    of the normaliser [R]."""
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    total = torch.cat([(part.to(dtype) / temperature).logsumexp(-1) for part in torch.split(logits, ROWS)])
-    return logits[row, target].to(dtype) / temperature - total[row], total
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """What is wanted of logits [R, vocabulary], and its gradient; a part of the rows at a time, in at least float32."""
 
+    row: Tensor  # [P]
+    target: Tensor  # [P]
+    temperature: float
+    with_entropy: bool
 
-def gradient_of_logits(
-    logits: Tensor, total: Tensor, gradient: Tensor, row: Tensor, target: Tensor, temperature: float
-) -> Iterator[tuple[slice, Tensor]]:
-    """The gradient of logits, some rows at a time, from that of what `pick_logprobs` gave, gradient [P]."""
-    gradient = gradient / temperature
-    summed = torch.zeros_like(total).index_add_(0, row, gradient)
-    for start in range(0, len(logits), ROWS):
-        rows, own = slice(start, start + ROWS), (row >= start) & (row < start + ROWS)
-        part = (logits[rows].to(total.dtype) / temperature - total[rows, None]).exp_().mul_(-summed[rows, None])
-        part.index_put_((row[own] - start, target[own]), gradient[own], accumulate=True)  # before any rounding
-        yield rows, part.to(logits.dtype)
+    def of(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities [P] of the targets, the log of the normaliser [R], and entropies [R] or none [0]; nats."""
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        parts = torch.split(logits, ROWS)
+        total = torch.cat([(part.to(dtype) / self.temperature).logsumexp(-1) for part in parts])
+        entropies = total.new_empty(0)
+        if self.with_entropy:
+            shares = [self._logprobs(logits, total, start) for start in range(0, len(logits), ROWS)]
+            entropies = torch.cat([-(share.exp() * share).sum(-1) for share in shares])
+        picked = logits[self.row, self.target].to(dtype) / self.temperature - total[self.row]
+        return picked, total, entropies
+
+    def gradient(
+        self, logits: Tensor, total: Tensor, of_logprobs: Tensor, of_entropies: Tensor
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """The gradient of the logits, some rows at a time, from those of what `of` gave."""
+        of_logprobs, of_entropies = of_logprobs / self.temperature, of_entropies / self.temperature
+        summed = torch.zeros_like(total).index_add_(0, self.row, of_logprobs)
+        for start in range(0, len(logits), ROWS):
+            rows, own = slice(start, start + ROWS), (self.row >= start) & (self.row < start + ROWS)
+            logprobs = self._logprobs(logits, total, start)
+            if self.with_entropy:
+                shares = logprobs.exp()
+                entropy = -(shares * logprobs).sum(-1, keepdim=True)
+                part = shares.mul_(-summed[rows, None] - (logprobs + entropy) * of_entropies[rows, None])
+            else:
+                part = logprobs.exp_().mul_(-summed[rows, None])
+            part.index_put_((self.row[own] - start, self.target[own]), of_logprobs[own], accumulate=True)
+            yield rows, part.to(logits.dtype)  # rounded once the token's own part is in it
+
+    def _logprobs(self, logits: Tensor, total: Tensor, start: int) -> Tensor:
+        rows = slice(start, start + ROWS)
+        return logits[rows].to(total.dtype) / self.temperature - total[rows, None]
 
 
 class _Pick(torch.autograd.Function):
-    """pick_logprobs without a second [R, vocabulary] of at least float32 in memory."""
+    """Picked without a second [R, vocabulary] of at least float32 in memory."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, row: Tensor, target: Tensor, temperature: float) -> Tensor:
-        logprobs, total = pick_logprobs(logits, row, target, temperature)
-        ctx.save_for_backward(logits, total, row, target)
-        ctx.temperature = temperature
-        return logprobs
+    def forward(ctx: Any, logits: Tensor, picked: Picked) -> tuple[Tensor, Tensor]:
+        logprobs, total, entropies = picked.of(logits)
+        ctx.save_for_backward(logits, total)
+        ctx.picked = picked
+        return logprobs, entropies
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        logits, total, row, target = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        logits, total = ctx.saved_tensors
         out = torch.empty_like(logits)
-        for rows, part in gradient_of_logits(logits, total, gradients[0], row, target, ctx.temperature):
+        for rows, part in ctx.picked.gradient(logits, total, *gradients):
             out[rows] = part
-        return out, None, None, None
+        return out, None

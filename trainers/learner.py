@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..agents import RolloutTree, native_dtype
-from .forward import logprobs_for
-from .losses import AGGREGATIONS, PolicyLoss
+from .forward import predict_with
+from .losses import AGGREGATIONS, PolicyLoss, kl
 from .packing import Advantages, Pack, pack, score, split
+
+_MEANS = ("ratio_deviation", "kl", "entropy")  # metrics that are means over terms, nats
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +47,15 @@ class Learner:
         *,
         dtype: torch.dtype | None = None,  # native_dtype of the model's device
         temperature: float = 1.0,
+        reference: bool = False,  # whether the present weights are kept, for losses that need the distance from them
     ) -> None:
         self.model = model
         self.optimization = optimization
         self.temperature = temperature or 1.0  # of the sampler, whose distribution is the policy
         self.step = 0
-        self._logprobs = logprobs_for(model, dtype or native_dtype(model.device), self.temperature)
+        self._predict = predict_with(model, dtype or native_dtype(model.device), self.temperature)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._reference = [p.detach().clone() for p in self._parameters] if reference else []
         self.optimizer = torch.optim.AdamW(
             self._parameters, betas=optimization.betas, weight_decay=optimization.weight_decay, fused=True
         )
@@ -63,34 +67,61 @@ class Learner:
         on_pack: Callable[[Pack], None] = lambda pack: None,
     ) -> dict[str, float]:
         """One optimiser step on the whole batch; metrics of it. A batch without gradient moves nothing."""
-        scored = score(batch, AGGREGATIONS[loss.aggregation], keep_zeros=loss.needs_zeros)
-        totals: dict[str, float] = {"loss": 0.0, "trained_tokens": 0.0, "loss_terms": 0.0, "ratio_deviation": 0.0}
+        scored = score(batch, AGGREGATIONS[loss.aggregation], keep_zeros=bool(loss.needs))
+        totals: dict[str, float] = {"loss": 0.0, "trained_tokens": 0.0, "loss_terms": 0.0}
         for group in split(scored, self.optimization.max_tokens):
             packed = pack(group).to(self.model.device)
             for name, value in self.accumulate(packed, loss).items():
-                totals[name] += value
+                totals[name] = totals.get(name, 0.0) + value
             on_pack(packed)
         if not scored:
-            return totals | {"grad_norm": 0.0, "learning_rate": 0.0}
-        totals["ratio_deviation"] /= totals["loss_terms"]
-        return totals | self.apply()
+            return totals | {"ratio_deviation": 0.0, "grad_norm": 0.0, "learning_rate": 0.0}
+        means = {name: totals[name] / totals["loss_terms"] for name in _MEANS if name in totals}
+        return totals | means | self.apply()
 
     def accumulate(self, packed: Pack, loss: PolicyLoss) -> dict[str, float]:
-        """Adds the gradient of a pack's part of the batch loss."""
-        logprobs = self.logprobs(packed)[packed.terms.logprob]  # [N]
-        value = (loss(logprobs, packed.terms) * packed.terms.weight).sum()
+        """Adds the gradient of a pack's part of the batch loss; sums over the pack."""
+        terms = packed.terms
+        if "reference" in loss.needs:
+            terms = replace(terms, reference=self.reference_logprobs(packed)[terms.logprob])
+        predicted, entropies = self._predict(packed, entropy="entropy" in loss.needs)
+        logprobs = predicted[terms.logprob]  # [N]
+        if "entropy" in loss.needs:
+            terms = replace(terms, entropy=entropies[packed.row[terms.logprob]])
+        value = (loss(logprobs, terms) * terms.weight).sum()
         value.backward()  # type: ignore[no-untyped-call]
-        moved = (logprobs.detach() - packed.terms.old_logprob).abs()
-        return {
+        logprobs = logprobs.detach()
+        sums = {
             "loss": value.item(),
             "trained_tokens": float(len(packed.tokens)),
             "loss_terms": float(len(logprobs)),
-            "ratio_deviation": moved.sum().item(),
+            "ratio_deviation": (logprobs - terms.old_logprob).abs().sum().item(),
         }
+        if terms.reference is not None:
+            sums["kl"] = kl(logprobs, terms.reference).sum().item()
+        if terms.entropy is not None:
+            sums["entropy"] = terms.entropy.sum().item()
+        return sums
 
     def logprobs(self, packed: Pack) -> Tensor:
         """Log-probability [P] of every prediction, nats."""
-        return self._logprobs(packed)
+        return self._predict(packed)[0]
+
+    def reference_logprobs(self, packed: Pack) -> Tensor:
+        """The same under the weights that this learner began with, without gradient. ValueError if it kept none."""
+        if not self._reference:
+            raise ValueError("the loss needs a reference: make the Learner with reference=True")
+        self._exchange()
+        try:
+            with torch.no_grad():
+                return self.logprobs(packed)
+        finally:
+            self._exchange()
+
+    def _exchange(self) -> None:
+        """Reference and present weights change places."""
+        for i, parameter in enumerate(self._parameters):
+            parameter.data, self._reference[i] = self._reference[i], parameter.data
 
     def apply(self) -> dict[str, float]:
         """Clips the gradients, moves the weights, clears the gradients."""
@@ -107,7 +138,8 @@ class Learner:
         """The optimiser's state and the step count, by name."""
         state = self.optimizer.state_dict()["state"]
         moments = {f"optimizer.{i}.{key}": value for i, entry in state.items() for key, value in entry.items()}
-        return {**moments, "learner.step": torch.tensor(self.step)}
+        reference = {f"reference.{i}": weights for i, weights in enumerate(self._reference)}
+        return {**moments, **reference, "learner.step": torch.tensor(self.step)}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes up a state that `tensors` gave."""
@@ -116,5 +148,6 @@ class Learner:
             if name.startswith("optimizer."):
                 _, index, key = name.split(".")
                 state.setdefault(int(index), {})[key] = value
+        self._reference = [tensors[f"reference.{i}"] for i in range(len(self._reference))]
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         self.step = int(tensors["learner.step"])

@@ -7,7 +7,7 @@ its two first products gave. Backward computes the rest again, which is cheap be
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,12 @@ from torch.nn.functional import linear, silu
 from transformers import PreTrainedModel
 
 from ..agents import is_plain_llama, rotate
-from .forward import embed, gradient_of_logits, pick_logprobs
+from .forward import Picked, embed
 from .packing import Pack, TreeAttend
 
 
 def trains_in_place(model: PreTrainedModel) -> bool:
-    """Whether LlamaLogprobs can stand in for the model's own pass: all weights are trained, none of them adapters."""
+    """Whether LlamaPredict can stand in for the model's own pass: all weights are trained, none of them adapters."""
     found: Any = model
     return (
         is_plain_llama(model)
@@ -29,16 +29,15 @@ def trains_in_place(model: PreTrainedModel) -> bool:
     )
 
 
-class LlamaLogprobs:
-    """Log-probabilities of a pack's predictions, computing in `dtype`."""
+class LlamaPredict:
+    """By a pass of its own, computing in `dtype`."""
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype, temperature: float) -> None:
         self._model: Any = model
         self._dtype = dtype
         self._temperature = temperature
 
-    def __call__(self, packed: Pack) -> Tensor:
-        """[P], nats."""
+    def __call__(self, packed: Pack, *, entropy: bool = False) -> tuple[Tensor, Tensor]:
         core, attend = self._model.model, TreeAttend(packed.segments)
         x = embed(core.embed_tokens, packed.tokens)
         cos, sin = (table[0].to(self._dtype) for table in core.rotary_emb(x[None], packed.positions[None]))
@@ -53,12 +52,15 @@ class LlamaLogprobs:
             seen = seen.transpose(0, 1).reshape(len(x), -1)
             x = x + _apply(_Project, seen, None, [attention.o_proj], self._dtype)
             x = x + _apply(_FeedForward, x, layer.post_attention_layernorm, mlp, self._dtype)
-        predicting = (packed.row, packed.target, self._temperature)
-        return _apply(_Head, x[packed.rows], core.norm, self._model.lm_head, self._dtype, predicting)
+        picked = Picked(packed.row, packed.target, self._temperature, entropy)
+        found: tuple[Tensor, Tensor] = _apply(
+            _Head, x[packed.rows], core.norm, self._model.lm_head, self._dtype, picked
+        )
+        return found
 
 
-def _apply(function: Any, *arguments: Any) -> Tensor:
-    return cast(Tensor, function.apply(*arguments))
+def _apply(function: Any, *arguments: Any) -> Any:
+    return function.apply(*arguments)
 
 
 class _Project(torch.autograd.Function):
@@ -109,20 +111,22 @@ class _FeedForward(torch.autograd.Function):
 
 
 class _Head(torch.autograd.Function):
-    """Log-probabilities [P] after the last norm and the output layer, at [R, width]."""
+    """Log-probabilities [P] and entropies [R] after the last norm and the output layer, at [R, width]."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, norm: Any, head: nn.Linear, dtype: torch.dtype, predicting: Any) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, norm: Any, head: nn.Linear, dtype: torch.dtype, picked: Picked
+    ) -> tuple[Tensor, Tensor]:
         logits = linear(_normed(x, norm).to(dtype), head.weight.to(dtype))
-        logprobs, total = pick_logprobs(logits, *predicting)
+        logprobs, total, entropies = picked.of(logits)
         ctx.save_for_backward(x, logits, total)
-        ctx.norm, ctx.head, ctx.predicting = norm, head, predicting
-        return logprobs
+        ctx.norm, ctx.head, ctx.picked = norm, head, picked
+        return logprobs, entropies
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         x, logits, total = ctx.saved_tensors
-        for rows, part in gradient_of_logits(logits, total, gradients[0], *ctx.predicting):
+        for rows, part in ctx.picked.gradient(logits, total, *gradients):
             logits[rows] = part  # nobody reads them again, and they are the largest tensor there is
         _learn([ctx.head], logits, _normed(x, ctx.norm).to(logits.dtype))
         below = logits @ ctx.head.weight.to(logits.dtype)

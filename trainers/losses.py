@@ -13,6 +13,8 @@ from .packing import Aggregation, Terms
 
 Level = Literal["token", "turn", "sequence"]
 KL = Literal["k1", "abs", "k2", "k3", "k1+", "k3+"]
+Need = Literal["reference", "entropy"]
+NOTHING: frozenset[Need] = frozenset()
 
 
 def token_mean(lengths: Sequence[int]) -> list[float]:
@@ -59,8 +61,8 @@ class PolicyLoss(Protocol):
     def aggregation(self) -> AggregationName: ...
 
     @property
-    def needs_zeros(self) -> bool:
-        """Whether terms with advantage 0 have a gradient (a KL or entropy term)."""
+    def needs(self) -> frozenset[Need]:
+        """Columns of the terms that it reads beyond the usual; its terms then count where the advantage is 0 too."""
         ...
 
     def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
@@ -84,7 +86,7 @@ class ClippedLoss:
     level: Level = "token"
     keep_gradient: bool = False
     aggregation: AggregationName = "seq-mean-token-mean"
-    needs_zeros: bool = False
+    needs: frozenset[Need] = NOTHING
 
     def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
         ratio = log_ratio(logprobs, terms, self.level).exp()
@@ -105,7 +107,7 @@ class GeometricLoss:
     clip_low: float = 0.4  # of log-ratios
     clip_high: float = 0.4
     aggregation: AggregationName = "seq-mean-token-mean"
-    needs_zeros: bool = False
+    needs: frozenset[Need] = NOTHING
 
     def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
         change = logprobs - terms.old_logprob
@@ -126,7 +128,7 @@ class CispoLoss:
     clip_low: float | None = 0.2
     clip_high: float = 0.28
     aggregation: AggregationName = "token-mean"
-    needs_zeros: bool = False
+    needs: frozenset[Need] = NOTHING
 
     def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
         low = None if self.clip_low is None else 1 - self.clip_low
@@ -141,7 +143,7 @@ class SapoLoss:
     positive: float = 1.0  # temperature t where the advantage is positive
     negative: float = 1.05
     aggregation: AggregationName = "seq-mean-token-mean"
-    needs_zeros: bool = False
+    needs: frozenset[Need] = NOTHING
 
     def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
         ratio = log_ratio(logprobs, terms).exp()
@@ -155,7 +157,7 @@ class ReinforceLoss:
     and supervised fine-tuning where the advantage is 1."""
 
     aggregation: AggregationName = "token-mean"
-    needs_zeros: bool = False
+    needs: frozenset[Need] = NOTHING
 
     def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
         return -logprobs * terms.advantage
@@ -174,13 +176,55 @@ class TruncatedImportance:
         return self.loss.aggregation
 
     @property
-    def needs_zeros(self) -> bool:
-        return self.loss.needs_zeros
+    def needs(self) -> frozenset[Need]:
+        return self.loss.needs
 
     def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
         own = logprobs.detach()
         weight = log_ratio(own, terms).exp().clamp(max=self.cap)
         return weight * self.loss(logprobs, replace(terms, old_logprob=own))
+
+
+@dataclass(frozen=True, slots=True)
+class WithKL:
+    """Another loss plus how far a token's probability is from the weights that training began with, as `kl` estimates
+    it (arXiv:2402.03300 eq. 3 and 4)."""
+
+    loss: PolicyLoss
+    coefficient: float = 0.001
+    estimator: KL = "k3"
+
+    @property
+    def aggregation(self) -> AggregationName:
+        return self.loss.aggregation
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return self.loss.needs | {"reference"}
+
+    def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
+        assert terms.reference is not None
+        return self.loss(logprobs, terms) + self.coefficient * kl(logprobs, terms.reference, self.estimator)
+
+
+@dataclass(frozen=True, slots=True)
+class WithEntropy:
+    """Another loss less the entropy of the distribution that each token was sampled from (arXiv:1602.01783 sec. 4)."""
+
+    loss: PolicyLoss
+    coefficient: float = 0.001
+
+    @property
+    def aggregation(self) -> AggregationName:
+        return self.loss.aggregation
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return self.loss.needs | {"entropy"}
+
+    def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
+        assert terms.entropy is not None
+        return self.loss(logprobs, terms) - self.coefficient * terms.entropy
 
 
 def log_ratio(logprobs: Tensor, terms: Terms, level: Level = "token") -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,6 +58,10 @@ class Terms:
     advantage: Tensor  # float
     old_logprob: Tensor  # float, nats, when sampled
     weight: Tensor  # float, in the sum that is the loss
+    reference: Tensor | None = None  # float, nats, under the reference weights; where the loss needs it
+    entropy: Tensor | None = (
+        None  # float, nats, of the present distribution, with its gradient; where the loss needs it
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +85,8 @@ class Pack:
     terms: Terms
 
     def to(self, device: torch.device) -> Pack:
-        def move(value: Tensor) -> Tensor:
-            return value.to(device)
+        def move(value: Any) -> Any:
+            return None if value is None else value.to(device)
 
         terms = Terms(*(move(getattr(self.terms, name)) for name in Terms.__slots__))
         return Pack(

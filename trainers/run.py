@@ -132,7 +132,9 @@ class Board:
     def add(self, row: Mapping[str, Any]) -> None:
         if self._writer is None:
             return
-        numbers = {**row, **{f"seconds/{name}": value for name, value in row.get("seconds", {}).items()}}
+        numbers = {**row}
+        for group in ("seconds", "cost"):
+            numbers |= {f"{group}/{name}": value for name, value in row.get(group, {}).items()}
         for name, value in numbers.items():
             if name not in ("stage", "step") and isinstance(value, int | float):
                 self._writer.add_scalar(f"{row['stage']}/{name}".replace(" ", "-"), value, row["step"])

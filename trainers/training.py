@@ -8,7 +8,7 @@ import ctypes
 import gc
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ from transformers.utils import logging
 from ..agents import (
     Chains,
     ChatRenderer,
+    Cost,
     Evaluation,
     FollowOracle,
     RolloutStrategy,
@@ -266,7 +267,7 @@ class Trainer:
 
     def _improve(self, name: str) -> None:
         plan = self.plan.improvement
-        learner = self._learn(plan.optimization)
+        learner = self._learn(plan.optimization, reference="reference" in self.plan.algorithm.loss.needs)
         for step in self._steps("improving", plan.steps):
             if plan.evaluate_every and step and step % plan.evaluate_every == 0 and self.plan.heldout.tasks:
                 self.measure("midway", self.plan.heldout.tasks)
@@ -310,7 +311,7 @@ class Trainer:
         counts = {"trained_tokens", "loss_terms"}
         return {name: (sum if name in counts else fmean)(row[name] for row in rows) for name in rows[0]}
 
-    def _describe(self, trees: Sequence[RolloutTree]) -> dict[str, float]:
+    def _describe(self, trees: Sequence[RolloutTree]) -> dict[str, Any]:
         held = Evaluation.of(trees, self.plan.environment.success)
         logprobs = [p for tree in trees for node in tree.nodes for p in node.action.logprobs]
         return {
@@ -322,6 +323,7 @@ class Trainer:
             "surprise": -fmean(logprobs),  # nats per sampled token; an estimate of the entropy
             "unique_tokens": sum(tree.num_unique_tokens for tree in trees),
             "total_tokens": sum(tree.num_total_tokens for tree in trees),
+            "cost": asdict(sum((tree.cost for tree in trees), Cost())),
         }
 
     def _record(self, trees: Iterable[RolloutTree], **labels: Any) -> None:
@@ -333,10 +335,11 @@ class Trainer:
 
     # steps and checkpoints
 
-    def _learn(self, optimization: Optimization) -> Learner:
+    def _learn(self, optimization: Optimization, *, reference: bool = False) -> Learner:
         """The stage's learner, in the state of the checkpoint that the run goes on from."""
         self._rest_policy()
-        learner = Learner(self.model, optimization, dtype=self.dtype, temperature=self.plan.sampling.temperature)
+        temperature = self.plan.sampling.temperature
+        learner = Learner(self.model, optimization, dtype=self.dtype, temperature=temperature, reference=reference)
         if self._progress.step and self._restored:
             learner.load(self._restored)
         self._restored = {}

@@ -1,0 +1,93 @@
+"""Household: sound houses, an oracle that takes the shortest way, states that come back."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import pytest
+
+from treegym.envs import HouseholdEnv, check_env
+from treegym.envs.household import is_heldout
+
+
+def start(seed: int = 0, split: str = "train", **settings: Any) -> HouseholdEnv:
+    env = HouseholdEnv(**settings)
+    env.reset(seed=seed, options={"split": split})
+    return env
+
+
+def test_it_keeps_the_promises_of_every_environment() -> None:
+    check_env(HouseholdEnv)
+    check_env(lambda: HouseholdEnv(rooms=2, things=1, oracle_error=0.0), options={"split": "heldout"})
+
+
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_every_task_can_be_done_and_belongs_to_its_split(split: str) -> None:
+    for seed in range(100):
+        env = start(seed, split)
+        assert is_heldout(env.thing, env.goal) == (split == "heldout") and not env.solved
+        turns, action = 0, env.oracle()
+        while action is not None:
+            _, reward, terminated, _, _ = env.step(action)
+            turns, action = turns + 1, env.oracle()
+        assert terminated and reward == 1.0 and env.solved and turns < env.max_turns
+
+
+def test_the_oracle_takes_the_shortest_way() -> None:
+    """Breadth first over all that one can do in a small house finds nothing shorter."""
+    for seed in range(6):
+        env = start(seed, rooms=3, things=2)
+        expert, length = env.fork(), 0
+        while not expert.solved:
+            action = expert.oracle()
+            assert action is not None
+            expert.step(action)
+            length += 1
+        queue, seen = deque([(env, 0)]), {env.state_key()}
+        while queue:
+            near, depth = queue.popleft()
+            if near.solved:
+                break
+            for tool, name in [*near._moves(), *([("wash", near.held)] if near.held else [])]:
+                twin = near.fork()
+                twin.step(twin.write_call(tool, name=name))
+                if twin.state_key() not in seen:
+                    seen.add(twin.state_key())
+                    queue.append((twin, depth + 1))
+        assert depth == length
+
+
+def test_a_walk_there_and_back_leads_to_the_same_state() -> None:
+    env = start()
+    here, key = env.room, env.state_key()
+    env.step(env.write_call("go", name=env.ways[here][0]))
+    assert env.state_key() != key
+    env.step(env.write_call("go", name=here))
+    assert env.state_key() == key
+
+
+def test_saying_that_it_is_done_does_not_make_it_so() -> None:
+    _, reward, terminated, _, info = start().step("<answer>done</answer>")
+    assert terminated and reward == 0.0 and info["reward_terms"]["exact"] == 0.0
+
+
+def test_nothing_can_be_done_from_afar() -> None:
+    """Other rooms' places, closed places' contents and things that one does not hold are out of reach."""
+    env = start(3)
+    elsewhere = next(place for place, room in env.room_of.items() if room != env.room)
+    far = next(room for room in env.ways if room not in (env.room, *env.ways[env.room]))
+    hidden = next(thing for thing in env.place_of if thing not in env._lying())
+    key = env.state_key()
+    for tool, name in [("go", far), ("go", "moon"), ("open", elsewhere), ("take", hidden), ("wash", hidden)]:
+        *_, info = env.step(env.write_call(tool, name=name))
+        assert info["failed_calls"] == 1 and env.state_key() == key
+    *_, info = env.step(env.write_call("put", name=env.goal))
+    assert info["messages"][0].text == "your hand is empty"
+
+
+def test_too_large_a_house_is_refused() -> None:
+    with pytest.raises(ValueError, match="9 rooms and 6 things: expected 2 to 8 and 1 to 16"):
+        HouseholdEnv(rooms=9)
+    with pytest.raises(ValueError, match="split 'test': expected one of train, heldout"):
+        start(split="test")
