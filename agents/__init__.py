@@ -10,11 +10,20 @@ from .rollout import GrowingTree, ReplayMismatch, Turn, grow_trees
 from .sampler import TransformersPolicy
 from .scripted import ScriptedPolicy
 from .store import EpisodeStore, append_line, read_lines
-from .strategies import Chains, EntropyBranching, FollowOracle, RolloutStrategy, TreeExpansion
+from .strategies import (
+    Budgeted,
+    Chains,
+    EntropyBranching,
+    FollowOracle,
+    RolloutStrategy,
+    TreeExpansion,
+    normalized_entropy,
+)
 from .tree import ROOT, Cost, Node, RolloutTree
 
 __all__ = [
     "ROOT",
+    "Budgeted",
     "Chains",
     "ChatRenderer",
     "Completion",
@@ -47,6 +56,7 @@ __all__ = [
     "is_plain_llama",
     "merged_state",
     "native_dtype",
+    "normalized_entropy",
     "paired_difference",
     "read_lines",
     "rotate",

@@ -59,7 +59,9 @@ class Sampling:
     temperature: float = 1.0  # 0: the most likely token
     max_tokens: int = 64  # per turn
     max_context: int = 2048  # tokens of an episode; a turn that would not fit is not begun
+    max_calls: int | None = None  # tool calls of an episode; the turn that reaches them is its last
     entropy: bool = False
+    entropy_top: int = 0  # over so many of the likeliest tokens, not renormalised; 0: the whole distribution
 
     def __post_init__(self) -> None:
         if self.temperature < 0 or self.max_tokens < 1:

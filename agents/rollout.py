@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import os
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -34,6 +35,7 @@ class Turn:
     node: Node | None = None  # parent index not yet known
     parent: Turn | None = None
     children: dict[tuple[int, ...], asyncio.Task[Turn]] = field(default_factory=dict)
+    calls: int = 0  # tool results on the way here
 
     @property
     def done(self) -> bool:
@@ -95,10 +97,22 @@ class GrowingTree:
         self.end(number, turn, origin)
         return turn
 
-    async def extend(self, turn: Turn, number: int, *, entropy: bool = False) -> Turn:
+    async def grow_more(self, strategy: RolloutStrategy, round: int) -> None:
+        """Lets a strategy grow from the prompt once more, with the seeds of `round`; its rollouts come after the
+        present ones."""
+        part = copy.copy(self)
+        part.rollouts, part.origins, part._seed = {}, {}, self.seed("round", round)
+        await strategy.grow(part)
+        base = max(self.rollouts, default=-1) + 1
+        self.rollouts |= {base + number: turn for number, turn in part.rollouts.items()}
+        self.origins |= {base + number: base + origin for number, origin in part.origins.items()}
+
+    async def extend(self, turn: Turn, number: int, *, entropy: bool = False, entropy_top: int = 0) -> Turn:
         """One more turn, sampled from the policy, with the entropies of its tokens if they are wanted."""
         seed = derive_seed(self._seed, self.task.seed, number)
-        sampling = replace(self._sampling, entropy=entropy or self._sampling.entropy)
+        sampling = self._sampling
+        if entropy:
+            sampling = replace(sampling, entropy=True, entropy_top=entropy_top)
         return await self.attach(turn, await self._policy.sample(turn.context, seed, sampling))
 
     def end(self, number: int, turn: Turn, origin: int | None = None) -> None:
@@ -163,6 +177,7 @@ class GrowingTree:
         env = await self._env(turn)
         observation, reward, terminated, truncated, info = await asyncio.to_thread(env.step, completion.text)
         messages = messages_of(observation, info)
+        calls = turn.calls + tool_results(messages)
         extra = {key: value for key, value in info.items() if key not in _CHAT}
         tokens: tuple[int, ...] = ()
         if not (terminated or truncated):
@@ -170,6 +185,9 @@ class GrowingTree:
             if context.length + len(tokens) + self._sampling.max_tokens > self._sampling.max_context:
                 tokens, truncated = (), True
                 extra["cause"] = "context length"
+            elif self._sampling.max_calls is not None and calls >= self._sampling.max_calls:
+                tokens, truncated = (), True
+                extra["cause"] = "call limit"
         self.cost.sampled_tokens += len(completion.token_ids)
         self.cost.prefill_tokens += len(tokens)
         self.cost.tool_calls += tool_results(messages)
@@ -185,7 +203,7 @@ class GrowingTree:
             state_key=env.state_key(),
             info=extra,
         )
-        return Turn(Context(tokens, context) if tokens else context, env, node, turn)
+        return Turn(Context(tokens, context) if tokens else context, env, node, turn, calls=calls)
 
     def finish(self) -> RolloutTree:
         """The tree as a value; nodes in the order in which the rollouts visit them."""

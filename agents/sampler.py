@@ -282,8 +282,7 @@ class TransformersPolicy:
         greedy = torch.tensor([s.temperature == 0 for s in samplings], device=self._device)
         chosen = torch.where(greedy[:, None], logprobs.argmax(-1, keepdim=True), draw(logprobs, padded))
         picked = logprobs.gather(1, chosen).tolist()
-        wanted = [i for i, s in enumerate(samplings) if s.entropy]
-        entropies = dict(zip(wanted, entropy(logprobs[wanted]).tolist(), strict=True)) if wanted else {}
+        entropies = {i: entropy(logprobs[i], s.entropy_top).item() for i, s in enumerate(samplings) if s.entropy}
         free = self._free(rows)
         parted: list[_Row] = []
         for i, (row, tokens) in enumerate(zip(rows, chosen.tolist(), strict=True)):
@@ -327,6 +326,8 @@ def draw(logprobs: Tensor, uniforms: Tensor) -> Tensor:
     return tokens.clamp_(max=logprobs.shape[1] - 1)
 
 
-def entropy(logprobs: Tensor) -> Tensor:
-    """Nats per row of logprobs [R, V]."""
+def entropy(logprobs: Tensor, top: int = 0) -> Tensor:
+    """Nats of each row of logprobs [..., V]; of the `top` likeliest tokens alone, their probabilities as they are."""
+    if top:
+        logprobs = logprobs.topk(min(top, logprobs.shape[-1])).values
     return -(logprobs.exp() * logprobs).sum(-1)

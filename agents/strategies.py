@@ -11,6 +11,8 @@ from typing import Literal, Protocol
 from .policy import Completion, Context, Sample
 from .rollout import GrowingTree, Turn
 
+MAX_ROUNDS = 1000  # of a Budgeted strategy that makes no tool calls, or samples nothing new
+
 
 class RolloutStrategy(Protocol):
     """Decides where a tree starts, forks and stops."""
@@ -58,8 +60,13 @@ class EntropyBranching:
     of the rollout's first turn; forks go back to before the turn. `measured="call"` is the public code's way: H is
     that of the turn that made the call, and forks go on after its result.
 
+    `top` takes entropies over so many of the likeliest tokens, and a number for `initial` stands for every H0: it
+    keeps that of the first batch it sees.
+
     AEPO (arXiv:2510.14545) is `penalty=0.05`: the number shrinks by that share for every round in a row in which the
-    tree has grown, and a fork is drawn as its code draws it.
+    tree has grown, and a fork is drawn as its code draws it. With its `allocation=0.5` rollout 0 is played first, and
+    there are the more roots, sigmoid(allocation * (H of its first turn - mean H of the others)) of the budget, the
+    less unsure it was on the way.
     """
 
     roots: int = 8
@@ -71,28 +78,32 @@ class EntropyBranching:
     tokens: int = 20
     measured: Literal["result", "call"] = "result"
     total: bool = False  # the sum over the tokens in place of their mean, as in the public code
+    top: int = 0  # 0: the whole distribution
+    initial: float | None = None
     penalty: float | None = None
+    allocation: float | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.roots <= self.budget or self.beam < 2:
             raise ValueError(f"roots must be between 1 and budget, and beam at least 2, got {self}")
 
     async def grow(self, tree: GrowingTree) -> None:
-        live = dict.fromkeys(range(self.roots), tree.root)
+        roots = self.roots if self.allocation is None else await self._roots(tree)
+        live = dict.fromkeys(range(roots), tree.root)
         first: dict[int, float] = {}  # H0 of each rollout
         origin: dict[int, int] = {}  # of those that are forks
-        started, streak, round = self.roots, 0, 0
+        started, streak, round = roots, 0, 0
         while live or started < self.budget:
             before = started
             if not live:
                 live[started] = tree.root
                 started += 1
-            taken = await tree.together(*(tree.extend(turn, n, entropy=True) for n, turn in live.items()))
+            taken = await tree.together(*(self._extend(tree, turn, n) for n, turn in live.items()))
             turns = dict(zip(live, taken, strict=True))
             forks: dict[int, Turn] = {}
             for number, turn in turns.items():
                 entropy = self._entropy(turn, tree)
-                begun = first.setdefault(number, entropy)
+                begun = first.setdefault(number, entropy if self.initial is None else self.initial)
                 at = live[number] if self.measured == "result" else turn
                 if at is tree.root or at.done or started >= self.budget:
                     continue
@@ -117,10 +128,32 @@ class EntropyBranching:
         shrunk = (uniform + self.weight * change) * max(0.0, 1 - self.penalty * streak)
         return min(max(shrunk, 0.0), 1.0) >= self.base
 
+    def roots_for(self, first: float, later: Sequence[float]) -> int:
+        """How many rollouts start from the prompt, from the entropies of a rollout's first turn and of the others."""
+        if self.allocation is None or not later:
+            return self.roots
+        share = 1 / (1 + math.exp(-self.allocation * (first - math.fsum(later) / len(later))))
+        return min(int(self.budget * share) + 1, self.budget)
+
+    async def _roots(self, tree: GrowingTree) -> int:
+        turn, found = tree.root, list[float]()
+        while not turn.done:
+            turn = await self._extend(tree, turn, 0)
+            found.append(self._entropy(turn, tree))
+        return self.roots_for(found[0], found[1:])
+
+    async def _extend(self, tree: GrowingTree, turn: Turn, number: int) -> Turn:
+        return await tree.extend(turn, number, entropy=True, entropy_top=self.top)
+
     def _entropy(self, turn: Turn, tree: GrowingTree) -> float:
-        found = turn.node.action.entropies[: self.tokens] if turn.node else ()
-        total = math.fsum(found) / math.log(len(tree.renderer.tokenizer))
-        return total if self.total or not found else total / len(found)
+        entropies = turn.node.action.entropies[: self.tokens] if turn.node else ()
+        return normalized_entropy(entropies, len(tree.renderer.tokenizer), total=self.total)
+
+
+def normalized_entropy(entropies: Sequence[float], vocabulary: int, *, total: bool = False) -> float:
+    """Mean (or sum) of the entropies of tokens, nats, in units of ln(vocabulary); 0 where there are none."""
+    found = math.fsum(entropies) / math.log(vocabulary)
+    return found if total or not entropies else found / len(entropies)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +178,12 @@ class TreeExpansion:
         least = min(self.trees, self.expansions, self.chains, 1 if self.keep is None else self.keep)
         if least < 1 or self.rounds < 0:
             raise ValueError(f"trees, expansions, chains and keep must be at least 1, rounds at least 0, got {self}")
+
+    @property
+    def leaves(self) -> int:
+        """How many rollouts are trained."""
+        grown = self.chains + self.expansions * self.rounds
+        return self.trees * (grown if self.keep is None else min(grown, self.keep))
 
     async def grow(self, tree: GrowingTree) -> None:
         origins = range(self.trees)
@@ -172,3 +211,37 @@ class TreeExpansion:
             return 0.0
         logprobs = turn.node.action.logprobs
         return -math.fsum(logprobs) / max(len(logprobs), 1) - self.crowding * (len(turn.parent.children) - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Budgeted:
+    """Another strategy, played on the same prompt with new seeds until its trees together reach one of the limits.
+
+    What is counted is what `Cost` counts, and what the rollouts share counts once; the last round may go beyond.
+    """
+
+    strategy: RolloutStrategy
+    leaves: int | None = None
+    sampled_tokens: int | None = None
+    prefill_tokens: int | None = None
+    tool_calls: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.limits:
+            raise ValueError("a limit is needed: leaves, sampled_tokens, prefill_tokens or tool_calls")
+        if min(self.limits.values()) < 1:
+            raise ValueError(f"limits must be at least 1, got {self.limits}")
+
+    @property
+    def limits(self) -> dict[str, int]:
+        names = ("leaves", "sampled_tokens", "prefill_tokens", "tool_calls")
+        return {name: limit for name in names if (limit := getattr(self, name)) is not None}
+
+    async def grow(self, tree: GrowingTree) -> None:
+        round = 0
+        while not any(getattr(tree.cost, name) >= limit for name, limit in self.limits.items()):
+            before = tree.cost.leaves
+            await tree.grow_more(self.strategy, round)
+            round += 1
+            if round >= MAX_ROUNDS or tree.cost.leaves == before:
+                break

@@ -107,7 +107,7 @@ class HouseholdEnv(ToolEnv):
             raise ToolError(f"no {name} to be seen here")
         self.held = name
         del self.place_of[name]
-        return f"you hold {name}"
+        return self._describe()
 
     @tool
     def put(self, name: str) -> str:
@@ -127,7 +127,7 @@ class HouseholdEnv(ToolEnv):
         if self.room_of[SINK] != self.room:
             raise ToolError("no sink here")
         self.clean |= {name}
-        return f"{name} is clean"
+        return self._describe()
 
     @property
     def solved(self) -> bool:
@@ -211,7 +211,8 @@ class HouseholdEnv(ToolEnv):
             parts.append(" ".join([place, *(["closed"] if place in self.closed else open_)]))
         if self.room_of[SINK] == self.room:
             parts.append(SINK)
-        return f"{', '.join(parts)}. ways to {' '.join(self.ways[self.room])}"
+        held = "nothing" if self.held is None else f"{'clean ' * (self.held in self.clean)}{self.held}"
+        return f"{', '.join(parts)}. you hold {held}. ways to {' '.join(self.ways[self.room])}"
 
 
 def is_heldout(thing: str, place: str) -> bool:

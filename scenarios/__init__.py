@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .build import train
-    from .schema import AlgorithmChoice, Model, Scenario, ScenarioError, load_scenario
+    from .errors import ScenarioError
+    from .schema import AlgorithmChoice, Model, Scenario, load_scenario
 
 __all__ = ["AlgorithmChoice", "Model", "Scenario", "ScenarioError", "load_scenario", "train"]
 

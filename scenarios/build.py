@@ -17,7 +17,8 @@ from ..agents import ChatRenderer, Evaluation, add_lora
 from ..agents.models import load
 from ..envs import TextEnv
 from ..trainers import Environment, Run, Trainer, Watcher
-from .schema import Scenario, ScenarioError, dump_scenario
+from .errors import ScenarioError
+from .schema import Scenario, dump_scenario
 from .watch import ProgressBars, show_results, summary
 
 

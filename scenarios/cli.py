@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from .errors import ScenarioError
 from .terminal import console, say
 
 app = typer.Typer(
@@ -229,8 +230,6 @@ def main() -> None:
     except UsageError as error:
         _refuse(getattr(error, "format_message", error.__str__)())
     except Exception as error:
-        from .schema import ScenarioError  # slow, unless a command has imported it
-
         if not isinstance(error, ScenarioError | ConnectionError):
             raise
         _refuse(str(error))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -13,16 +12,24 @@ import gymnasium
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
-from ..agents import Sampling
+from ..agents import RolloutStrategy, Sampling
 from ..envs import registered
-from ..trainers import ALGORITHMS, Algorithm, Environment, HeldOut, Improvement, Plan, Warmup
+from ..trainers import (
+    ALGORITHMS,
+    AdvantageEstimator,
+    Algorithm,
+    Environment,
+    HeldOut,
+    Improvement,
+    Plan,
+    PolicyLoss,
+    Warmup,
+)
+from .errors import ScenarioError, say, suggest
+from .parts import build_part, validate
 
 _STRICT = {"extra": "forbid"}
 BUNDLED = Path(__file__).parent
-
-
-class ScenarioError(Exception):
-    """What is wrong with a scenario, in one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,32 +47,35 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class AlgorithmChoice:
-    """An algorithm by name and its parameters."""
+    """An algorithm by name, its parameters, and parts that replace its own, written as `build_part` reads them."""
 
     __pydantic_config__ = _STRICT
     name: str = "grpo"
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    rollout: Any = None
+    advantage: Any = None
+    loss: Any = None
 
     def build(self) -> Algorithm:
-        """Raises ScenarioError for names and parameters that there are not."""
+        """Raises ScenarioError for names, parameters and parts that there are not."""
         make = ALGORITHMS.get(self.name)
         if make is None:
-            raise ScenarioError(f"algorithm.name: no algorithm {self.name!r}{_suggest(self.name, ALGORITHMS)}")
+            raise ScenarioError(f"algorithm.name: no algorithm {self.name!r}{suggest(self.name, ALGORITHMS)}")
         known = {name: hint for name, hint in get_type_hints(make).items() if name != "return"}
         checked = {}
         for name, value in self.parameters.items():
+            place = f"algorithm.parameters.{name}"
             if name not in known:
-                raise ScenarioError(
-                    f"algorithm.parameters.{name}: {self.name} has no such parameter{_suggest(name, known)}"
-                )
-            try:
-                checked[name] = TypeAdapter(known[name]).validate_python(value)
-            except ValidationError as error:
-                raise ScenarioError(f"algorithm.parameters.{name}: {_say(error.errors()[0])}") from error
+                raise ScenarioError(f"{place}: {self.name} has no such parameter{suggest(name, known)}")
+            checked[name] = validate(known[name], value, place)
         try:
-            return make(**checked)
+            algorithm = make(**checked)
         except ValueError as error:
             raise ScenarioError(f"algorithm.parameters: {error}") from error
+        parts = {"rollout": RolloutStrategy, "advantage": AdvantageEstimator, "loss": PolicyLoss}
+        given = {name: kind for name, kind in parts.items() if getattr(self, name) is not None}
+        built = {name: build_part(kind, getattr(self, name), f"algorithm.{name}") for name, kind in given.items()}
+        return replace(algorithm, **built)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +153,7 @@ def find(path: Path) -> Path:
         return path
     if path.stem in bundled and path.parent.name in ("", "scenarios"):
         return bundled[path.stem]
-    raise ScenarioError(f"no scenario {str(path)!r}{_suggest(path.stem, bundled)}")
+    raise ScenarioError(f"no scenario {str(path)!r}{suggest(path.stem, bundled)}")
 
 
 def _find_environment(name: str) -> None:
@@ -156,7 +166,7 @@ def _find_environment(name: str) -> None:
     except ModuleNotFoundError as error:
         raise ScenarioError(f"environment.id: {error}") from error
     except gymnasium.error.Error as error:
-        raise ScenarioError(f"environment.id: no environment {id!r}{_suggest(id, registered())}") from error
+        raise ScenarioError(f"environment.id: no environment {id!r}{suggest(id, registered())}") from error
 
 
 def _apply(content: dict[str, Any], change: str) -> tuple[str, ...]:
@@ -201,8 +211,8 @@ def _locate(error: Any, lines: Mapping[tuple[str, ...], str], path: Path) -> str
     keys = tuple(str(key) for key in error["loc"])
     suggestion = ""
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        suggestion = _suggest(keys[-1], _fields(keys[:-1]))
-    return f"{_place(keys, lines, path)}{'.'.join(keys)}: {_say(error)}{suggestion}"
+        suggestion = suggest(keys[-1], _fields(keys[:-1]))
+    return f"{_place(keys, lines, path)}{'.'.join(keys)}: {say(error)}{suggestion}"
 
 
 def _fields(keys: Sequence[str]) -> list[str]:
@@ -211,21 +221,6 @@ def _fields(keys: Sequence[str]) -> list[str]:
     for key in keys:
         kind = get_type_hints(kind).get(key, Scenario)
     return list(get_type_hints(kind))
-
-
-def _say(error: Any) -> str:
-    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return "no such field"
-    if error["type"] in ("missing", "missing_argument"):
-        return "this field is needed"
-    if error["type"] == "value_error":
-        return str(error["ctx"]["error"])
-    return f"{error['msg'][:1].lower()}{error['msg'][1:]}, got {error['input']!r}"
-
-
-def _suggest(name: str, names: Any) -> str:
-    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(sorted(names))}"
 
 
 def _kind(value: Any) -> str:

@@ -17,6 +17,7 @@ from treegym.trainers import (
     AnchorStates,
     BackedUp,
     BestOnly,
+    GroupedGAE,
     GroupRelative,
     HistoryAnchors,
     Norm,
@@ -26,6 +27,8 @@ from treegym.trainers import (
     SummedLeaves,
     TokenReturns,
     Whitened,
+    bi_level_gae,
+    gae,
     gigpo,
 )
 
@@ -46,6 +49,7 @@ ESTIMATORS: list[AdvantageEstimator] = [
     *COMPARING,
     AnchorStates(),
     AnchorStates(similarity=0.9),
+    GroupedGAE(),
     HistoryAnchors(),
     TokenReturns(0.9),
     Whitened(TokenReturns()),
@@ -183,3 +187,31 @@ def test_sums_weigh_their_parts() -> None:
     for turns, a, b in zip(whole, first, second, strict=True):
         for got, x, y in zip(turns, a, b, strict=True):
             assert np.ravel(got).tolist() == pytest.approx(np.ravel(2.0 * x - 0.5 * np.asarray(y)).tolist())
+
+
+def test_gae_without_decay_is_the_return_above_the_state_s_mean() -> None:
+    for seed in range(5):
+        trees = [random_tree(seed)]
+        plain = GroupedGAE(0.95, 1.0, Norm(divide=False))(trees)[0]
+        anchored = AnchorStates(0.95, Norm(divide=False))(trees)[0]
+        mean = fmean(flat(anchored))
+        assert flat(plain) == pytest.approx([x - mean for x in flat(anchored)])
+
+
+def test_gae_by_hand() -> None:
+    """arXiv:1506.02438 eq. 16 with discount 0.5 and lambda 0.5: each advantage is delta + 0.25 times the next one."""
+    deltas = [0.0 + 0.5 * 2 - 1, 1.0 + 0.5 * 4 - 2, 8.0 - 4]
+    last = deltas[2]
+    middle = deltas[1] + 0.25 * last
+    first = deltas[0] + 0.25 * middle
+    advantages, returns = gae([0.0, 1.0, 8.0], [1.0, 2.0, 4.0], 0.5, 0.5)
+    assert advantages == [first, middle, last] and returns == [first + 1, middle + 2, last + 4]
+
+
+def test_bi_level_gae_with_a_turn_a_token_is_gae_over_turns_twice() -> None:
+    """Every token is a turn: a token's advantage is what its turn's return is above its value."""
+    rewards, values = [0.5, 0.0, 1.0], [0.1, 0.4, 0.3]
+    _, turns = gae(rewards, values, 0.9, 0.8)
+    advantages, returns = bi_level_gae(rewards, values, [0, 1, 2], 1.0, 0.8, 0.9)
+    assert returns == pytest.approx(turns)
+    assert advantages == pytest.approx([r - v for r, v in zip(turns, values, strict=True)])

@@ -14,7 +14,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from treegym.agents import ROOT, Completion, Node, RolloutTree
+from treegym.agents import (
+    ROOT,
+    Completion,
+    EntropyBranching,
+    Node,
+    RolloutTree,
+    TreeExpansion,
+    normalized_entropy,
+)
+from treegym.agents.sampler import entropy
 from treegym.envs import Message, Task
 from treegym.trainers import (
     AGGREGATIONS,
@@ -37,8 +46,11 @@ from treegym.trainers import (
     TokenReturns,
     Whitened,
     anchors,
+    bi_level_gae,
+    gae,
     kl,
 )
+from treegym.trainers.advantages import alike
 
 FILE = Path(__file__).parent.parent.parent / "shared" / "golden" / "vectors.json"
 
@@ -457,3 +469,110 @@ def test_verl_aggregations() -> None:
     for name, aggregate in AGGREGATIONS.items():
         value = sum(w * sum(row) for w, row in zip(aggregate([len(row) for row in rows]), rows, strict=True))
         assert value == close(outputs[name]["verl_aug2026"])
+
+
+def test_gae_skips_observations() -> None:
+    inputs, outputs = golden("verl/gae_obs_skip_g1.0_l1.0")
+    [rewards], [values], mask = inputs["token_level_rewards"], inputs["values"], inputs["response_mask"]
+    said = [masked([row], mask) for row in (rewards, values)]
+    advantages, returns = gae(*said, inputs["gamma"], inputs["lam"])
+    assert returns == close(masked(outputs["returns"], mask))
+    assert whiten(advantages) == close(masked(outputs["advantages_whitened"], mask))
+
+
+def test_bi_level_gae() -> None:
+    inputs, outputs = golden("ragen/bi_level_gae_masked")
+    found: list[float] = []
+    for row, mask in enumerate(inputs["loss_mask"]):
+        rewards, values = (masked([inputs[name][row]], [mask]) for name in ("token_level_rewards", "values"))
+        ends = [i for i, reward in enumerate(rewards) if reward]
+        parameters = (inputs[name] for name in ("gamma", "lam", "high_level_gamma"))
+        advantages, returns = bi_level_gae(rewards, values, ends, *parameters)
+        assert returns == close(masked([outputs["returns"][row]], [mask]))
+        found += advantages
+    assert whiten(found) == close(masked(outputs["advantages_whitened"], inputs["loss_mask"]))
+
+
+def whiten(values: Sequence[float]) -> list[float]:
+    """verl's masked_whiten over the sampled tokens of the batch."""
+    scores = np.array(values)
+    whitened: list[float] = ((scores - scores.mean()) / np.sqrt(scores.var(ddof=1) + 1e-8)).tolist()
+    return whitened
+
+
+def test_arpo_entropy() -> None:
+    inputs, outputs = golden("arpo/entropy")
+    for name, expected in outputs["normalised_entropy"].items():
+        [key] = [key for key in inputs["top_logprobs_per_position"] if key.partition(" ")[0] == name]
+        positions = inputs["top_logprobs_per_position"][key]
+        rows = [] if positions == "no tokens" else positions * (25 if "25 positions" in key else 1)
+        found = [entropy(torch.tensor(row, dtype=torch.float64), top=11).item() for row in rows]
+        first = found[: inputs["max_positions"]]
+        assert normalized_entropy(first, inputs["vocab_size"], total=True) == close(expected)
+
+
+@pytest.mark.parametrize(("name", "penalty"), [("arpo/branch_round", None), ("aepo/branch_round", 0.05)])
+def test_a_round_of_branching(name: str, penalty: float | None) -> None:
+    inputs, outputs = golden(name)
+    strategy = EntropyBranching(
+        3, inputs["num_samples"], inputs["beam_size"], inputs["branch_probability"], inputs["entropy_weight"],
+        penalty=penalty,
+    )  # fmt: skip
+    streaks = inputs.get("consecutive_branches", {})
+    draws, copied = iter(inputs["uniform_draws"]), []
+    started = list(inputs["rollouts_per_sample"])
+    for slot in inputs["active_indices"]:
+        sample = next(int(s) for s, slots in inputs["sample_to_indices"].items() if slot in slots)
+        change = inputs["current_entropy"][str(slot)] - inputs["initial_entropy"][str(slot)]
+        if started[sample] < strategy.budget and strategy.forks(next(draws), change, streaks.get(str(sample), 0)):
+            copied.append(slot)
+            started[sample] += 1
+    assert copied == outputs["copied_from"] and started == outputs["rollouts_per_sample"]
+
+
+def test_branch_probability_in_closed_form() -> None:
+    inputs, outputs = golden("arpo/branch_probability_closed_form")
+    strategy = EntropyBranching(base=inputs["branch_probability"], weight=inputs["entropy_weight"])
+    draws = [(i + 0.5) / 20_000 for i in range(20_000)]
+    for change, expected in zip(inputs["delta"], outputs["P_branch"], strict=True):
+        found = sum(strategy.forks(draw, change) for draw in draws) / len(draws)
+        assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_tree_grpo_budget() -> None:
+    inputs, outputs = golden("tree_grpo/budget")
+    rows = zip(inputs["rows"], outputs["leaves_per_prompt"], strict=True)
+    assert [TreeExpansion(m, n, rounds).leaves for (m, n, rounds), _ in rows] == outputs["leaves_per_prompt"]
+
+
+def test_exact_anchor_states() -> None:
+    inputs, outputs = golden("gigpo/step_groups_exact")
+    keys = list(zip(inputs["index"], inputs["anchor_obs"], strict=True))
+    number = {i: group for group, members in enumerate(alike(keys)) for i in members}
+    assert [number[i] for i in range(len(keys))] == outputs["group_id_canonical"]
+
+
+def test_gigpo_s_penalty_of_invalid_actions() -> None:
+    """Off the return that an invalid turn is scored by, in both terms; in no other turn."""
+    inputs, outputs = golden("gigpo/invalid_action_penalty")
+    valid, coefficient = inputs["is_action_valid"], inputs["coef"]
+    seen: list[list[float]] = []
+
+    class Watching(Norm):
+        def __call__(self, values: Sequence[float], weights: Sequence[float] = ()) -> list[float]:
+            seen.append(list(values))
+            return list(values)
+
+    nodes = tuple(
+        Node(i - 1, Completion("", (7,)), reward=reward, info={"malformed": int(not good)}, state_key="s")
+        for i, (reward, good) in enumerate(zip([0.0, 0.0, 10.0], valid, strict=True))
+    )
+    tree = RolloutTree(Task("none", 0), (0,), (), nodes, (2,), state_key="s")
+    discount = 0.95
+    GroupRelative(Watching(), per="turn", invalid_penalty=coefficient)([tree])
+    AnchorStates(discount, Watching(), invalid_penalty=coefficient)([tree])
+    episode, steps = seen
+    assert episode == close([max(row) for row in outputs["token_level_scores"]])
+    returns = [10.0 * discount**2, 10.0 * discount, 10.0]
+    off = [a - b for a, b in zip(inputs["step_rewards"], outputs["step_rewards"], strict=True)]
+    assert steps == close([r - x for r, x in zip(returns, off, strict=True)])

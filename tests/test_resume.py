@@ -23,7 +23,7 @@ environment:
   id: treegym/Lookup-v0
   settings: {hops: [1]}
 model: {name: nano, dtype: float32}
-algorithm: {parameters: {n: 4}}
+algorithm: {parameters: {n: 4}, loss: {WithKL: {loss: ClippedLoss, coefficient: 0.1}}}
 sampling: {max_tokens: 6}
 warmup: {demonstrations: 32, batch_size: 8, epochs: 3, optimization: {learning_rate: 5.0e-3}}
 improvement: {steps: 3, tasks_per_step: 2, evaluate_every: 2, optimization: {learning_rate: 1.0e-3}}
@@ -108,6 +108,7 @@ def test_the_uninterrupted_run_trains(runs: Path) -> None:
     assert list(dict.fromkeys(stages)) == ["untrained", "warm-up", "warmed up", "improvement", "midway", "trained"]
     assert stages.count("warm-up") == 12 and stages.count("improvement") == 3
     assert all(row["grad_norm"] > 0 for row in rows if row["stage"] in ("warm-up", "improvement"))
+    assert [row["kl"] > 0 for row in rows if row["stage"] == "improvement"] == [False, True, True]
     versions = {
         (labels["stage"], labels["step"]): {node.action.weights_version for node in tree.nodes}
         for labels, tree in Run(runs / "whole").trees

@@ -14,6 +14,7 @@ import torch
 
 from treegym.agents import (
     ROOT,
+    Budgeted,
     Chains,
     ChatRenderer,
     Cost,
@@ -29,6 +30,7 @@ from treegym.agents import (
     grow_trees,
 )
 from treegym.agents.nano import build_nano
+from treegym.agents.strategies import MAX_ROUNDS
 from treegym.envs import LookupEnv, Message, Task
 
 TASKS = [Task("treegym/Lookup-v0", seed) for seed in range(3)]
@@ -74,10 +76,14 @@ STRATEGIES = [
     EntropyBranching(2, 6, measured="call", total=True),
     EntropyBranching(3, 6, threshold=0.5),
     EntropyBranching(2, 6, penalty=0.05),
+    EntropyBranching(2, 6, top=3, initial=0.1),
+    EntropyBranching(2, 6, allocation=0.5),
     TreeExpansion(2, 2, 1),
     TreeExpansion(1, 2, 2, keep=4),
     TreeExpansion(2, 2, 1, choose="unsure"),
     TreeExpansion(1, 2, 2, chains=2, choose="unsure"),
+    Budgeted(Chains(2), leaves=5),
+    Budgeted(TreeExpansion(1, 2, 1), leaves=4),
 ]
 each_strategy = pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
 
@@ -300,3 +306,70 @@ def test_costs_count_what_rollouts_share_once(renderer: ChatRenderer, strategy: 
             assert tree.cost.leaves == 5 and tree.cost.sampled_tokens >= cost.sampled_tokens
         else:
             assert tree.cost == cost
+
+
+@pytest.mark.parametrize("unit", ["leaves", "sampled_tokens", "prefill_tokens", "tool_calls"])
+@pytest.mark.parametrize("strategy", [Chains(1), EntropyBranching(1, 2), TreeExpansion(1, 1, 1)], ids=str)
+def test_a_budget_is_spent_and_no_more_than_a_round_beyond(
+    renderer: ChatRenderer, unit: Any, strategy: RolloutStrategy
+) -> None:
+    def script(text: str, seed: int) -> str:
+        return f"<answer>{seed}</answer>" if text.count("assistant") > 1 else f"<lookup>{seed % 7}</lookup>"
+
+    policy = ScriptedPolicy(renderer, script)
+    limits = {"leaves": 7, "sampled_tokens": 400, "prefill_tokens": 150, "tool_calls": 5}
+    for tree in grow(policy, renderer, Budgeted(strategy, **{unit: limits[unit]})):
+        spent = getattr(tree.cost, unit)
+        assert limits[unit] <= spent
+        rounds = {"leaves": 2, "sampled_tokens": 160, "prefill_tokens": 40, "tool_calls": 2}
+        assert spent < limits[unit] + rounds[unit]
+        assert tree.cost.leaves == len(tree.leaves) > 2
+        assert len(set(tree.leaves)) == len(tree.leaves)  # every round has seeds of its own
+
+
+def test_a_budget_that_nothing_spends_ends(renderer: ChatRenderer) -> None:
+    policy = ScriptedPolicy(renderer, lambda *_: "<answer>red</answer>")
+    for tree in grow(policy, renderer, Budgeted(Chains(1), tool_calls=1)):
+        assert tree.cost.tool_calls == 0 and len(tree.leaves) == MAX_ROUNDS
+    with pytest.raises(ValueError, match="a limit is needed"):
+        Budgeted(Chains(1))
+
+
+def test_the_call_that_reaches_the_limit_is_the_last(renderer: ChatRenderer) -> None:
+    policy = ScriptedPolicy(renderer, lambda *_: "<lookup>red</lookup>")
+    for tree in grow(policy, renderer, max_calls=2):
+        assert [len(path) for path in tree.paths] == [min(2, len(tree.paths[0]))] * 6
+        last = tree.nodes[tree.leaves[0]]
+        assert last.truncated and last.info["cause"] == "call limit" and not last.observation
+
+
+def test_the_surer_a_rollout_was_on_its_way_the_more_roots() -> None:
+    """AEPO's allocation, arXiv:2510.14545 sec. 4.1, worked by hand: sigmoid(0.5 * 2) of 16 is 11.7, of -2 it is 4.3."""
+    strategy = EntropyBranching(8, 16, allocation=0.5)
+    assert strategy.roots_for(3.0, [0.5, 1.5]) == 12
+    assert strategy.roots_for(1.0, [3.0]) == 5
+    assert strategy.roots_for(100.0, [0.0]) == 16
+    assert strategy.roots_for(0.0, [100.0]) == 1
+    assert strategy.roots_for(1.0, []) == 8
+
+
+def test_expansions_are_drawn_from_the_prompt_and_all_turns_but_the_last_ones(renderer: ChatRenderer) -> None:
+    """Uniformly, with replacement, breadth first: tree_grpo/expand_candidates."""
+
+    def script(text: str, seed: int) -> str:
+        return f"<answer>{seed}</answer>" if text.count("assistant") > 2 else f"<lookup>{seed % 5}</lookup>"
+
+    starts: list[list[int]] = []
+
+    class Watched(random.Random):
+        def choices(self, population: Any, *arguments: Any, **named: Any) -> Any:
+            starts.append([turn.depth for turn in population])
+            assert not any(turn.done for turn in population) and named == {"k": 4}
+            return super().choices(population, *arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("treegym.agents.strategies.random.Random", Watched)
+        grow(ScriptedPolicy(renderer, script), renderer, TreeExpansion(1, 4, 2))
+    assert all(depths == sorted(depths) and depths[0] == 0 for depths in starts)
+    assert {tuple(depths) for depths in starts[:3]} == {(0, 1, 2)}  # one chain of two calls and an answer
+    assert all(len(depths) > 3 for depths in starts[3:])

@@ -13,13 +13,26 @@ import gymnasium
 import pytest
 import torch
 
+from treegym.agents import TreeExpansion
 from treegym.envs import ToolEnv
 from treegym.scenarios import Model, Scenario, ScenarioError, load_scenario
 from treegym.scenarios.cli import main
 from treegym.scenarios.schema import BUNDLED, dump_scenario
 from treegym.scenarios.terminal import say
 from treegym.tools import tool
-from treegym.trainers import ClippedLoss, Environment
+from treegym.trainers import (
+    ALGORITHMS,
+    AnchorStates,
+    ClippedLoss,
+    Environment,
+    GroupRelative,
+    Norm,
+    SapoLoss,
+    SharedMean,
+    Sum,
+    WithKL,
+    gigpo,
+)
 
 MINIMAL = "environment: {id: treegym/Lookup-v0}\n"
 NANO = """
@@ -79,6 +92,31 @@ def test_what_is_set_is_what_is_read(scenario: Path) -> None:
     assert load_scenario(write(scenario, dump_scenario(chosen))) == chosen
 
 
+def test_any_part_of_an_algorithm_can_be_another(scenario: Path) -> None:
+    text = """
+algorithm:
+  name: gigpo
+  parameters: {clip: 0.1}
+  rollout: {TreeExpansion: {trees: 1, choose: unsure}}
+  advantage: {Sum: [[1.0, GroupRelative], [0.5, {SharedMean: {of: {AnchorStates: {norm: {ddof: 0}}}}}]]}
+"""
+    chosen = load_scenario(write(scenario, MINIMAL + text))
+    algorithm = chosen.plan().algorithm
+    assert algorithm.rollout == TreeExpansion(1, choose="unsure")
+    assert algorithm.advantage == Sum((1.0, GroupRelative()), (0.5, SharedMean(AnchorStates(norm=Norm(ddof=0)))))
+    assert algorithm.loss == gigpo(clip=0.1).loss
+    assert load_scenario(write(scenario, dump_scenario(chosen))) == chosen
+    set_here = load_scenario(scenario, ["algorithm.loss={WithKL: {loss: SapoLoss, coefficient: 1e-2}}"])
+    assert set_here.plan().algorithm.loss == WithKL(SapoLoss(), 0.01)
+    assert set_here.plan().algorithm.rollout == algorithm.rollout
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_algorithm_is_had_by_name(algorithm: str, scenario: Path) -> None:
+    chosen = load_scenario(write(scenario, MINIMAL), [f"algorithm.name={algorithm}"])
+    assert chosen.plan().algorithm == ALGORITHMS[algorithm]()
+
+
 @pytest.mark.parametrize(
     ("text", "line", "field", "says"),
     [
@@ -101,6 +139,19 @@ def test_what_is_set_is_what_is_read(scenario: Path) -> None:
         ("algorithm: {parameters: {clip: [1]}}", 2, "algorithm.parameters.clip", "number"),
         ("algorithm: {parameters: {n: 0}}", 2, "algorithm.parameters", "n must be at least 1, got 0"),
         ("algorithm: {parameters: {aggregation: mean}}", 2, "algorithm.parameters.aggregation", "'token-mean'"),
+        ("algorithm:\n  loss: Clipped", 3, "algorithm.loss", "no PolicyLoss 'Clipped'; did you mean 'ClippedLoss'?"),
+        ("algorithm:\n  loss:\n    ClippedLoss: {clip_hi: 1}", 4, "algorithm.loss.ClippedLoss.clip_hi", "'clip_high'"),
+        ("algorithm: {loss: {ClippedLoss: {level: word}}}", 2, "algorithm.loss.ClippedLoss.level", "'turn'"),
+        ("algorithm: {loss: WithKL}", 2, "algorithm.loss.WithKL", "missing 1 required positional argument: 'loss'"),
+        ("algorithm: {loss: {WithKL: {loss: {SapoLos: {}}}}}", 2, "algorithm.loss.WithKL.loss", "'SapoLoss'?"),
+        ("algorithm: {advantage: Sum}", 2, "algorithm.advantage.Sum", "write a list of weights and parts"),
+        ("algorithm: {advantage: {Sum: [[x, BestOnly]]}}", 2, "algorithm.advantage.Sum", "number"),
+        ("algorithm: {advantage: [BestOnly]}", 2, "algorithm.advantage", "write a name"),
+        ("algorithm: {advantage: {GroupRelative: {norm: {dof: 1}}}}", 2, "algorithm.advantage.GroupRelative.norm.dof",
+         "'ddof'?"),
+        ("algorithm: {rollout: {Chains: {n: many}}}", 2, "algorithm.rollout.Chains.n", "integer"),
+        ("algorithm: {rollout: {EntropyBranching: {roots: 9, budget: 8}}}", 2, "algorithm.rollout.EntropyBranching",
+         "roots must be between 1 and budget"),
         ("seed: 1\nseed: 2", 3, "seed", "this field stands twice"),
         ("a: [", 2, "", "not YAML"),
         ("a: {[b]: c}", 2, "", "not YAML: found unhashable key"),

@@ -3,6 +3,7 @@
 from .advantages import AdvantageEstimator, BestOnly, GroupRelative, Norm, SharedMean, Sum, TokenReturns, Whitened
 from .algorithms import ALGORITHMS, Algorithm, arpo, at2po, gigpo, grpo, tree_grpo
 from .anchors import AnchorStates, HistoryAnchors
+from .gae import GroupedGAE, bi_level_gae, gae
 from .learner import Learner, Optimization
 from .losses import (
     AGGREGATIONS,
@@ -36,6 +37,7 @@ __all__ = [
     "Environment",
     "GeometricLoss",
     "GroupRelative",
+    "GroupedGAE",
     "HeldOut",
     "HistoryAnchors",
     "Improvement",
@@ -68,6 +70,8 @@ __all__ = [
     "WithKL",
     "arpo",
     "at2po",
+    "bi_level_gae",
+    "gae",
     "gigpo",
     "grpo",
     "kl",

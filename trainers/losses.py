@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -86,7 +86,7 @@ class ClippedLoss:
     level: Level = "token"
     keep_gradient: bool = False
     aggregation: AggregationName = "seq-mean-token-mean"
-    needs: frozenset[Need] = NOTHING
+    needs: ClassVar[frozenset[Need]] = NOTHING
 
     def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
         ratio = log_ratio(logprobs, terms, self.level).exp()
@@ -107,7 +107,7 @@ class GeometricLoss:
     clip_low: float = 0.4  # of log-ratios
     clip_high: float = 0.4
     aggregation: AggregationName = "seq-mean-token-mean"
-    needs: frozenset[Need] = NOTHING
+    needs: ClassVar[frozenset[Need]] = NOTHING
 
     def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
         change = logprobs - terms.old_logprob
@@ -128,7 +128,7 @@ class CispoLoss:
     clip_low: float | None = 0.2
     clip_high: float = 0.28
     aggregation: AggregationName = "token-mean"
-    needs: frozenset[Need] = NOTHING
+    needs: ClassVar[frozenset[Need]] = NOTHING
 
     def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
         low = None if self.clip_low is None else 1 - self.clip_low
@@ -143,7 +143,7 @@ class SapoLoss:
     positive: float = 1.0  # temperature t where the advantage is positive
     negative: float = 1.05
     aggregation: AggregationName = "seq-mean-token-mean"
-    needs: frozenset[Need] = NOTHING
+    needs: ClassVar[frozenset[Need]] = NOTHING
 
     def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
         ratio = log_ratio(logprobs, terms).exp()
@@ -157,7 +157,7 @@ class ReinforceLoss:
     and supervised fine-tuning where the advantage is 1."""
 
     aggregation: AggregationName = "token-mean"
-    needs: frozenset[Need] = NOTHING
+    needs: ClassVar[frozenset[Need]] = NOTHING
 
     def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
         return -logprobs * terms.advantage
