@@ -15,13 +15,23 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean, median, stdev
+from typing import Any
+
+import matplotlib
+import numpy as np
+from scipy.stats import t as student
+
+matplotlib.use("svg")
+from matplotlib import pyplot
 
 ROOT = Path(__file__).parent.parent
 RUNS = ROOT / "runs" / "algorithms"
+RESULTS = ROOT / "docs" / "results"
 LEAVES = 8  # of a task, for every algorithm
 ALGORITHMS = {
     "grpo": {"n": LEAVES},
@@ -30,6 +40,14 @@ ALGORITHMS = {
     "tree_grpo": {"trees": 2, "expansions": 3, "rounds": 1},
     "at2po": {"chains": 4, "expansions": 2, "rounds": 2},
 }
+UNITS = ("steps", "sampled_tokens", "tool_calls", "sampled_tokens, shared", "tool_calls, shared")
+MARK = "<!-- What follows is made by benchmarks/algorithms.py. -->"  # what stands before it is written by hand
+HEAD = """
+Every run has as many leaves a task and as many tasks a step. Sampled tokens and tool calls count every reply that a
+rollout or its fork was given, as engines pay for them that do not join equal replies; "shared" counts what rollouts of
+a task have in common once, as treegym computes it. Success is on held-out tasks, the same for all runs; means over
+seeds with 95% intervals (Student's t), linear between evaluations. Budgets are the largest that every run spent.
+"""
 
 
 @dataclass(frozen=True)
@@ -106,6 +124,147 @@ def trainings(name: str, seeds: int) -> Iterator[Training]:
             yield Training(RUNS / name / f"{algorithm}-{seed}", CONTESTS[name].scenario, changes)
 
 
+@dataclass(frozen=True)
+class Curve:
+    """Held-out success of one run as its rollouts cost more; the first point is the warmed-up policy."""
+
+    algorithm: str
+    seed: int
+    spent: dict[str, list[float]]  # by unit: before each evaluation
+    success: list[float]
+
+    @classmethod
+    def of(cls, folder: Path) -> Curve:
+        algorithm, _, seed = folder.name.rpartition("-")
+        spent: dict[str, float] = dict.fromkeys(UNITS, 0.0)
+        points: dict[str, list[float]] = {unit: [] for unit in UNITS}
+        success = []
+        for line in (folder / "metrics.jsonl").read_text().splitlines():
+            row = json.loads(line)
+            if row["stage"] == "improvement":
+                cost = row["cost"]
+                spent["steps"] += 1
+                for unit in ("sampled_tokens", "tool_calls"):
+                    spent[unit] += cost[unit] + cost[f"repeated_{unit.split('_')[1]}"]
+                    spent[f"{unit}, shared"] += cost[unit]
+            elif row["stage"] in ("warmed up", "midway", "trained"):
+                success.append(row["success"])
+                for unit in UNITS:
+                    points[unit].append(spent[unit])
+        return cls(algorithm, int(seed), points, success)
+
+    def at(self, unit: str, budget: float) -> float:
+        """Success when so much was spent, linear between evaluations."""
+        return float(np.interp(budget, self.spent[unit], self.success))
+
+    def reaches(self, unit: str, success: float) -> float | None:
+        """What had been spent when the success was first had, linear between evaluations; None: never."""
+        for i, found in enumerate(self.success):
+            if found >= success:
+                if i == 0:
+                    return 0.0
+                share = (success - self.success[i - 1]) / (found - self.success[i - 1])
+                before, after = self.spent[unit][i - 1 : i + 1]
+                return before + share * (after - before)
+        return None
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean over seeds and its 95% interval by Student's t."""
+    mean = fmean(values)
+    if len(values) < 2:
+        return mean, mean, mean
+    half = float(student.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
+    return mean, mean - half, mean + half
+
+
+class Page:
+    """docs/results/algorithms.md, .json and a plot for each environment."""
+
+    def __init__(self, seeds: int) -> None:
+        self.seeds = seeds
+        self.numbers: dict[str, Any] = {}
+
+    def section(self, name: str) -> list[str]:
+        """The environment's tables; its plot is drawn."""
+        finished = [training for training in trainings(name, self.seeds) if training.finished]
+        curves: dict[str, list[Curve]] = {}
+        for training in finished:
+            curve = Curve.of(training.folder)
+            curves.setdefault(curve.algorithm, []).append(curve)
+        self.numbers[name] = {key: [asdict(curve) for curve in found] for key, found in curves.items()}
+        if not curves:
+            return [f"## {name}", "", "No run is finished."]
+        everyone = [curve for found in curves.values() for curve in found]
+        common = {unit: min(curve.spent[unit][-1] for curve in everyone) for unit in UNITS}
+        goal = self._goal(everyone)
+        plot(curves, RESULTS / f"algorithms-{name}.svg")
+        lines = [
+            f"## {name}",
+            "",
+            f"`treegym train {CONTESTS[name].scenario}` with {', '.join(f'`{c}`' for c in CONTESTS[name].changes)}.",
+            f"The warmed-up policy succeeds in {everyone[0].success[0]:.1%} of the held-out tasks.",
+            "",
+            f"| held-out success | seeds | {' | '.join(f'after {common[unit]:,.0f} {unit}' for unit in UNITS)} |",
+            "|---" * (2 + len(UNITS)) + "|",
+        ]
+        for algorithm, found in curves.items():
+            cells = [percent(*mean_interval([curve.at(unit, common[unit]) for curve in found])) for unit in UNITS]
+            lines.append(f"| {algorithm} | {len(found)} | {' | '.join(cells)} |")
+        if "grpo" in curves:
+            lines += ["", *self._differences(curves, common)]
+        lines += ["", f"| spent until {goal:.0%} | reached by | {' | '.join(UNITS)} |", "|---" * (2 + len(UNITS)) + "|"]
+        for algorithm, found in curves.items():
+            reached = [curve for curve in found if curve.reaches("steps", goal) is not None]
+            cells = [f"{median(curve.reaches(unit, goal) or 0 for curve in reached):,.0f}" if reached else "-"
+                     for unit in UNITS]  # fmt: skip
+            lines.append(f"| {algorithm} | {len(reached)} of {len(found)} | {' | '.join(cells)} |")
+        return [*lines, "", f"![success by budget](algorithms-{name}.svg)"]
+
+    def _goal(self, curves: Sequence[Curve]) -> float:
+        """Nine tenths of the way from the warmed-up success to the median of the last ones, in whole tenths down."""
+        start, end = curves[0].success[0], median(curve.success[-1] for curve in curves)
+        return max(start, int((start + 0.8 * (end - start)) * 20) / 20)
+
+    def _differences(self, curves: dict[str, list[Curve]], common: dict[str, float]) -> list[str]:
+        lines = [f"| less GRPO's, paired by seed | {' | '.join(UNITS)} |", "|---" * (1 + len(UNITS)) + "|"]
+        baseline = {curve.seed: curve for curve in curves["grpo"]}
+        for algorithm, found in curves.items():
+            pairs = [(curve, baseline[curve.seed]) for curve in found if curve.seed in baseline]
+            if algorithm != "grpo" and len(pairs) > 1:
+                cells = [
+                    percent(
+                        *mean_interval([a.at(unit, common[unit]) - b.at(unit, common[unit]) for a, b in pairs]), "+"
+                    )
+                    for unit in UNITS
+                ]
+                lines.append(f"| {algorithm} | {' | '.join(cells)} |")
+        return lines
+
+
+def percent(mean: float, low: float, high: float, sign: str = "") -> str:
+    return f"{mean:{sign}.1%} ({low:{sign}.1%} to {high:{sign}.1%})"
+
+
+def plot(curves: dict[str, list[Curve]], file: Path) -> None:
+    """Mean success over seeds, with its interval, against each of the budgets."""
+    figure, axes = pyplot.subplots(1, len(UNITS), figsize=(4 * len(UNITS), 3.6), sharey=True)
+    for axis, unit in zip(axes, UNITS, strict=True):
+        for algorithm, found in curves.items():
+            grid = np.linspace(0, min(curve.spent[unit][-1] for curve in found), 25)
+            rows = [mean_interval([curve.at(unit, budget) for curve in found]) for budget in grid]
+            means, lows, highs = zip(*rows, strict=True)
+            axis.plot(grid, means, label=algorithm)
+            axis.fill_between(grid, lows, highs, alpha=0.12)
+        axis.set(xlabel=unit, ylim=(0, 1))
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("held-out success")
+    axes[0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(file, metadata={"Date": None})
+    pyplot.close(figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("environments", nargs="*", choices=[[], *CONTESTS], help="default: all")
@@ -118,6 +277,12 @@ def main() -> None:
             warm_up(name).run()
             with ThreadPoolExecutor(args.jobs) as pool:
                 list(pool.map(Training.run, trainings(name, args.seeds)))
+    page = Page(args.seeds)
+    sections = [line for name in CONTESTS for line in ["", *page.section(name)]]
+    file = RESULTS / "algorithms.md"
+    by_hand = file.read_text().partition(MARK)[0] if file.exists() else "# Algorithms compared\n\n"
+    file.write_text("\n".join([f"{by_hand}{MARK}", HEAD, *sections]) + "\n")
+    (RESULTS / "algorithms.json").write_text(json.dumps(page.numbers) + "\n")
 
 
 if __name__ == "__main__":

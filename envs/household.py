@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from ..tools import ToolError, tool
@@ -24,11 +24,12 @@ class HouseholdEnv(ToolEnv):
 
     Success counts only at the end, when the agent says that it is done. Episodes are long and states come back: the
     state is the house and the walker, not the way there. Tasks of the split "heldout" ask for pairs of thing and place
-    that those of "train" never ask for. `oracle_error` is the probability that a turn of the oracle's is a random move.
+    that those of "train" never ask for. The oracle knows no more than what it has seen; `oracle_error` is the
+    probability that a turn of its is a random move.
     """
 
     instructions = "Do the task in the house. Answer done when it is done."
-    max_turns = 24
+    max_turns = 30
     reward_weights: Mapping[str, float] = {"exact": 1.0}
     shared: ClassVar[frozenset[str]] = ToolEnv.shared | {"ways", "room_of"}
 
@@ -59,6 +60,7 @@ class HouseholdEnv(ToolEnv):
         self.clean = frozenset[str]()
         self.held: str | None = None
         self.room = self._draw(list(self.ways))
+        self.visited = frozenset({self.room})
         task = f"Wash the {self.thing} and bring it" if self.wash_it else f"Bring the {self.thing}"
         return f"{task} to the {self.goal}.\n{self._describe()}"
 
@@ -88,6 +90,7 @@ class HouseholdEnv(ToolEnv):
         if name not in self.ways[self.room]:
             raise ToolError(f"no way from {self.room} to {name}")
         self.room = name
+        self.visited |= {name}
         return self._describe()
 
     @tool
@@ -154,32 +157,46 @@ class HouseholdEnv(ToolEnv):
         return self.write_call(tool, name=name)
 
     def _best(self) -> tuple[str, str]:
-        """The next call on the shortest way to the goal."""
-        if self.held and self.held != self.thing:
+        """What one does who knows what it has seen: look for the thing, then for the sink, then for the goal."""
+        if self.held not in (None, self.thing):
             return self._reach(next((p for p in self._here() if p not in self.closed), self.goal), "put")
         if self.held is None:
-            return self._reach(self.place_of[self.thing], "take", self.thing)
+            at = self.place_of[self.thing]
+            seen = at not in self.closed and self.room_of[at] in self.visited
+            return self._reach(at, "take", self.thing) if seen else self._look()
         if self.wash_it and self.thing not in self.clean:
             return self._reach(SINK, "wash", self.thing)
         return self._reach(self.goal, "put")
 
     def _reach(self, place: str, tool: str, word: str = "") -> tuple[str, str]:
-        """A step towards a place, its opening, or, there, the call."""
-        if self.room_of[place] != self.room:
-            return "go", self._step_to(self.room_of[place])
-        return ("open", place) if place in self.closed else (tool, word or place)
+        """A step towards a place, or into the unknown, its opening, or, there, the call."""
+        room = self.room_of[place]
+        if room == self.room:
+            return ("open", place) if place in self.closed else (tool, word or place)
+        known = room in self.visited
+        return "go", self._step_to(lambda found: found == room if known else found not in self.visited)
 
-    def _step_to(self, room: str) -> str:
-        """The first room on a shortest way."""
-        towards = {room: room}  # a room -> the next one on its way
-        found = deque([room])
-        while found:
-            near = found.popleft()
-            for neighbour in self.ways[near]:
-                if neighbour not in towards:
-                    towards[neighbour] = near
-                    found.append(neighbour)
-        return towards[self.room]
+    def _look(self) -> tuple[str, str]:
+        """The opening of a closed place, or a step to where there may be one."""
+        shut = [place for place in self._here() if place in self.closed]
+        if shut:
+            return "open", shut[0]
+        closed = {self.room_of[place] for place in self.closed}
+        return "go", self._step_to(lambda room: room not in self.visited or room in closed)
+
+    def _step_to(self, wanted: Callable[[str], bool]) -> str:
+        """The first room on a shortest way, through rooms one has been in, to a room that is wanted."""
+        first = {self.room: ""}  # a room -> the first room on the way there
+        queue = deque([self.room])
+        while queue:
+            near = queue.popleft()
+            if near != self.room and wanted(near):
+                return first[near]
+            for room in self.ways[near] if near in self.visited else ():
+                if room not in first:
+                    first[room] = first[near] or room
+                    queue.append(room)
+        raise AssertionError("every room can be reached")
 
     def _moves(self) -> list[tuple[str, str]]:
         """All calls that do something."""
