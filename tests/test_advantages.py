@@ -65,7 +65,7 @@ def random_tree(seed: int, *, chains: bool = False, equal: bool = False) -> Roll
 
     def grow(parent: int, depth: int) -> None:
         for _ in range(1 if chains and depth else rng.choice([1, 2, 3]) + (parent == ROOT)):
-            tokens = tuple(rng.randrange(50) for _ in range(rng.randint(1, 4)))
+            tokens = tuple(rng.randrange(50) for _ in range(rng.randint(seed % 2, 4)))  # some replies are empty
             logprobs = tuple(-rng.random() for _ in tokens)
             last = depth == 3 or rng.random() < 0.25
             reward = 1.0 if equal and last else rng.choice([0.0, 0.5, 1.0]) if last else 0.0
@@ -101,6 +101,22 @@ def test_every_turn_has_an_advantage_whatever_the_order_of_the_rollouts(estimato
             continue
         for place, rollout in enumerate(order):
             assert flat(estimator([shuffled])[0][place]) == pytest.approx(flat(found[rollout]), abs=1e-9)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=str)
+def test_the_names_of_nodes_do_not_matter(estimator: AdvantageEstimator) -> None:
+    """Any order of the nodes in which parents come first is the same tree."""
+    for seed in range(8):
+        tree, rng = random_tree(seed), random.Random(seed)
+        order: list[int] = []
+        while len(order) < len(tree.nodes):
+            ready = [i for i, n in enumerate(tree.nodes) if i not in order and n.parent in (ROOT, *order)]
+            order.append(rng.choice(ready))
+        name = {old: new for new, old in enumerate(order)} | {ROOT: ROOT}
+        nodes = tuple(replace(tree.nodes[old], parent=name[tree.nodes[old].parent]) for old in order)
+        renamed = replace(tree, nodes=nodes, leaves=tuple(name[leaf] for leaf in tree.leaves))
+        for found, expected in zip(estimator([renamed])[0], estimator([tree])[0], strict=True):
+            assert flat(found) == pytest.approx(flat(expected), abs=1e-9)
 
 
 @pytest.mark.parametrize("estimator", COMPARING, ids=str)

@@ -136,6 +136,8 @@ def written_out(
             for k, old in enumerate(node.action.logprobs):
                 terms.append((at + k, turn, advantage, old))
             at += len(node.action.token_ids) + len(node.observation)
+        if not terms:
+            continue
         positions, turns = (torch.tensor([t[i] for t in terms]) for i in (0, 1))
         chosen = logprobs[positions - 1, sequence[positions]]
         values = [torch.tensor([t[i] for t in terms], dtype=torch.float64) for i in (2, 3)]
@@ -233,6 +235,27 @@ def test_distance_and_entropy_are_the_same_packed(name: str, loss: PolicyLoss) -
         assert packed(model, batch, loss, max_tokens, learner) == pytest.approx(expected, abs=1e-9)
         for got, wanted in zip(gradients(model), expected_gradients, strict=True):
             torch.testing.assert_close(got, wanted, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_turns_without_tokens_change_nothing(aggregation: AggregationName) -> None:
+    """An empty reply in mid-episode, one at the end, and a rollout of nothing else."""
+    said = Completion("", (5, 6), (-3.9, -4.2))
+    nodes = (
+        Node(ROOT, said, (7, 8)),
+        Node(0, Completion(""), (9,)),
+        Node(1, said, terminated=True),
+        Node(1, Completion(""), terminated=True),
+        Node(ROOT, Completion(""), terminated=True),
+    )
+    tree = RolloutTree(Task("none", 0), (1, 2, 3), (), nodes, (2, 3, 4))
+    batch: list[tuple[RolloutTree, Advantages]] = [(tree, [[1.0, 0.5, -1.0], [0.3, 2.0, 1.0], [-0.7]])]
+    loss, model = ClippedLoss(aggregation=aggregation), tiny_model()
+    expected = written_out(model, batch, loss)
+    expected_gradients = gradients(model)
+    assert packed(model, batch, loss, 10_000) == pytest.approx(expected, abs=1e-9)
+    for got, wanted in zip(gradients(model), expected_gradients, strict=True):
+        torch.testing.assert_close(got, wanted, atol=1e-9, rtol=0)
 
 
 def test_a_learner_without_a_reference_says_so() -> None:

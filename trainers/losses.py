@@ -19,27 +19,32 @@ NOTHING: frozenset[Need] = frozenset()
 
 def token_mean(lengths: Sequence[int]) -> list[float]:
     """All sampled tokens of the batch count alike (DAPO, arXiv:2503.14476 eq. 8; verl's default)."""
-    return [1.0 / sum(lengths)] * len(lengths)
+    return [1.0 / max(sum(lengths), 1)] * len(lengths)
 
 
 def seq_mean_token_mean(lengths: Sequence[int]) -> list[float]:
     """All rollouts count alike, whatever their length (GRPO, arXiv:2402.03300 eq. 3)."""
-    return [1.0 / (len(lengths) * max(n, 1)) for n in lengths]
+    return [1.0 / (_rollouts(lengths) * max(n, 1)) for n in lengths]
 
 
 def seq_mean_token_sum(lengths: Sequence[int]) -> list[float]:
     """Sum over a rollout's tokens, mean over rollouts (Dr.GRPO, arXiv:2503.20783, up to a constant)."""
-    return [1.0 / len(lengths)] * len(lengths)
+    return [1.0 / _rollouts(lengths)] * len(lengths)
 
 
 def seq_mean_token_sum_norm(lengths: Sequence[int]) -> list[float]:
     """The same over the tokens of the longest rollout (verl since August 2026)."""
-    return [1.0 / (len(lengths) * max(lengths))] * len(lengths)
+    return [1.0 / (_rollouts(lengths) * max(*lengths, 1))] * len(lengths)
 
 
 def token_sum(lengths: Sequence[int]) -> list[float]:
     """The plain sum."""
     return [1.0] * len(lengths)
+
+
+def _rollouts(lengths: Sequence[int]) -> int:
+    """How many said anything."""
+    return max(sum(map(bool, lengths)), 1)
 
 
 AGGREGATIONS: dict[str, Aggregation] = {

@@ -138,7 +138,8 @@ class _Packer:
             action, observation = tree.nodes[node].action.token_ids, tree.nodes[node].observation
             inputs = action + observation if node in children else action[:-1]  # nothing follows a leaf's last token
             start = self.put(inputs, depth)
-            self.predictions += zip([previous, *range(start, start + len(action) - 1)], action, strict=True)
+            before = [previous, *range(start, start + len(action) - 1)]  # each token is predicted at the one before it
+            self.predictions += zip(before[: len(action)], action, strict=True)
             return depth + len(inputs)
 
         def grow(node: int, begin: int, depth: int, ancestors: tuple[int, ...]) -> None:
@@ -197,13 +198,16 @@ def score(
 ) -> list[ScoredTree]:
     """Weights every rollout as the aggregation of the whole batch says.
 
-    Rollouts whose advantages are all zero are then left out, for they have no gradient, unless `keep_zeros`.
+    Rollouts without sampled tokens are then left out, and those whose advantages are all zero, for they have no
+    gradient, unless `keep_zeros`.
     """
-    lengths = [sum(len(tree.nodes[i].action.token_ids) for i in path) for tree, _ in batch for path in tree.paths]
-    weights = iter(aggregation(lengths))
-    scored = [ScoredTree(tree, advantages, [next(weights) for _ in tree.leaves]) for tree, advantages in batch]
-    if not keep_zeros:
-        scored = [s.only([i for i, turns in enumerate(s.advantages) if any(map(np.any, turns))]) for s in scored]
+    lengths = [[sum(len(tree.nodes[i].action.token_ids) for i in path) for path in tree.paths] for tree, _ in batch]
+    weights = iter(aggregation([n for tree in lengths for n in tree]))
+    scored = []
+    for (tree, advantages), tokens in zip(batch, lengths, strict=True):
+        whole = ScoredTree(tree, advantages, [next(weights) for _ in tokens])
+        moving = [i for i, n in enumerate(tokens) if n and (keep_zeros or any(map(np.any, advantages[i])))]
+        scored.append(whole.only(moving))
     return [s for s in scored if s.tree.leaves]
 
 
