@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from treegym.agents import ChatRenderer, Sampling, TransformersPolicy, grow_trees
+from treegym.agents import Budgeted, Chains, ChatRenderer, Sampling, TransformersPolicy, grow_trees
 from treegym.agents.nano import build_nano
 from treegym.envs import Task, lookup
-from treegym.trainers import ALGORITHMS
+from treegym.scenarios import load_scenario
+from treegym.trainers import ALGORITHMS, AnchorStates, ClippedLoss, GroupRelative, Norm, Sum, WithKL
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -49,6 +50,17 @@ def test_the_training_page_s_strategy_grows_trees(monkeypatch: pytest.MonkeyPatc
     trees = asyncio.run(grow_trees(tasks, rollout, policy, renderer, sampling))
     assert [tree.origins for tree in trees] == [(0, 0, 0, 0)] * 2
     assert all(len({path[: len(tree.paths[0]) // 2] for path in tree.paths}) == 1 for tree in trees)
+
+
+def test_the_training_page_s_parts_are_parts(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    [example] = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    file = tmp_path / "some.yaml"
+    file.write_text(f"environment: {{id: treegym/Lookup-v0}}\n{example}")
+    algorithm = load_scenario(file).plan().algorithm
+    assert algorithm.rollout == Budgeted(Chains(4), tool_calls=20)
+    assert algorithm.advantage == Sum((1.0, GroupRelative()), (0.5, AnchorStates(0.9, Norm(divide=False))))
+    assert algorithm.loss == WithKL(ClippedLoss(clip_high=0.28))
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/training.md", "docs/environments.md"])
