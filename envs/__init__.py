@@ -8,6 +8,7 @@ from .factsearch import FactSearchEnv
 from .formats import Action, ActionFormat, FormatError, HermesFormat, TaggedFormat, action_format
 from .household import HouseholdEnv
 from .lookup import LookupEnv
+from .maze import MazeEnv
 from .rewards import exact_match, normalize_answer, token_f1
 from .toolenv import ToolEnv
 
@@ -19,6 +20,7 @@ __all__ = [
     "HermesFormat",
     "HouseholdEnv",
     "LookupEnv",
+    "MazeEnv",
     "Message",
     "TaggedFormat",
     "Task",
@@ -36,6 +38,7 @@ _ENVS = {
     "treegym/FactSearch-v0": f"{__name__}.factsearch:FactSearchEnv",
     "treegym/Household-v0": f"{__name__}.household:HouseholdEnv",
     "treegym/Lookup-v0": f"{__name__}.lookup:LookupEnv",
+    "treegym/Maze-v0": f"{__name__}.maze:MazeEnv",
 }
 for _id, _env in _ENVS.items():
     gymnasium.register(_id, entry_point=_env)

@@ -28,7 +28,7 @@ class HouseholdEnv(ToolEnv):
     probability that a turn of its is a random move.
     """
 
-    instructions = "Do the task in the house. Answer done when it is done."
+    instructions = "Find the thing, wash it if it is to be clean, bring it to its place, then answer done."
     max_turns = 30
     reward_weights: Mapping[str, float] = {"exact": 1.0}
     shared: ClassVar[frozenset[str]] = ToolEnv.shared | {"ways", "room_of"}
@@ -61,8 +61,7 @@ class HouseholdEnv(ToolEnv):
         self.held: str | None = None
         self.room = self._draw(list(self.ways))
         self.visited = frozenset({self.room})
-        task = f"Wash the {self.thing} and bring it" if self.wash_it else f"Bring the {self.thing}"
-        return f"{task} to the {self.goal}.\n{self._describe()}"
+        return self._describe()
 
     def _build(self) -> None:
         """Rooms joined to a tree and by one way more, two places in each, and a sink; things lie in the places."""
@@ -88,7 +87,7 @@ class HouseholdEnv(ToolEnv):
     def go(self, name: str) -> str:
         """Walk to a room next to this one."""
         if name not in self.ways[self.room]:
-            raise ToolError(f"no way from {self.room} to {name}")
+            raise self._refusal(f"no way from {self.room} to {name}")
         self.room = name
         self.visited |= {name}
         return self._describe()
@@ -97,7 +96,7 @@ class HouseholdEnv(ToolEnv):
     def open(self, name: str) -> str:
         """Open a closed place of this room."""
         if name not in self._here() or name not in self.closed:
-            raise ToolError(f"nothing closed called {name} here")
+            raise self._refusal(f"nothing closed called {name} here")
         self.closed -= {name}
         return self._describe()
 
@@ -105,9 +104,9 @@ class HouseholdEnv(ToolEnv):
     def take(self, name: str) -> str:
         """Take a thing that lies in this room."""
         if self.held:
-            raise ToolError(f"your hand is full: {self.held}")
+            raise self._refusal(f"your hand is full: {self.held}")
         if name not in self._lying():
-            raise ToolError(f"no {name} to be seen here")
+            raise self._refusal(f"no {name} to be seen here")
         self.held = name
         del self.place_of[name]
         return self._describe()
@@ -116,9 +115,9 @@ class HouseholdEnv(ToolEnv):
     def put(self, name: str) -> str:
         """Put what you hold on an open place of this room."""
         if self.held is None:
-            raise ToolError("your hand is empty")
+            raise self._refusal("your hand is empty")
         if name not in self._here() or name in self.closed:
-            raise ToolError(f"no open {name} here")
+            raise self._refusal(f"no open {name} here")
         self.place_of[self.held], self.held = name, None
         return self._describe()
 
@@ -126,9 +125,9 @@ class HouseholdEnv(ToolEnv):
     def wash(self, name: str) -> str:
         """Wash what you hold where there is a sink."""
         if name != self.held:
-            raise ToolError(f"you do not hold {name}")
+            raise self._refusal(f"you do not hold {name}")
         if self.room_of[SINK] != self.room:
-            raise ToolError("no sink here")
+            raise self._refusal("no sink here")
         self.clean |= {name}
         return self._describe()
 
@@ -220,7 +219,11 @@ class HouseholdEnv(ToolEnv):
         seen = [place for place in self._here() if place not in self.closed]
         return [thing for thing, place in self.place_of.items() if place in seen]
 
+    def _refusal(self, reason: str) -> ToolError:
+        return ToolError(f"{reason}. {self._describe()}")
+
     def _describe(self) -> str:
+        """What one sees, holds and is to do."""
         parts = [self.room]
         for place in self._here():
             inside = [thing for thing, at in self.place_of.items() if at == place]
@@ -229,7 +232,8 @@ class HouseholdEnv(ToolEnv):
         if self.room_of[SINK] == self.room:
             parts.append(SINK)
         held = "nothing" if self.held is None else f"{'clean ' * (self.held in self.clean)}{self.held}"
-        return f"{', '.join(parts)}. you hold {held}. ways to {' '.join(self.ways[self.room])}"
+        task = f"Bring {'clean ' * self.wash_it}{self.thing} to {self.goal}."
+        return f"{', '.join(parts)}. Ways to {' '.join(self.ways[self.room])}. You hold {held}. {task}"
 
 
 def is_heldout(thing: str, place: str) -> bool:
