@@ -69,6 +69,7 @@ CONTESTS = {
             "heldout.tasks=60",
         ),
     ),
+    "maze": Contest("maze", ("improvement.steps=40", "improvement.evaluate_every=8", "heldout.tasks=100")),
 }
 
 

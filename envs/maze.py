@@ -16,7 +16,7 @@ STEPS: dict[str, Cell] = {"north": (0, -1), "east": (1, 0), "south": (0, 1), "we
 
 
 class MazeEnv(ToolEnv):
-    """One knows where one is, where the exit is, and which ways lead on from here; walls are found by walking.
+    """One knows where the exit lies as the crow flies, and which ways lead on from here; walls are found by walking.
 
     Success counts when the agent, at the exit, says that it is out. The state is the maze and the cell, not the way
     there. `size` is the maze's width and height, `loops` the share of walls that are left out though both sides can be
@@ -96,8 +96,14 @@ class MazeEnv(ToolEnv):
 
     def _describe(self) -> str:
         ways = " ".join(way for way in STEPS if way in self.ways[self.cell])
-        here = f"{self.cell[0]} {self.cell[1]}{', the exit' * (self.cell == self.exit)}"
-        return f"Exit at {self.exit[0]} {self.exit[1]}. You are at {here}. Ways: {ways}."
+        return f"Exit {self._bearing()}. Ways {ways}."
+
+    def _bearing(self) -> str:
+        """Where the exit lies, as the crow flies."""
+        east, south = self.exit[0] - self.cell[0], self.exit[1] - self.cell[1]
+        parts = [f"{abs(east)} {'east' if east > 0 else 'west'}"] if east else []
+        parts += [f"{abs(south)} {'south' if south > 0 else 'north'}"] if south else []
+        return " ".join(parts) or "here"
 
 
 _BACK = {"north": "south", "south": "north", "east": "west", "west": "east"}
