@@ -66,6 +66,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.temperature < 0 or self.max_tokens < 1:
             raise ValueError(f"temperature must be >= 0 and max_tokens >= 1, got {self}")
+        if self.entropy_top < 0 or (self.max_calls is not None and self.max_calls < 1):
+            raise ValueError(f"max_calls must be >= 1 and entropy_top >= 0, got {self}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import os
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -31,7 +32,7 @@ class Turn:
     """A turn of a growing tree; the first one, without parent, is the prompt."""
 
     context: Context  # what the policy sees next
-    env: TextEnv | None  # in the state the turn led to; None where it cannot fork and a child went on with it
+    env: TextEnv | None  # in the state the turn led to; None after the end, or where a child went on with it
     node: Node | None = None  # parent index not yet known
     parent: Turn | None = None
     children: dict[tuple[int, ...], asyncio.Task[Turn]] = field(default_factory=dict)
@@ -147,7 +148,7 @@ class GrowingTree:
         """The environment after a turn, for a child to step: a copy, or itself, or one that was played up to there."""
         if turn.env is None:
             self.cost.replays += 1
-            return await asyncio.to_thread(self._replay, turn)
+            return await in_thread(self._replay, turn, undo=lambda env: env.close())
         if turn.env.can_fork:
             self.cost.forks += 1
             return turn.env.fork()
@@ -157,12 +158,13 @@ class GrowingTree:
     def _replay(self, turn: Turn) -> TextEnv:
         """Plays a fresh environment up to a turn. ReplayMismatch where it answers otherwise than the first time."""
         env, messages, _ = open_task(self.task)
-        self._compare(0, (messages, env.state_key()), (self._prompt.messages, self._prompt.state_key))
-        for depth, past in enumerate(_path(turn)[1:], start=1):
-            assert past.node is not None
-            observation, _, _, _, info = env.step(past.node.action.text)
-            found = messages_of(observation, info), env.state_key()
-            self._compare(depth, found, (past.node.messages, past.node.state_key))
+        with closed_on_error(env):
+            self._compare(0, (messages, env.state_key()), (self._prompt.messages, self._prompt.state_key))
+            for depth, past in enumerate(_path(turn)[1:], start=1):
+                assert past.node is not None
+                observation, _, _, _, info = env.step(past.node.action.text)
+                found = messages_of(observation, info), env.state_key()
+                self._compare(depth, found, (past.node.messages, past.node.state_key))
         return env
 
     def _compare(self, depth: int, found: tuple[object, str], recorded: tuple[object, str]) -> None:
@@ -175,7 +177,11 @@ class GrowingTree:
 
     async def _step(self, turn: Turn, completion: Completion, context: Context) -> Turn:
         env = await self._env(turn)
-        observation, reward, terminated, truncated, info = await asyncio.to_thread(env.step, completion.text)
+        with closed_on_error(env):
+            return await self._advance(turn, env, completion, context)
+
+    async def _advance(self, turn: Turn, env: TextEnv, completion: Completion, context: Context) -> Turn:
+        observation, reward, terminated, truncated, info = await in_thread(env.step, completion.text)
         messages = messages_of(observation, info)
         calls = turn.calls + tool_results(messages)
         extra = {key: value for key, value in info.items() if key not in _CHAT}
@@ -203,7 +209,10 @@ class GrowingTree:
             state_key=env.state_key(),
             info=extra,
         )
-        return Turn(Context(tokens, context) if tokens else context, env, node, turn, calls=calls)
+        if terminated or truncated:
+            env.close()  # nothing goes on from here
+            return Turn(context, None, node, turn, calls=calls)
+        return Turn(Context(tokens, context), env, node, turn, calls=calls)
 
     def finish(self) -> RolloutTree:
         """The tree as a value; nodes in the order in which the rollouts visit them."""
@@ -264,10 +273,33 @@ def messages_of(observation: str, info: Mapping[str, Any]) -> tuple[Message, ...
     return tuple(info.get("messages") or (Message("user", observation),))
 
 
+async def in_thread(function: Callable[..., T], *arguments: Any, undo: Callable[[T], None] = lambda value: None) -> T:
+    """The function's value, from a thread. Cancelled, it waits for the thread, which nothing can stop, and undoes what
+    it did."""
+    work = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait([work])
+        if not work.cancelled() and work.exception() is None:
+            undo(work.result())
+        raise
+
+
+@contextlib.contextmanager
+def closed_on_error(env: TextEnv) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        env.close()
+        raise
+
+
 def open_task(task: Task) -> tuple[TextEnv, tuple[Message, ...], dict[str, Any]]:
     """Makes and resets the environment: (env, messages of the prompt, the rest of info)."""
     env = task.make()
-    observation, info = env.reset(seed=task.seed, options=dict(task.options))
+    with closed_on_error(env):
+        observation, info = env.reset(seed=task.seed, options=dict(task.options))
     messages = messages_of(observation, info)
     return env, messages, {key: value for key, value in info.items() if key not in _CHAT}
 
@@ -277,6 +309,20 @@ def share_prefix(prompts: Sequence[tuple[int, ...]]) -> list[Context]:
     shared = os.path.commonprefix(list(prompts))[: min(map(len, prompts)) - 1] if len(prompts) > 1 else ()
     parent = Context(tuple(shared)) if shared else None
     return [Context(tuple(prompt[len(shared) :]), parent) for prompt in prompts]
+
+
+async def _open(tasks: Sequence[Task]) -> list[tuple[TextEnv, tuple[Message, ...], dict[str, Any]]]:
+    """What open_task gives for each; all are closed again where one fails."""
+    found = await asyncio.gather(
+        *(in_thread(open_task, task, undo=lambda each: each[0].close()) for task in tasks), return_exceptions=True
+    )
+    opened = [each for each in found if not isinstance(each, BaseException)]
+    for failure in found:
+        if isinstance(failure, BaseException):
+            for env, _, _ in opened:
+                env.close()
+            raise failure
+    return opened
 
 
 async def grow_trees(
@@ -290,7 +336,7 @@ async def grow_trees(
     on_tree: Callable[[RolloutTree], None] = lambda tree: None,
 ) -> list[RolloutTree]:
     """One tree per task, in the tasks' order; all are grown at once. `on_tree` hears of each as it is done."""
-    opened = await asyncio.gather(*(asyncio.to_thread(open_task, task) for task in tasks))
+    opened = await _open(tasks)
     contexts = share_prefix([renderer.prompt(messages) for _, messages, _ in opened])
 
     left = len(tasks)

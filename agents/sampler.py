@@ -282,7 +282,10 @@ class TransformersPolicy:
         greedy = torch.tensor([s.temperature == 0 for s in samplings], device=self._device)
         chosen = torch.where(greedy[:, None], logprobs.argmax(-1, keepdim=True), draw(logprobs, padded))
         picked = logprobs.gather(1, chosen).tolist()
-        entropies = {i: entropy(logprobs[i], s.entropy_top).item() for i, s in enumerate(samplings) if s.entropy}
+        entropies: dict[int, float] = {}
+        for top in {s.entropy_top for s in samplings if s.entropy}:
+            wanted = [i for i, s in enumerate(samplings) if s.entropy and s.entropy_top == top]
+            entropies |= zip(wanted, entropy(logprobs[wanted], top).tolist(), strict=True)
         free = self._free(rows)
         parted: list[_Row] = []
         for i, (row, tokens) in enumerate(zip(rows, chosen.tolist(), strict=True)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -11,7 +12,7 @@ from typing import Literal, Protocol
 from .policy import Completion, Context, Sample
 from .rollout import GrowingTree, Turn
 
-MAX_ROUNDS = 1000  # of a Budgeted strategy that makes no tool calls, or samples nothing new
+MAX_IDLE = 3  # rounds in a row after which a Budgeted strategy ends that spend nothing of what is limited
 
 
 class RolloutStrategy(Protocol):
@@ -27,6 +28,10 @@ class Chains:
     """Independent rollouts from the root: GRPO's group."""
 
     n: int
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise ValueError(f"n must be at least 1, got {self.n}")
 
     async def grow(self, tree: GrowingTree) -> None:
         await tree.together(*(tree.rollout(tree.root, number) for number in range(self.n)))
@@ -60,13 +65,13 @@ class EntropyBranching:
     of the rollout's first turn; forks go back to before the turn. `measured="call"` is the public code's way: H is
     that of the turn that made the call, and forks go on after its result.
 
-    `top` takes entropies over so many of the likeliest tokens, and a number for `initial` stands for every H0: it
-    keeps that of the first batch it sees.
+    `top` takes entropies over so many of the likeliest tokens, as it does. It also keeps, for good, the H0 of the first
+    batch it sees; `initial` is a number that stands for every H0.
 
     AEPO (arXiv:2510.14545) is `penalty=0.05`: the number shrinks by that share for every round in a row in which the
     tree has grown, and a fork is drawn as its code draws it. With its `allocation=0.5` rollout 0 is played first, and
-    there are the more roots, sigmoid(allocation * (H of its first turn - mean H of the others)) of the budget, the
-    less unsure it was on the way.
+    the less unsure it was on the way the more roots there are: sigmoid(allocation * (H of its first turn - mean H of
+    the others)) of the budget.
     """
 
     roots: int = 8
@@ -88,7 +93,8 @@ class EntropyBranching:
             raise ValueError(f"roots must be between 1 and budget, and beam at least 2, got {self}")
 
     async def grow(self, tree: GrowingTree) -> None:
-        roots = self.roots if self.allocation is None else await self._roots(tree)
+        ahead = [] if self.allocation is None else await self._play(tree)
+        roots = self.roots_for([self._entropy(turn, tree) for turn in ahead])
         live = dict.fromkeys(range(roots), tree.root)
         first: dict[int, float] = {}  # H0 of each rollout
         origin: dict[int, int] = {}  # of those that are forks
@@ -98,8 +104,10 @@ class EntropyBranching:
             if not live:
                 live[started] = tree.root
                 started += 1
-            taken = await tree.together(*(self._extend(tree, turn, n) for n, turn in live.items()))
-            turns = dict(zip(live, taken, strict=True))
+            given = {0: ahead.pop(0)} if ahead else {}
+            asked = {number: turn for number, turn in live.items() if number not in given}
+            taken = await tree.together(*(self._extend(tree, turn, number) for number, turn in asked.items()))
+            turns = given | dict(zip(asked, taken, strict=True))
             forks: dict[int, Turn] = {}
             for number, turn in turns.items():
                 entropy = self._entropy(turn, tree)
@@ -128,19 +136,19 @@ class EntropyBranching:
         shrunk = (uniform + self.weight * change) * max(0.0, 1 - self.penalty * streak)
         return min(max(shrunk, 0.0), 1.0) >= self.base
 
-    def roots_for(self, first: float, later: Sequence[float]) -> int:
-        """How many rollouts start from the prompt, from the entropies of a rollout's first turn and of the others."""
-        if self.allocation is None or not later:
+    def roots_for(self, entropies: Sequence[float]) -> int:
+        """How many rollouts start from the prompt, from the entropies of a rollout's turns."""
+        if self.allocation is None or len(entropies) < 2:
             return self.roots
-        share = 1 / (1 + math.exp(-self.allocation * (first - math.fsum(later) / len(later))))
-        return min(int(self.budget * share) + 1, self.budget)
+        change = entropies[0] - math.fsum(entropies[1:]) / (len(entropies) - 1)
+        return min(int(self.budget / (1 + math.exp(-self.allocation * change))) + 1, self.budget)
 
-    async def _roots(self, tree: GrowingTree) -> int:
-        turn, found = tree.root, list[float]()
-        while not turn.done:
-            turn = await self._extend(tree, turn, 0)
-            found.append(self._entropy(turn, tree))
-        return self.roots_for(found[0], found[1:])
+    async def _play(self, tree: GrowingTree) -> list[Turn]:
+        """The turns of rollout 0."""
+        turns: list[Turn] = []
+        while not turns or not turns[-1].done:
+            turns.append(await self._extend(tree, turns[-1] if turns else tree.root, 0))
+        return turns
 
     async def _extend(self, tree: GrowingTree, turn: Turn, number: int) -> Turn:
         return await tree.extend(turn, number, entropy=True, entropy_top=self.top)
@@ -179,12 +187,6 @@ class TreeExpansion:
         if least < 1 or self.rounds < 0:
             raise ValueError(f"trees, expansions, chains and keep must be at least 1, rounds at least 0, got {self}")
 
-    @property
-    def leaves(self) -> int:
-        """How many rollouts are trained."""
-        grown = self.chains + self.expansions * self.rounds
-        return self.trees * (grown if self.keep is None else min(grown, self.keep))
-
     async def grow(self, tree: GrowingTree) -> None:
         origins = range(self.trees)
         firsts = range(self.trees * self.chains)
@@ -200,24 +202,26 @@ class TreeExpansion:
                     del tree.rollouts[number]
 
     def _starts(self, tree: GrowingTree, origin: int, round: int) -> Sequence[Turn]:
-        inner = [turn for turn in tree.turns(origin) if not turn.done]  # the prompt first
+        turns = tree.turns(origin)  # the prompt first
+        inner = [turn for turn in turns if not turn.done]
         if self.choose == "uniform":
             return random.Random(tree.seed("expand", origin, round)).choices(inner, k=self.expansions)
-        ranked = sorted(inner, key=lambda turn: -self._unsureness(turn))
+        siblings = Counter(id(turn.parent) for turn in turns)
+        ranked = sorted(inner, key=lambda turn: -self._unsureness(turn, siblings[id(turn.parent)] - 1))
         return [(ranked[i % len(ranked)].parent or tree.root) for i in range(self.expansions)]
 
-    def _unsureness(self, turn: Turn) -> float:
-        if turn.node is None or turn.parent is None:
+    def _unsureness(self, turn: Turn, siblings: int) -> float:
+        if turn.node is None:  # the prompt
             return 0.0
         logprobs = turn.node.action.logprobs
-        return -math.fsum(logprobs) / max(len(logprobs), 1) - self.crowding * (len(turn.parent.children) - 1)
+        return -math.fsum(logprobs) / max(len(logprobs), 1) - self.crowding * siblings
 
 
 @dataclass(frozen=True, slots=True)
 class Budgeted:
-    """Another strategy, played on the same prompt with new seeds until its trees together reach one of the limits.
+    """Another strategy, played on the same prompt with new seeds until its rounds together reach one of the limits.
 
-    What is counted is what `Cost` counts, and what the rollouts share counts once; the last round may go beyond.
+    Replies count whenever they are given, also where another rollout has given the same; the last round may go beyond.
     """
 
     strategy: RolloutStrategy
@@ -238,10 +242,21 @@ class Budgeted:
         return {name: limit for name in names if (limit := getattr(self, name)) is not None}
 
     async def grow(self, tree: GrowingTree) -> None:
-        round = 0
-        while not any(getattr(tree.cost, name) >= limit for name, limit in self.limits.items()):
-            before = tree.cost.leaves
+        begun = self._counted(tree)
+        before, idle, round = begun, 0, 0
+        while idle < MAX_IDLE:
             await tree.grow_more(self.strategy, round)
-            round += 1
-            if round >= MAX_ROUNDS or tree.cost.leaves == before:
+            now = self._counted(tree)
+            if any(now[name] - begun[name] >= limit for name, limit in self.limits.items()):
                 break
+            before, idle, round = now, idle + 1 if now == before else 0, round + 1
+
+    def _counted(self, tree: GrowingTree) -> dict[str, int]:
+        cost = tree.cost
+        every = {
+            "leaves": cost.leaves,
+            "sampled_tokens": cost.sampled_tokens + cost.repeated_tokens,
+            "prefill_tokens": cost.prefill_tokens,
+            "tool_calls": cost.tool_calls + cost.repeated_calls,
+        }
+        return {name: every[name] for name in self.limits}

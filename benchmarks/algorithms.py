@@ -1,7 +1,7 @@
 """GRPO, GiGPO, ARPO, Tree-GRPO and AT2PO side by side: success against what the rollouts cost.
 
     python benchmarks/algorithms.py                 # everything; finished runs are kept, interrupted ones go on
-    python benchmarks/algorithms.py household --seeds 5 --jobs 2
+    python benchmarks/algorithms.py maze --seeds 5 --jobs 2
     python benchmarks/algorithms.py --report        # the page alone, from the runs that there are
 
 In each environment one policy is warmed up and saved; every algorithm and seed goes on from it, with as many leaves a
@@ -212,18 +212,18 @@ class Page:
         for algorithm, found in curves.items():
             cells = [percent(*mean_interval([curve.at(unit, common[unit]) for curve in found])) for unit in UNITS]
             lines.append(f"| {algorithm} | {len(found)} | {' | '.join(cells)} |")
-        if "grpo" in curves:
+        if "grpo" in curves and len(curves["grpo"]) > 1:
             lines += ["", *self._differences(curves, common)]
         lines += ["", f"| spent until {goal:.0%} | reached by | {' | '.join(UNITS)} |", "|---" * (2 + len(UNITS)) + "|"]
         for algorithm, found in curves.items():
             reached = [curve for curve in found if curve.reaches("steps", goal) is not None]
-            cells = [f"{median(curve.reaches(unit, goal) or 0 for curve in reached):,.0f}" if reached else "-"
+            cells = [f"{median(curve.reaches(unit, goal) for curve in reached):,.0f}" if reached else "-"
                      for unit in UNITS]  # fmt: skip
             lines.append(f"| {algorithm} | {len(reached)} of {len(found)} | {' | '.join(cells)} |")
         return [*lines, "", f"![success by budget](algorithms-{name}.svg)"]
 
     def _goal(self, curves: Sequence[Curve]) -> float:
-        """Nine tenths of the way from the warmed-up success to the median of the last ones, in whole tenths down."""
+        """Four fifths of the way from the warmed-up success to the median of the last ones, in twentieths, down."""
         start, end = curves[0].success[0], median(curve.success[-1] for curve in curves)
         return max(start, int((start + 0.8 * (end - start)) * 20) / 20)
 
@@ -244,7 +244,7 @@ class Page:
 
 
 def percent(mean: float, low: float, high: float, sign: str = "") -> str:
-    return f"{mean:{sign}.1%} ({low:{sign}.1%} to {high:{sign}.1%})"
+    return f"{mean:{sign}.1%}" + f" ({low:{sign}.1%} to {high:{sign}.1%})" * (low < high)  # one seed: no interval
 
 
 def plot(curves: dict[str, list[Curve]], file: Path) -> None:

@@ -20,9 +20,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import matplotlib
 from algorithms import RESULTS, warm_up
 from grpo_step import EndlessRenderer, ToyEnv  # noqa: F401  (importing it registers the environment)
+from matplotlib import pyplot  # draws svg: algorithms sets it
 from task import TEMPLATE
 
 from treegym.agents import (
@@ -40,9 +40,6 @@ from treegym.agents import (
 from treegym.agents.models import load
 from treegym.envs import Task
 from treegym.trainers import Learner, Optimization, tree_grpo
-
-matplotlib.use("svg")
-from matplotlib import pyplot
 
 TASKS = 4  # at a time
 LEAVES = 8  # a task, on FactSearch
@@ -87,9 +84,10 @@ def on_factsearch(model: Any, tokenizer: Any, rounds: int) -> dict[str, list[Row
             Task("treegym/FactSearch-v0", 100 * round + i, {"split": "train", "hops": 2}, settings)
             for i in range(TASKS)
         ]
-        found = {}
+        found, grown = {}, {}
         for name, strategy in STRATEGIES.items():
-            trees, found[name] = grower.grow(tasks, strategy(LEAVES), round)
+            grown[name], found[name] = grower.grow(tasks, strategy(LEAVES), round)
+        trees = grown["Tree-GRPO"]
         scored = list(zip(trees, algorithm.advantage(trees), strict=True))
         # Another first token for each leaf: nothing is shared, as without a tree.
         first = count()

@@ -198,7 +198,7 @@ class HouseholdEnv(ToolEnv):
         raise AssertionError("every room can be reached")
 
     def _moves(self) -> list[tuple[str, str]]:
-        """All calls that do something."""
+        """All calls that move something."""
         moves = [("go", room) for room in self.ways[self.room]]
         moves += [("open", place) for place in self._here() if place in self.closed]
         if self.held is None:

@@ -68,14 +68,14 @@ def build_part(kind: Any, written: Any, place: str) -> Any:
     place = f"{place}.{name}"
     if found is trainers.Sum:
         return trainers.Sum(*_weighted(kind, fields, place))
-    return _make(found, fields or {}, place)
+    return _make(found, {} if fields is None else fields, place)
 
 
 def validate(hint: Any, value: Any, place: str) -> Any:
     """The value as its type hint wants it. ScenarioError where it cannot be."""
     if hint in _KINDS:
         return build_part(hint, value, place)
-    if is_dataclass(hint) and isinstance(value, Mapping):
+    if is_dataclass(hint):
         return _make(hint, value, place)
     try:
         return TypeAdapter(hint).validate_python(value)
@@ -85,10 +85,12 @@ def validate(hint: Any, value: Any, place: str) -> Any:
 
 def _make(kind: Any, written: Mapping[str, Any], place: str) -> Any:
     """A dataclass from its fields."""
+    if not isinstance(written, Mapping):
+        raise ScenarioError(f"{place}: write its fields, {{name: value}}, not {written!r}")
     known, hints = {field.name for field in dataclasses.fields(kind)}, get_type_hints(kind)
     for name in written:
         if name not in known:
-            raise ScenarioError(f"{place}.{name}: no such field{suggest(name, known)}")
+            raise ScenarioError(f"{place}.{name}: no such field{suggest(str(name), known)}")
     try:
         return kind(**{name: validate(hints[name], value, f"{place}.{name}") for name, value in written.items()})
     except (TypeError, ValueError) as error:  # a field that is needed, or values that do not go together

@@ -7,7 +7,7 @@ from typing import Any, Self
 import numpy as np
 import pytest
 
-from treegym.envs import LookupEnv, Task, check_env, registered
+from treegym.envs import LookupEnv, Task, TextEnv, check_env, registered
 from treegym.tools import tool
 
 
@@ -129,3 +129,22 @@ class HidesMessages(LookupEnv):
 def test_a_broken_promise_is_named(broken: type[LookupEnv], promise: str) -> None:
     with pytest.raises((AssertionError, UnicodeError), match=promise):
         check_env(broken)
+
+
+def test_what_cannot_be_copied_need_not_be() -> None:
+    class Browser(LookupEnv):
+        can_fork = False
+
+        def fork(self) -> Self:
+            raise AssertionError("never asked for")
+
+        def __reduce__(self) -> str:
+            raise TypeError("a browser cannot be pickled")
+
+    check_env(Browser)
+
+    class Forgetful(TextEnv):
+        pass
+
+    with pytest.raises(NotImplementedError, match="Forgetful has no fork"):
+        Forgetful().fork()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from treegym.agents import (
     EntropyBranching,
     Node,
     RolloutTree,
-    TreeExpansion,
     normalized_entropy,
 )
 from treegym.agents.sampler import entropy
@@ -50,7 +50,6 @@ from treegym.trainers import (
     gae,
     kl,
 )
-from treegym.trainers.advantages import alike
 
 FILE = Path(__file__).parent.parent.parent / "shared" / "golden" / "vectors.json"
 
@@ -411,6 +410,19 @@ def test_trl_loss(name: str, aggregation: Any) -> None:
         assert [x / constant for x in got] == close(wanted)
 
 
+def test_trl_leaves_tool_results_out() -> None:
+    inputs, outputs = golden("trl/loss_dapo_tool_mask")
+    masks = zip(inputs["completion_mask"], inputs["tool_mask"], strict=True)
+    said = [[a * b for a, b in zip(*row, strict=True)] for row in masks]
+    advantages = [[a] * len(row) for a, row in zip(inputs["advantages"], said, strict=True)]
+    loss = ClippedLoss(inputs["epsilon_low"], inputs["epsilon_high"], aggregation="token-sum")
+    value, gradient = loss_of(loss, inputs["old_per_token_logps"], inputs["per_token_logps"], advantages, said)
+    tokens = inputs["num_items_in_batch"]
+    assert value / tokens == close(outputs["loss"])
+    for got, wanted in zip(gradient, outputs["grad"], strict=True):
+        assert [x / tokens for x in got] == close(wanted)
+
+
 @pytest.mark.parametrize(
     ("name", "loss"),
     [
@@ -539,39 +551,43 @@ def test_branch_probability_in_closed_form() -> None:
         assert found == pytest.approx(expected, abs=1e-4)
 
 
-def test_tree_grpo_budget() -> None:
-    inputs, outputs = golden("tree_grpo/budget")
-    rows = zip(inputs["rows"], outputs["leaves_per_prompt"], strict=True)
-    assert [TreeExpansion(m, n, rounds).leaves for (m, n, rounds), _ in rows] == outputs["leaves_per_prompt"]
+@dataclass(frozen=True)
+class Watching(Norm):
+    """Keeps what it is asked to compare."""
+
+    seen: list[list[float]] = field(default_factory=list)
+
+    def __call__(self, values: Sequence[float], weights: Sequence[float] = ()) -> list[float]:
+        self.seen.append(list(values))
+        return list(values)
 
 
-def test_exact_anchor_states() -> None:
+def test_exact_anchor_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row's reward is its number, and the norm sees the numbers of those that are compared."""
     inputs, outputs = golden("gigpo/step_groups_exact")
-    keys = list(zip(inputs["index"], inputs["anchor_obs"], strict=True))
-    number = {i: group for group, members in enumerate(alike(keys)) for i in members}
-    assert [number[i] for i in range(len(keys))] == outputs["group_id_canonical"]
+    rows = range(len(inputs["index"]))
+    watching = Watching()
+    by_step(
+        AnchorStates(0.0, watching), {**inputs, "traj_index": [*map(str, rows)]}, [float(i) for i in rows], monkeypatch
+    )
+    number = {int(i): group for group, members in enumerate(sorted(watching.seen)) for i in members}
+    assert [number[i] for i in rows] == outputs["group_id_canonical"]
 
 
 def test_gigpo_s_penalty_of_invalid_actions() -> None:
     """Off the return that an invalid turn is scored by, in both terms; in no other turn."""
     inputs, outputs = golden("gigpo/invalid_action_penalty")
     valid, coefficient = inputs["is_action_valid"], inputs["coef"]
-    seen: list[list[float]] = []
-
-    class Watching(Norm):
-        def __call__(self, values: Sequence[float], weights: Sequence[float] = ()) -> list[float]:
-            seen.append(list(values))
-            return list(values)
-
+    watching = Watching()
     nodes = tuple(
         Node(i - 1, Completion("", (7,)), reward=reward, info={"malformed": int(not good)}, state_key="s")
         for i, (reward, good) in enumerate(zip([0.0, 0.0, 10.0], valid, strict=True))
     )
     tree = RolloutTree(Task("none", 0), (0,), (), nodes, (2,), state_key="s")
     discount = 0.95
-    GroupRelative(Watching(), per="turn", invalid_penalty=coefficient)([tree])
-    AnchorStates(discount, Watching(), invalid_penalty=coefficient)([tree])
-    episode, steps = seen
+    GroupRelative(watching, per="turn", invalid_penalty=coefficient)([tree])
+    AnchorStates(discount, watching, invalid_penalty=coefficient)([tree])
+    episode, steps = watching.seen
     assert episode == close([max(row) for row in outputs["token_level_scores"]])
     returns = [10.0 * discount**2, 10.0 * discount, 10.0]
     off = [a - b for a, b in zip(inputs["step_rewards"], outputs["step_rewards"], strict=True)]

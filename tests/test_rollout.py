@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import json
 import random
 import time
@@ -17,9 +19,12 @@ from treegym.agents import (
     Budgeted,
     Chains,
     ChatRenderer,
+    Completion,
+    Context,
     Cost,
     EntropyBranching,
     FollowOracle,
+    Node,
     ReplayMismatch,
     RolloutStrategy,
     RolloutTree,
@@ -27,10 +32,11 @@ from treegym.agents import (
     ScriptedPolicy,
     TransformersPolicy,
     TreeExpansion,
+    Turn,
     grow_trees,
 )
 from treegym.agents.nano import build_nano
-from treegym.agents.strategies import MAX_ROUNDS
+from treegym.agents.strategies import MAX_IDLE
 from treegym.envs import LookupEnv, Message, Task
 
 TASKS = [Task("treegym/Lookup-v0", seed) for seed in range(3)]
@@ -270,21 +276,50 @@ def test_a_replay_that_answers_otherwise_is_named(renderer: ChatRenderer, monkey
     assert "no such word" in str(mismatch) and "something else" in str(mismatch)
 
 
-@each_strategy
+@pytest.mark.parametrize("strategy", [Chains(6), EntropyBranching(2, 6), TreeExpansion(1, 2, 2, keep=4)], ids=str)
+@pytest.mark.parametrize("can_fork", [True, False])
+@pytest.mark.parametrize("fails", [False, True])
 def test_every_environment_is_closed(
-    renderer: ChatRenderer, strategy: RolloutStrategy, monkeypatch: pytest.MonkeyPatch
+    renderer: ChatRenderer, strategy: RolloutStrategy, can_fork: bool, fails: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened, closed = [], []
-    fork = LookupEnv.fork
+    opened: list[LookupEnv] = []
+    closed: list[LookupEnv] = []
+    fork, reset, step = LookupEnv.fork, LookupEnv.reset, LookupEnv.step
+    calls, policy = itertools.count(), nano_policy(renderer)
 
-    def counted(self: LookupEnv) -> LookupEnv:
+    def counted_fork(self: LookupEnv) -> LookupEnv:
         opened.append(fork(self))
         return opened[-1]
 
-    monkeypatch.setattr(LookupEnv, "fork", counted)
+    def counted_reset(self: LookupEnv, **named: Any) -> Any:
+        opened.append(self)
+        return reset(self, **named)
+
+    def failing_step(self: LookupEnv, action: str) -> Any:
+        time.sleep(0.001)
+        return 1 / 0 if fails and next(calls) == 12 else step(self, action)
+
+    monkeypatch.setattr(LookupEnv, "can_fork", can_fork)
+    monkeypatch.setattr(LookupEnv, "fork", counted_fork)
+    monkeypatch.setattr(LookupEnv, "reset", counted_reset)
+    monkeypatch.setattr(LookupEnv, "step", failing_step)
     monkeypatch.setattr(LookupEnv, "close", lambda self: closed.append(self))
-    grow(nano_policy(renderer), renderer, strategy, max_tokens=5)
-    assert len(closed) == len(opened) + len(TASKS) == len(set(map(id, closed)))
+    with pytest.raises(ExceptionGroup) if fails else contextlib.nullcontext():
+        grow(policy, renderer, strategy, max_tokens=5)
+    assert {id(env) for env in opened} == {id(env) for env in closed}
+    assert len(closed) == len(opened)
+
+
+def test_a_task_that_cannot_be_opened_closes_the_others(
+    renderer: ChatRenderer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[LookupEnv] = []
+    reset, policy = LookupEnv.reset, nano_policy(renderer)
+    monkeypatch.setattr(LookupEnv, "reset", lambda self, seed, options: reset(self, seed=[seed][seed > 1]))
+    monkeypatch.setattr(LookupEnv, "close", lambda self: closed.append(self))
+    with pytest.raises(IndexError):
+        grow(policy, renderer, Chains(1), max_tokens=5)
+    assert len(closed) == len(TASKS)
 
 
 @each_strategy
@@ -300,8 +335,11 @@ def test_costs_count_what_rollouts_share_once(renderer: ChatRenderer, strategy: 
             forks=len(tree.nodes),
         )
         if strategy == Chains(6):
-            written_out = sum(len(tree.nodes[i].action.token_ids) for path in tree.paths for i in path)
+            turns = [tree.nodes[i] for path in tree.paths for i in path]
+            written_out = sum(len(node.action.token_ids) for node in turns)
             assert tree.cost.sampled_tokens + tree.cost.repeated_tokens == written_out
+            calls = sum(message.role == "tool" for node in turns for message in node.messages)
+            assert tree.cost.tool_calls + tree.cost.repeated_calls == calls
         if pruned(strategy):
             assert tree.cost.leaves == 5 and tree.cost.sampled_tokens >= cost.sampled_tokens
         else:
@@ -317,9 +355,15 @@ def test_a_budget_is_spent_and_no_more_than_a_round_beyond(
         return f"<answer>{seed}</answer>" if text.count("assistant") > 1 else f"<lookup>{seed % 7}</lookup>"
 
     policy = ScriptedPolicy(renderer, script)
-    limits = {"leaves": 7, "sampled_tokens": 400, "prefill_tokens": 150, "tool_calls": 5}
+    limits = {"leaves": 7, "sampled_tokens": 400, "prefill_tokens": 40, "tool_calls": 5}
     for tree in grow(policy, renderer, Budgeted(strategy, **{unit: limits[unit]})):
-        spent = getattr(tree.cost, unit)
+        cost = tree.cost
+        spent = {
+            "leaves": cost.leaves,
+            "sampled_tokens": cost.sampled_tokens + cost.repeated_tokens,
+            "prefill_tokens": cost.prefill_tokens - len(tree.prompt),
+            "tool_calls": cost.tool_calls + cost.repeated_calls,
+        }[unit]
         assert limits[unit] <= spent
         rounds = {"leaves": 2, "sampled_tokens": 160, "prefill_tokens": 40, "tool_calls": 2}
         assert spent < limits[unit] + rounds[unit]
@@ -330,7 +374,9 @@ def test_a_budget_is_spent_and_no_more_than_a_round_beyond(
 def test_a_budget_that_nothing_spends_ends(renderer: ChatRenderer) -> None:
     policy = ScriptedPolicy(renderer, lambda *_: "<answer>red</answer>")
     for tree in grow(policy, renderer, Budgeted(Chains(1), tool_calls=1)):
-        assert tree.cost.tool_calls == 0 and len(tree.leaves) == MAX_ROUNDS
+        assert tree.cost.tool_calls == 0 and len(tree.leaves) == MAX_IDLE
+    for tree in grow(policy, renderer, Budgeted(Budgeted(Chains(1), prefill_tokens=1), leaves=5)):
+        assert 5 <= len(tree.leaves) < 5 + MAX_IDLE  # a budget within a budget counts from where it begins
     with pytest.raises(ValueError, match="a limit is needed"):
         Budgeted(Chains(1))
 
@@ -338,7 +384,7 @@ def test_a_budget_that_nothing_spends_ends(renderer: ChatRenderer) -> None:
 def test_the_call_that_reaches_the_limit_is_the_last(renderer: ChatRenderer) -> None:
     policy = ScriptedPolicy(renderer, lambda *_: "<lookup>red</lookup>")
     for tree in grow(policy, renderer, max_calls=2):
-        assert [len(path) for path in tree.paths] == [min(2, len(tree.paths[0]))] * 6
+        assert [len(path) for path in tree.paths] == [2] * 6
         last = tree.nodes[tree.leaves[0]]
         assert last.truncated and last.info["cause"] == "call limit" and not last.observation
 
@@ -346,11 +392,22 @@ def test_the_call_that_reaches_the_limit_is_the_last(renderer: ChatRenderer) -> 
 def test_the_surer_a_rollout_was_on_its_way_the_more_roots() -> None:
     """AEPO's allocation, arXiv:2510.14545 sec. 4.1, worked by hand: sigmoid(0.5 * 2) of 16 is 11.7, of -2 it is 4.3."""
     strategy = EntropyBranching(8, 16, allocation=0.5)
-    assert strategy.roots_for(3.0, [0.5, 1.5]) == 12
-    assert strategy.roots_for(1.0, [3.0]) == 5
-    assert strategy.roots_for(100.0, [0.0]) == 16
-    assert strategy.roots_for(0.0, [100.0]) == 1
-    assert strategy.roots_for(1.0, []) == 8
+    assert strategy.roots_for([3.0, 0.5, 1.5]) == 12
+    assert strategy.roots_for([1.0, 3.0]) == 5
+    assert strategy.roots_for([100.0, 0.0]) == 16
+    assert strategy.roots_for([0.0, 100.0]) == 1
+    assert strategy.roots_for([1.0]) == 8
+
+
+def test_the_rollout_that_was_played_first_is_one_of_the_roots(renderer: ChatRenderer) -> None:
+    """It is not sampled again: only what others repeat is repeated."""
+
+    def script(text: str, seed: int) -> str:
+        return f"<answer>{seed}</answer>" if text.count("assistant") > 1 else f"<lookup>{seed}</lookup>"
+
+    strategy = EntropyBranching(2, 3, threshold=9.0, allocation=0.5)  # never forks
+    for tree in grow(ScriptedPolicy(renderer, script), renderer, strategy):
+        assert len(tree.leaves) == 3 and tree.cost.repeated_tokens == tree.cost.repeated_calls == 0
 
 
 def test_expansions_are_drawn_from_the_prompt_and_all_turns_but_the_last_ones(renderer: ChatRenderer) -> None:
@@ -373,3 +430,31 @@ def test_expansions_are_drawn_from_the_prompt_and_all_turns_but_the_last_ones(re
     assert all(depths == sorted(depths) and depths[0] == 0 for depths in starts)
     assert {tuple(depths) for depths in starts[:3]} == {(0, 1, 2)}  # one chain of two calls and an answer
     assert all(len(depths) > 3 for depths in starts[3:])
+
+
+def test_the_unsurest_turns_are_taken_again_fewer_siblings_first(renderer: ChatRenderer) -> None:
+    """Worked by hand: surprises of 2.0 and 0.5 nats at two depths; each sibling takes 0.8 off."""
+
+    def turn(tokens: int, surprise: float, parent: Turn | None, last: bool = False) -> Turn:
+        action = Completion("", (1,) * tokens, (-surprise,) * tokens)
+        return Turn(Context((1,)), None, Node(ROOT, action, terminated=last), parent)
+
+    root = Turn(Context((1,)), None)
+    first = turn(2, 2.0, root)
+    twin = turn(1, 1.9, root)
+    second = turn(3, 1.3, first)
+    last = turn(1, 9.0, second, last=True)  # an end is not taken again
+    other = turn(1, 0.9, twin, last=True)
+
+    class Tree:
+        root: Turn
+
+        def turns(self, origin: int) -> list[Turn]:
+            return [root, first, twin, second, other, last]
+
+    tree: Any = Tree()
+    tree.root = root
+    root.children[(9,)] = root.children[(8,)] = root.children[(7,)] = None  # type: ignore[assignment]  # other trees'
+    for crowding, order in ((0.0, [root, root, first, root]), (0.8, [first, root, root, root])):
+        strategy = TreeExpansion(1, 4, 1, choose="unsure", crowding=crowding)
+        assert strategy._starts(tree, 0, 0) == order  # the parents of the turns, the prompt itself last

@@ -168,4 +168,7 @@ def test_uniforms_are_uniform_and_their_own() -> None:
 
 
 def test_entropy_of_a_uniform_distribution() -> None:
-    assert entropy(torch.full((1, 8), -math.log(8))).item() == pytest.approx(math.log(8))
+    uniform = torch.full((1, 8), -math.log(8))
+    assert entropy(uniform).item() == pytest.approx(math.log(8))
+    assert entropy(uniform, top=2).item() == pytest.approx(math.log(8) / 4)  # not renormalised
+    assert entropy(uniform, top=9).item() == pytest.approx(math.log(8))

@@ -30,7 +30,7 @@ def grpo(
 ) -> Algorithm:
     """Independent rollouts, each compared with its group. arXiv:2402.03300."""
     loss = ClippedLoss(clip, clip if clip_high is None else clip_high, aggregation=aggregation)
-    return Algorithm(Chains(_at_least_one(n)), GroupRelative(), loss)
+    return Algorithm(Chains(n), GroupRelative(), loss)
 
 
 def gigpo(
@@ -39,7 +39,7 @@ def gigpo(
     """Whole rollouts compared as in GRPO, plus turns compared at states the group revisits. arXiv:2505.10978."""
     norm = Norm(divide)
     advantage = Sum((1.0, GroupRelative(norm)), (step_weight, AnchorStates(discount, norm)))
-    return Algorithm(Chains(_at_least_one(n)), advantage, ClippedLoss(clip, clip, aggregation="token-mean"))
+    return Algorithm(Chains(n), advantage, ClippedLoss(clip, clip, aggregation="token-mean"))
 
 
 def arpo(
@@ -76,12 +76,6 @@ def at2po(
     """One tree, whose unsurest turns are taken again; turns credited with the value of their node. arXiv:2601.04767."""
     rollout = TreeExpansion(1, expansions, rounds, chains, choose="unsure")
     return Algorithm(rollout, BackedUp(), ClippedLoss(clip, clip_high, level="turn"))
-
-
-def _at_least_one(n: int) -> int:
-    if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}")
-    return n
 
 
 ALGORITHMS: dict[str, Callable[..., Algorithm]] = {

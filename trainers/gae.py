@@ -1,4 +1,5 @@
-"""Generalised advantage estimation over the tokens or turns of multi-turn rollouts, with a critic or without one."""
+"""Generalised advantage estimation for multi-turn rollouts: over turns with the group as critic, and, for those who
+bring values of their own, over tokens or both."""
 
 from __future__ import annotations
 

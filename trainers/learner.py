@@ -148,6 +148,10 @@ class Learner:
             if name.startswith("optimizer."):
                 _, index, key = name.split(".")
                 state.setdefault(int(index), {})[key] = value
-        self._reference = [tensors[f"reference.{i}"] for i in range(len(self._reference))]
+        if self._reference and "reference.0" not in tensors:
+            raise ValueError("the loss needs a reference, and the checkpoint is of a run without one")
+        self._reference = [
+            tensors[f"reference.{i}"].to(p.device) for i, p in enumerate(self._parameters) if self._reference
+        ]
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         self.step = int(tensors["learner.step"])

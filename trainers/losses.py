@@ -34,7 +34,7 @@ def seq_mean_token_sum(lengths: Sequence[int]) -> list[float]:
 
 def seq_mean_token_sum_norm(lengths: Sequence[int]) -> list[float]:
     """The same over the tokens of the longest rollout (verl since August 2026)."""
-    return [1.0 / (_rollouts(lengths) * max(*lengths, 1))] * len(lengths)
+    return [1.0 / (_rollouts(lengths) * max([*lengths, 1]))] * len(lengths)
 
 
 def token_sum(lengths: Sequence[int]) -> list[float]:
@@ -192,7 +192,7 @@ class TruncatedImportance:
 
 @dataclass(frozen=True, slots=True)
 class WithKL:
-    """Another loss plus how far a token's probability is from the weights that training began with, as `kl` estimates
+    """Another loss plus how far a token's probability is from what it was when the Learner was made, as `kl` estimates
     it (arXiv:2402.03300 eq. 3 and 4)."""
 
     loss: PolicyLoss
