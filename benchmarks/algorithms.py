@@ -70,6 +70,7 @@ CONTESTS = {
         ),
     ),
     "maze": Contest("maze", ("improvement.steps=40", "improvement.evaluate_every=8", "heldout.tasks=100")),
+    "lookup": Contest("lookup", ("improvement.steps=20", "improvement.evaluate_every=2", "heldout.tasks=200")),
 }
 
 
