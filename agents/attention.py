@@ -89,14 +89,13 @@ def causal_mask(queries: int, keys: int, like: Tensor) -> Tensor:
 def grouped_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
     """query [heads, T, d], key and value [kv heads, S, d], additive mask [T, S] -> [heads, T, d].
 
-    Query heads that share a key head are laid along the query axis, so that keys are not copied.
+    Query heads share key heads and all of them the mask by views: nothing is copied, so that no copy is kept for
+    backward.
     """
-    heads, length, dim = query.shape
-    groups = heads // key.shape[0]
-    query = query.reshape(1, key.shape[0], groups * length, dim)
-    mask = mask.repeat(groups, 1) if mask is not None and groups > 1 else mask
-    out = scaled_dot_product_attention(query, key[None], value[None], mask, scale=scale)
-    return out.reshape(heads, length, dim)
+    kv_heads, groups = len(key), len(query) // len(key)
+    queries = query.unflatten(0, (kv_heads, groups))
+    keys, values = (x[:, None].expand(-1, groups, -1, -1) for x in (key, value))
+    return scaled_dot_product_attention(queries, keys, values, mask, scale=scale).flatten(0, 1)
 
 
 def tree_logits(

@@ -69,6 +69,8 @@ class Learner:
         """One optimiser step on the whole batch; metrics of it. A batch without gradient moves nothing."""
         scored = score(batch, AGGREGATIONS[loss.aggregation], keep_zeros=bool(loss.needs))
         totals: dict[str, float] = {"loss": 0.0, "trained_tokens": 0.0, "loss_terms": 0.0}
+        for parameter in self._parameters if scored else []:
+            parameter.grad = torch.zeros_like(parameter)  # now: made amid the activations, they would leave holes there
         for group in split(scored, self.optimization.max_tokens):
             packed = pack(group).to(self.model.device)
             for name, value in self.accumulate(packed, loss).items():

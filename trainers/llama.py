@@ -1,7 +1,7 @@
-"""Llama, Mistral and Qwen2 for training: half of the activations are kept, and gradients are added in place.
+"""Llama, Mistral and Qwen2 for training: a third of the activations are kept, and gradients are added in place.
 
-A norm and the products after it are one function that keeps the norm's input; the feed-forward block keeps only what
-its two first products gave. Backward computes the rest again, which is cheap beside the products.
+A norm and the products after it are one function that keeps the norm's input, and so is the feed-forward block.
+Backward computes the rest again: on a CPU that takes no longer than memory takes to keep it.
 """
 
 from __future__ import annotations
@@ -90,23 +90,23 @@ class _FeedForward(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, norm: Any, mlp: Any, dtype: torch.dtype) -> Tensor:
         inner = linear(_normed(x, norm).to(dtype), _joint([mlp.gate_proj, mlp.up_proj], dtype))
         gate, up = inner.chunk(2, dim=-1)
-        ctx.save_for_backward(x, inner)
+        ctx.save_for_backward(x)
         ctx.norm, ctx.mlp, ctx.dtype = norm, mlp, dtype
         return linear(silu(gate).mul_(up), mlp.down_proj.weight.to(dtype)).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        x, inner = ctx.saved_tensors
+        (x,) = ctx.saved_tensors
         mlp, gradient = ctx.mlp, gradients[0].to(ctx.dtype)
-        gate, up = inner.chunk(2, dim=-1)
+        inputs, modules = _normed(x, ctx.norm).to(ctx.dtype), [mlp.gate_proj, mlp.up_proj]
+        gate, up = linear(inputs, _joint(modules, ctx.dtype)).chunk(2, dim=-1)
         sigmoid = gate.sigmoid()
         opened = gate * sigmoid  # silu
         _learn([mlp.down_proj], gradient, opened * up)
         between = gradient @ mlp.down_proj.weight.to(ctx.dtype)
         slope = torch.addcmul(sigmoid, opened, 1 - sigmoid).mul_(up)  # of silu, times up
         within = torch.cat([slope.mul_(between), opened.mul_(between)], dim=-1)
-        modules = [mlp.gate_proj, mlp.up_proj]
-        _learn(modules, within, _normed(x, ctx.norm).to(ctx.dtype))
+        _learn(modules, within, inputs)
         return _norm_backward(x, ctx.norm, (within @ _joint(modules, ctx.dtype)).to(x.dtype)), None, None, None
 
 
