@@ -93,7 +93,7 @@ def grouped_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | 
     backward.
     """
     kv_heads, groups = len(key), len(query) // len(key)
-    queries = query.unflatten(0, (kv_heads, groups))
+    queries = query.view(kv_heads, groups, *query.shape[1:])
     keys, values = (x[:, None].expand(-1, groups, -1, -1) for x in (key, value))
     return scaled_dot_product_attention(queries, keys, values, mask, scale=scale).flatten(0, 1)
 

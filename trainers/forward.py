@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from ..agents import bring_attention, tree_logits
 from .packing import Pack, TreeAttend
 
-ROWS = 64  # of logits worked on at a time
+ROWS = 128  # of logits worked on at a time
 
 
 class Predict(Protocol):
@@ -81,46 +81,62 @@ class _Embed(torch.autograd.Function):
 
 @dataclass(frozen=True, slots=True)
 class Picked:
-    """What is wanted of logits [R, vocabulary], and its gradient; a part of the rows at a time, in at least float32."""
+    """What is wanted of logits [R, vocabulary], and its gradient; a part of the rows at a time, in at least float32.
+
+    `logits` gives those of some rows, so that they need not all be there at once.
+    """
 
     row: Tensor  # [P]
     target: Tensor  # [P]
     temperature: float
     with_entropy: bool
 
-    def of(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def of(self, logits: Callable[[slice], Tensor], rows: int) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities [P] of the targets, the log of the normaliser [R], and entropies [R] or none [0]; nats."""
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        parts = torch.split(logits, ROWS)
-        total = torch.cat([(part.to(dtype) / self.temperature).logsumexp(-1) for part in parts])
-        entropies = total.new_empty(0)
-        if self.with_entropy:
-            shares = [self._logprobs(logits, total, start) for start in range(0, len(logits), ROWS)]
-            entropies = torch.cat([-(share.exp() * share).sum(-1) for share in shares])
-        picked = logits[self.row, self.target].to(dtype) / self.temperature - total[self.row]
-        return picked, total, entropies
+        totals, entropies, found, order = [], [], [], []
+        for part in _parts(rows):
+            scaled = self._scaled(logits(part))
+            total = scaled.logsumexp(-1)
+            own = self._own(part)
+            found.append(scaled[self.row[own] - part.start, self.target[own]] - total[self.row[own] - part.start])
+            order.append(own)
+            totals.append(total)
+            if self.with_entropy:
+                shares = scaled.sub_(total[:, None])
+                entropies.append(-(shares.exp() * shares).sum(-1))
+        total = torch.cat(totals)
+        picked = total.new_empty(len(self.row)).index_copy_(0, torch.cat(order), torch.cat(found))
+        return picked, total, torch.cat(entropies) if entropies else total.new_empty(0)
 
     def gradient(
-        self, logits: Tensor, total: Tensor, of_logprobs: Tensor, of_entropies: Tensor
+        self, logits: Callable[[slice], Tensor], total: Tensor, of_logprobs: Tensor, of_entropies: Tensor
     ) -> Iterator[tuple[slice, Tensor]]:
         """The gradient of the logits, some rows at a time, from those of what `of` gave."""
         of_logprobs, of_entropies = of_logprobs / self.temperature, of_entropies / self.temperature
         summed = torch.zeros_like(total).index_add_(0, self.row, of_logprobs)
-        for start in range(0, len(logits), ROWS):
-            rows, own = slice(start, start + ROWS), (self.row >= start) & (self.row < start + ROWS)
-            logprobs = self._logprobs(logits, total, start)
+        for rows in _parts(len(total)):
+            given = logits(rows)
+            logprobs = self._scaled(given).sub_(total[rows, None])
             if self.with_entropy:
                 shares = logprobs.exp()
                 entropy = -(shares * logprobs).sum(-1, keepdim=True)
                 part = shares.mul_(-summed[rows, None] - (logprobs + entropy) * of_entropies[rows, None])
             else:
                 part = logprobs.exp_().mul_(-summed[rows, None])
-            part.index_put_((self.row[own] - start, self.target[own]), of_logprobs[own], accumulate=True)
-            yield rows, part.to(logits.dtype)  # rounded once the token's own part is in it
+            own = self._own(rows)
+            part.index_put_((self.row[own] - rows.start, self.target[own]), of_logprobs[own], accumulate=True)
+            yield rows, part.to(given.dtype)  # rounded once the token's own part is in it
 
-    def _logprobs(self, logits: Tensor, total: Tensor, start: int) -> Tensor:
-        rows = slice(start, start + ROWS)
-        return logits[rows].to(total.dtype) / self.temperature - total[rows, None]
+    def _scaled(self, logits: Tensor) -> Tensor:
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.temperature
+
+    def _own(self, rows: slice) -> Tensor:
+        """Indices of the predictions made at these rows."""
+        return torch.where((self.row >= rows.start) & (self.row < rows.stop))[0]
+
+
+def _parts(rows: int) -> Iterator[slice]:
+    return (slice(start, min(start + ROWS, rows)) for start in range(0, rows, ROWS))
 
 
 class _Pick(torch.autograd.Function):
@@ -128,7 +144,7 @@ class _Pick(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, picked: Picked) -> tuple[Tensor, Tensor]:
-        logprobs, total, entropies = picked.of(logits)
+        logprobs, total, entropies = picked.of(logits.__getitem__, len(logits))
         ctx.save_for_backward(logits, total)
         ctx.picked = picked
         return logprobs, entropies
@@ -137,6 +153,6 @@ class _Pick(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         logits, total = ctx.saved_tensors
         out = torch.empty_like(logits)
-        for rows, part in ctx.picked.gradient(logits, total, *gradients):
+        for rows, part in ctx.picked.gradient(logits.__getitem__, total, *gradients):
             out[rows] = part
         return out, None

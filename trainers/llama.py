@@ -6,7 +6,7 @@ Backward computes the rest again: on a CPU that takes no longer than memory take
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -111,26 +111,34 @@ class _FeedForward(torch.autograd.Function):
 
 
 class _Head(torch.autograd.Function):
-    """Log-probabilities [P] and entropies [R] after the last norm and the output layer, at [R, width]."""
+    """Log-probabilities [P] and entropies [R] after the last norm and the output layer, at [R, width].
+
+    The logits, of all tensors the widest, are never all there.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, norm: Any, head: nn.Linear, dtype: torch.dtype, picked: Picked
     ) -> tuple[Tensor, Tensor]:
-        logits = linear(_normed(x, norm).to(dtype), head.weight.to(dtype))
-        logprobs, total, entropies = picked.of(logits)
-        ctx.save_for_backward(x, logits, total)
-        ctx.norm, ctx.head, ctx.picked = norm, head, picked
+        logprobs, total, entropies = picked.of(_logits(_normed(x, norm).to(dtype), head), len(x))
+        ctx.save_for_backward(x, total)
+        ctx.norm, ctx.head, ctx.dtype, ctx.picked = norm, head, dtype, picked
         return logprobs, entropies
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
-        x, logits, total = ctx.saved_tensors
-        for rows, part in ctx.picked.gradient(logits, total, *gradients):
-            logits[rows] = part  # nobody reads them again, and they are the largest tensor there is
-        _learn([ctx.head], logits, _normed(x, ctx.norm).to(logits.dtype))
-        below = logits @ ctx.head.weight.to(logits.dtype)
-        return _norm_backward(x, ctx.norm, below.to(x.dtype)), None, None, None, None
+        x, total = ctx.saved_tensors
+        inputs, weight = _normed(x, ctx.norm).to(ctx.dtype), ctx.head.weight.to(ctx.dtype)
+        below = torch.empty_like(x)
+        for rows, part in ctx.picked.gradient(_logits(inputs, ctx.head), total, *gradients):
+            _learn([ctx.head], part, inputs[rows])
+            below[rows] = (part @ weight).to(x.dtype)
+        return _norm_backward(x, ctx.norm, below), None, None, None, None
+
+
+def _logits(inputs: Tensor, head: nn.Linear) -> Callable[[slice], Tensor]:
+    weight = head.weight.detach().to(inputs.dtype)
+    return lambda rows: linear(inputs[rows], weight)
 
 
 def _joint(modules: Sequence[nn.Linear], dtype: torch.dtype) -> Tensor:
