@@ -3,6 +3,7 @@
 #   PYTHON=python3.12     the interpreter for the virtual environment
 #   VENV=.venv            where it goes
 #   PIP_ARGS="..."        more arguments for pip: an index with CPU builds of torch, --no-cache-dir, ...
+#   TRAIN_ARGS="..."      such as --set seed=1
 #   PYTEST_ARGS="..."     such as -k models
 #
 # Every path is relative, so that a folder with a space in its name does not matter.
@@ -10,6 +11,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
+TRAIN_ARGS ?=
 PYTEST_ARGS ?=
 
 ROOMS = tools envs agents trainers scenarios
@@ -21,7 +23,7 @@ INSTALL = rm -rf build && "$(VENV)/bin/python" -m pip --disable-pip-version-chec
 .NOTPARALLEL:
 
 train: $(VENV)/.installed
-	"$(VENV)/bin/treegym" train scenarios/quickstart.yaml
+	"$(VENV)/bin/treegym" train scenarios/quickstart.yaml $(TRAIN_ARGS)
 
 test: $(VENV)/.extras $(VENV)/.installed
 	OMP_NUM_THREADS=1 "$(VENV)/bin/pytest" --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
