@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from gymnasium.error import ResetNeeded
 
-from ..tools import FunctionTool, Tool, ToolCall, ToolResult, call_tool
+from ..tools import FunctionTool, StatefulTool, Tool, ToolCall, ToolResult, call_tool
 from .base import Message, TextEnv
 from .formats import Action, FormatError, action_format
 from .spaces import AnyText
@@ -95,6 +95,9 @@ class ToolEnv(TextEnv):
         super().reset(seed=seed)
         self._clear()
         self.seed_key = digest([str(self.np_random.bit_generator.state), options or {}])
+        for tool in self.given_tools:
+            if isinstance(tool, StatefulTool):
+                tool.reset(int(self.np_random.integers(2**32)))
         task = self.begin(options or {})
         self.over = False
         system = "\n".join(filter(None, [self.instructions, self.format.instructions(self.tools)]))
@@ -151,6 +154,11 @@ class ToolEnv(TextEnv):
             if name not in _SPACES:
                 twin.__dict__[name] = value if name in self.shared else _copy(value, memo)
         return twin
+
+    def close(self) -> None:
+        for tool in self.given_tools:
+            if isinstance(tool, StatefulTool):
+                tool.close()
 
     def situation(self) -> Any:
         """What tells this task from others, as JSON: the generator's state at reset, unless a subclass knows better."""

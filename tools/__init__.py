@@ -1,19 +1,30 @@
-"""What an agent can call: the tool protocol, functions as tools, search."""
+"""What an agent can call: the tool protocol, functions as tools, search, Python in a sandbox."""
 
 from .function import FunctionTool, call_tool, tool
-from .protocol import Tool, ToolCall, ToolError, ToolResult
+from .protocol import StatefulTool, Tool, ToolCall, ToolError, ToolResult
+from .python import PythonTool, open_sandbox
+from .sandbox import ForkRefused, Interpreter, Limits, Outcome, Sandbox, SandboxError
 from .search import Hit, Passage, SearchIndex, SearchTool
 
 __all__ = [
+    "ForkRefused",
     "FunctionTool",
     "Hit",
+    "Interpreter",
+    "Limits",
+    "Outcome",
     "Passage",
+    "PythonTool",
+    "Sandbox",
+    "SandboxError",
     "SearchIndex",
     "SearchTool",
+    "StatefulTool",
     "Tool",
     "ToolCall",
     "ToolError",
     "ToolResult",
     "call_tool",
+    "open_sandbox",
     "tool",
 ]

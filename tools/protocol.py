@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
 class ToolError(Exception):
@@ -48,4 +48,17 @@ class Tool(Protocol):
 
     def fork(self) -> Tool:
         """An independent copy of the state; the tool itself when it has none."""
+        ...
+
+
+@runtime_checkable
+class StatefulTool(Tool, Protocol):
+    """A tool whose answers depend on the calls before."""
+
+    def reset(self, seed: int) -> None:
+        """Begins anew, for a new episode."""
+        ...
+
+    def close(self) -> None:
+        """Gives back what it holds; twice does nothing more."""
         ...

@@ -1,0 +1,331 @@
+"""Sandboxes: what interpreters keep and copy, and that hostile programs are held, as root and as another user."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from treegym.tools.python import PythonTool, open_sandbox
+from treegym.tools.sandbox import ForkRefused, Interpreter, Limits, Sandbox, SandboxError
+
+sys.path.insert(0, str(Path(__file__).parent))
+from attacks import ATTACKS, GREED, MACHINERY
+
+pytestmark = pytest.mark.filterwarnings("ignore:the sandbox 'local'")
+LIMITS = Limits(seconds=3, cpu=3, memory=400 << 20, total_memory=512 << 20, disk=64 << 20, file_size=32 << 20)
+
+
+def opened(name: str) -> Sandbox:
+    try:
+        return open_sandbox(name)
+    except SandboxError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module", params=["local", "bubblewrap"])
+def sandbox(request: pytest.FixtureRequest) -> Sandbox:
+    return opened(request.param)
+
+
+@pytest.fixture
+def interpreter(sandbox: Sandbox) -> Iterator[Interpreter]:
+    with contextlib.closing(sandbox.start(LIMITS, 0)) as interpreter:
+        yield interpreter
+
+
+def text(interpreter: Interpreter, code: str) -> str:
+    return interpreter.run(code).text
+
+
+def test_variables_stay_and_the_last_value_is_shown(interpreter: Interpreter) -> None:
+    assert interpreter.run("x = 6").text == ""
+    assert text(interpreter, "print('a')\nx * 7") == "a\n42\n"
+
+
+def test_an_error_shows_the_agents_own_frames_and_lines(interpreter: Interpreter) -> None:
+    outcome = interpreter.run("def f():\n    return 1 / 0\nf()")
+    assert outcome.failed
+    assert outcome.text.startswith('Traceback (most recent call last):\n  File "<call 1>", line 3, in <module>')
+    assert "return 1 / 0" in outcome.text and "inside.py" not in outcome.text
+
+
+def test_forks_have_variables_files_and_positions_of_their_own(interpreter: Interpreter) -> None:
+    interpreter.run(
+        "import numpy as np; x = np.arange(3); open('a', 'w').write('hello'); f = open('a', 'rb', 0); f.read(1)"
+    )
+    interpreter.run("g = (i for i in range(9)); next(g)")
+    with contextlib.closing(interpreter.fork()) as twin:
+        assert text(twin, "x[0] = 9; open('a', 'w').write('other'); open('b', 'w').close(); next(g), f.read(1)")
+        assert text(twin, "x, f.read(), next(g)") == "(array([9, 1, 2]), b'her', 2)\n"
+        assert text(interpreter, "import os; x, f.read(), next(g), os.path.exists('b')") == (
+            "(array([0, 1, 2]), b'ello', 1, False)\n"
+        )
+
+
+def test_forks_of_forks_and_siblings_differ(interpreter: Interpreter) -> None:
+    interpreter.run("path = []")
+    with contextlib.ExitStack() as stack:
+        leaves = [interpreter]
+        for depth in range(3):
+            for leaf in list(leaves):
+                leaves.append(stack.enter_context(contextlib.closing(leaf.fork())))
+                leaves[-1].run(f"path.append({depth})")
+        found = [text(leaf, "path") for leaf in leaves]
+        assert len(set(found)) == 8
+
+
+def test_a_fork_outlives_its_parent(sandbox: Sandbox) -> None:
+    parent = sandbox.start(LIMITS, 0)
+    parent.run("x = 1")
+    twin = parent.fork()
+    parent.close()
+    with contextlib.closing(twin):
+        assert text(twin, "x") == "1\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("import threading, time; threading.Thread(target=time.sleep, args=(2,), name='ticker').start()", "ticker"),
+        ("import socket; a, b = socket.socketpair()", "socket"),
+        ("import os; r, w = os.pipe()", "pipe"),
+    ],
+)
+def test_what_cannot_be_copied_is_refused_by_name(interpreter: Interpreter, code: str, reason: str) -> None:
+    interpreter.run(code)
+    with pytest.raises(ForkRefused, match=reason):
+        interpreter.fork()
+    assert text(interpreter, "1") == "1\n"
+
+
+def test_a_deadline_takes_the_variables_and_keeps_the_files(interpreter: Interpreter) -> None:
+    interpreter.run("x = 1; open('kept', 'w').write('y')")
+    start = time.monotonic()
+    outcome = interpreter.run("while True: pass")
+    assert "after 3 seconds" in outcome.lost and time.monotonic() - start < 8
+    assert "NameError" in text(interpreter, "x")
+    assert text(interpreter, "open('kept').read()") == "'y'\n"
+
+
+def test_a_deadline_in_a_fork_leaves_its_parent_alone(interpreter: Interpreter) -> None:
+    interpreter.run("x = 1")
+    with contextlib.closing(interpreter.fork()) as twin:
+        assert twin.run("import time; time.sleep(60)").lost
+        assert text(interpreter, "x") == "1\n"
+        assert "NameError" in text(twin, "x")
+
+
+def test_the_same_seed_draws_the_same_numbers(sandbox: Sandbox) -> None:
+    drawn = []
+    for seed in (1, 1, 2):
+        with contextlib.closing(sandbox.start(LIMITS, seed)) as interpreter:
+            drawn.append(text(interpreter, "import random, numpy; random.random(), numpy.random.random()"))
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_a_tool_forks_only_when_it_must_and_comes_back_from_a_pickle(sandbox: Sandbox) -> None:
+    import pickle
+
+    tool = PythonTool(sandbox.name, LIMITS)
+    tool(code="x = [1]")
+    twin = tool.fork()
+    assert twin(code="x.append(2); x").text == "[1, 2]\n"
+    assert tool(code="x").text == "[1]\n"
+    again = pickle.loads(pickle.dumps(twin))
+    assert again(code="x").text == "[1, 2]\n"
+    for each in (tool, twin, again):
+        each.close()
+
+
+def test_a_tool_whose_interpreter_cannot_fork_runs_the_calls_again(sandbox: Sandbox) -> None:
+    tool = PythonTool(sandbox.name, LIMITS)
+    tool(code="import os; r, w = os.pipe(); x = 1")
+    twin = tool.fork()
+    assert twin(code="x += 1; x").text == "2\n"
+    assert tool(code="x").text == "1\n"
+    tool.close()
+    twin.close()
+
+
+# Attacks
+
+
+class Host:
+    """What the attacks aim at: listeners, a secret, a process; all of the test's own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.reached: list[str] = []
+        self.marker = f"treegym-marker-{os.getpid()}"
+        self.daemon = f"treegym-daemon-{os.getpid()}"
+        self.secret = folder / "secret"
+        self.secret.write_text("a secret")
+        folder.chmod(0o755)
+        self.tcp = socket.create_server(("127.0.0.1", 0))
+        self.tcp6 = contextlib.ExitStack()
+        with contextlib.suppress(OSError):  # no IPv6 here
+            address = ("::1", self.tcp.getsockname()[1])
+            self.tcp6.enter_context(socket.create_server(address, family=socket.AF_INET6))
+        self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.udp.bind(("127.0.0.1", 0))
+        self.path = folder / "socket"
+        self.unix, self.hidden = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+        self.unix.bind(str(self.path))
+        self.path.chmod(0o777)
+        self.hidden.bind("\0" + self.marker)
+        for listener in (self.unix, self.hidden):
+            listener.listen()
+        self.process = subprocess.Popen([self.marker, "600"], env={"MARKER": self.marker}, executable="/bin/sleep")
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "secret": str(self.secret),
+            "port": self.tcp.getsockname()[1],
+            "udp": self.udp.getsockname()[1],
+            "path": str(self.path),
+            "abstract": self.marker,
+            "pid": self.process.pid,
+            "marker": self.marker,
+            "daemon": self.daemon,
+        }
+
+    def close(self) -> None:
+        for listener in (self.tcp, self.tcp6, self.udp, self.unix, self.hidden):
+            listener.close()
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    os.environ["TREEGYM_MARKER"] = (host := Host(tmp_path_factory.mktemp("host"))).marker
+    yield host
+    host.close()
+    del os.environ["TREEGYM_MARKER"]
+
+
+@pytest.fixture(scope="module")
+def walls() -> Sandbox:
+    return opened("bubblewrap")
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_walls_hold(walls: Sandbox, host: Host, attack: str) -> None:
+    with contextlib.closing(walls.start(LIMITS, 0)) as interpreter:
+        outcome = interpreter.run(ATTACKS[attack].format(**host.facts()))
+        assert "ESCAPED" not in outcome.text, outcome
+        assert "SyntaxError" not in outcome.text and "NameError" not in outcome.text, outcome
+        assert text(interpreter, "1 + 1") == "2\n"
+
+
+@pytest.mark.parametrize("attack", GREED)
+def test_limits_hold(walls: Sandbox, host: Host, attack: str) -> None:
+    with contextlib.closing(walls.start(LIMITS, 0)) as interpreter:
+        start = time.monotonic()
+        outcome = interpreter.run(GREED[attack].format(**host.facts()))
+        assert "ESCAPED" not in outcome.text and len(outcome.text) <= LIMITS.output * 10, outcome
+        assert "SyntaxError" not in outcome.text and "NameError" not in outcome.text, outcome
+        assert time.monotonic() - start < LIMITS.seconds + 5
+    assert not running(host.daemon)
+
+
+@pytest.mark.parametrize("attack", MACHINERY)
+def test_calls_are_answered_in_turn(walls: Sandbox, attack: str) -> None:
+    with contextlib.closing(walls.start(LIMITS, 0)) as interpreter:
+        outcome = interpreter.run(MACHINERY[attack].replace("{{", "{").replace("}}", "}"))
+        assert not any(x in outcome.text for x in "\x1b\x07\x9b\x00\u202e\u2066"), outcome
+        answers = [interpreter.run(f"{i} + 1") for i in range(3)]
+        assert all(answer.text in (f"{i + 1}\n",) for i, answer in enumerate(answers) if not answer.failed), answers
+        assert not answers[-1].failed or attack in POISONED, answers
+
+
+POISONED = {"no compiler"}  # the agent broke its own Python, and is told so
+
+
+def test_memory_is_bounded_in_total_where_that_is_said(walls: Sandbox) -> None:
+    if not getattr(walls, "bounds_total_memory", False):
+        pytest.skip("no cgroup can be made here: memory is bounded for each process, and their number")
+    with contextlib.closing(walls.start(LIMITS, 0)) as interpreter:
+        outcome = interpreter.run(
+            "import os, time\npids = []\nfor _ in range(6):\n    pids.append(os.fork())\n    if pids[-1] == 0:\n"
+            "        x = bytearray(os.urandom(1 << 20)) * 180\n        time.sleep(1)\n        os._exit(0)\n"
+            "killed = sum(os.waitpid(pid, 0)[1] == 9 for pid in pids)\nprint(killed)"
+        )
+        assert outcome.lost or int(outcome.text) >= 3, outcome
+        assert text(interpreter, "1 + 1") == "2\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="these tests run as an ordinary user already")
+def test_walls_hold_for_an_ordinary_user_too(walls: Sandbox, tmp_path: Path) -> None:
+    here = Path(__file__)
+    command = [
+        *("bwrap", "--dev-bind", "/", "/", "--tmpfs", "/tmp"),
+        *seen_by_all(here.parent.parent, Path(sys.prefix), Path(sys.base_prefix), tmp_path),
+        *(
+            "--chdir",
+            str(here.parent.parent),
+            "--",
+            "setpriv",
+            "--reuid",
+            "64322",
+            "--regid",
+            "64322",
+            "--clear-groups",
+        ),
+        *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(here)),
+        *("-k", "hold or answered or outlives or reach"),
+    ]
+    env = {**os.environ, "HOME": "/tmp", "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    assert done.stdout.count("SKIPPED") == 1, done.stdout  # this test itself
+
+
+def seen_by_all(*paths: Path) -> Iterator[str]:
+    """bwrap's arguments for a view in which the folders above these are open to every user."""
+    closed = {parent for path in paths for parent in path.parents if not parent.stat().st_mode & 1}
+    for parent in sorted(closed):
+        yield from ("--perms", "0755", "--tmpfs", str(parent))
+    for path in paths:
+        for parent in [*path.parents][-2::-1]:
+            yield from ("--perms", "0755", "--dir", str(parent))
+        yield from ("--ro-bind", str(path), str(path))
+
+
+def test_no_process_outlives_its_episode(walls: Sandbox, host: Host) -> None:
+    interpreter = walls.start(LIMITS, 0)
+    interpreter.run(GREED["a daemon"].format(**host.facts()))
+    twin = interpreter.fork()
+    twin.run(GREED["a daemon"].format(**host.facts()))
+    assert running(host.daemon)
+    interpreter.close()
+    twin.close()
+    assert not running(host.daemon)
+
+
+def test_a_branch_cannot_reach_its_siblings(walls: Sandbox) -> None:
+    with contextlib.closing(walls.start(LIMITS, 0)) as parent:
+        parent.run("secret = 'of the parent'; open('file', 'w').write('parent')")
+        with contextlib.closing(parent.fork()) as twin:
+            twin.run(
+                "import os\nfor p in os.listdir('/proc'):\n    if p.isdigit() and int(p) != os.getpid():\n"
+                "        try: open(f'/proc/{p}/mem', 'r+b'); print('ESCAPED')\n        except OSError: pass"
+            )
+            twin.run("open('file', 'w').write('twin')")
+            assert text(parent, "open('file').read()") == "'parent'\n"
+
+
+def running(name: str) -> bool:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.append(path.read_bytes().split(b"\0")[0].decode(errors="replace"))
+    return name in found

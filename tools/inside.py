@@ -1,0 +1,476 @@
+"""What runs inside a sandbox: a zygote, a keeper for each episode, and interpreters. The standard library alone.
+
+    zygote        imports the usual libraries once and forks a keeper when an episode begins; no agent's code runs in it
+    keeper        first process of the episode's namespaces: mounts its files, starts, kills and moves interpreters; no
+                  agent's code runs in it either
+    interpreter   runs the agent's code, one call after the other, and forks when the episode branches
+
+Each talks to the host over a socket of its own, in messages of a length and a JSON text. An interpreter can forge its
+own answers and nobody else's.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import ctypes
+import gc
+import json
+import linecache
+import os
+import random
+import resource
+import shutil
+import signal
+import socket
+import struct
+import sys
+import threading
+import traceback
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+HEADER = struct.Struct("!I")
+CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWPID = 0x00020000, 0x08000000, 0x20000000
+MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_MOVE, MS_PRIVATE = 2, 4, 8, 1 << 14, 1 << 13, 1 << 18
+MNT_DETACH = 2
+PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 4, 22, 24, 36, 38
+CAP_SYS_ADMIN, LAST_CAP = 21, 40
+WORK = "/episode"
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def checked(result: int, *about: object) -> int:
+    """A libc call's result. OSError where it failed."""
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), *map(str, about))
+    return result
+
+
+class Channel:
+    """Messages over a socket, with at most a few file descriptors beside each."""
+
+    def __init__(self, fd: int) -> None:
+        self.socket = socket.socket(fileno=fd)
+
+    def send(self, fds: Sequence[int] = (), **message: Any) -> None:
+        text = json.dumps(message).encode()
+        data = HEADER.pack(len(text)) + text
+        sent = socket.send_fds(self.socket, [data], fds) if fds else 0
+        self.socket.sendall(data[sent:])
+
+    def receive(self) -> tuple[dict[str, Any] | None, list[int]]:
+        """The next message and the descriptors that came with it; None at the end."""
+        head, fds, _, _ = socket.recv_fds(self.socket, HEADER.size, 4)
+        if not head:
+            return None, []
+        (length,) = HEADER.unpack(head + self._exactly(HEADER.size - len(head)))
+        return json.loads(self._exactly(length)), fds
+
+    def _exactly(self, length: int) -> bytes:
+        parts = bytearray()
+        while len(parts) < length:
+            part = self.socket.recv(length - len(parts))
+            if not part:
+                raise EOFError
+            parts += part
+        return bytes(parts)
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+# The interpreter
+
+
+class Interpreter:
+    """Runs calls in one namespace; what they print goes to a file, its beginning to the host."""
+
+    def __init__(self, fd: int, limits: dict[str, Any], isolated: bool) -> None:
+        self.channel = Channel(fd)
+        self.limits = limits
+        self.isolated = isolated
+        self.names = {"__name__": "__main__", "__builtins__": __builtins__}
+        self.calls = 0
+        self._open_output()
+
+    def _open_output(self) -> None:
+        folder = os.path.join(os.getcwd(), ".tmp")
+        self.output = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+    def serve(self) -> NoReturn:
+        while True:
+            message, fds = self.channel.receive()
+            if message is None:
+                os._exit(0)
+            if message["do"] == "run":
+                self.channel.send(id=message["id"], **self.run(message["code"]))
+            elif message["do"] == "fork":
+                self.fork(fds[0], message["work"])
+
+    def run(self, code: str) -> dict[str, Any]:
+        """What the code printed and whether it failed; the value of a last expression is printed too."""
+        self.calls += 1
+        name = f"<call {self.calls}>"
+        linecache.cache[name] = (len(code), None, code.splitlines(True), name)
+        for fd in (1, 2):
+            os.dup2(self.output, fd)
+        os.ftruncate(self.output, 0)
+        writer = open(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115 (stays)
+        sys.stdout = sys.stderr = writer
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        seconds = int(used.ru_utime + used.ru_stime + self.limits["cpu"]) + 1
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+        failed = not self._execute(code, name)
+        with contextlib.suppress(Exception):
+            writer.flush()
+        size = os.fstat(self.output).st_size
+        data = os.pread(self.output, 4 * self.limits["output"], 0)
+        os.ftruncate(self.output, 0)
+        return {"text": data.decode("utf-8", "replace"), "bytes": size, "failed": failed}
+
+    def _execute(self, code: str, name: str) -> bool:
+        try:
+            tree = ast.parse(code, name)
+            last = tree.body[-1] if tree.body else None
+            if isinstance(last, ast.Expr):
+                tree.body.pop()
+            exec(compile(tree, name, "exec"), self.names)
+            if isinstance(last, ast.Expr):
+                value = eval(compile(ast.Expression(last.value), name, "eval"), self.names)
+                if value is not None:
+                    self.names["_"] = value
+                    print(repr(value))
+            return True
+        except SystemExit as error:
+            print(f"SystemExit: {error.code}; the interpreter goes on", file=sys.stderr)
+        except BaseException as error:
+            sys.stderr.write(self._told(error))
+        return False
+
+    def _told(self, error: BaseException) -> str:
+        """The traceback from the agent's first frame on."""
+        frames = error.__traceback__
+        while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
+            frames = frames.tb_next
+        limit = None if not isinstance(error, RecursionError) else 5
+        return "".join(traceback.format_exception(type(error), error, frames, limit=limit))
+
+    def fork(self, fd: int, work: str) -> None:
+        """Forks; the child answers on the descriptor, the parent on its own channel."""
+        reason = self._obstacle({self.channel.socket.fileno(), self.output, fd})
+        if reason:
+            os.close(fd)
+            self.channel.send(refused=reason)
+            return
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+        pid = os.fork()
+        if pid:
+            os.close(fd)
+            self.channel.send(refused=None)
+            return
+        files = self._files()
+        self.channel.close()
+        self.channel = Channel(fd)
+        folder, room = os.getcwd(), []
+        if self.isolated:
+            checked(libc.unshare(CLONE_NEWNS), "unshare")
+            room = [os.open("/proc/self/ns/mnt", os.O_RDONLY)]
+        os.close(self.output)
+        self.channel.send(room, pid=os.getpid())
+        self.channel.receive()  # its files are there
+        for fd in room:
+            os.close(fd)
+        os.chdir(work if folder == self.limits["work"] else folder.replace(self.limits["work"], work, 1))
+        self.limits = {**self.limits, "work": work}
+        for number, path, flags, offset in files:
+            new = os.open(path.replace(folder, os.getcwd(), 1), flags & ~(os.O_TRUNC | os.O_CREAT | os.O_EXCL))
+            os.lseek(new, offset, os.SEEK_SET)
+            os.dup2(new, number, inheritable=False)
+            os.close(new)
+        self._open_output()
+        self.channel.send(ready=True)
+
+    def _obstacle(self, ours: set[int]) -> str | None:
+        """Why a copy of this process would not be whole; None when it would."""
+        names = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+        if len(os.listdir("/proc/self/task")) > 1:
+            return f"threads are running: {', '.join(names) or 'not of Python'}"
+        for number, target in self._descriptors():
+            if number not in ours and number > 2 and target.startswith(("socket:", "pipe:", "anon_inode:")):
+                return f"file descriptor {number} is a {target.partition(':')[0]}"
+        return None
+
+    def _descriptors(self) -> list[tuple[int, str]]:
+        found = []
+        for name in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):
+                found.append((int(name), os.readlink(f"/proc/self/fd/{name}")))
+        return found
+
+    def _files(self) -> list[tuple[int, str, int, int]]:
+        """Open files among the episode's own: number, path, flags and offset of each."""
+        found = []
+        for number, target in self._descriptors():
+            if number > 2 and number != self.output and target.startswith(self.limits["work"] + "/"):
+                with open(f"/proc/self/fdinfo/{number}") as file:
+                    info = dict(line.split(":\t") for line in file.read().splitlines()[:2])
+                found.append((number, target, int(info["flags"], 8), int(info["pos"])))
+        return found
+
+
+def begin(fd: int, limits: dict[str, Any], isolated: bool, filter_: bytes) -> NoReturn:
+    """Turns this process, a fresh fork, into an interpreter that talks on the descriptor."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.setsid()
+    _close_all_but(fd)
+    if isolated:
+        _drop_capabilities()
+    checked(libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+    checked(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    for name in ("AS", "NPROC", "FSIZE", "NOFILE"):
+        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limits[name], limits[name]))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.chdir(limits["work"])
+    os.environ.update(HOME=limits["work"], TMPDIR=os.path.join(limits["work"], ".tmp"))
+    checked(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))
+    if filter_:
+        _filter_calls(filter_)
+    random.seed(limits["seed"])
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(limits["seed"] % 2**32)
+    Interpreter(fd, limits, isolated).serve()
+
+
+def _close_all_but(fd: int) -> None:
+    null = os.open("/dev/null", os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(null, standard)
+    os.closerange(3, fd)
+    os.closerange(fd + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+
+
+class _CapabilityHeader(ctypes.Structure):
+    _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]
+
+
+class _CapabilityData(ctypes.Structure):
+    _fields_ = [("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32)]
+
+
+def _drop_capabilities() -> None:
+    """Keeps what unshare(CLONE_NEWNS) needs, the one use of it that the filter lets through; programs get none."""
+    for number in range(LAST_CAP + 1):
+        libc.prctl(PR_CAPBSET_DROP, number, 0, 0, 0)
+    header = _CapabilityHeader(0x20080522, 0)
+    data = (_CapabilityData * 2)(_CapabilityData(1 << CAP_SYS_ADMIN, 1 << CAP_SYS_ADMIN, 0))
+    checked(libc.capset(ctypes.byref(header), data), "capset")
+
+
+class _Program(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
+
+
+def _filter_calls(filter_: bytes) -> None:
+    program = _Program(len(filter_) // 8, filter_)
+    checked(libc.prctl(PR_SET_SECCOMP, 2, ctypes.byref(program), 0, 0), "seccomp")
+
+
+# The keeper
+
+
+class Keeper:
+    """Looks after the interpreters of one episode and its branches."""
+
+    def __init__(self, fd: int, limits: dict[str, Any], isolated: bool, filter_: bytes) -> None:
+        self.channel = Channel(fd)
+        self.limits, self.isolated, self.filter = limits, isolated, filter_
+        self.pids: dict[int, int] = {}  # of the interpreters, by branch
+        self.rooms: dict[int, int] = {}  # mount namespaces of the branches: descriptors, by branch
+        self.works: dict[
+            int, str
+        ] = {}  # folders of their files, as the keeper of a sandbox without namespaces sees them
+
+    def serve(self) -> NoReturn:
+        while True:
+            try:
+                message, fds = self.channel.receive()
+            except (OSError, EOFError):
+                message, fds = None, []
+            if message is None:
+                self._end()
+            try:
+                getattr(self, "do_" + message.pop("do"))(*fds, **message)
+                self.channel.send(error=None)
+            except OSError as error:
+                self.channel.send(error=str(error))
+
+    def do_start(self, fd: int, *, branch: int, work: str) -> None:
+        """A new interpreter over the branch's files."""
+        if branch not in self.works:
+            self.works[branch] = work
+            os.makedirs(os.path.join(work, ".tmp"), exist_ok=True)
+            if self.isolated:
+                self.rooms[branch] = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        pid = os.fork()
+        if not pid:
+            try:
+                if self.isolated:
+                    checked(libc.setns(self.rooms[branch], CLONE_NEWNS), "setns")
+                begin(fd, {**self.limits, "work": work}, self.isolated, self.filter)
+            finally:
+                os._exit(1)
+        os.close(fd)
+        self.pids[branch] = pid
+
+    def do_adopt(self, room: int = -1, *, branch: int, parent: int, pid: int, work: str) -> None:
+        """Gives a forked interpreter, whose mount namespace is `room`, files of its own: a copy of its parent's."""
+        if pid in self.pids.values():
+            raise OSError(f"{pid} is another branch's")
+        if not self.isolated:
+            shutil.copytree(self.works[parent], work, symlinks=True)
+        else:
+            known = {os.fstat(fd).st_ino for fd in self.rooms.values()}
+            if os.fstat(room).st_ino in known:
+                raise OSError(f"{pid} has no mount namespace of its own")
+            self.rooms[branch] = room
+            home = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                checked(libc.setns(room, CLONE_NEWNS), "setns")
+                mount_files("/mnt", self.limits["disk"])
+                _copy(WORK, "/mnt")
+                checked(libc.umount2(WORK.encode(), MNT_DETACH), "umount")
+                checked(libc.mount(b"/mnt", WORK.encode(), None, MS_MOVE, None), "move")
+            finally:
+                checked(libc.setns(home, CLONE_NEWNS), "setns")
+                os.close(home)
+        self.works[branch] = work
+        self.pids[branch] = pid
+
+    def do_kill(self, *, branch: int) -> None:
+        """Ends the branch's interpreter and what it started, not its forks."""
+        pid = self.pids.pop(branch, None)
+        others = set(self.pids.values())
+        while pid is not None:
+            found = [child for child in descendants(pid, others) if child != pid]
+            for victim in found:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(victim, signal.SIGKILL)
+            if not found:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                break
+
+    def do_discard(self, *, branch: int) -> None:
+        self.do_kill(branch=branch)
+        room, work = self.rooms.pop(branch, None), self.works.pop(branch, None)
+        if room is not None:
+            os.close(room)
+        elif work is not None:
+            shutil.rmtree(work, ignore_errors=True)
+
+    def _end(self) -> NoReturn:
+        for branch in list(self.works):
+            self.do_discard(branch=branch)
+        os._exit(0)
+
+
+def descendants(pid: int, stop: set[int]) -> list[int]:
+    """The process and those below it that live, without the ones to stop at and what is below those."""
+    children: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError, IndexError):
+                with open(f"/proc/{name}/stat") as file:
+                    state, parent = file.read().rpartition(")")[2].split()[:2]
+                if state != "Z":
+                    children.setdefault(int(parent), []).append(int(name))
+    found, ahead = [], [pid]
+    while ahead:
+        found.append(ahead.pop())
+        ahead += [child for child in children.get(found[-1], []) if child not in stop]
+    return found
+
+
+def mount_files(folder: str, disk: int) -> None:
+    options = f"size={disk},nr_inodes=16384,mode=0700".encode()
+    checked(libc.mount(b"files", folder.encode(), b"tmpfs", MS_NOSUID | MS_NODEV, options), "mount", folder)
+
+
+def _copy(source: str, target: str) -> None:
+    for entry in os.scandir(source):
+        there = os.path.join(target, entry.name)
+        if entry.is_symlink():
+            os.symlink(os.readlink(entry.path), there)
+        elif entry.is_dir():
+            os.mkdir(there)
+            _copy(entry.path, there)
+            shutil.copystat(entry.path, there)
+        elif entry.is_file():
+            shutil.copy2(entry.path, there)
+
+
+# The zygote
+
+
+def keep(fd: int, limits: dict[str, Any], isolated: bool, filter_: bytes, cgroups: Sequence[int]) -> NoReturn:
+    """Turns this process, a fresh fork of the zygote, into the keeper of a new episode."""
+    if isolated:
+        uid, gid = os.getuid(), os.getgid()
+        checked(libc.unshare(0x10000000 | CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWPID), "unshare")
+        for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+        if os.fork():
+            os._exit(0)
+    for cgroup in cgroups:
+        os.write(cgroup, b"0")
+        os.close(cgroup)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if isolated:
+        checked(libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None), "mount", "/")
+        checked(libc.mount(b"proc", b"/proc", b"proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, None), "mount", "/proc")
+        mount_files(WORK, limits["disk"])
+        checked(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))
+    Keeper(fd, limits, isolated, filter_).serve()
+
+
+def main() -> None:
+    """The zygote: `inside.py DESCRIPTOR ISOLATED FILTER MODULE...`, the filter in hexadecimal digits."""
+    fd, isolated, filter_, modules = (
+        int(sys.argv[1]),
+        sys.argv[2] == "isolated",
+        bytes.fromhex(sys.argv[3]),
+        sys.argv[4:],
+    )
+    for name in modules:
+        with contextlib.suppress(ImportError):
+            __import__(name)
+    gc.collect()
+    gc.freeze()  # a collection would touch, and so copy, the pages that forks share
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    channel = Channel(fd)
+    channel.send(ready=[name for name in modules if name in sys.modules], python=sys.version)
+    while True:
+        message, fds = channel.receive()
+        if message is None:
+            break
+        if not os.fork():
+            try:
+                channel.close()
+                keep(fds[0], message["limits"], isolated, filter_, fds[1:])
+            except BaseException as error:
+                with contextlib.suppress(OSError):
+                    Channel(fds[0]).send(error=f"{type(error).__name__}: {error}")
+            finally:
+                os._exit(1)
+        for received in fds:
+            os.close(received)
+
+
+if __name__ == "__main__":
+    main()

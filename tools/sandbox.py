@@ -1,0 +1,410 @@
+"""Where an agent's Python runs: interpreters that keep their state, fork with it, and are held by limits.
+
+Every backend starts `inside.py` and talks to it; what differs is the walls around.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from .inside import HEADER
+
+INSIDE = Path(__file__).parent / "inside.py"
+LIBRARIES = (
+    "collections",
+    "datetime",
+    "fractions",
+    "functools",
+    "itertools",
+    "json",
+    "math",
+    "re",
+    "statistics",
+    "numpy",
+)
+GRACE = 5.0  # seconds that a sandbox's own processes have for an answer
+MAX_CODE = 100_000  # characters of a call
+
+
+class SandboxError(RuntimeError):
+    """A sandbox cannot work here, or stopped working."""
+
+
+class ForkRefused(RuntimeError):
+    """An interpreter holds what cannot be copied: a thread, a socket, a pipe."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of one episode, each of its branches alike."""
+
+    seconds: float = 10.0  # of wall time for a call
+    cpu: float = 10.0  # seconds of CPU time for a call, in the interpreter itself
+    memory: int = 512 << 20  # bytes of address space of a process
+    total_memory: int = 1 << 30  # bytes of all processes and files together, where a cgroup can be made
+    processes: int = 64
+    file_size: int = 32 << 20  # bytes
+    disk: int = 64 << 20  # bytes of all files of a branch
+    open_files: int = 256
+    output: int = 8000  # characters of a call's output that come back
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a call."""
+
+    text: str  # what it printed, cut at the limit
+    failed: bool = False
+    size: int = 0  # bytes that it printed
+    lost: str = ""  # why the interpreter and its variables are gone, if they are
+
+
+class Interpreter(Protocol):
+    """Python with a state of its own."""
+
+    def run(self, code: str) -> Outcome:
+        """Never raises for what the code does. SandboxError when the sandbox itself fails."""
+        ...
+
+    def fork(self) -> Interpreter:
+        """An independent copy, files included. Raises ForkRefused."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Sandbox(Protocol):
+    """Makes interpreters behind one kind of walls."""
+
+    name: str
+    isolates: bool  # whether it claims to hold hostile code
+
+    def start(self, limits: Limits, seed: int) -> Interpreter: ...
+
+    def close(self) -> None: ...
+
+
+class Link:
+    """The host's end of a Channel. What it receives may be forged: only its size and shape are believed."""
+
+    def __init__(self, limit: int = 1 << 20) -> None:
+        self.socket, self.theirs = socket.socketpair()
+        self._limit = limit
+
+    def send(self, fds: Sequence[int] = (), **message: Any) -> None:
+        text = json.dumps(message).encode()
+        data = HEADER.pack(len(text)) + text
+        self.socket.settimeout(GRACE)
+        sent = socket.send_fds(self.socket, [data], fds) if fds else 0
+        self.socket.sendall(data[sent:])
+
+    def receive(self, seconds: float) -> dict[str, Any]:
+        """TimeoutError when it takes longer, EOFError at the end or for what is no message."""
+        return self.receive_with(None, seconds)
+
+    def receive_with(self, fds: list[int] | None, seconds: float) -> dict[str, Any]:
+        """The same, and appends a descriptor that comes with the message."""
+        end = time.monotonic() + seconds
+        head = b""
+        if fds is not None:
+            self.socket.settimeout(seconds)
+            head, found, _, _ = socket.recv_fds(self.socket, HEADER.size, 1)
+            fds += found
+        (length,) = HEADER.unpack(head + self._exactly(HEADER.size - len(head), end))
+        if length > self._limit:
+            raise EOFError(f"a message of {length} bytes")
+        try:
+            message = json.loads(self._exactly(length, end))
+        except (ValueError, RecursionError) as error:
+            raise EOFError(str(error)) from None
+        if not isinstance(message, dict):
+            raise EOFError("a message that is no object")
+        return message
+
+    def _exactly(self, length: int, end: float) -> bytes:
+        parts = bytearray()
+        while len(parts) < length:
+            self.socket.settimeout(max(end - time.monotonic(), 1e-6))
+            try:
+                part = self.socket.recv(length - len(parts))
+            except ConnectionError as error:
+                raise EOFError(str(error)) from None
+            if not part:
+                raise EOFError("the end")
+            parts += part
+        return bytes(parts)
+
+    def give(self) -> int:
+        """The other end's descriptor, for a child; closed here once it was sent with `gave`."""
+        return self.theirs.fileno()
+
+    def gave(self) -> None:
+        self.theirs.close()
+
+    def close(self) -> None:
+        self.socket.close()
+        self.theirs.close()
+
+
+class Zygote:
+    """A running `inside.py` that serves episodes; started at first use."""
+
+    def __init__(
+        self, command: Callable[[], Sequence[str]], filter_: Callable[[], bytes], *, isolated: bool, work: str | None
+    ) -> None:
+        self._command, self._filter = command, filter_
+        self._isolated, self._work = isolated, work
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._link = Link()
+
+    def start(self, limits: Limits, seed: int, cgroup: Cgroup | None = None) -> Branch:
+        """The first interpreter of a new episode."""
+        link = Link()
+        fds = cgroup.open() if cgroup else []
+        settings = {
+            "AS": limits.memory,
+            "NPROC": limits.processes,
+            "FSIZE": limits.file_size,
+            "NOFILE": limits.open_files,
+            "cpu": limits.cpu,
+            "disk": limits.disk,
+            "output": limits.output,
+            "work": self._work or "",
+            "seed": seed,
+        }
+        with self._lock:
+            self._run()
+            self._link.send([link.give(), *fds], limits=settings)
+        link.gave()
+        for fd in fds:
+            os.close(fd)
+        return Branch(Episode(link, limits, self._work, cgroup))
+
+    def _run(self) -> None:
+        if self._process and self._process.poll() is None:
+            return
+        self._link.close()
+        self._link = Link()
+        fd = self._link.give()
+        mode = "isolated" if self._isolated else "open"
+        command = [*self._command(), str(fd), mode, self._filter().hex(), *LIBRARIES]
+        with tempfile.TemporaryFile() as log:
+            self._process = subprocess.Popen(
+                command, pass_fds=[fd], env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+            self._link.gave()
+            try:
+                self._link.receive(60)
+            except (EOFError, TimeoutError):
+                self._process.kill()
+                self._process.wait()
+                log.seek(0)
+                said = log.read().decode(errors="replace").strip()
+                raise SandboxError(f"{command[0]} does not start: {said or 'it said nothing'}") from None
+
+    def close(self) -> None:
+        """Ends it and, with it, every episode."""
+        with self._lock:
+            self._link.close()
+            if self._process:
+                self._process.kill()
+                self._process.wait()
+                self._process = None
+
+
+ENVIRONMENT = {
+    "PATH": "/usr/local/bin:/usr/bin:/bin",
+    "LANG": "C.UTF-8",
+    "PYTHONHASHSEED": "0",
+    "OPENBLAS_NUM_THREADS": "1",  # a process with threads cannot fork
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}
+
+
+@dataclass(eq=False)
+class Episode:
+    """The host's side of a keeper: the branches that live."""
+
+    link: Link
+    limits: Limits
+    work: str | None  # where its files are inside; None: in a folder of each branch's own
+    cgroup: Cgroup | None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    numbers: itertools.count[int] = field(default_factory=itertools.count)
+    living: set[int] = field(default_factory=set)
+    folder: str = ""
+
+    def enter(self) -> tuple[int, str]:
+        """A new branch's number and the folder of its files."""
+        with self.lock:
+            branch = next(self.numbers)
+            self.living.add(branch)
+            if self.work is None and not self.folder:
+                self.folder = tempfile.mkdtemp(prefix="treegym-")
+            return branch, self.work or f"{self.folder}/{branch}"
+
+    def ask(self, fds: Sequence[int] = (), **message: Any) -> None:
+        """Has the keeper do something. SandboxError where it cannot."""
+        with self.lock:
+            try:
+                self.link.send(fds, **message)
+                answer = self.link.receive(GRACE)
+            except (OSError, EOFError) as error:
+                raise SandboxError(f"the keeper of a sandbox does not answer: {error!r}") from None
+        if answer.get("error"):
+            raise SandboxError(f"sandbox: {answer['error']}")
+
+    def leave(self, branch: int) -> None:
+        """The last to leave ends it."""
+        with contextlib.suppress(SandboxError):
+            self.ask(do="discard", branch=branch)
+        self.living.discard(branch)
+        if not self.living:
+            self.link.socket.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(EOFError, TimeoutError):
+                self.link.receive(GRACE)
+            self.link.close()
+            if self.folder:
+                shutil.rmtree(self.folder, ignore_errors=True)
+            if self.cgroup:
+                self.cgroup.remove()
+
+
+class Branch:
+    """An interpreter of an episode; started at its first call, and anew at the next one after it was lost."""
+
+    def __init__(self, episode: Episode) -> None:
+        self._episode = episode
+        self._number, self._work = episode.enter()
+        self._link: Link | None = None
+        self._closed = False
+
+    def run(self, code: str) -> Outcome:
+        if len(code) > MAX_CODE:
+            return Outcome(f"code of {len(code)} characters; at most {MAX_CODE}", failed=True)
+        limits = self._episode.limits
+        link = self._living()
+        try:
+            number = secrets.token_hex(8)  # an answer is to this call: none can be written ahead
+            link.send(do="run", id=number, code=code)
+            message = link.receive(limits.seconds)
+            if message.get("id") != number:
+                raise EOFError("an answer out of turn")
+            return _outcome(message, limits)
+        except TimeoutError:
+            return self._lose(f"stopped after {limits.seconds:g} seconds")
+        except (OSError, EOFError):
+            return self._lose("the interpreter ended: it exited, was killed, or used too much memory or CPU time")
+
+    def _living(self) -> Link:
+        if self._closed:
+            raise SandboxError("this interpreter is closed")
+        if self._link is None:
+            self._link = Link(8 * self._episode.limits.output + 10_000)
+            self._episode.ask([self._link.give()], do="start", branch=self._number, work=self._work)
+            self._link.gave()
+        return self._link
+
+    def _lose(self, why: str) -> Outcome:
+        self._episode.ask(do="kill", branch=self._number)
+        if self._link:
+            self._link.close()
+            self._link = None
+        return Outcome("", failed=True, lost=why)
+
+    def fork(self) -> Branch:
+        parent = self._living()
+        twin = Branch(self._episode)
+        link = twin._link = Link(8 * self._episode.limits.output + 10_000)
+        room: list[int] = []  # the copy's mount namespace
+        try:
+            parent.send([link.give()], do="fork", work=twin._work)
+            link.gave()
+            if reason := parent.receive(GRACE).get("refused"):
+                raise ForkRefused(str(reason)[:500])
+            pid = link.receive_with(room, GRACE).get("pid")
+            if not isinstance(pid, int):
+                raise ForkRefused("the copy does not tell its number")
+            self._episode.ask(room, do="adopt", branch=twin._number, parent=self._number, pid=pid, work=twin._work)
+            link.send(go=True)
+            link.receive(GRACE)
+        except (OSError, EOFError, SandboxError) as error:
+            twin.close()
+            raise ForkRefused(f"the interpreter did not fork: {error!r}") from None
+        except ForkRefused:
+            twin.close()
+            raise
+        finally:
+            for fd in room:
+                os.close(fd)
+        return twin
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            if self._link:
+                self._link.close()
+            self._episode.leave(self._number)
+
+
+def _outcome(message: dict[str, Any], limits: Limits) -> Outcome:
+    text, size, failed = message.get("text"), message.get("bytes"), message.get("failed")
+    if not isinstance(text, str) or not isinstance(size, int) or not isinstance(failed, bool):
+        raise EOFError("not an outcome")
+    return Outcome(visible(text[: limits.output]), failed, size)
+
+
+def visible(text: str) -> str:
+    """The text with control characters, but for line ends and tabs, and direction marks written out."""
+    return "".join(x if x in "\n\t" or x.isprintable() or (x.isspace() and ord(x) > 160) else _escaped(x) for x in text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()
+
+
+class Cgroup:
+    """A cgroup of version 1 that bounds an episode's memory and processes."""
+
+    ROOT = Path("/sys/fs/cgroup")
+    _numbers = itertools.count()
+
+    def __init__(self, limits: Limits) -> None:
+        name = f"treegym-{os.getpid()}-{next(self._numbers)}"
+        self._folders = [self.ROOT / kind / name for kind in ("memory", "pids")]
+        for folder in self._folders:
+            folder.mkdir()
+        (self._folders[0] / "memory.limit_in_bytes").write_text(str(limits.total_memory))
+        (self._folders[1] / "pids.max").write_text(str(limits.processes * 8))
+
+    @classmethod
+    def works(cls) -> bool:
+        return os.geteuid() == 0 and all(os.access(cls.ROOT / kind, os.W_OK) for kind in ("memory", "pids"))
+
+    def open(self) -> list[int]:
+        """Files through which a process enters."""
+        return [os.open(folder / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC) for folder in self._folders]
+
+    def remove(self) -> None:
+        for folder in self._folders:
+            for _ in range(100):
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+                    break
+                time.sleep(0.01)
