@@ -9,6 +9,7 @@ from .formats import Action, ActionFormat, FormatError, HermesFormat, TaggedForm
 from .household import HouseholdEnv
 from .lookup import LookupEnv
 from .maze import MazeEnv
+from .pythonmath import PythonMathEnv
 from .rewards import exact_match, normalize_answer, token_f1
 from .toolenv import ToolEnv
 
@@ -22,6 +23,7 @@ __all__ = [
     "LookupEnv",
     "MazeEnv",
     "Message",
+    "PythonMathEnv",
     "TaggedFormat",
     "Task",
     "TextEnv",
@@ -39,6 +41,7 @@ _ENVS = {
     "treegym/Household-v0": f"{__name__}.household:HouseholdEnv",
     "treegym/Lookup-v0": f"{__name__}.lookup:LookupEnv",
     "treegym/Maze-v0": f"{__name__}.maze:MazeEnv",
+    "treegym/PythonMath-v0": f"{__name__}.pythonmath:PythonMathEnv",
 }
 for _id, _env in _ENVS.items():
     gymnasium.register(_id, entry_point=_env)

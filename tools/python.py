@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import threading
 from collections.abc import Mapping
@@ -148,6 +149,10 @@ class PythonTool:
                 held.holders -= 1
                 if not held.holders:
                     held.interpreter.close()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            self.close()
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_held": None}
