@@ -1,4 +1,4 @@
-# make train | test | lint | clean
+# make train | test | test-docker | lint | clean
 #
 #   PYTHON=python3.12     the interpreter for the virtual environment
 #   VENV=.venv            where it goes
@@ -19,7 +19,7 @@ SOURCES := $(shell find .treegym $(ROOMS) -name '*.py' -o -name '*.yaml' -o -nam
 # setuptools would ship what an older build/ holds.
 INSTALL = rm -rf build && "$(VENV)/bin/python" -m pip --disable-pip-version-check install $(PIP_ARGS)
 
-.PHONY: train test lint clean
+.PHONY: train test test-docker lint clean
 .NOTPARALLEL:
 
 train: $(VENV)/.installed
@@ -27,6 +27,11 @@ train: $(VENV)/.installed
 
 test: $(VENV)/.extras $(VENV)/.installed
 	OMP_NUM_THREADS=1 "$(VENV)/bin/pytest" --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
+
+# With an engine that is started where none runs; its image is made of this Python.
+test-docker: $(VENV)/.extras $(VENV)/.installed
+	TREEGYM_NEEDS=docker OMP_NUM_THREADS=1 .ci/with-docker "$(VENV)/bin/pytest" --numprocesses 2 -k docker $(PYTEST_ARGS) \
+		tests/test_tools_sandbox.py tests/test_envs_pythonmath.py
 
 lint: $(VENV)/.extras $(VENV)/.installed
 	"$(VENV)/bin/ruff" check --output-format concise .

@@ -11,7 +11,7 @@ import pytest
 
 from treegym.envs import PythonMathEnv, check_env
 from treegym.envs.mathproblems import NAMES, THINGS, generate, read_problems, same_answer
-from treegym.tools import SandboxError, open_sandbox
+from treegym.tools import SandboxUnavailable, open_sandbox
 
 pytestmark = pytest.mark.filterwarnings("ignore:the sandbox 'local'")
 DATA = Path(__file__).parent.parent.parent / "shared" / "data" / "math"
@@ -73,7 +73,7 @@ def test_the_oracle_is_right_and_errs_as_often_as_it_is_told_to() -> None:
 def test_it_keeps_every_promise_of_an_environment(sandbox: str) -> None:
     try:
         open_sandbox(sandbox)
-    except SandboxError as error:
+    except SandboxUnavailable as error:
         pytest.skip(str(error))
     check_env(lambda: gymnasium.make("treegym/PythonMath-v0", sandbox=sandbox).unwrapped, seeds=[0])
 

@@ -3,7 +3,7 @@
 from .function import FunctionTool, call_tool, tool
 from .protocol import StatefulTool, Tool, ToolCall, ToolError, ToolResult
 from .python import PythonTool, open_sandbox
-from .sandbox import ForkRefused, Interpreter, Limits, Outcome, Sandbox, SandboxError
+from .sandbox import ForkRefused, Interpreter, Limits, Outcome, Sandbox, SandboxError, SandboxUnavailable
 from .search import Hit, Passage, SearchIndex, SearchTool
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "PythonTool",
     "Sandbox",
     "SandboxError",
+    "SandboxUnavailable",
     "SearchIndex",
     "SearchTool",
     "StatefulTool",

@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
-import ctypes.util
-import errno
-import functools
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from .inside import CLONE_NEWNS, WORK
-from .sandbox import INSIDE, Branch, Cgroup, Limits, SandboxError, Zygote
+from .inside import WORK
+from .sandbox import INSIDE, Branch, Cgroup, Limits, SandboxUnavailable, Zygote
+from .seccomp import bpf
 
 PROGRAM = "/run/inside.py"  # where inside.py is, inside
 UID = 64321  # that a sandbox has when root starts it: root's own processes cannot be counted and limited
-DENIED = """
-    socket ptrace process_vm_readv process_vm_writev kcmp pidfd_getfd mount umount umount2 pivot_root chroot setns
-    mount_setattr move_mount open_tree fsopen fsmount fsconfig fspick memfd_create memfd_secret bpf perf_event_open
-    userfaultfd add_key request_key keyctl init_module finit_module delete_module kexec_load kexec_file_load reboot
-    swapon swapoff acct quotactl quotactl_fd syslog open_by_handle_at name_to_handle_at fanotify_init personality
-    io_uring_setup io_uring_enter io_uring_register sethostname setdomainname settimeofday clock_settime clock_adjtime
-    adjtimex lookup_dcookie vhangup iopl ioperm modify_ldt nfsservctl shmget msgget semget mq_open
-    landlock_create_ruleset
-""".split()
-NAMESPACES = (0x00020000, 0x02000000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000)
-TERMINALS = (0x5412, 0x541C)  # TIOCSTI and TIOCLINUX: input forged for a terminal
 
 
 class Bubblewrap:
@@ -39,9 +24,9 @@ class Bubblewrap:
 
     def __init__(self) -> None:
         if not shutil.which("bwrap"):
-            raise SandboxError("no bwrap here: install the package bubblewrap")
+            raise SandboxUnavailable("no bwrap here: install the package bubblewrap")
         self._cgroups = Cgroup.works()
-        self._zygote = Zygote(command, system_call_filter, isolated=True, work=WORK)
+        self._zygote = Zygote(command, bpf, isolated=True, work=WORK)
 
     @property
     def bounds_total_memory(self) -> bool:
@@ -90,49 +75,3 @@ def _view(program: str) -> Iterator[str]:
             yield from ("--perms", "0755", "--dir", str(parent))
         yield from ("--ro-bind-try", path, path)
     yield from ("--perms", "0755", "--dir", "/run", "--ro-bind", program, PROGRAM)
-
-
-class _Compare(ctypes.Structure):
-    _fields_ = [
-        ("argument", ctypes.c_uint),
-        ("operator", ctypes.c_int),
-        ("first", ctypes.c_uint64),
-        ("second", ctypes.c_uint64),
-    ]
-
-
-@functools.cache
-def system_call_filter() -> bytes:
-    """A BPF program made by libseccomp: the denied calls fail with EPERM, and so does every new namespace but one.
-
-    SandboxError where there is no libseccomp.
-    """
-    try:
-        library = ctypes.CDLL(ctypes.util.find_library("seccomp") or "libseccomp.so.2")
-    except OSError:
-        raise SandboxError("no libseccomp here: install the package libseccomp2") from None
-    library.seccomp_init.restype = ctypes.c_void_p
-    allow, deny, missing = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS
-    equal, other, masked = 4, 1, 7
-    context = ctypes.c_void_p(library.seccomp_init(ctypes.c_uint32(allow)))
-
-    def rule(action: int, call: str, *comparisons: _Compare) -> None:
-        number = library.seccomp_syscall_resolve_name(call.encode())
-        array = (_Compare * len(comparisons))(*comparisons)
-        if number != -1:  # the library knows it
-            library.seccomp_rule_add_array(context, ctypes.c_uint32(action), number, len(comparisons), array)
-
-    for call in DENIED:
-        rule(deny, call)
-    for flag in NAMESPACES:
-        rule(deny, "clone", _Compare(0, masked, flag, flag))
-    rule(missing, "clone3")  # its flags are in memory, where a filter cannot look
-    rule(deny, "unshare", _Compare(0, other, CLONE_NEWNS, 0))  # a fork's own files are mounted there
-    for request in TERMINALS:
-        rule(deny, "ioctl", _Compare(1, equal, request, 0))
-    with tempfile.TemporaryFile() as file:
-        if library.seccomp_export_bpf(context, file.fileno()) != 0:
-            raise SandboxError("libseccomp cannot make the filter")
-        library.seccomp_release(context)
-        file.seek(0)
-        return file.read()

@@ -71,14 +71,40 @@ class Channel:
     def _exactly(self, length: int) -> bytes:
         parts = bytearray()
         while len(parts) < length:
-            part = self.socket.recv(length - len(parts))
+            part = self._some(length - len(parts))
             if not part:
                 raise EOFError
             parts += part
         return bytes(parts)
 
+    def _some(self, most: int) -> bytes:
+        return self.socket.recv(most)
+
     def close(self) -> None:
         self.socket.close()
+
+
+class Pipes(Channel):
+    """Messages over standard input and output, which the agent's code then has no more."""
+
+    def __init__(self) -> None:
+        self.ends = [os.dup(fd) for fd in (0, 1)]
+
+    def send(self, fds: Sequence[int] = (), **message: Any) -> None:
+        text = json.dumps(message).encode()
+        data = HEADER.pack(len(text)) + text
+        while data:
+            data = data[os.write(self.ends[1], data) :]
+
+    def receive(self) -> tuple[dict[str, Any] | None, list[int]]:
+        try:
+            (length,) = HEADER.unpack(self._exactly(HEADER.size))
+        except EOFError:
+            return None, []
+        return json.loads(self._exactly(length)), []
+
+    def _some(self, most: int) -> bytes:
+        return os.read(self.ends[0], most)
 
 
 # The interpreter
@@ -87,8 +113,8 @@ class Channel:
 class Interpreter:
     """Runs calls in one namespace; what they print goes to a file, its beginning to the host."""
 
-    def __init__(self, fd: int, limits: dict[str, Any], isolated: bool) -> None:
-        self.channel = Channel(fd)
+    def __init__(self, channel: Channel, limits: dict[str, Any], isolated: bool) -> None:
+        self.channel = channel
         self.limits = limits
         self.isolated = isolated
         self.names = {"__name__": "__main__", "__builtins__": __builtins__}
@@ -96,7 +122,7 @@ class Interpreter:
         self._open_output()
 
     def _open_output(self) -> None:
-        folder = os.path.join(os.getcwd(), ".tmp")
+        folder = os.path.join(self.limits["work"], ".tmp")
         self.output = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
     def serve(self) -> NoReturn:
@@ -184,10 +210,10 @@ class Interpreter:
         self.channel.receive()  # its files are there
         for fd in room:
             os.close(fd)
-        os.chdir(work if folder == self.limits["work"] else folder.replace(self.limits["work"], work, 1))
-        self.limits = {**self.limits, "work": work}
+        old, self.limits = self.limits["work"], {**self.limits, "work": work}
+        os.chdir(folder.replace(old, work, 1))
         for number, path, flags, offset in files:
-            new = os.open(path.replace(folder, os.getcwd(), 1), flags & ~(os.O_TRUNC | os.O_CREAT | os.O_EXCL))
+            new = os.open(path.replace(old, work, 1), flags & ~(os.O_TRUNC | os.O_CREAT | os.O_EXCL))
             os.lseek(new, offset, os.SEEK_SET)
             os.dup2(new, number, inheritable=False)
             os.close(new)
@@ -228,22 +254,30 @@ def begin(fd: int, limits: dict[str, Any], isolated: bool, filter_: bytes) -> No
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.setsid()
     _close_all_but(fd)
+    checked(libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0))  # else its own entry there is closed to it
+    with open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")  # where memory is short, this goes and its keeper stays
     if isolated:
         _drop_capabilities()
     checked(libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+    _bind(limits)
+    checked(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))
+    if filter_:
+        _filter_calls(filter_)
+    Interpreter(Channel(fd), limits, isolated).serve()
+
+
+def _bind(limits: dict[str, Any]) -> None:
+    """Limits, folder and seeds of an interpreter."""
     checked(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
     for name in ("AS", "NPROC", "FSIZE", "NOFILE"):
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limits[name], limits[name]))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.chdir(limits["work"])
     os.environ.update(HOME=limits["work"], TMPDIR=os.path.join(limits["work"], ".tmp"))
-    checked(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))
-    if filter_:
-        _filter_calls(filter_)
     random.seed(limits["seed"])
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(limits["seed"] % 2**32)
-    Interpreter(fd, limits, isolated).serve()
 
 
 def _close_all_but(fd: int) -> None:
@@ -291,9 +325,7 @@ class Keeper:
         self.limits, self.isolated, self.filter = limits, isolated, filter_
         self.pids: dict[int, int] = {}  # of the interpreters, by branch
         self.rooms: dict[int, int] = {}  # mount namespaces of the branches: descriptors, by branch
-        self.works: dict[
-            int, str
-        ] = {}  # folders of their files, as the keeper of a sandbox without namespaces sees them
+        self.works: dict[int, str] = {}  # folders of their files, by branch
 
     def serve(self) -> NoReturn:
         while True:
@@ -306,8 +338,8 @@ class Keeper:
             try:
                 getattr(self, "do_" + message.pop("do"))(*fds, **message)
                 self.channel.send(error=None)
-            except OSError as error:
-                self.channel.send(error=str(error))
+            except Exception as error:  # whatever an agent's files made of it: the host is told
+                self.channel.send(error=f"{type(error).__name__}: {error}")
 
     def do_start(self, fd: int, *, branch: int, work: str) -> None:
         """A new interpreter over the branch's files."""
@@ -329,8 +361,8 @@ class Keeper:
 
     def do_adopt(self, room: int = -1, *, branch: int, parent: int, pid: int, work: str) -> None:
         """Gives a forked interpreter, whose mount namespace is `room`, files of its own: a copy of its parent's."""
-        if pid in self.pids.values():
-            raise OSError(f"{pid} is another branch's")
+        if pid in self.pids.values() or pid not in descendants(self.pids[parent], set()):
+            raise OSError(f"{pid} is no fork of its parent")
         if not self.isolated:
             shutil.copytree(self.works[parent], work, symlinks=True)
         else:
@@ -354,16 +386,11 @@ class Keeper:
     def do_kill(self, *, branch: int) -> None:
         """Ends the branch's interpreter and what it started, not its forks."""
         pid = self.pids.pop(branch, None)
-        others = set(self.pids.values())
-        while pid is not None:
-            found = [child for child in descendants(pid, others) if child != pid]
-            for victim in found:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(victim, signal.SIGKILL)
-            if not found:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-                break
+        others, stopped = set(self.pids.values()), set[int]()
+        while pid is not None and (fresh := set(descendants(pid, others)) - stopped):
+            _signal(fresh, signal.SIGSTOP)  # what stands still starts nothing
+            stopped |= fresh
+        _signal(stopped, signal.SIGKILL)
 
     def do_discard(self, *, branch: int) -> None:
         self.do_kill(branch=branch)
@@ -377,6 +404,12 @@ class Keeper:
         for branch in list(self.works):
             self.do_discard(branch=branch)
         os._exit(0)
+
+
+def _signal(pids: set[int], number: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def descendants(pid: int, stop: set[int]) -> list[int]:
@@ -439,22 +472,13 @@ def keep(fd: int, limits: dict[str, Any], isolated: bool, filter_: bytes, cgroup
     Keeper(fd, limits, isolated, filter_).serve()
 
 
-def main() -> None:
-    """The zygote: `inside.py DESCRIPTOR ISOLATED FILTER MODULE...`, the filter in hexadecimal digits."""
-    fd, isolated, filter_, modules = (
-        int(sys.argv[1]),
-        sys.argv[2] == "isolated",
-        bytes.fromhex(sys.argv[3]),
-        sys.argv[4:],
-    )
-    for name in modules:
-        with contextlib.suppress(ImportError):
-            __import__(name)
+def serve_episodes(fd: int, isolated: bool, filter_: bytes) -> None:
+    """The zygote, until its host is gone."""
     gc.collect()
     gc.freeze()  # a collection would touch, and so copy, the pages that forks share
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     channel = Channel(fd)
-    channel.send(ready=[name for name in modules if name in sys.modules], python=sys.version)
+    channel.send(ready=True)
     while True:
         message, fds = channel.receive()
         if message is None:
@@ -470,6 +494,38 @@ def main() -> None:
                 os._exit(1)
         for received in fds:
             os.close(received)
+
+
+def serve_pipes(limits: dict[str, Any]) -> NoReturn:
+    """An interpreter alone, over standard input and output: one in a container."""
+    channel = Pipes()
+    null = os.open("/dev/null", os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(null, standard)
+    os.makedirs(os.path.join(limits["work"], ".tmp"), exist_ok=True)
+    _bind(limits)
+    Interpreter(channel, limits, isolated=False).serve()
+
+
+def reap() -> NoReturn:
+    """The first process of a container: buries the dead."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    while True:
+        signal.pause()
+
+
+def main() -> None:
+    """`inside.py JSON`: {"role": "zygote", "pipes" or "reap", "libraries": [...], and what the role takes}."""
+    settings = json.loads(sys.argv[1])
+    for name in settings.get("libraries", ()):
+        with contextlib.suppress(ImportError):
+            __import__(name)
+    if settings["role"] == "zygote":
+        serve_episodes(settings["fd"], settings["isolated"], bytes.fromhex(settings["filter"]))
+    elif settings["role"] == "pipes":
+        serve_pipes(settings["limits"])
+    else:
+        reap()
 
 
 if __name__ == "__main__":

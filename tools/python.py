@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from .protocol import ToolError, ToolResult
-from .sandbox import ForkRefused, Interpreter, Limits, Sandbox, SandboxError
+from .sandbox import ForkRefused, Interpreter, Limits, Sandbox, SandboxError, SandboxUnavailable
 
 PARAMETERS: Mapping[str, Any] = {
     "type": "object",
@@ -37,13 +37,21 @@ def _strongest() -> Sandbox:
     for name in BACKENDS:
         try:
             return _opened(name)
-        except SandboxError as error:
+        except SandboxUnavailable as error:
             reasons.append(f"{name}: {error}")
-    raise SandboxError("; ".join(reasons))
+    raise SandboxUnavailable("; ".join(reasons))
+
+
+def _opened(name: str) -> Sandbox:
+    with _lock:
+        return _open(name)
+
+
+_lock = threading.Lock()
 
 
 @functools.cache
-def _opened(name: str) -> Sandbox:
+def _open(name: str) -> Sandbox:
     sandbox = BACKENDS[name]()
     atexit.register(sandbox.close)
     probe = sandbox.start(Limits(), 0)
@@ -61,13 +69,19 @@ def _bubblewrap() -> Sandbox:
     return Bubblewrap()
 
 
+def _docker() -> Sandbox:
+    from .docker import Docker
+
+    return Docker()
+
+
 def _local() -> Sandbox:
     from .local import Local
 
     return Local()
 
 
-BACKENDS = {"bubblewrap": _bubblewrap, "local": _local}  # the strongest first
+BACKENDS = {"bubblewrap": _bubblewrap, "docker": _docker, "local": _local}  # the strongest first
 
 
 class _Held:
@@ -99,7 +113,12 @@ class PythonTool:
         code = arguments.get("code")
         if len(arguments) != 1 or not isinstance(code, str):
             raise ToolError("python takes one argument, code: a text")
-        outcome = self._own().run(code)
+        open_sandbox(self.sandbox)  # raises where none works, which is not the agent's doing
+        try:
+            outcome = self._own().run(code)
+        except SandboxError as error:
+            self.reset(self.seed)
+            return ToolResult(f"the sandbox ended; variables and files are gone ({error})", failed=True)
         self._calls += (code,)
         text = outcome.text
         if outcome.size > len(text.encode()):

@@ -44,6 +44,10 @@ class SandboxError(RuntimeError):
     """A sandbox cannot work here, or stopped working."""
 
 
+class SandboxUnavailable(SandboxError):
+    """What a sandbox needs is not installed here, or not allowed."""
+
+
 class ForkRefused(RuntimeError):
     """An interpreter holds what cannot be copied: a thread, a socket, a pipe."""
 
@@ -61,6 +65,25 @@ class Limits:
     disk: int = 64 << 20  # bytes of all files of a branch
     open_files: int = 256
     output: int = 8000  # characters of a call's output that come back
+
+    @property
+    def message(self) -> int:
+        """Bytes that an interpreter's answer may take: every character may be written as an escape."""
+        return 12 * self.output + 10_000
+
+    def inside(self, work: str, seed: int) -> dict[str, Any]:
+        """The settings of `inside.py`."""
+        return {
+            "AS": self.memory,
+            "NPROC": self.processes,
+            "FSIZE": self.file_size,
+            "NOFILE": self.open_files,
+            "cpu": self.cpu,
+            "disk": self.disk,
+            "output": self.output,
+            "work": work,
+            "seed": seed,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +124,11 @@ class Sandbox(Protocol):
 class Link:
     """The host's end of a Channel. What it receives may be forged: only its size and shape are believed."""
 
-    def __init__(self, limit: int = 1 << 20) -> None:
-        self.socket, self.theirs = socket.socketpair()
+    def __init__(self, limit: int = 1 << 20, ours: socket.socket | None = None) -> None:
+        self.theirs: socket.socket | None = None
+        if ours is None:
+            ours, self.theirs = socket.socketpair()
+        self.socket = ours
         self._limit = limit
 
     def send(self, fds: Sequence[int] = (), **message: Any) -> None:
@@ -139,25 +165,30 @@ class Link:
         parts = bytearray()
         while len(parts) < length:
             self.socket.settimeout(max(end - time.monotonic(), 1e-6))
-            try:
-                part = self.socket.recv(length - len(parts))
-            except ConnectionError as error:
-                raise EOFError(str(error)) from None
-            if not part:
-                raise EOFError("the end")
-            parts += part
+            parts += self._some(length - len(parts))
         return bytes(parts)
+
+    def _some(self, most: int) -> bytes:
+        try:
+            part = self.socket.recv(most)
+        except ConnectionError as error:
+            raise EOFError(str(error)) from None
+        if not part:
+            raise EOFError("the end")
+        return part
 
     def give(self) -> int:
         """The other end's descriptor, for a child; closed here once it was sent with `gave`."""
+        assert self.theirs
         return self.theirs.fileno()
 
     def gave(self) -> None:
-        self.theirs.close()
+        if self.theirs:
+            self.theirs.close()
 
     def close(self) -> None:
         self.socket.close()
-        self.theirs.close()
+        self.gave()
 
 
 class Zygote:
@@ -176,20 +207,17 @@ class Zygote:
         """The first interpreter of a new episode."""
         link = Link()
         fds = cgroup.open() if cgroup else []
-        settings = {
-            "AS": limits.memory,
-            "NPROC": limits.processes,
-            "FSIZE": limits.file_size,
-            "NOFILE": limits.open_files,
-            "cpu": limits.cpu,
-            "disk": limits.disk,
-            "output": limits.output,
-            "work": self._work or "",
-            "seed": seed,
-        }
         with self._lock:
-            self._run()
-            self._link.send([link.give(), *fds], limits=settings)
+            for attempt in (1, 2):  # it may have been killed since the last episode
+                self._run()
+                try:
+                    self._link.send([link.give(), *fds], limits=limits.inside(self._work or "", seed))
+                    break
+                except OSError as error:
+                    self._end()
+                    if attempt == 2:
+                        link.close()
+                        raise SandboxError(f"the zygote takes no episodes: {error}") from None
         link.gave()
         for fd in fds:
             os.close(fd)
@@ -201,8 +229,9 @@ class Zygote:
         self._link.close()
         self._link = Link()
         fd = self._link.give()
-        mode = "isolated" if self._isolated else "open"
-        command = [*self._command(), str(fd), mode, self._filter().hex(), *LIBRARIES]
+        filter_ = self._filter().hex()
+        settings = {"role": "zygote", "libraries": LIBRARIES, "fd": fd, "isolated": self._isolated, "filter": filter_}
+        command = [*self._command(), json.dumps(settings)]
         with tempfile.TemporaryFile() as log:
             self._process = subprocess.Popen(
                 command, pass_fds=[fd], env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=log, stderr=log
@@ -215,16 +244,19 @@ class Zygote:
                 self._process.wait()
                 log.seek(0)
                 said = log.read().decode(errors="replace").strip()
-                raise SandboxError(f"{command[0]} does not start: {said or 'it said nothing'}") from None
+                raise SandboxUnavailable(f"{command[0]} does not start: {said or 'it said nothing'}") from None
 
     def close(self) -> None:
         """Ends it and, with it, every episode."""
         with self._lock:
-            self._link.close()
-            if self._process:
-                self._process.kill()
-                self._process.wait()
-                self._process = None
+            self._end()
+
+    def _end(self) -> None:
+        self._link.close()
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
 
 
 ENVIRONMENT = {
@@ -249,6 +281,7 @@ class Episode:
     numbers: itertools.count[int] = field(default_factory=itertools.count)
     living: set[int] = field(default_factory=set)
     folder: str = ""
+    ended: bool = False
 
     def enter(self) -> tuple[int, str]:
         """A new branch's number and the folder of its files."""
@@ -274,10 +307,12 @@ class Episode:
         """The last to leave ends it."""
         with contextlib.suppress(SandboxError):
             self.ask(do="discard", branch=branch)
-        self.living.discard(branch)
-        if not self.living:
-            self.link.socket.shutdown(socket.SHUT_WR)
-            with contextlib.suppress(EOFError, TimeoutError):
+        with self.lock:
+            self.living.discard(branch)
+            last, self.ended = not self.living and not self.ended, self.ended or not self.living
+        if last:
+            with contextlib.suppress(EOFError, OSError):
+                self.link.socket.shutdown(socket.SHUT_WR)
                 self.link.receive(GRACE)
             self.link.close()
             if self.folder:
@@ -286,20 +321,24 @@ class Episode:
                 self.cgroup.remove()
 
 
-class Branch:
-    """An interpreter of an episode; started at its first call, and anew at the next one after it was lost."""
+class Remote:
+    """An interpreter behind a link; started at its first call, and anew at the next one after it was lost."""
 
-    def __init__(self, episode: Episode) -> None:
-        self._episode = episode
-        self._number, self._work = episode.enter()
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
         self._link: Link | None = None
         self._closed = False
+
+    def _start(self) -> Link:
+        raise NotImplementedError
+
+    def _kill(self) -> None:
+        raise NotImplementedError
 
     def run(self, code: str) -> Outcome:
         if len(code) > MAX_CODE:
             return Outcome(f"code of {len(code)} characters; at most {MAX_CODE}", failed=True)
-        limits = self._episode.limits
-        link = self._living()
+        limits, link = self.limits, self._living()
         try:
             number = secrets.token_hex(8)  # an answer is to this call: none can be written ahead
             link.send(do="run", id=number, code=code)
@@ -316,22 +355,43 @@ class Branch:
         if self._closed:
             raise SandboxError("this interpreter is closed")
         if self._link is None:
-            self._link = Link(8 * self._episode.limits.output + 10_000)
-            self._episode.ask([self._link.give()], do="start", branch=self._number, work=self._work)
-            self._link.gave()
+            self._link = self._start()
         return self._link
 
     def _lose(self, why: str) -> Outcome:
-        self._episode.ask(do="kill", branch=self._number)
+        with contextlib.suppress(SandboxError):
+            self._kill()
         if self._link:
             self._link.close()
             self._link = None
         return Outcome("", failed=True, lost=why)
 
+
+class Branch(Remote):
+    """An interpreter of an episode that a keeper looks after."""
+
+    def __init__(self, episode: Episode) -> None:
+        super().__init__(episode.limits)
+        self._episode = episode
+        self._number, self._work = episode.enter()
+
+    def _start(self) -> Link:
+        link = Link(self.limits.message)
+        try:
+            self._episode.ask([link.give()], do="start", branch=self._number, work=self._work)
+        except SandboxError:
+            link.close()
+            raise
+        link.gave()
+        return link
+
+    def _kill(self) -> None:
+        self._episode.ask(do="kill", branch=self._number)
+
     def fork(self) -> Branch:
         parent = self._living()
         twin = Branch(self._episode)
-        link = twin._link = Link(8 * self._episode.limits.output + 10_000)
+        link = twin._link = Link(self.limits.message)
         room: list[int] = []  # the copy's mount namespace
         try:
             parent.send([link.give()], do="fork", work=twin._work)

@@ -1,0 +1,207 @@
+"""Docker: a container for each episode, its interpreter at the end of an exec stream."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import struct
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from .inside import WORK
+from .sandbox import INSIDE, LIBRARIES, ForkRefused, Limits, Link, Remote, SandboxUnavailable
+from .seccomp import filter_rules
+
+IMAGE = "treegym-python"
+PYTHON, PROGRAM = "/treegym/python", "/treegym/inside.py"  # in the image; see Dockerfile
+USER = "65534:65534"
+PROGRAMS = "sh env ls cat cp mv rm mkdir rmdir head tail sleep kill grep sed sort uniq wc find tee touch".split()
+UNWANTED = {"test", "tests", "idlelib", "turtledemo", "ensurepip", "site-packages", "__pycache__"}
+
+
+class Docker:
+    """Containers without a network, capabilities or a writable file system, with Docker's bounds on what they use.
+
+    Their image is made of this Python where there is none of its name. Interpreters do not fork.
+    """
+
+    name = "docker"
+    isolates = True
+    bounds_total_memory = True
+
+    def __init__(self, image: str = IMAGE) -> None:
+        try:
+            import docker
+            from docker.errors import DockerException, ImageNotFound
+        except ImportError:
+            raise SandboxUnavailable("no Docker SDK here: pip install 'treegym[docker]'") from None
+        try:
+            self._client: Any = docker.from_env(timeout=60)
+            self._client.ping()
+        except DockerException as error:
+            raise SandboxUnavailable(f"no Docker engine answers: {error}") from None
+        try:
+            self._client.images.get(image)
+        except ImageNotFound:
+            make_image(self._client, image)
+        self._image = image
+
+    def start(self, limits: Limits, seed: int) -> Contained:
+        container = self._client.containers.create(
+            self._image,
+            [PYTHON, "-I", PROGRAM, json.dumps({"role": "reap"})],
+            network_mode="none",
+            mem_limit=limits.total_memory,
+            memswap_limit=limits.total_memory,
+            pids_limit=limits.processes,
+            read_only=True,
+            user=USER,
+            cap_drop=["ALL"],
+            security_opt=["no-new-privileges", f"seccomp={json.dumps(profile())}"],
+            tmpfs={WORK: f"size={limits.disk},nr_inodes=16384,mode=0700,uid=65534,gid=65534"},
+            shm_size=1 << 20,
+            working_dir="/",
+            log_config={"Type": "none"},
+            environment={"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+        )
+        container.start()
+        return Contained(self._client.api, container, limits, seed)
+
+    def close(self) -> None:
+        self._client.close()
+
+
+class Contained(Remote):
+    """An interpreter in a container of its own."""
+
+    def __init__(self, api: Any, container: Any, limits: Limits, seed: int) -> None:
+        super().__init__(limits)
+        self._api, self._container, self._seed = api, container, seed
+
+    def _start(self) -> Link:
+        settings = {"role": "pipes", "libraries": LIBRARIES, "limits": self.limits.inside(WORK, self._seed)}
+        command = [PYTHON, "-I", PROGRAM, json.dumps(settings)]
+        made = self._api.exec_create(self._container.id, command, stdin=True, user=USER)
+        stream = self._api.exec_start(made["Id"], socket=True)
+        return _Stream(self.limits.message, stream)
+
+    def _kill(self) -> None:
+        """Every process but the first, which ignores what comes from inside."""
+        made = self._api.exec_create(self._container.id, ["kill", "-9", "-1"], user=USER)
+        self._api.exec_start(made["Id"])
+
+    def fork(self) -> Contained:
+        raise ForkRefused("a container cannot fork")
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            if self._link:
+                self._link.close()  # killing a container hangs while an attached stream is not read
+            self._container.remove(force=True)
+
+
+class _Stream(Link):
+    """Docker's frames on the way back: a byte for the stream, three of nothing, four of length."""
+
+    def __init__(self, limit: int, stream: Any) -> None:
+        super().__init__(limit, getattr(stream, "_sock", stream))
+        self._stream = stream
+        self._left = 0  # of the present frame
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+    def _some(self, most: int) -> bytes:
+        if not self._left:
+            head = b""
+            while len(head) < 8:
+                head += super()._some(8 - len(head))
+            (self._left,) = struct.unpack("!4xI", head)
+            if not self._left:
+                return b""
+        part = super()._some(min(most, self._left))
+        self._left -= len(part)
+        return part
+
+
+def profile() -> dict[str, Any]:
+    """The system call filter as Docker takes it."""
+    operators = {"==": "SCMP_CMP_EQ", "!=": "SCMP_CMP_NE", "&": "SCMP_CMP_MASKED_EQ"}
+    rules: list[dict[str, Any]] = []
+    for call, error, comparison in filter_rules(fork=False):
+        rule: dict[str, Any] = {"names": [call], "action": "SCMP_ACT_ERRNO", "errnoRet": error}
+        if comparison:
+            index, operator, value = comparison
+            rule["args"] = [{"index": index, "op": operators[operator], "value": value, "valueTwo": value}]
+        rules.append(rule)
+    return {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules}
+
+
+def make_image(client: Any, name: str) -> None:
+    """An image of this Python, the usual libraries and a few programs, made without a registry."""
+    with tempfile.TemporaryFile() as file:
+        with tarfile.open(fileobj=file, mode="w") as archive:
+            for path in sorted(_files()):
+                archive.add(path, recursive=False)
+            archive.add(INSIDE, PROGRAM)
+            script = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n'.encode()
+            entry = tarfile.TarInfo(PYTHON)
+            entry.mode, entry.size = 0o755, len(script)
+            archive.addfile(entry, io.BytesIO(script))
+            for name_, target in (("bin", "usr/bin"), ("lib", "usr/lib"), ("lib64", "usr/lib64")):
+                link = tarfile.TarInfo(name_)
+                link.type, link.linkname = tarfile.SYMTYPE, target
+                archive.addfile(link)
+            for folder in (WORK, "/tmp", "/dev", "/proc", "/sys"):
+                entry = tarfile.TarInfo(folder)
+                entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+                archive.addfile(entry)
+        file.seek(0)
+        client.api.import_image_from_data(file.read(), repository=name)
+
+
+def _files() -> set[str]:
+    """Files of the image, each where it is here, with the links on their way and the libraries they load."""
+    roots = [Path(sysconfig.get_path("stdlib")), *_packages()]
+    found = {str(path) for root in roots for path in root.rglob("*") if _wanted(path, root)}
+    found |= {sys.executable, f"{sys.prefix}/pyvenv.cfg"} if sys.prefix != sys.base_prefix else {sys.executable}
+    found |= {path for name in PROGRAMS if (path := shutil.which(name))}
+    found |= _libraries(path for path in found if ".so" in path or "/bin/" in path)
+    for path in list(found):
+        while Path(path).is_symlink():
+            found.add(path)
+            path = os.path.normpath(os.path.join(os.path.dirname(path), os.readlink(path)))
+        found.add(os.path.realpath(path))
+    # /lib and /bin are links, so that what is found there lies under /usr
+    return {os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path)) for path in found}
+
+
+def _packages() -> Iterator[Path]:
+    for name in LIBRARIES:
+        spec = importlib.util.find_spec(name)
+        if spec and spec.origin and "site-packages" in spec.origin:
+            yield Path(spec.origin).parent
+            yield from Path(spec.origin).parent.parent.glob(f"{name}.libs")
+
+
+def _wanted(path: Path, root: Path) -> bool:
+    return path.is_file() and not UNWANTED & set(path.relative_to(root).parts)
+
+
+def _libraries(programs: Iterable[str]) -> set[str]:
+    """Shared libraries that these load, by the system's loader."""
+    done = subprocess.run(["ldd", *programs], capture_output=True, text=True, check=False)
+    return set(re.findall(r"(/\S+) \(0x", done.stdout))

@@ -1,0 +1,73 @@
+"""The filter of system calls for sandboxes, as rules and as the BPF program that libseccomp makes of them."""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import errno
+import functools
+import tempfile
+from collections.abc import Iterator
+
+from .inside import CLONE_NEWNS
+from .sandbox import SandboxError, SandboxUnavailable
+
+DENIED = """
+    socket ptrace process_vm_readv process_vm_writev kcmp pidfd_getfd mount umount umount2 pivot_root chroot setns
+    mount_setattr move_mount open_tree fsopen fsmount fsconfig fspick memfd_create memfd_secret bpf perf_event_open
+    userfaultfd add_key request_key keyctl init_module finit_module delete_module kexec_load kexec_file_load reboot
+    swapon swapoff acct quotactl quotactl_fd syslog open_by_handle_at name_to_handle_at fanotify_init personality
+    io_uring_setup io_uring_enter io_uring_register sethostname setdomainname settimeofday clock_settime clock_adjtime
+    adjtimex lookup_dcookie vhangup iopl ioperm modify_ldt nfsservctl shmget msgget semget mq_open
+    landlock_create_ruleset
+""".split()
+NAMESPACES = (0x00020000, 0x02000000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000)
+TERMINALS = (0x5412, 0x541C)  # TIOCSTI and TIOCLINUX: input forged for a terminal
+Rule = tuple[str, int, tuple[int, str, int] | None]  # a call, the error it gives, and when: argument, comparison, value
+
+
+def filter_rules(*, fork: bool) -> Iterator[Rule]:
+    """Denied calls; all namespaces among them but, for `fork`, the one in which a fork's own files are mounted."""
+    for call in DENIED:
+        yield call, errno.EPERM, None
+    for flag in NAMESPACES:
+        yield "clone", errno.EPERM, (0, "&", flag)
+    yield "clone3", errno.ENOSYS, None  # its flags are in memory, where a filter cannot look
+    yield "unshare", errno.EPERM, (0, "!=", CLONE_NEWNS) if fork else None
+    for request in TERMINALS:
+        yield "ioctl", errno.EPERM, (1, "==", request)
+
+
+class _Compare(ctypes.Structure):
+    _fields_ = [
+        ("argument", ctypes.c_uint),
+        ("operator", ctypes.c_int),
+        ("first", ctypes.c_uint64),
+        ("second", ctypes.c_uint64),
+    ]
+
+
+@functools.cache
+def bpf() -> bytes:
+    """The program for interpreters that fork. SandboxError where there is no libseccomp."""
+    try:
+        library = ctypes.CDLL(ctypes.util.find_library("seccomp") or "libseccomp.so.2")
+    except OSError:
+        raise SandboxUnavailable("no libseccomp here: install the package libseccomp2") from None
+    library.seccomp_init.restype = ctypes.c_void_p
+    operators = {"!=": 1, "==": 4, "&": 7}
+    context = ctypes.c_void_p(library.seccomp_init(ctypes.c_uint32(0x7FFF0000)))  # what no rule says is allowed
+    for call, error, comparison in filter_rules(fork=True):
+        number = library.seccomp_syscall_resolve_name(call.encode())
+        if number == -1:  # a call newer than the library
+            continue
+        index, operator, value = comparison or (0, "==", 0)
+        array = (_Compare * 1)(_Compare(index, operators[operator], value, value))
+        count = 1 if comparison else 0
+        library.seccomp_rule_add_array(context, ctypes.c_uint32(0x00050000 | error), number, count, array)
+    with tempfile.TemporaryFile() as file:
+        if library.seccomp_export_bpf(context, file.fileno()) != 0:
+            raise SandboxError("libseccomp cannot make the filter")
+        library.seccomp_release(context)
+        file.seek(0)
+        return file.read()
