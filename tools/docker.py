@@ -107,9 +107,11 @@ class Contained(Remote):
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            if self._link:
-                self._link.close()  # killing a container hangs while an attached stream is not read
-            self._container.remove(force=True)
+            try:
+                if self._link:
+                    self._link.close()  # killing a container hangs while an attached stream is not read
+            finally:
+                self._container.remove(force=True)
 
 
 class _Stream(Link):
