@@ -43,12 +43,14 @@ class Bubblewrap:
 def command() -> list[str]:
     """The way to a Python that sees nothing but itself."""
     rooted = not os.geteuid()
+    under_tmp = any(path.startswith("/tmp/") for path in (sys.prefix, sys.base_prefix))
     inner = [
         "bwrap",
         *("--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"),
         *("--uid", "65534", "--gid", "65534", "--die-with-parent", "--new-session"),
         *_view(PROGRAM if rooted else str(INSIDE)),
-        *("--proc", "/proc", "--dir", WORK, "--dir", "/mnt", "--symlink", f"{WORK[1:]}/.tmp", "/tmp"),
+        *("--proc", "/proc", "--dir", WORK, "--dir", "/mnt"),
+        *(() if under_tmp else ("--symlink", f"{WORK[1:]}/.tmp", "/tmp")),
         *("--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/"),
         *("--", sys.executable, "-I", PROGRAM),
     ]

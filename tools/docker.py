@@ -206,4 +206,4 @@ def _wanted(path: Path, root: Path) -> bool:
 def _libraries(programs: Iterable[str]) -> set[str]:
     """Shared libraries that these load, by the system's loader."""
     done = subprocess.run(["ldd", *programs], capture_output=True, text=True, check=False)
-    return set(re.findall(r"(/\S+) \(0x", done.stdout))
+    return set(re.findall(r"^\s+(?:\S+ => )?(/.+) \(0x", done.stdout, re.MULTILINE))

@@ -207,21 +207,27 @@ class Zygote:
         """The first interpreter of a new episode."""
         link = Link()
         fds = cgroup.open() if cgroup else []
-        with self._lock:
-            for attempt in (1, 2):  # it may have been killed since the last episode
-                self._run()
-                try:
-                    self._link.send([link.give(), *fds], limits=limits.inside(self._work or "", seed))
-                    break
-                except OSError as error:
-                    self._end()
-                    if attempt == 2:
-                        link.close()
-                        raise SandboxError(f"the zygote takes no episodes: {error}") from None
+        try:
+            with self._lock:
+                self._send([link.give(), *fds], limits.inside(self._work or "", seed))
+        except SandboxError:
+            link.close()
+            raise
+        finally:
+            for fd in fds:
+                os.close(fd)
         link.gave()
-        for fd in fds:
-            os.close(fd)
         return Branch(Episode(link, limits, self._work, cgroup))
+
+    def _send(self, fds: Sequence[int], limits: dict[str, Any]) -> None:
+        """Begins an episode; a zygote that was killed since the last one is replaced."""
+        for _ in range(2):
+            self._run()
+            try:
+                return self._link.send(fds, limits=limits)
+            except OSError:
+                self._end()
+        raise SandboxError("the zygote takes no episodes")
 
     def _run(self) -> None:
         if self._process and self._process.poll() is None:
@@ -240,8 +246,7 @@ class Zygote:
             try:
                 self._link.receive(60)
             except (EOFError, TimeoutError):
-                self._process.kill()
-                self._process.wait()
+                self._end()
                 log.seek(0)
                 said = log.read().decode(errors="replace").strip()
                 raise SandboxUnavailable(f"{command[0]} does not start: {said or 'it said nothing'}") from None
