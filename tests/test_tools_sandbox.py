@@ -284,7 +284,7 @@ POISONED = {"no compiler"}  # the agent broke its own Python, and is told so
 
 
 def test_memory_is_bounded_in_total_where_that_is_said(walls: Sandbox) -> None:
-    if not getattr(walls, "bounds_total_memory", False):
+    if not walls.bounds_total_memory:
         pytest.skip("no cgroup can be made here: memory is bounded for each process, and their number")
     with contextlib.closing(walls.start(LIMITS, 0)) as interpreter:
         outcome = interpreter.run(

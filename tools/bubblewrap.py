@@ -30,7 +30,6 @@ class Bubblewrap:
 
     @property
     def bounds_total_memory(self) -> bool:
-        """Whether an episode's memory is bounded in total, not only that of each process."""
         return self._cgroups
 
     def start(self, limits: Limits, seed: int) -> Branch:

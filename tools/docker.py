@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import struct
 import subprocess
 import sys
@@ -46,6 +47,7 @@ class Docker:
             from docker.errors import DockerException, ImageNotFound
         except ImportError:
             raise SandboxUnavailable("no Docker SDK here: pip install 'treegym[docker]'") from None
+        _find_engine()
         try:
             self._client: Any = docker.from_env(timeout=60)
             self._client.ping()
@@ -80,6 +82,17 @@ class Docker:
 
     def close(self) -> None:
         self._client.close()
+
+
+def _find_engine() -> None:
+    """SandboxUnavailable where no engine listens; asked here, for the SDK leaves its socket open when none does."""
+    host = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+    if host.startswith("unix://"):
+        with socket.socket(socket.AF_UNIX) as knock:
+            try:
+                knock.connect(host.removeprefix("unix://"))
+            except OSError as error:
+                raise SandboxUnavailable(f"no Docker engine at {host}: {error}") from None
 
 
 class Contained(Remote):

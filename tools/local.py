@@ -12,7 +12,7 @@ class Local:
     """For code that is trusted: it can read the user's files, reach the network and signal other processes."""
 
     name = "local"
-    isolates = False
+    isolates = bounds_total_memory = False
 
     def __init__(self) -> None:
         warnings.warn("the sandbox 'local' limits resources and holds nothing back: it is no security boundary",

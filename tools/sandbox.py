@@ -116,6 +116,11 @@ class Sandbox(Protocol):
     name: str
     isolates: bool  # whether it claims to hold hostile code
 
+    @property
+    def bounds_total_memory(self) -> bool:
+        """Whether an episode's memory is bounded in total, not only that of each process."""
+        ...
+
     def start(self, limits: Limits, seed: int) -> Interpreter: ...
 
     def close(self) -> None: ...
@@ -460,6 +465,11 @@ class Cgroup:
 
     @classmethod
     def works(cls) -> bool:
+        """Whether they can be made; those of processes that were killed are removed."""
+        for folder in cls.ROOT.glob("*/treegym-*-*"):
+            if not Path("/proc", folder.name.split("-")[1]).exists():
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
         return os.geteuid() == 0 and all(os.access(cls.ROOT / kind, os.W_OK) for kind in ("memory", "pids"))
 
     def open(self) -> list[int]:
