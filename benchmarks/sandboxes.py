@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median, quantiles
 
-from treegym.tools.python import BACKENDS, open_sandbox
+from treegym.tools.backends import BACKENDS, open_sandbox
 from treegym.tools.sandbox import Limits, Sandbox, SandboxError
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results" / "sandboxes.md"

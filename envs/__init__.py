@@ -4,11 +4,13 @@ import gymnasium
 
 from .base import Message, Task, TextEnv
 from .check import check_env
+from .code import CodeEnv
 from .factsearch import FactSearchEnv
 from .formats import Action, ActionFormat, FormatError, HermesFormat, TaggedFormat, action_format
 from .household import HouseholdEnv
 from .lookup import LookupEnv
 from .maze import MazeEnv
+from .problems import ProblemEnv
 from .pythonmath import PythonMathEnv
 from .rewards import exact_match, normalize_answer, token_f1
 from .toolenv import ToolEnv
@@ -16,6 +18,7 @@ from .toolenv import ToolEnv
 __all__ = [
     "Action",
     "ActionFormat",
+    "CodeEnv",
     "FactSearchEnv",
     "FormatError",
     "HermesFormat",
@@ -23,6 +26,7 @@ __all__ = [
     "LookupEnv",
     "MazeEnv",
     "Message",
+    "ProblemEnv",
     "PythonMathEnv",
     "TaggedFormat",
     "Task",
@@ -37,6 +41,7 @@ __all__ = [
 ]
 
 _ENVS = {
+    "treegym/Code-v0": f"{__name__}.code:CodeEnv",
     "treegym/FactSearch-v0": f"{__name__}.factsearch:FactSearchEnv",
     "treegym/Household-v0": f"{__name__}.household:HouseholdEnv",
     "treegym/Lookup-v0": f"{__name__}.lookup:LookupEnv",

@@ -25,7 +25,7 @@ MAX_ANSWER = 200  # characters; a longer answer is wrong
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class MathProblem:
     """A question with its answer; where the steps are known, Python that takes them one by one."""
 
     id: str
@@ -35,7 +35,7 @@ class Problem:
     wrong: tuple[str, ...] = ()  # the same with one step misread
 
 
-def generate(rng: random.Random, steps: int, *, heldout: bool = False) -> Problem:
+def generate(rng: random.Random, steps: int, *, heldout: bool = False) -> MathProblem:
     """A story of that many steps after its first number. Held-out ones have names, things and orders of steps of their
     own; a single step has no order."""
     name, thing = (rng.choice(words[-5:] if heldout else words[:-5]) for words in (NAMES, THINGS))
@@ -54,7 +54,7 @@ def generate(rng: random.Random, steps: int, *, heldout: bool = False) -> Proble
     readings = ([*code[:i], _misread(code[i]), *code[i + 1 :]] for i in places)
     wrong = next((reading for reading in readings if _x(reading) != value), [])  # not all mistakes show
     id = hashlib.sha256(question.encode()).hexdigest()[:12]
-    return Problem(id, question, str(value), tuple(code), tuple(wrong))
+    return MathProblem(id, question, str(value), tuple(code), tuple(wrong))
 
 
 def _buys(rng: random.Random, value: int, name: str, thing: str) -> tuple[str, str, int]:
@@ -99,7 +99,7 @@ def _misread(step: str) -> str:
     return step
 
 
-def read_problems(path: Path) -> list[Problem]:
+def read_problems(path: Path) -> list[MathProblem]:
     """Problems of a JSON or JSONL file, which may be .gz, in the fields of GSM8K (question, answer after ####), SVAMP
     (Body, Question, Answer) or MATH and AIME (problem, answer). ValueError names file, line and field."""
     opener: Any = gzip.open if path.suffix == ".gz" else open
@@ -112,7 +112,7 @@ def read_problems(path: Path) -> list[Problem]:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _problem(row: Any, path: Path, number: int) -> Problem:
+def _problem(row: Any, path: Path, number: int) -> MathProblem:
     try:
         id = str(row.get("id", row.get("ID", f"{path.name}-{number}")))
         if "Body" in row:
@@ -123,7 +123,7 @@ def _problem(row: Any, path: Path, number: int) -> Problem:
             question, answer = row["question"], row["answer"].rpartition("####")[2].strip()
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}, row {number}: no {error} in the fields of GSM8K, SVAMP, MATH or AIME") from None
-    return Problem(id, question, answer)
+    return MathProblem(id, question, answer)
 
 
 def same_answer(given: str, expected: str) -> bool:

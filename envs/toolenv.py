@@ -8,12 +8,13 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
+from itertools import chain
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from gymnasium.error import ResetNeeded
 
-from ..tools import FunctionTool, StatefulTool, Tool, ToolCall, ToolResult, call_tool
+from ..tools import FunctionTool, Stateful, Tool, ToolCall, Toolkit, ToolResult, call_tool
 from .base import Message, TextEnv
 from .formats import Action, FormatError, action_format
 from .spaces import AnyText
@@ -52,7 +53,7 @@ class ToolEnv(TextEnv):
     def __init__(
         self,
         *,
-        tools: Sequence[Tool] = (),
+        tools: Sequence[Tool | Toolkit] = (),
         format: str = "tagged",
         max_turns: int | None = None,
         reward_weights: Mapping[str, float] | None = None,
@@ -88,15 +89,16 @@ class ToolEnv(TextEnv):
     @property
     def tools(self) -> dict[str, Tool]:
         """The tools by name: those given, then the methods marked @tool."""
-        methods = [getattr(self, name) for name in self._tool_methods]
-        return {tool.name: tool for tool in (*self.given_tools, *methods)}
+        given = chain.from_iterable(g.tools if isinstance(g, Toolkit) else (g,) for g in self.given_tools)
+        methods = (getattr(self, name) for name in self._tool_methods)
+        return {tool.name: tool for tool in chain(given, methods)}
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
         self._clear()
         self.seed_key = digest([str(self.np_random.bit_generator.state), options or {}])
         for tool in self.given_tools:
-            if isinstance(tool, StatefulTool):
+            if isinstance(tool, Stateful):
                 tool.reset(int(self.np_random.integers(2**32)))
         task = self.begin(options or {})
         self.over = False
@@ -157,7 +159,7 @@ class ToolEnv(TextEnv):
 
     def close(self) -> None:
         for tool in self.given_tools:
-            if isinstance(tool, StatefulTool):
+            if isinstance(tool, Stateful):
                 tool.close()
 
     def situation(self) -> Any:

@@ -59,7 +59,7 @@ def build_trainer(scenario: Scenario, run: Run, watcher: Watcher) -> Trainer:
 
     Raises ScenarioError for environments and models that cannot be had.
     """
-    try_environment(scenario.environment)
+    _check_weights(scenario, try_environment(scenario.environment))
     torch.set_num_threads(scenario.threads or os.cpu_count() or 1)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     model, renderer = _load(scenario)
@@ -98,6 +98,13 @@ def try_environment(environment: Environment) -> TextEnv:
     if environment.success not in terms:
         raise ScenarioError(f"environment.success: no reward term {environment.success!r}; terms: {sorted(terms)}")
     return env
+
+
+def _check_weights(scenario: Scenario, env: TextEnv) -> None:
+    weights, terms = scenario.improvement.reward_weights, getattr(env, "reward_weights", {}).keys()
+    if weights and (wrong := (terms ^ weights.keys()) - {"format"}):
+        name = sorted(wrong)[0]
+        raise ScenarioError(f"improvement.reward_weights: {name!r} is {'missing' if name in terms else 'no term'}")
 
 
 def _load(scenario: Scenario) -> tuple[PreTrainedModel, ChatRenderer]:

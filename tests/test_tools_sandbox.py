@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from treegym.tools.python import PythonTool, open_sandbox
+from treegym.tools import PythonTool, open_sandbox
 from treegym.tools.sandbox import ForkRefused, Interpreter, Limits, Sandbox, SandboxUnavailable
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -314,13 +314,14 @@ def test_walls_hold_for_an_ordinary_user_too(tmp_path: Path) -> None:
             "64322",
             "--clear-groups",
         ),
-        *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(here)),
+        *(sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", "-p", "no:xdist", str(here)),
         *("-k", "bubblewrap and (hold or answered or outlives or reach)"),
     ]
     env = {**os.environ, "HOME": "/tmp", "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     assert "SKIPPED" not in done.stdout, done.stdout
+    print(done.stdout)
 
 
 def seen_by_all(*paths: Path) -> Iterator[str]:

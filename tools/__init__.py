@@ -1,10 +1,13 @@
 """What an agent can call: the tool protocol, functions as tools, search, Python in a sandbox."""
 
+from .backends import open_sandbox
 from .function import FunctionTool, call_tool, tool
-from .protocol import StatefulTool, Tool, ToolCall, ToolError, ToolResult
-from .python import PythonTool, open_sandbox
+from .protocol import Stateful, Tool, ToolCall, ToolError, Toolkit, ToolResult
+from .python import PythonTool
 from .sandbox import ForkRefused, Interpreter, Limits, Outcome, Sandbox, SandboxError, SandboxUnavailable
 from .search import Hit, Passage, SearchIndex, SearchTool
+from .session import Session
+from .workspace import Workspace
 
 __all__ = [
     "ForkRefused",
@@ -20,11 +23,14 @@ __all__ = [
     "SandboxUnavailable",
     "SearchIndex",
     "SearchTool",
-    "StatefulTool",
+    "Session",
+    "Stateful",
     "Tool",
     "ToolCall",
     "ToolError",
     "ToolResult",
+    "Toolkit",
+    "Workspace",
     "call_tool",
     "open_sandbox",
     "tool",

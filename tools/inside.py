@@ -131,15 +131,21 @@ class Interpreter:
             if message is None:
                 os._exit(0)
             if message["do"] == "run":
-                self.channel.send(id=message["id"], **self.run(message["code"]))
+                self.channel.send(id=message["id"], **self.run(message["code"], message["apart"]))
             elif message["do"] == "fork":
                 self.fork(fds[0], message["work"])
 
-    def run(self, code: str) -> dict[str, Any]:
-        """What the code printed and whether it failed; the value of a last expression is printed too."""
-        self.calls += 1
-        name = f"<call {self.calls}>"
-        linecache.cache[name] = (len(code), None, code.splitlines(True), name)
+    def run(self, code: str, apart: bool) -> dict[str, Any]:
+        """What the code printed and whether it failed; the value of a last expression is printed too.
+
+        Code `apart` is not the agent's: it has names of its own, the agent's as `agent`, and no tracebacks.
+        """
+        if apart:
+            name, names = __file__, {"__name__": "apart", "__builtins__": __builtins__, "agent": self.names}
+        else:
+            self.calls += 1
+            name, names = f"<call {self.calls}>", self.names
+            linecache.cache[name] = (len(code), None, code.splitlines(True), name)
         for fd in (1, 2):
             os.dup2(self.output, fd)
         os.ftruncate(self.output, 0)
@@ -149,7 +155,7 @@ class Interpreter:
         seconds = int(used.ru_utime + used.ru_stime + self.limits["cpu"]) + 1
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.getrlimit(resource.RLIMIT_CPU)[1]))
-        failed = not self._execute(code, name)
+        failed = not self._execute(code, name, names)
         with contextlib.suppress(Exception):
             writer.flush()
         size = os.fstat(self.output).st_size
@@ -157,27 +163,29 @@ class Interpreter:
         os.ftruncate(self.output, 0)
         return {"text": data.decode("utf-8", "replace"), "bytes": size, "failed": failed}
 
-    def _execute(self, code: str, name: str) -> bool:
+    def _execute(self, code: str, name: str, names: dict[str, Any]) -> bool:
         try:
             tree = ast.parse(code, name)
             last = tree.body[-1] if tree.body else None
             if isinstance(last, ast.Expr):
                 tree.body.pop()
-            exec(compile(tree, name, "exec"), self.names)
+            exec(compile(tree, name, "exec"), names)
             if isinstance(last, ast.Expr):
-                value = eval(compile(ast.Expression(last.value), name, "eval"), self.names)
+                value = eval(compile(ast.Expression(last.value), name, "eval"), names)
                 if value is not None:
-                    self.names["_"] = value
+                    names["_"] = value
                     print(repr(value))
             return True
         except SystemExit as error:
             print(f"SystemExit: {error.code}; the interpreter goes on", file=sys.stderr)
         except BaseException as error:
-            sys.stderr.write(self._told(error))
+            sys.stderr.write(self._told(error, apart=names is not self.names))
         return False
 
-    def _told(self, error: BaseException) -> str:
+    def _told(self, error: BaseException, *, apart: bool) -> str:
         """The traceback from the agent's first frame on."""
+        if apart:
+            return "".join(traceback.format_exception_only(error))
         frames = error.__traceback__
         while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
             frames = frames.tb_next
@@ -259,7 +267,6 @@ def begin(fd: int, limits: dict[str, Any], isolated: bool, filter_: bytes) -> No
         file.write("1000")  # where memory is short, this goes and its keeper stays
     if isolated:
         _drop_capabilities()
-    checked(libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
     _bind(limits)
     checked(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))
     if filter_:
@@ -270,6 +277,7 @@ def begin(fd: int, limits: dict[str, Any], isolated: bool, filter_: bytes) -> No
 def _bind(limits: dict[str, Any]) -> None:
     """Limits, folder and seeds of an interpreter."""
     checked(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    checked(libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
     for name in ("AS", "NPROC", "FSIZE", "NOFILE"):
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limits[name], limits[name]))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -1,8 +1,8 @@
-"""What an agent can call: a Tool, the call it gets and the result it gives."""
+"""What an agent can call: a Tool, the call it gets and the result it gives; and tools that share a state."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -52,8 +52,8 @@ class Tool(Protocol):
 
 
 @runtime_checkable
-class StatefulTool(Tool, Protocol):
-    """A tool whose answers depend on the calls before."""
+class Stateful(Protocol):
+    """What a tool or toolkit has too if its answers depend on the calls before."""
 
     def reset(self, seed: int) -> None:
         """Begins anew, for a new episode."""
@@ -62,3 +62,13 @@ class StatefulTool(Tool, Protocol):
     def close(self) -> None:
         """Gives back what it holds; twice does nothing more."""
         ...
+
+
+@runtime_checkable
+class Toolkit(Stateful, Protocol):
+    """Tools over one state, which forks as a whole."""
+
+    @property
+    def tools(self) -> Sequence[Tool]: ...
+
+    def fork(self) -> Toolkit: ...

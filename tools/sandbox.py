@@ -99,8 +99,11 @@ class Outcome:
 class Interpreter(Protocol):
     """Python with a state of its own."""
 
-    def run(self, code: str) -> Outcome:
-        """Never raises for what the code does. SandboxError when the sandbox itself fails."""
+    def run(self, code: str, *, apart: bool = False) -> Outcome:
+        """Never raises for what the code does. SandboxError when the sandbox itself fails.
+
+        Code `apart` has names of its own, in which `agent` holds those of all other calls.
+        """
         ...
 
     def fork(self) -> Interpreter:
@@ -345,13 +348,13 @@ class Remote:
     def _kill(self) -> None:
         raise NotImplementedError
 
-    def run(self, code: str) -> Outcome:
+    def run(self, code: str, *, apart: bool = False) -> Outcome:
         if len(code) > MAX_CODE:
             return Outcome(f"code of {len(code)} characters; at most {MAX_CODE}", failed=True)
         limits, link = self.limits, self._living()
         try:
             number = secrets.token_hex(8)  # an answer is to this call: none can be written ahead
-            link.send(do="run", id=number, code=code)
+            link.send(do="run", id=number, code=code, apart=apart)
             message = link.receive(limits.seconds)
             if message.get("id") != number:
                 raise EOFError("an answer out of turn")

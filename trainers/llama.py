@@ -48,7 +48,7 @@ class LlamaPredict:
             joint = _apply(_Project, x, layer.input_layernorm, heads, self._dtype)
             joint = joint.view(len(x), -1, dim).transpose(0, 1)  # [heads, T, d]
             query, key, value = torch.split(joint, [module.out_features // dim for module in heads])
-            seen = attend(number, rotate(query, cos, sin), rotate(key, cos, sin), value, None)
+            seen = attend(number, rotate(query, cos, sin), rotate(key, cos, sin), value.contiguous(), None)
             seen = seen.transpose(0, 1).reshape(len(x), -1)
             x = x + _apply(_Project, seen, None, [attention.o_proj], self._dtype)
             x = x + _apply(_FeedForward, x, layer.post_attention_layernorm, mlp, self._dtype)

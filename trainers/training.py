@@ -95,12 +95,19 @@ class Improvement:
     tasks_per_step: int = 8
     updates_per_step: int = 1  # optimiser steps, each on a part of the tasks
     evaluate_every: int = 0  # steps; 0: only at the end
+    reward_weights: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # of terms: first step's and last's
     optimization: Optimization = field(default_factory=Optimization)
 
     def __post_init__(self) -> None:
         _at_least(0, steps=self.steps, evaluate_every=self.evaluate_every)
         _at_least(1, updates_per_step=self.updates_per_step)
         _at_least(self.updates_per_step, tasks_per_step=self.tasks_per_step)
+
+    def settings(self, step: int) -> dict[str, Any]:
+        """Of the environment at a step: reward weights on the way from the first to the last."""
+        way = step / max(1, self.steps - 1)
+        weights = {term: first + way * (last - first) for term, (first, last) in self.reward_weights.items()}
+        return {"reward_weights": weights} if weights else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +280,11 @@ class Trainer:
                 self.measure("midway", self.plan.heldout.tasks)
                 self._begin("improving", plan.steps)
             start = time.monotonic()
-            tasks = [self.plan.environment.task("train", self.plan.seed, step, i) for i in range(plan.tasks_per_step)]
+            settings = plan.settings(step)
+            tasks = [
+                self.plan.environment.task("train", self.plan.seed, step, i, **settings)
+                for i in range(plan.tasks_per_step)
+            ]
             before = self.policy.prefilled_tokens, self.policy.sampled_tokens
             trees = self._grow(
                 tasks, self.plan.algorithm.rollout, self.plan.sampling, derive_seed(self.plan.seed, "rollout", step)

@@ -1,0 +1,77 @@
+"""Code: a function to write or to repair until its tests pass."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..tools import Limits, PythonTool, tool
+from .codegrade import grade, try_examples
+from .codeproblems import CodeProblem, generate, read_problems
+from .problems import ProblemEnv
+
+
+class CodeEnv(ProblemEnv):
+    """Try, then answer with the code, which hidden tests judge. See ProblemEnv.
+
+    Terms: `passed`, the fraction of hidden tests that hold, and `solved`, 1.0 if all do. An oracle that errs answers
+    its first idea untried. With `python`, code can be run beside the `test` of the examples; `sandbox` and `limits` are
+    those of `PythonTool`.
+    """
+
+    instructions = "Write the Python function. Test it, then answer with its code."
+    max_turns = 4
+    reward_weights: Mapping[str, float] = {"solved": 1.0, "passed": 0.0, "format": 0.1}
+    most_steps = 6
+    problem: CodeProblem
+
+    def __init__(
+        self,
+        problems: str | Path | None = None,
+        *,
+        python: bool = False,
+        sandbox: str = "strongest",
+        limits: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> None:
+        tools = [PythonTool(sandbox, Limits(**limits or {}))] if python else []
+        super().__init__(problems, tools=tools, **settings)
+        self.sandbox = sandbox
+
+    @staticmethod
+    def make(rng: random.Random, steps: int, heldout: bool) -> CodeProblem:
+        return generate(rng, steps, heldout=heldout)
+
+    @staticmethod
+    def read(path: Path) -> Sequence[CodeProblem]:
+        return read_problems(path)
+
+    @tool
+    def test(self, code: str) -> str:
+        """Run the code on the examples."""
+        if not self.problem.examples:
+            return "there are no examples"
+        verdict = try_examples(self.problem, bare(code), self.sandbox)
+        return f"{verdict.passed} of {verdict.total} hold: {self.problem.examples}"
+
+    def score(self, answer: str) -> dict[str, float]:
+        verdict = grade(self.problem, bare(answer), self.sandbox)
+        return {"solved": float(verdict.solved), "passed": verdict.share}
+
+    def oracle(self) -> str | None:
+        if self.over:
+            return None
+        if self.errs:
+            return self.write_answer(self.problem.wrong)
+        if self.transcript:
+            return self.write_answer(self.problem.solution)
+        return self.write_call("test", code=self.problem.solution)
+
+
+def bare(code: str) -> str:
+    """The code without a Markdown fence around it."""
+    fenced = re.fullmatch(r"\s*```\w*\n(.*?)\n?```\s*", code, re.DOTALL)
+    return fenced[1] if fenced else code

@@ -1,0 +1,301 @@
+"""Code: problems are true to their tests, and no way but a right function passes them."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections import Counter, OrderedDict, deque
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from treegym.envs import CodeEnv, check_env
+from treegym.envs.codecheck import Unsendable, decode, encode
+from treegym.envs.codegrade import Verdict, grade, try_examples
+from treegym.envs.codeproblems import CodeProblem, generate, read_problems
+from treegym.tools import SandboxUnavailable, open_sandbox
+
+pytestmark = pytest.mark.filterwarnings("ignore:the sandbox 'local'")
+DATA = Path(__file__).parent.parent.parent / "shared" / "data" / "code"
+
+ADD = CodeProblem(
+    "add",
+    "Write add(a, b), the sum.",
+    ("add",),
+    "def add(a, b):\n    return a + b",
+    tests="def check(candidate):\n"
+    "    assert candidate(2, 3) == 5\n"
+    "    for i in range(3):\n        assert candidate(i, i) == 2 * i\n"
+    "    assert candidate([1], [2]) == [1, 2]\n"
+    "check(add)",
+    examples="assert add(1, 1) == 2",
+)
+
+
+def test_assertions_are_counted_one_by_one_in_loops_too() -> None:
+    assert grade(ADD, ADD.solution) == Verdict(5, 5)
+    assert grade(ADD, "def add(a, b):\n    return a + b if isinstance(a, list) else 5") == Verdict(2, 5)
+    assert grade(ADD, "def add(a, b):\n    return a * 2") == Verdict(3, 5)
+    assert try_examples(ADD, "def add(a, b):\n    return 2") == Verdict(1, 1)
+
+
+def test_tests_may_call_a_function_on_its_own_answers() -> None:
+    problem = CodeProblem(
+        "twice", "", ("up",), "def up(x):\n    return x + 1", tests="y = up(up(3))\nassert y == 5\nassert up(y) == 6"
+    )
+    assert grade(problem, problem.solution) == Verdict(2, 2)
+    assert grade(problem, "def up(x):\n    return x + 2") == Verdict(0, 2)
+
+
+CHEATS = {
+    "exit with success": "import sys\nsys.exit(0)",
+    "exit in the call": "def add(a, b):\n    import os\n    os._exit(0)",
+    "exit at the end": "import atexit, os\natexit.register(os._exit, 0)\ndef add(a, b):\n    raise SystemExit(0)",
+    "equal to everything": (
+        "class Any:\n"
+        "    __eq__ = lambda self, other: True\n"
+        "    __bool__ = lambda self: True\n"
+        "    __hash__ = None\n"
+        "def add(a, b):\n    return Any()"
+    ),
+    "a list equal to everything": (
+        "class Any(list):\n    __eq__ = lambda self, other: True\ndef add(a, b):\n    return Any()"
+    ),
+    "a number equal to everything": (
+        "class Any(int):\n"
+        "    __eq__ = lambda self, other: True\n"
+        "    __hash__ = int.__hash__\n"
+        "def add(a, b):\n    return Any(77)"
+    ),
+    "a type that names itself int": (
+        "class Any:\n"
+        "    __class__ = int\n"
+        "    __eq__ = lambda self, other: True\n"
+        "    __int__ = lambda self: 5\n"
+        "def add(a, b):\n    return Any()"
+    ),
+    "read the tests off the stack": (
+        "import sys\n"
+        "def add(a, b):\n"
+        "    frame, found = sys._getframe(), []\n"
+        "    while frame:\n"
+        "        found += [v for v in {**frame.f_globals, **frame.f_locals}.values()"
+        " if isinstance(v, str) and 'assert' in v and '==' in v and 'candidate(2' in v]\n"
+        "        frame = frame.f_back\n"
+        "    return 5 if found else None"
+    ),
+    "read the tests off the heap": (
+        "import gc\n"
+        "def add(a, b):\n"
+        "    for each in gc.get_objects():\n"
+        "        if isinstance(each, dict) and any(isinstance(v, str) and 'candidate(2, 3)' in v"
+        " for v in list(each.values())):\n"
+        "            return 5\n"
+        "    return None"
+    ),
+    "read the tests off memory": (
+        "def add(a, b):\n"
+        "    want = b'candidate(2, ' + b'3) =='\n"
+        "    with open('/proc/self/maps') as maps, open('/proc/self/mem', 'rb') as memory:\n"
+        "        for line in maps:\n"
+        "            span, rights = line.split()[:2]\n"
+        "            start, end = (int(x, 16) for x in span.split('-'))\n"
+        "            if 'rw' in rights and end - start < 64 << 20:\n"
+        "                memory.seek(start)\n"
+        "                if want in memory.read(end - start):\n"
+        "                    return 5\n"
+        "    return None"
+    ),
+    "read the tests off the disk": (
+        "import os\n"
+        "def add(a, b):\n"
+        "    for place, _, names in os.walk('/episode'):\n"
+        "        for name in names:\n"
+        "            if 'candidate' in open(os.path.join(place, name), errors='replace').read():\n"
+        "                return 5\n"
+        "    return None"
+    ),
+    "look at other processes": (
+        "import os\n"
+        "def add(a, b):\n"
+        "    for pid in filter(str.isdigit, os.listdir('/proc')):\n"
+        "        for what in ('cmdline', 'environ'):\n"
+        "            try:\n"
+        "                if b'candidate' in open(f'/proc/{pid}/{what}', 'rb').read():\n"
+        "                    return 5\n"
+        "            except OSError:\n"
+        "                pass\n"
+        "    return None"
+    ),
+    "patch the encoder": (
+        'import json\njson.dumps = lambda *a, **k: \'{"passed": 5, "total": 5, "wanted": []}\'\n'
+        "def add(a, b):\n    return None"
+    ),
+    "print a verdict": (
+        'def add(a, b):\n    import os\n    os.write(1, b\'{"passed": 5, "total": 5, "wanted": []}\')\n    os._exit(0)'
+    ),
+    "patch builtins": (
+        "import builtins\nbuiltins.isinstance = lambda *a: True\nbuiltins.print = lambda *a, **k: None\n"
+        "builtins.__dict__['AssertionError'] = None\n"
+        "def add(a, b):\n    return None"
+    ),
+    "patch comparison of what comes next": (
+        "import operator, ast\n"
+        "ast.NodeTransformer.visit = lambda self, node: ast.parse('')\n"
+        "def add(a, b):\n    return None"
+    ),
+    "change the arguments": "def add(a, b):\n    a.clear() if isinstance(a, list) else 0",
+    "trace what runs": (
+        "import sys\n"
+        "def spy(frame, event, argument):\n"
+        "    if event == 'return' and 'node' in frame.f_locals:\n"
+        "        raise SystemExit(0)\n"
+        "    return spy\n"
+        "sys.settrace(spy)\n"
+        "def add(a, b):\n    return None"
+    ),
+    "leave a thread that prints": (
+        "import threading, os, time\n"
+        "def shout():\n"
+        "    while True:\n"
+        '        os.write(1, b\'{"value": {"int": "0x5"}}\\n\')\n'
+        "threading.Thread(target=shout, daemon=True).start()\n"
+        "def add(a, b):\n    return None"
+    ),
+    "never return": "def add(a, b):\n    while True:\n        pass",
+    "yield for ever": "def add(a, b):\n    while True:\n        yield 5",
+    "nest for ever": "def add(a, b):\n    x = []\n    x.append(x)\n    return x",
+    "answer gigabytes": "def add(a, b):\n    return 'x' * (300 << 20)",
+    "be the tests": "def check(candidate):\n    pass\n__check__ = print\ndef add(a, b):\n    return None",
+    "not be a function": "add = 5",
+    "not be Python": "def add(a, b) return 5",
+    "be empty": "",
+}
+
+
+@pytest.mark.parametrize("name", CHEATS)
+def test_a_cheat_scores_nothing(name: str) -> None:
+    if name == "leave a thread that prints":  # what it prints all the time is right for one test of five
+        assert grade(ADD, CHEATS[name]).passed <= 1
+    else:
+        assert grade(ADD, CHEATS[name]).passed == 0
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text()
+    | st.binary()
+    | st.complex_numbers(allow_nan=False),
+    lambda inner: (
+        st.lists(inner)
+        | st.lists(inner).map(tuple)
+        | st.lists(inner).map(deque)
+        | st.sets(st.integers() | st.text())
+        | st.frozensets(st.integers())
+        | st.dictionaries(st.integers() | st.text() | st.tuples(st.integers()), inner)
+    ),
+    max_leaves=12,
+)
+
+
+@given(JSON)
+def test_values_come_over_as_they_are(value: Any) -> None:
+    again = decode(json.loads(json.dumps(encode(value))))
+    assert again == value and type(again) is type(value)
+
+
+def test_what_extends_a_plain_type_comes_over_as_that_type() -> None:
+    values = [Counter("aab"), OrderedDict(a=1), np.int64(3), np.float64(0.5), np.array([1, 2]), range(3), iter([1, 2])]
+    values += [re.match("a(b)?", "ab"), int]
+    sent = [decode(json.loads(json.dumps(encode(value)))) for value in values]
+    assert sent == [{"a": 2, "b": 1}, {"a": 1}, 3, 0.5, [1, 2], [0, 1, 2], [1, 2], ("ab", "b"), int]
+    assert [type(x) for x in sent] == [dict, dict, int, float, list, list, list, tuple, type]
+    for value in (object(), len, Path):
+        with pytest.raises(Unsendable):
+            encode(value)
+
+
+@pytest.mark.parametrize("heldout", [False, True])
+def test_generated_solutions_pass_and_their_near_misses_do_not(heldout: bool) -> None:
+    told_apart = 0
+    for seed in range(12):
+        problem = generate(random.Random(seed), 1 + seed % 3, heldout=heldout)
+        assert grade(problem, problem.solution).solved
+        told_apart += not grade(problem, problem.wrong).solved
+        assert (problem.wrong in problem.question) == problem.repair
+    assert told_apart >= 11  # some mistakes change nothing: sorting before a sum
+
+
+def test_held_out_problems_have_orders_of_steps_of_their_own() -> None:
+    def orders(heldout: bool) -> set[str]:
+        drawn = (generate(random.Random(seed), 2, heldout=heldout).solution for seed in range(300))
+        return {"".join(c for c in code.partition(":")[2] if not c.isdigit()) for code in drawn}
+
+    assert orders(False) and orders(True) and not orders(False) & orders(True)
+
+
+def play(env: CodeEnv, seed: int) -> dict[str, float]:
+    env.reset(seed=seed)
+    while (action := env.oracle()) is not None:
+        *_, info = env.step(action)
+        if info["reward_terms"]:
+            terms: dict[str, float] = info["reward_terms"]
+            return terms
+    raise AssertionError("the oracle stopped before the end")
+
+
+def test_the_oracle_is_right_and_errs_as_often_as_it_is_told_to() -> None:
+    env = CodeEnv()
+    assert all(play(env, seed) == {"solved": 1.0, "passed": 1.0, "format": 1.0} for seed in range(10))
+    erring = CodeEnv(oracle_error=1.0)
+    terms = [play(erring, seed) for seed in range(10)]
+    assert sum(term["solved"] for term in terms) <= 1
+    assert any(0 < term["passed"] < 1 for term in terms)  # dense: near misses earn something
+
+
+def test_the_agent_reads_of_the_examples_and_never_of_the_tests() -> None:
+    env = CodeEnv()
+    for seed in range(5):
+        said, _ = env.reset(seed=seed)
+        observation, *_ = env.step(env.write_call("test", code=env.problem.wrong))
+        hidden = set(env.problem.tests.splitlines()) - {env.problem.examples}
+        assert hidden and env.problem.examples in observation
+        assert not any(line in said + observation for line in hidden)
+
+
+@pytest.mark.parametrize("sandbox", ["bubblewrap", "local"])
+def test_it_keeps_every_promise_of_an_environment(sandbox: str) -> None:
+    try:
+        open_sandbox(sandbox)
+    except SandboxUnavailable as error:
+        pytest.skip(str(error))
+    check_env(lambda: gymnasium.make("treegym/Code-v0", sandbox=sandbox, python=True).unwrapped, seeds=[0])
+
+
+def test_a_broken_file_is_named_with_its_row(tmp_path: Path) -> None:
+    file = tmp_path / "problems.jsonl"
+    row = {"task_id": 1, "text": "x", "code": "def f(): pass", "test_list": ["assert f() is None"]}
+    file.write_text(json.dumps(row) + "\n" + json.dumps({"task_id": 2, "text": "x"}))
+    with pytest.raises(ValueError, match=r"problems\.jsonl, row 2: .*'test_list'"):
+        read_problems(file)
+
+
+@pytest.mark.skipif(not DATA.exists(), reason=f"no {DATA}")
+@pytest.mark.parametrize(
+    ("name", "count"), [("HumanEval.jsonl.gz", 42), ("humanevalfix.jsonl", 42), ("mbpp_sanitized.json", 170)]
+)
+def test_public_solutions_pass_their_tests_and_public_bugs_fail_them(name: str, count: int) -> None:
+    problems = read_problems(DATA / name)
+    assert len(problems) == count
+    for problem in problems[:: max(1, count // 20)]:
+        assert grade(problem, problem.solution).solved, problem.id
+        assert not problem.wrong or not grade(problem, problem.wrong).solved, problem.id
