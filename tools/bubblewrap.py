@@ -25,18 +25,15 @@ class Bubblewrap:
     def __init__(self) -> None:
         if not shutil.which("bwrap"):
             raise SandboxUnavailable("no bwrap here: install the package bubblewrap")
-        self._cgroups = Cgroup.works()
-        self._zygote = Zygote(command, bpf, isolated=True, work=WORK)
-
-    @property
-    def bounds_total_memory(self) -> bool:
-        return self._cgroups
+        self.bounds_total_memory = Cgroup.works()
+        self._zygote = Zygote(command, bpf, isolated=True, work=WORK, cgroups=self.bounds_total_memory)
 
     def start(self, limits: Limits, seed: int) -> Branch:
-        return self._zygote.start(limits, seed, Cgroup(limits) if self._cgroups else None)
+        return self._zygote.start(limits, seed)
 
     def close(self) -> None:
         self._zygote.close()
+        Cgroup.sweep(seconds=1.0)
 
 
 def command() -> list[str]:

@@ -103,7 +103,11 @@ class Contained(Remote):
         self._api, self._container, self._seed = api, container, seed
 
     def _start(self) -> Link:
-        settings = {"role": "pipes", "libraries": LIBRARIES, "limits": self.limits.inside(WORK, self._seed)}
+        settings = {
+            "role": "pipes",
+            "libraries": LIBRARIES,
+            "limits": self.limits.inside() | {"work": WORK, "seed": self._seed},
+        }
         command = [PYTHON, "-I", PROGRAM, json.dumps(settings)]
         made = self._api.exec_create(self._container.id, command, stdin=True, user=USER)
         stream = self._api.exec_start(made["Id"], socket=True)

@@ -349,7 +349,7 @@ class Keeper:
             except Exception as error:  # whatever an agent's files made of it: the host is told
                 self.channel.send(error=f"{type(error).__name__}: {error}")
 
-    def do_start(self, fd: int, *, branch: int, work: str) -> None:
+    def do_start(self, fd: int, *, branch: int, work: str, seed: int) -> None:
         """A new interpreter over the branch's files."""
         if branch not in self.works:
             self.works[branch] = work
@@ -361,7 +361,7 @@ class Keeper:
             try:
                 if self.isolated:
                     checked(libc.setns(self.rooms[branch], CLONE_NEWNS), "setns")
-                begin(fd, {**self.limits, "work": work}, self.isolated, self.filter)
+                begin(fd, {**self.limits, "work": work, "seed": seed}, self.isolated, self.filter)
             finally:
                 os._exit(1)
         os.close(fd)

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from .inside import HEADER
 
@@ -35,6 +35,7 @@ LIBRARIES = (
     "re",
     "statistics",
     "numpy",
+    "numpy.random",
 )
 GRACE = 5.0  # seconds that a sandbox's own processes have for an answer
 MAX_CODE = 100_000  # characters of a call
@@ -71,8 +72,8 @@ class Limits:
         """Bytes that an interpreter's answer may take: every character may be written as an escape."""
         return 12 * self.output + 10_000
 
-    def inside(self, work: str, seed: int) -> dict[str, Any]:
-        """The settings of `inside.py`."""
+    def inside(self) -> dict[str, Any]:
+        """The settings of `inside.py`, all but `work`, its folder, and `seed`."""
         return {
             "AS": self.memory,
             "NPROC": self.processes,
@@ -81,8 +82,6 @@ class Limits:
             "cpu": self.cpu,
             "disk": self.disk,
             "output": self.output,
-            "work": work,
-            "seed": seed,
         }
 
 
@@ -200,24 +199,43 @@ class Link:
 
 
 class Zygote:
-    """A running `inside.py` that serves episodes; started at first use."""
+    """A running `inside.py` that serves episodes; started at first use.
+
+    One episode is always made ahead, for to enter a cgroup alone takes the kernel 10 ms or more.
+    """
 
     def __init__(
-        self, command: Callable[[], Sequence[str]], filter_: Callable[[], bytes], *, isolated: bool, work: str | None
+        self,
+        command: Callable[[], Sequence[str]],
+        filter_: Callable[[], bytes],
+        *,
+        isolated: bool,
+        work: str | None,
+        cgroups: bool = False,
     ) -> None:
         self._command, self._filter = command, filter_
-        self._isolated, self._work = isolated, work
+        self._isolated, self._work, self._cgroups = isolated, work, cgroups
+        self._spare: Episode | None = None
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._link = Link()
 
-    def start(self, limits: Limits, seed: int, cgroup: Cgroup | None = None) -> Branch:
+    def start(self, limits: Limits, seed: int) -> Branch:
         """The first interpreter of a new episode."""
+        with self._lock:
+            if not self._process or self._process.poll() is not None or (self._spare and self._spare.limits != limits):
+                self._drop_spare()
+            episode = self._spare or self._begin(limits)
+            self._spare = None  # if the next one cannot be made, this one is not given twice
+            self._spare = self._begin(limits)
+        return Branch(episode, seed)
+
+    def _begin(self, limits: Limits) -> Episode:
         link = Link()
+        cgroup = Cgroup(limits) if self._cgroups else None
         fds = cgroup.open() if cgroup else []
         try:
-            with self._lock:
-                self._send([link.give(), *fds], limits.inside(self._work or "", seed))
+            self._send([link.give(), *fds], limits.inside())
         except SandboxError:
             link.close()
             raise
@@ -225,7 +243,12 @@ class Zygote:
             for fd in fds:
                 os.close(fd)
         link.gave()
-        return Branch(Episode(link, limits, self._work, cgroup))
+        return Episode(link, limits, self._work, cgroup)
+
+    def _drop_spare(self) -> None:
+        if self._spare:
+            self._spare.end()
+            self._spare = None
 
     def _send(self, fds: Sequence[int], limits: dict[str, Any]) -> None:
         """Begins an episode; a zygote that was killed since the last one is replaced."""
@@ -262,6 +285,7 @@ class Zygote:
     def close(self) -> None:
         """Ends it and, with it, every episode."""
         with self._lock:
+            self._drop_spare()
             self._end()
 
     def _end(self) -> None:
@@ -324,14 +348,18 @@ class Episode:
             self.living.discard(branch)
             last, self.ended = not self.living and not self.ended, self.ended or not self.living
         if last:
-            with contextlib.suppress(EOFError, OSError):
-                self.link.socket.shutdown(socket.SHUT_WR)
-                self.link.receive(GRACE)
-            self.link.close()
-            if self.folder:
-                shutil.rmtree(self.folder, ignore_errors=True)
-            if self.cgroup:
-                self.cgroup.remove()
+            self.end()
+
+    def end(self) -> None:
+        """Waits for the keeper to end, and everything below it."""
+        with contextlib.suppress(EOFError, OSError):
+            self.link.socket.shutdown(socket.SHUT_WR)
+            self.link.receive(GRACE)
+        self.link.close()
+        if self.folder:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        if self.cgroup:
+            self.cgroup.remove()
 
 
 class Remote:
@@ -383,15 +411,15 @@ class Remote:
 class Branch(Remote):
     """An interpreter of an episode that a keeper looks after."""
 
-    def __init__(self, episode: Episode) -> None:
+    def __init__(self, episode: Episode, seed: int) -> None:
         super().__init__(episode.limits)
-        self._episode = episode
+        self._episode, self._seed = episode, seed
         self._number, self._work = episode.enter()
 
     def _start(self) -> Link:
         link = Link(self.limits.message)
         try:
-            self._episode.ask([link.give()], do="start", branch=self._number, work=self._work)
+            self._episode.ask([link.give()], do="start", branch=self._number, work=self._work, seed=self._seed)
         except SandboxError:
             link.close()
             raise
@@ -403,7 +431,7 @@ class Branch(Remote):
 
     def fork(self) -> Branch:
         parent = self._living()
-        twin = Branch(self._episode)
+        twin = Branch(self._episode, self._seed)
         link = twin._link = Link(self.limits.message)
         room: list[int] = []  # the copy's mount namespace
         try:
@@ -457,8 +485,11 @@ class Cgroup:
 
     ROOT = Path("/sys/fs/cgroup")
     _numbers = itertools.count()
+    _ended: ClassVar[list[Path]] = []  # to be removed once the kernel has forgotten their processes
+    _lock = threading.Lock()
 
     def __init__(self, limits: Limits) -> None:
+        self.sweep()
         name = f"treegym-{os.getpid()}-{next(self._numbers)}"
         self._folders = [self.ROOT / kind / name for kind in ("memory", "pids")]
         for folder in self._folders:
@@ -480,9 +511,25 @@ class Cgroup:
         return [os.open(folder / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC) for folder in self._folders]
 
     def remove(self) -> None:
-        for folder in self._folders:
-            for _ in range(100):
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
-                    break
-                time.sleep(0.01)
+        with self._lock:
+            self._ended.extend(self._folders)
+        self.sweep()
+
+    @classmethod
+    def sweep(cls, seconds: float = 0.0) -> None:
+        """Removes those of ended episodes, as far as the kernel allows within that time."""
+        end = time.monotonic() + seconds
+        while True:
+            with cls._lock:
+                cls._ended[:] = [folder for folder in cls._ended if not _removed(folder)]
+            if not cls._ended or time.monotonic() >= end:
+                break
+            time.sleep(0.01)
+
+
+def _removed(folder: Path) -> bool:
+    try:
+        folder.rmdir()
+    except OSError:
+        return not folder.exists()
+    return True
