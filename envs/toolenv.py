@@ -59,6 +59,12 @@ class ToolEnv(TextEnv):
     ) -> None:
         self.format = action_format(format)
         self.given_tools = tuple(tools)
+        names = [tool.name for tool in self.given_tools] + list(self._tool_methods)
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"two tools are named {twice!r}: rename one; MCPServer takes a prefix for its tools")
+        if not all(getattr(tool, "can_fork", True) for tool in self.given_tools):
+            self.can_fork = False
         self.max_turns = self.max_turns if max_turns is None else max_turns
         self.reward_weights = dict(self.reward_weights if reward_weights is None else reward_weights)
         self._clear()

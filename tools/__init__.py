@@ -1,18 +1,22 @@
-"""What an agent can call: the tool protocol, functions as tools, search, Python in a sandbox."""
+"""What an agent can call: the tool protocol, functions as tools, search, Python in a sandbox, MCP servers."""
 
 from .function import FunctionTool, call_tool, tool
+from .mcp import EpisodeTool, MCPServer, MCPTool, ServerUnavailable, serve
 from .protocol import StatefulTool, Tool, ToolCall, ToolError, ToolResult
 from .python import PythonTool, open_sandbox
 from .sandbox import ForkRefused, Interpreter, Limits, Outcome, Sandbox, SandboxError, SandboxUnavailable
 from .search import Hit, Passage, SearchIndex, SearchTool
 
 __all__ = [
+    "EpisodeTool",
     "ForkRefused",
     "FunctionTool",
     "Hit",
     "Interpreter",
     "Limits",
     "Outcome",
+    "MCPServer",
+    "MCPTool",
     "Passage",
     "PythonTool",
     "Sandbox",
@@ -20,6 +24,7 @@ __all__ = [
     "SandboxUnavailable",
     "SearchIndex",
     "SearchTool",
+    "ServerUnavailable",
     "StatefulTool",
     "Tool",
     "ToolCall",
@@ -27,5 +32,6 @@ __all__ = [
     "ToolResult",
     "call_tool",
     "open_sandbox",
+    "serve",
     "tool",
 ]

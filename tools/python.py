@@ -109,7 +109,7 @@ class PythonTool:
     def parameters(self) -> Mapping[str, Any]:
         return PARAMETERS
 
-    def __call__(self, **arguments: Any) -> ToolResult:
+    def __call__(self, /, **arguments: Any) -> ToolResult:
         code = arguments.get("code")
         if len(arguments) != 1 or not isinstance(code, str):
             raise ToolError("python takes one argument, code: a text")
