@@ -162,6 +162,8 @@ def _only_parameter(tool: Tool) -> tuple[str, str] | None:
 
 def _arguments(body: str, tool: Tool) -> dict[str, Any]:
     match _only_parameter(tool):
+        case (name, _) if not body and name not in tool.parameters.get("required", ()):
+            return {}
         case (name, "string"):
             return {name: body}
         case (name, _):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import json
 import os
 import pickle
@@ -26,6 +25,7 @@ from treegym.envs.formats import Action
 from treegym.tools import MCPServer, ServerUnavailable, StatefulTool, ToolCall, ToolError, ToolResult, call_tool
 
 pytest.importorskip("mcp")
+PATHS = {"PYTHONPATH": os.pathsep.join(sys.path)}  # a server finds what the tests found
 
 # A server in the protocol's own words, without the SDK: it begins in milliseconds and can break every rule.
 SCRIPT = r"""
@@ -116,7 +116,10 @@ def alive(process: int) -> bool:
 
 def test_tools_are_listed_page_by_page(server: MCPServer) -> None:
     assert [tool.name for tool in server.tools] == "add pid die sleep garbage huge fail refuse nonsense show".split()
-    assert (server.tools[0].description, server.tools[0].parameters["properties"]) == ("add!", {"by": {"type": "integer"}})
+    assert (server.tools[0].description, server.tools[0].parameters["properties"]) == (
+        "add!",
+        {"by": {"type": "integer"}},
+    )
 
 
 def test_a_session_lives_from_call_to_call(server: MCPServer) -> None:
@@ -135,12 +138,12 @@ def test_structured_content_is_data_and_what_is_no_text_is_named(server: MCPServ
     [
         ({"by": "many"}, "add: by: 'many' is not of type 'integer'"),
         ({"self": 1}, "add: .*'self'"),
-        ({"by": 1, "\ud800": 1}, "half of a surrogate pair"),
+        ({"by": 1, "\ud800": 1}, "add: .*half of a surrogate pair"),
     ],
 )
 def test_bad_arguments_do_not_reach_the_server(server: MCPServer, arguments: dict[str, Any], complaint: str) -> None:
     result = call(server, "add", **arguments)
-    assert result.failed and re.match(complaint if "add" in complaint else f"add: .*{complaint}", result.text)
+    assert result.failed and re.match(complaint, result.text)
     assert call(server, "add").text == "1"
 
 
@@ -203,7 +206,6 @@ def test_a_forgotten_server_ends_with_its_object_or_with_python(script: list[str
     server = MCPServer(script)
     process = pid(server)
     del server
-    gc.collect()
     assert not alive(process)
     code = f"from treegym.tools import MCPServer; s = MCPServer({script}, seconds=.2); print(s.tools[1]().text)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -296,7 +298,7 @@ def test_rollouts_play_again_where_a_server_keeps_a_state(script: list[str]) -> 
 
     def act(text: str, seed: int) -> str:
         turns = text.count("assistant")
-        return f"<answer>{seed % 1000}</answer>" if turns > 3 else f'<add>{[1, 10, 100][(seed >> turns) % 3]}</add>'
+        return f"<answer>{seed % 1000}</answer>" if turns > 3 else f"<add>{[1, 10, 100][(seed >> turns) % 3]}</add>"
 
     async def grow() -> list[RolloutTree]:
         policy = ScriptedPolicy(renderer, act)
@@ -345,22 +347,23 @@ class ToolEnvOf(ToolEnv):
 
 def test_tools_of_one_name_are_refused_and_a_prefix_parts_them(script: list[str]) -> None:
     with MCPServer(script) as one, MCPServer(script, prefix="other_") as two:
-        with pytest.raises(ValueError, match="two tools are named 'add': .*prefix"):
+        with pytest.raises(ValueError, match=r"two tools are named 'add': .*prefix"):
             ToolEnv(tools=[*one.tools, *one.tools])
         assert "other_add" in ToolEnv(tools=[*one.tools, *two.tools]).tools
         assert call(two, "other_add").text == "1"
 
 
-@pytest.mark.parametrize("schema", [True, {}, {"type": ["string", "null"]}, {"type": "array"}])
+@pytest.mark.parametrize("schema", [True, {}, {"type": "string"}, {"type": ["string", "null"]}])
 @pytest.mark.parametrize("format", [TaggedFormat(), HermesFormat()])
 def test_formats_take_the_names_and_schemas_of_any_server(format: Any, schema: Any) -> None:
     class Odd:
-        name, description = "get-odd/thing.v1", ""
-        parameters = {"type": "object", "properties": {"x": schema}}
+        name, description, parameters = "get-odd/thing.v1", "", {"type": "object", "properties": {"x": schema}}
 
     tools: Any = {Odd.name: Odd()}
-    action = Action(calls=(ToolCall(Odd.name, {"x": "a </get-odd/thing.v1> b"}),))
-    assert format.instructions(tools) and format.parse(format.render(action, tools), tools) == action
+    assert Odd.name in format.instructions(tools)
+    for arguments in ({"x": "a </get-odd/thing.v1> b"}, {}):
+        action = Action(calls=(ToolCall(Odd.name, arguments),))
+        assert format.parse(format.render(action, tools), tools) == action
 
 
 SERVING = """
@@ -423,7 +426,7 @@ def serving(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     with contextlib.ExitStack() as stack:
         command = [sys.executable, str(path)]
         where = command if request.param == "stdio" else stack.enter_context(http([*command, "0"]))
-        yield stack.enter_context(MCPServer(where))
+        yield stack.enter_context(MCPServer(where, env=PATHS))
 
 
 @pytest.mark.parametrize("transport", ["stdio", "http"])
@@ -433,7 +436,7 @@ def test_served_tools_are_what_they_are_when_called_directly(transport: str) -> 
     command = [sys.executable, "-m", "treegym", "serve-tools", "treegym/Maze-v0", "--seed", "3", "--set", "size=4"]
     with contextlib.ExitStack() as stack:
         where = command if transport == "stdio" else stack.enter_context(http([*command, "--http", "0"]))
-        server = stack.enter_context(MCPServer(where))
+        server = stack.enter_context(MCPServer(where, env=PATHS))
         assert [(tool.name, tool.description, tool.parameters) for tool in server.tools] == [
             (tool.name, tool.description, tool.parameters) for tool in env.tools.values()
         ]

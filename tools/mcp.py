@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TextIO
@@ -26,12 +26,14 @@ if TYPE_CHECKING:
     import anyio
     from jsonschema import ValidationError
     from jsonschema.protocols import Validator
-    from mcp import types
+    from mcp import MCPError, types
     from mcp.client import Transport
+    from mcp.client._transport import TransportStreams
     from mcp.server.lowlevel import Server
 
+CONNECTION_CLOSED = -32000  # of MCP's error codes
 CLOSE_SECONDS = 5  # for a connection to say goodbye; a process is ended all the same
-WAY_OUT = "A command should run in a terminal and wait for input; a URL should be the endpoint, which often ends in /mcp."
+WAY_OUT = "A command should run in a terminal and wait for input; a URL is the endpoint, which often ends in /mcp."
 LAST_BYTES = 2000  # of what a server wrote to its standard error, in an error
 
 
@@ -67,13 +69,17 @@ class MCPServer:
     def __str__(self) -> str:
         return f"the MCP server {self.server if isinstance(self.server, str) else shlex.join(self.server)}"
 
-    @functools.cached_property
+    @property
     def tools(self) -> tuple[MCPTool, ...]:
         """In the server's order. ServerUnavailable where it cannot be started."""
+        kind = MCPTool if self.stateless else EpisodeTool
+        return tuple(kind(self, tool.name, tool.description or "", tool.input_schema) for tool in self._listed)
+
+    @functools.cached_property
+    def _listed(self) -> list[types.Tool]:
         connection = self._join()
         self._leave(connection)
-        kind = MCPTool if self.stateless else EpisodeTool
-        return tuple(kind(self, tool.name, tool.description or "", tool.input_schema) for tool in connection.tools)
+        return connection.tools
 
     def call(self, name: str, arguments: Mapping[str, Any]) -> ToolResult:
         """What the server's tool gives; a failed result where the server fails."""
@@ -88,16 +94,16 @@ class MCPServer:
             if not connection.lost(error):
                 lost = False
                 raise ToolError(f"{name}: {error.message}") from None
-            fault = f"{self} ended before it answered"
+            fault = "the server ended before it answered"
         except TimeoutError:
-            fault = f"{self} did not answer within {self.seconds:g} seconds"
+            fault = f"the server did not answer within {self.seconds:g} seconds"
         except Exception as error:  # of many kinds: what the client makes of what a broken server sent
-            fault = f"{self} failed: {error or type(error).__name__}"
+            fault = f"the server failed: {str(error) or type(error).__name__}"
         finally:
             self._leave(connection, lost)
         if lost:
             state = "" if self.stateless else "; its state is lost"
-            return ToolResult(f"{fault}{state}; the next call starts it again", failed=True)
+            return ToolResult(f"{name}: {fault}{state}; the next call starts it again", failed=True)
         return _result(found)
 
     def reset(self) -> None:
@@ -179,7 +185,9 @@ class MCPTool:
         except (SchemaError, Unresolvable):
             return
         except UnicodeEncodeError as error:
-            raise ToolError(f"{self.name}: a text has half of a surrogate pair: {error.object[error.start]!r}") from None
+            raise ToolError(
+                f"{self.name}: a text has half of a surrogate pair: {error.object[error.start]!r}"
+            ) from None
         except RecursionError:
             raise ToolError(f"{self.name}: the arguments are nested too deeply") from None
         if faults:
@@ -191,8 +199,8 @@ class MCPTool:
         from referencing import Registry
 
         kind = validator_for(self.parameters)
-        kind.check_schema(self.parameters)
-        return kind(self.parameters, registry=Registry())  # an empty one: nothing is fetched
+        kind.check_schema(dict(self.parameters))
+        return kind(dict(self.parameters), registry=Registry())  # an empty one: nothing is fetched
 
     def fork(self) -> Self:
         return self
@@ -286,6 +294,11 @@ class _Connection:
         finally:
             calling.cancel()
 
+    def lost(self, error: MCPError) -> bool:
+        """Whether the session is over, rather than a call refused."""
+        ended = "Session terminated"  # what the client makes of HTTP's 404
+        return error.code == CONNECTION_CLOSED or error.message == ended or not self._thread.is_alive()
+
     def close(self) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._end)
@@ -300,14 +313,22 @@ class _Connection:
             self._scope.deadline = anyio.current_time() + CLOSE_SECONDS
 
 
-def _transport(server: Sequence[str] | str, env: dict[str, str], headers: dict[str, str], log: TextIO) -> Transport:
+@contextlib.asynccontextmanager
+async def _transport(
+    server: Sequence[str] | str, env: dict[str, str], headers: dict[str, str], log: TextIO
+) -> AsyncIterator[TransportStreams]:
+    import httpx2
     from mcp import StdioServerParameters, stdio_client
     from mcp.client.streamable_http import streamable_http_client
-    from mcp.shared._httpx_utils import create_mcp_http_client
 
-    if isinstance(server, str):
-        return streamable_http_client(server, http_client=create_mcp_http_client(headers))
-    return stdio_client(StdioServerParameters(command=server[0], args=list(server[1:]), env=env), errlog=log)
+    async with contextlib.AsyncExitStack() as stack:
+        if isinstance(server, str):
+            client = httpx2.AsyncClient(headers=headers, timeout=None)  # the call has a deadline
+            transport = streamable_http_client(server, http_client=await stack.enter_async_context(client))
+        else:
+            command = StdioServerParameters(command=server[0], args=list(server[1:]), env=env)
+            transport = stdio_client(command, errlog=log)
+        yield await stack.enter_async_context(transport)
 
 
 def _unavailable(server: str, error: BaseException, start_seconds: float, log: int) -> ServerUnavailable:
@@ -341,9 +362,8 @@ def _text(block: types.ContentBlock) -> str:
     if block.type == "text":
         return block.text
     if block.type == "resource":
-        resource = block.resource
-        line = f"[resource: {resource.uri}]"
-        return f"{line}\n{resource.text}" if isinstance(resource, types.TextResourceContents) else line
+        text = getattr(block.resource, "text", None)  # a binary one has none
+        return "\n".join(filter(None, [f"[resource: {block.resource.uri}]", text]))
     if block.type == "resource_link":
         return f"[resource: {block.uri}]"
     return f"[{block.type}: {block.mime_type}, {len(block.data) * 3 // 4} bytes]"
@@ -402,4 +422,5 @@ def _over_http(server: Server[Any], port: int, host: str) -> None:
     with socket.create_server((host, port)) as listening:
         url = f"http://{host}:{listening.getsockname()[1]}/mcp"
         print(f"serving at {url}", file=sys.stderr, flush=True)
-        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=CLOSE_SECONDS)
+        uvicorn.Server(config).run(sockets=[listening])
