@@ -34,6 +34,7 @@ import json, os, sys, time
 NUMBER = {"type": "object", "properties": {"by": {"type": "integer"}}, "additionalProperties": False}
 NAMES = "add pid die sleep garbage huge fail refuse nonsense show".split()
 TOOLS = [{"name": name, "description": name + "!", "inputSchema": NUMBER} for name in NAMES]
+TOOLS.append({"name": "odd", "inputSchema": {"type": "object", "properties": {"x": {"type": 7}}}})
 PAGES = {None: {"tools": TOOLS[:5], "nextCursor": "rest"}, "rest": {"tools": TOOLS[5:]}}
 SHOWN = [
     {"type": "text", "text": "two lines\nof text"},
@@ -69,6 +70,8 @@ for line in sys.stdin:
         text(total, structuredContent={"total": total})
     elif parameters["name"] == "pid":
         text(os.getpid())
+    elif parameters["name"] == "odd":
+        text(json.dumps(parameters["arguments"]))
     elif parameters["name"] == "die":
         sys.exit(3)
     elif parameters["name"] == "sleep":
@@ -115,11 +118,17 @@ def alive(process: int) -> bool:
 
 
 def test_tools_are_listed_page_by_page(server: MCPServer) -> None:
-    assert [tool.name for tool in server.tools] == "add pid die sleep garbage huge fail refuse nonsense show".split()
+    names = "add pid die sleep garbage huge fail refuse nonsense show odd".split()
+    assert [tool.name for tool in server.tools] == names
     assert (server.tools[0].description, server.tools[0].parameters["properties"]) == (
         "add!",
         {"by": {"type": "integer"}},
     )
+
+
+def test_what_is_no_schema_takes_any_object(server: MCPServer) -> None:
+    assert server.tools[-1].parameters == {"type": "object"}
+    assert call(server, "odd", a=[1], self=None).text == '{"a": [1], "self": null}'
 
 
 def test_a_session_lives_from_call_to_call(server: MCPServer) -> None:
@@ -139,6 +148,8 @@ def test_structured_content_is_data_and_what_is_no_text_is_named(server: MCPServ
         ({"by": "many"}, "add: by: 'many' is not of type 'integer'"),
         ({"self": 1}, "add: .*'self'"),
         ({"by": 1, "\ud800": 1}, "add: .*half of a surrogate pair"),
+        ({"by": json.loads("[" * 300 + "]" * 300)}, "add: .*more than 100 deep"),
+        ({"by": json.loads("[" * 900 + "]" * 900)}, "add: .*more than 100 deep"),
     ],
 )
 def test_bad_arguments_do_not_reach_the_server(server: MCPServer, arguments: dict[str, Any], complaint: str) -> None:
@@ -178,11 +189,11 @@ def test_a_deadline_is_an_observation_and_ends_the_process(script: list[str]) ->
 
 
 def test_a_shared_servers_other_calls_go_on_where_one_is_late(script: list[str]) -> None:
-    with MCPServer(script, stateless=True, seconds=0.5) as server, ThreadPoolExecutor(8) as pool:
-        results = list(pool.map(lambda i: call(server, "sleep" if i == 3 else "pid"), range(16)))
-        late = [i for i, result in enumerate(results) if result.failed]
-        assert 3 in late  # and those that waited behind it, for this server does one thing at a time
-        assert not call(server, "pid").failed
+    with MCPServer(script, stateless=True, seconds=2) as server, ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda i: call(server, "sleep" if i == 3 else "pid"), range(24)))
+        late = {i for i, result in enumerate(results) if result.failed}
+        assert {3} <= late <= set(range(3, 11))  # for this server does one thing at a time
+        assert len({result.text for result in results[11:]}) == 1  # one process took over
 
 
 def test_a_huge_text_is_cut_and_the_session_goes_on(server: MCPServer) -> None:
@@ -192,11 +203,11 @@ def test_a_huge_text_is_cut_and_the_session_goes_on(server: MCPServer) -> None:
 
 
 def test_nothing_is_left_after_close(script: list[str]) -> None:
-    before = os.listdir("/proc/self/fd")
+    before = len(os.listdir("/proc/self/fd"))
     with MCPServer(script) as server:
         process = pid(server)
     assert not alive(process)
-    assert len(os.listdir("/proc/self/fd")) == len(before)
+    assert len(os.listdir("/proc/self/fd")) <= before
     server.close()
     assert pid(server) != process  # a later call starts it again
     server.close()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import json
+import logging
 import math
 import os
 import shlex
@@ -32,9 +33,13 @@ if TYPE_CHECKING:
     from mcp.server.lowlevel import Server
 
 CONNECTION_CLOSED = -32000  # of MCP's error codes
+MAX_DEPTH = 100  # of arguments; at some 250 a session breaks down
 CLOSE_SECONDS = 5  # for a connection to say goodbye; a process is ended all the same
 WAY_OUT = "A command should run in a terminal and wait for input; a URL is the endpoint, which often ends in /mcp."
 LAST_BYTES = 2000  # of what a server wrote to its standard error, in an error
+
+# Otherwise each line of garbage that a server writes is a traceback on the user's terminal.
+logging.getLogger("mcp.client").addHandler(logging.NullHandler())
 
 
 class ServerUnavailable(ConnectionError):
@@ -55,8 +60,8 @@ class MCPServer:
     stateless: bool = False  # no answer depends on the calls before
     seconds: float = 30.0  # a call may take
     start_seconds: float = 60.0  # starting may take
-    env: Mapping[str, str] = field(default_factory=dict)  # for a command; it inherits PATH, HOME and little else
-    headers: Mapping[str, str] = field(default_factory=dict)  # for a URL
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)  # a command inherits PATH, HOME and little else
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)  # for a URL
     _connection: _Connection | None = field(default=None, init=False, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
@@ -72,14 +77,12 @@ class MCPServer:
     @property
     def tools(self) -> tuple[MCPTool, ...]:
         """In the server's order. ServerUnavailable where it cannot be started."""
-        kind = MCPTool if self.stateless else EpisodeTool
-        return tuple(kind(self, tool.name, tool.description or "", tool.input_schema) for tool in self._listed)
-
-    @functools.cached_property
-    def _listed(self) -> list[types.Tool]:
         connection = self._join()
         self._leave(connection)
-        return connection.tools
+        kind = MCPTool if self.stateless else EpisodeTool
+        return tuple(
+            kind(self, tool.name, tool.description or "", _schema(tool.input_schema)) for tool in connection.tools
+        )
 
     def call(self, name: str, arguments: Mapping[str, Any]) -> ToolResult:
         """What the server's tool gives; a failed result where the server fails."""
@@ -175,31 +178,28 @@ class MCPTool:
         return self.server.call(self.remote_name, arguments)
 
     def _check(self, arguments: dict[str, Any]) -> None:
-        """ToolError where the arguments do not fit the schema. A schema that is none is left to the server."""
-        from jsonschema import SchemaError
+        """ToolError where the arguments do not fit the schema."""
         from referencing.exceptions import Unresolvable
 
+        if _deeper(arguments, MAX_DEPTH):
+            raise ToolError(f"{self.name}: the arguments are nested more than {MAX_DEPTH} deep")
         try:
             json.dumps(arguments, ensure_ascii=False).encode()
             faults = [_fault(error) for error in self._validator.iter_errors(arguments)]
-        except (SchemaError, Unresolvable):
+        except UnicodeEncodeError:
+            raise ToolError(f"{self.name}: a text holds half of a surrogate pair") from None
+        except (Unresolvable, RecursionError):  # the schema refers to another document, or to itself without end
             return
-        except UnicodeEncodeError as error:
-            raise ToolError(
-                f"{self.name}: a text has half of a surrogate pair: {error.object[error.start]!r}"
-            ) from None
-        except RecursionError:
-            raise ToolError(f"{self.name}: the arguments are nested too deeply") from None
         if faults:
             raise ToolError(f"{self.name}: {'; '.join(faults)}")
 
     @functools.cached_property
     def _validator(self) -> Validator:
+        from jsonschema import Draft202012Validator
         from jsonschema.validators import validator_for
         from referencing import Registry
 
-        kind = validator_for(self.parameters)
-        kind.check_schema(dict(self.parameters))
+        kind = validator_for(self.parameters, default=Draft202012Validator)
         return kind(dict(self.parameters), registry=Registry())  # an empty one: nothing is fetched
 
     def fork(self) -> Self:
@@ -344,6 +344,23 @@ def _unavailable(server: str, error: BaseException, start_seconds: float, log: i
     return ServerUnavailable(f"{server} did not start: {reason}{lines}{WAY_OUT}")
 
 
+def _deeper(value: Any, levels: int) -> bool:
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return not levels or any(_deeper(item, levels - 1) for item in inside)
+
+
+def _schema(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema, or one that any object fits where the server's is none."""
+    from jsonschema import Draft202012Validator, SchemaError
+    from jsonschema.validators import validator_for
+
+    try:
+        validator_for(schema, default=Draft202012Validator).check_schema(schema)
+    except SchemaError:
+        return {"type": "object"}
+    return schema
+
+
 def _fault(error: ValidationError) -> str:
     """What is wrong, after the field's name."""
     return ": ".join(filter(None, [".".join(map(str, error.absolute_path)), error.message]))
@@ -385,11 +402,11 @@ def serve(
 
 
 def _server(tools: Mapping[str, Tool], instructions: str) -> Server[Any]:
-    import anyio
+    from anyio import Lock, to_thread
     from mcp import types
     from mcp.server.lowlevel import Server
 
-    lock = anyio.Lock()
+    lock = Lock()
     listed = [
         types.Tool(name=name, description=tool.description, input_schema=dict(tool.parameters))
         for name, tool in tools.items()
@@ -401,7 +418,7 @@ def _server(tools: Mapping[str, Tool], instructions: str) -> Server[Any]:
     async def call(context: Any, parameters: types.CallToolRequestParams) -> types.CallToolResult:
         asked = ToolCall(parameters.name, parameters.arguments or {})
         async with lock:
-            result = await anyio.to_thread.run_sync(call_tool, asked, tools)
+            result = await to_thread.run_sync(call_tool, asked, tools)
         text = result.text.encode(errors="replace").decode()  # JSON takes no lone surrogates
         return types.CallToolResult(content=[types.TextContent(type="text", text=text)], is_error=result.failed)
 
