@@ -180,10 +180,10 @@ def test_a_server_that_breaks_is_an_observation_and_starts_again(server: MCPServ
 
 
 def test_a_deadline_is_an_observation_and_ends_the_process(script: list[str]) -> None:
-    with MCPServer(script, seconds=0.2) as server:
+    with MCPServer(script, seconds=1) as server:
         first = pid(server)
         result = call(server, "sleep")
-        assert result.failed and "did not answer within 0.2 seconds" in result.text
+        assert result.failed and "did not answer within 1 seconds" in result.text
         assert not alive(first)
         assert call(server, "add").text == "1"
 
@@ -191,9 +191,8 @@ def test_a_deadline_is_an_observation_and_ends_the_process(script: list[str]) ->
 def test_a_shared_servers_other_calls_go_on_where_one_is_late(script: list[str]) -> None:
     with MCPServer(script, stateless=True, seconds=2) as server, ThreadPoolExecutor(8) as pool:
         results = list(pool.map(lambda i: call(server, "sleep" if i == 3 else "pid"), range(24)))
-        late = {i for i, result in enumerate(results) if result.failed}
-        assert {3} <= late <= set(range(3, 11))  # for this server does one thing at a time
-        assert len({result.text for result in results[11:]}) == 1  # one process took over
+        late = [i for i, result in enumerate(results) if result.failed]
+        assert 3 in late and len(late) <= 8  # a thread waits behind it once at most, then another process serves
 
 
 def test_a_huge_text_is_cut_and_the_session_goes_on(server: MCPServer) -> None:
@@ -218,7 +217,7 @@ def test_a_forgotten_server_ends_with_its_object_or_with_python(script: list[str
     process = pid(server)
     del server
     assert not alive(process)
-    code = f"from treegym.tools import MCPServer; s = MCPServer({script}, seconds=.2); print(s.tools[1]().text)"
+    code = f"from treegym.tools import MCPServer; s = MCPServer({script}); print(s.tools[1]().text)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not alive(int(found.stdout)) and not found.stderr
 
@@ -228,12 +227,12 @@ def test_a_forgotten_server_ends_with_its_object_or_with_python(script: list[str
     [
         (["no-such-program-at-all"], "no-such-program-at-all did not start: .*No such file"),
         ([sys.executable, "-c", "import sys; sys.exit('a key is missing')"], "its last lines:\na key is missing"),
-        ([sys.executable, "-c", "import time; time.sleep(60)"], "no answer within 2 seconds, which start_seconds"),
+        ([sys.executable, "-c", "import time; time.sleep(60)"], "no answer within 1 seconds, which start_seconds"),
         ("http://127.0.0.1:9/mcp", "127.0.0.1:9/mcp did not start: .*endpoint"),
     ],
 )
 def test_a_server_that_cannot_start_says_why(command: list[str] | str, says: str) -> None:
-    server = MCPServer(command, start_seconds=2)
+    server = MCPServer(command, start_seconds=1 if "sleep" in command[-1] else 60)
     with pytest.raises(ServerUnavailable) as raised:
         _ = server.tools
     assert re.search(says, str(raised.value), re.DOTALL)
@@ -501,12 +500,14 @@ def test_nothing_but_protocol_goes_to_standard_output(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-m", "treegym", "serve-tools", "loud:Loud-v0"]
     paths = os.pathsep.join([str(tmp_path), *sys.path])
-    asked = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
+    about = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+    asked = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": about}
     found = subprocess.run(
         command, input=json.dumps(asked) + "\n", capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths}
     )
     assert found.returncode == 0, found.stderr
-    assert [json.loads(line)["id"] for line in found.stdout.splitlines()] == [1]
+    [answer] = map(json.loads, found.stdout.splitlines())
+    assert answer["result"]["instructions"].startswith("Exit ")  # the task
     assert "imported" in found.stderr and "begun" in found.stderr
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 CONNECTION_CLOSED = -32000  # of MCP's error codes
 MAX_DEPTH = 100  # of arguments; at some 250 a session breaks down
-CLOSE_SECONDS = 5  # for a connection to say goodbye; a process is ended all the same
+CLOSE_SECONDS = 5  # to end a session; ending a process has bounds of its own
 WAY_OUT = "A command should run in a terminal and wait for input; a URL is the endpoint, which often ends in /mcp."
 LAST_BYTES = 2000  # of what a server wrote to its standard error, in an error
 
@@ -80,9 +80,7 @@ class MCPServer:
         connection = self._join()
         self._leave(connection)
         kind = MCPTool if self.stateless else EpisodeTool
-        return tuple(
-            kind(self, tool.name, tool.description or "", _schema(tool.input_schema)) for tool in connection.tools
-        )
+        return tuple(kind(self, tool.name, tool.description or "", tool.input_schema) for tool in connection.tools)
 
     def call(self, name: str, arguments: Mapping[str, Any]) -> ToolResult:
         """What the server's tool gives; a failed result where the server fails."""
@@ -278,6 +276,8 @@ class _Connection:
         cursor = None
         while True:
             page = await self._client.list_tools(cursor=cursor)
+            for tool in page.tools:
+                tool.input_schema = _schema(tool.input_schema)
             self.tools += page.tools
             if not (cursor := page.next_cursor):
                 return
