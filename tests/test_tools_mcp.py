@@ -10,10 +10,12 @@ import pickle
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import pytest
@@ -489,6 +491,52 @@ def test_a_server_that_went_away_is_an_observation(tmp_path: Path) -> None:
         assert call(server, "add", by=1).failed
         with pytest.raises(ServerUnavailable, match="did not start"):
             call(server, "add", by=1)
+
+
+class Forgetful(BaseHTTPRequestHandler):
+    """A server of sessions, which answers 400 where it does not know one."""
+
+    sessions: ClassVar[set[str]] = set()
+    RESULTS: ClassVar[dict[str, Any]] = {
+        "initialize": {
+            "protocolVersion": "2025-06-18",
+            "capabilities": {"tools": {}},
+            "serverInfo": {"name": "forgetful", "version": "1"},
+        },
+        "tools/list": {"tools": [{"name": "hello", "inputSchema": {"type": "object"}}]},
+        "tools/call": {"content": [{"type": "text", "text": "hello"}]},
+    }
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        known = self.headers.get("Mcp-Session-Id") in self.sessions
+        begins = asked["method"] == "initialize"
+        if begins:
+            self.sessions.add("one")
+        status = 202 if known and "id" not in asked else 200 if known or begins else 400
+        answer = {"jsonrpc": "2.0", "id": asked.get("id"), "result": self.RESULTS.get(asked["method"])}
+        body = json.dumps(answer).encode() if status == 200 else b""
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Mcp-Session-Id", "one")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *parts: object) -> None: ...
+
+
+def test_a_url_that_forgot_the_session_gets_another() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Forgetful) as http_server:
+        threading.Thread(target=http_server.serve_forever).start()
+        try:
+            with MCPServer(f"http://127.0.0.1:{http_server.server_port}/mcp") as server:
+                assert call(server, "hello").text == "hello"
+                Forgetful.sessions.clear()
+                assert "its state is lost" in call(server, "hello").text
+                assert call(server, "hello").text == "hello"
+        finally:
+            http_server.shutdown()
 
 
 def test_nothing_but_protocol_goes_to_standard_output(tmp_path: Path) -> None:

@@ -15,10 +15,10 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NoReturn, Self, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TextIO, TypeVar
 
 from .function import call_tool
 from .protocol import Tool, ToolCall, ToolError, ToolResult
@@ -27,12 +27,13 @@ if TYPE_CHECKING:
     import anyio
     from jsonschema import ValidationError
     from jsonschema.protocols import Validator
-    from mcp import MCPError, types
+    from mcp import types
     from mcp.client import Transport
     from mcp.client._transport import TransportStreams
     from mcp.server.lowlevel import Server
 
-CONNECTION_CLOSED = -32000  # of MCP's error codes
+T = TypeVar("T")
+
 MAX_DEPTH = 100  # of arguments; at some 250 a session breaks down
 CLOSE_SECONDS = 5  # to end a session; ending a process has bounds of its own
 WAY_OUT = "A command should run in a terminal and wait for input; a URL is the endpoint, which often ends in /mcp."
@@ -92,7 +93,7 @@ class MCPServer:
             found = connection.call(name, dict(arguments), self.seconds)
             lost = False
         except MCPError as error:
-            if not connection.lost(error):
+            if not connection.over(self.seconds):
                 lost = False
                 raise ToolError(f"{name}: {error.message}") from None
             fault = "the server ended before it answered"
@@ -283,21 +284,26 @@ class _Connection:
                 return
 
     def call(self, name: str, arguments: dict[str, Any], seconds: float) -> types.CallToolResult:
-        answer = self._client.call_tool(name, arguments)
+        return self._wait(self._client.call_tool(name, arguments), seconds)
+
+    def over(self, seconds: float) -> bool:
+        """Whether an error was the session's rather than the call's: then it does not list its tools either."""
         try:
-            calling = asyncio.run_coroutine_threadsafe(answer, self._loop)
+            self._wait(self._client.list_tools(cache_mode="bypass"), seconds)
+        except Exception:  # of as many kinds as a call's
+            return True
+        return False
+
+    def _wait(self, answer: Coroutine[Any, Any, T], seconds: float) -> T:
+        try:
+            waiting = asyncio.run_coroutine_threadsafe(answer, self._loop)
         except RuntimeError:  # the loop is closed: the session broke down
             answer.close()
             raise
         try:
-            return calling.result(seconds)
+            return waiting.result(seconds)
         finally:
-            calling.cancel()
-
-    def lost(self, error: MCPError) -> bool:
-        """Whether the session is over, rather than a call refused."""
-        ended = "Session terminated"  # what the client makes of HTTP's 404
-        return error.code == CONNECTION_CLOSED or error.message == ended or not self._thread.is_alive()
+            waiting.cancel()
 
     def close(self) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed
