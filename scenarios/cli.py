@@ -185,7 +185,8 @@ def serve_tools(
         typer.Option("--set", metavar="KEY=VALUE", help="A setting of the environment; repeatable."),
     ] = None,
     http: Annotated[
-        int | None, typer.Option("--http", metavar="PORT", help="Serve over HTTP at this port; 0: any free one.")
+        int | None,
+        typer.Option("--http", metavar="PORT", min=0, max=65535, help="Serve over HTTP at this port; 0: any free one."),
     ] = None,
     host: Annotated[
         str, typer.Option(help="The address to listen at with --http. Whoever reaches it can call the tools.")

@@ -565,6 +565,8 @@ def test_nothing_but_protocol_goes_to_standard_output(tmp_path: Path) -> None:
         (["treegym/Mase-v0"], "did you mean 'treegym/Maze-v0'"),
         (["treegym/Maze-v0", "--set", "size=99"], "size 99"),
         (["treegym/Maze-v0", "--set", "size"], "--set takes KEY=VALUE"),
+        (["treegym/Maze-v0", "--http", "99999"], "less than or equal to 65535"),
+        (["treegym/Maze-v0", "--http", "0", "--host", "192.0.2.1"], "cannot listen at 192.0.2.1"),
     ],
 )
 def test_what_cannot_be_served_is_said_in_a_line(arguments: list[str], says: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import importlib.util
 import json
 import logging
 import math
@@ -232,10 +233,7 @@ class _Connection:
     closed: Callable[[], object]  # closes it once
 
     def __init__(self, server: str, transport: Callable[[TextIO], Transport], start_seconds: float) -> None:
-        try:
-            import mcp  # noqa: F401
-        except ImportError as error:
-            raise ServerUnavailable(f"{server} needs the package mcp: pip install 'treegym[mcp]'") from error
+        _require_mcp()
         self.calls = 0  # that have begun and not ended
         self.used = False
         self.tools: list[types.Tool] = []
@@ -319,6 +317,11 @@ class _Connection:
             self._scope.deadline = anyio.current_time() + CLOSE_SECONDS
 
 
+def _require_mcp() -> None:
+    if importlib.util.find_spec("mcp") is None:
+        raise ServerUnavailable("MCP needs the package mcp: pip install 'treegym[mcp]'")
+
+
 @contextlib.asynccontextmanager
 async def _transport(
     server: Sequence[str] | str, env: dict[str, str], headers: dict[str, str], log: TextIO
@@ -400,6 +403,7 @@ def serve(
 
     Whoever reaches the port can call the tools. In stdio mode what a tool prints goes to standard error.
     """
+    _require_mcp()
     server = _server(tools, instructions)
     if port is None:
         asyncio.run(_over_stdio(server))
@@ -442,7 +446,11 @@ def _over_http(server: Server[Any], port: int, host: str) -> None:
     import uvicorn
 
     app = server.streamable_http_app(host=host)
-    with socket.create_server((host, port)) as listening:
+    try:
+        listening = socket.create_server((host, port))
+    except OSError as error:
+        raise ServerUnavailable(f"cannot listen at {host}, port {port}: {error.strerror or error}") from error
+    with listening:
         url = f"http://{host}:{listening.getsockname()[1]}/mcp"
         print(f"serving at {url}", file=sys.stderr, flush=True)
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=CLOSE_SECONDS)
