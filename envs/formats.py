@@ -156,11 +156,14 @@ def _only_parameter(tool: Tool) -> tuple[str, str] | None:
     if len(properties) != 1:
         return None
     name, schema = next(iter(properties.items()))
-    return (name, schema["type"]) if schema.get("type") in SCALARS else None
+    kind = schema.get("type") if isinstance(schema, dict) else None  # a schema may be true, its type a list
+    return (name, kind) if isinstance(kind, str) and kind in SCALARS else None
 
 
 def _arguments(body: str, tool: Tool) -> dict[str, Any]:
     match _only_parameter(tool):
+        case (name, _) if not body and name not in tool.parameters.get("required", ()):
+            return {}
         case (name, "string"):
             return {name: body}
         case (name, _):
@@ -219,7 +222,7 @@ def _refuse(constant: str) -> None:
 
 def _escape(text: str) -> str:
     """Keeps what looks like a tag, or like an escape, from being read as one."""
-    return re.sub(r"<(?=/?\w+>)", "&lt;", re.sub(r"&(?=(amp;)*lt;)", "&amp;", text))
+    return re.sub(r"<(?=/?[\w./-]+>)", "&lt;", re.sub(r"&(?=(amp;)*lt;)", "&amp;", text))
 
 
 def _unescape(text: str) -> str:

@@ -6,7 +6,7 @@ import copy
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from itertools import chain
 from typing import Any, ClassVar, Self
@@ -60,6 +60,12 @@ class ToolEnv(TextEnv):
     ) -> None:
         self.format = action_format(format)
         self.given_tools = tuple(tools)
+        names = [*(tool.name for tool in self._flat()), *self._tool_methods]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"two tools are named {twice!r}: rename one; MCPServer takes a prefix for its tools")
+        if not all(getattr(tool, "can_fork", True) for tool in self.given_tools):
+            self.can_fork = False
         self.max_turns = self.max_turns if max_turns is None else max_turns
         self.reward_weights = dict(self.reward_weights if reward_weights is None else reward_weights)
         self._clear()
@@ -89,9 +95,14 @@ class ToolEnv(TextEnv):
     @property
     def tools(self) -> dict[str, Tool]:
         """The tools by name: those given, then the methods marked @tool."""
-        given = chain.from_iterable(g.tools if isinstance(g, Toolkit) else (g,) for g in self.given_tools)
         methods = (getattr(self, name) for name in self._tool_methods)
-        return {tool.name: tool for tool in chain(given, methods)}
+        return {tool.name: tool for tool in (*self._flat(), *methods)}
+
+    def _flat(self) -> Iterator[Tool]:
+        """The given tools and those of the toolkits among them."""
+        return chain.from_iterable(
+            given.tools if isinstance(given, Toolkit) else (given,) for given in self.given_tools
+        )
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)

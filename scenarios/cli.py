@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
+import sys
 import tempfile
 from datetime import datetime
 from pathlib import Path
@@ -116,8 +118,6 @@ def envs(
     ] = None,
 ) -> None:
     """List the environments, or let the oracle of one play an episode, as an agent would see it."""
-    import yaml
-
     from ..envs import Task, registered
 
     if env is None:
@@ -125,28 +125,38 @@ def envs(
             console.print(name)
         console.print("[dim]treegym envs ID plays an episode[/dim]")
         return
-    if env not in registered() and ":" not in env:
-        near = difflib.get_close_matches(env, registered(), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(registered())}"
-        raise UsageError(f"no environment {env!r}; {hint}")
+    _play(Task(env, seed, _values("--option", option), _values("--setting", setting)))
+
+
+def _values(name: str, pairs: list[str] | None) -> dict[str, Any]:
+    import yaml
+
     try:
-        options, settings = (
-            {key: yaml.safe_load(value) for key, value in (x.split("=", 1) for x in xs or ())}
-            for xs in (option, setting)
-        )
+        return {key: yaml.safe_load(value) for key, value in (pair.split("=", 1) for pair in pairs or ())}
     except (ValueError, yaml.YAMLError) as error:
-        raise UsageError("--option and --setting take KEY=VALUE, the value in YAML") from error
-    _play(Task(env, seed, options, settings))
+        raise UsageError(f"{name} takes KEY=VALUE, the value in YAML") from error
 
 
-def _play(task: Any) -> None:
+def _begin(task: Any) -> tuple[Any, dict[str, Any]]:
+    """The environment after reset, and what reset told."""
     import gymnasium
 
+    from ..envs import registered
+
+    if task.env not in registered() and ":" not in task.env:
+        near = difflib.get_close_matches(task.env, registered(), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(registered())}"
+        raise UsageError(f"no environment {task.env!r}; {hint}")
     try:
         env = task.make()
         _, info = env.reset(seed=task.seed, options=dict(task.options))
     except (ImportError, TypeError, ValueError, gymnasium.error.Error) as error:
         raise UsageError(f"{task.env}: {error}") from error
+    return env, info
+
+
+def _play(task: Any) -> None:
+    env, info = _begin(task)
     done, rewards = False, 0.0
     while True:
         for message in info["messages"]:
@@ -164,6 +174,42 @@ def _play(task: Any) -> None:
         rewards += reward
         done = terminated or truncated
     say(f"reward {rewards:.2f} {info['reward_terms']}")
+
+
+@app.command("serve-tools")
+def serve_tools(
+    env: Annotated[str, typer.Argument(help="An id, such as treegym/FactSearch-v0, or module:id.")],
+    seed: Annotated[int, typer.Option(help="Which episode.")] = 0,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting of the environment; repeatable."),
+    ] = None,
+    http: Annotated[
+        int | None,
+        typer.Option("--http", metavar="PORT", min=0, max=65535, help="Serve over HTTP at this port; 0: any free one."),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="The address to listen at with --http. Whoever reaches it can call the tools.")
+    ] = "127.0.0.1",
+) -> None:
+    """Serve the tools of an environment over MCP, in one episode of it.
+
+    Without --http the protocol goes over standard input and output, for a client that starts this command. With it,
+    clients connect to http://HOST:PORT/mcp and share the episode; their calls run one at a time. The task is in the
+    server's instructions.
+
+    Example: treegym serve-tools treegym/FactSearch-v0 --seed 3 --set top_k=5
+    """
+    from ..envs import Task, ToolEnv
+    from ..tools import serve
+
+    with contextlib.redirect_stdout(sys.stderr):  # which is not for the protocol
+        made, info = _begin(Task(env, seed, settings=_values("--set", setting)))
+    with contextlib.closing(made):
+        if not (isinstance(made, ToolEnv) and made.tools):
+            raise UsageError(f"{env} has no tools")
+        task = "\n".join(message.text for message in info["messages"] if message.role == "user")
+        serve(made.tools, instructions=task, port=http, host=host)
 
 
 @models_app.callback()

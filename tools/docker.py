@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from .inside import WORK
-from .sandbox import INSIDE, LIBRARIES, ForkRefused, Limits, Link, Remote, SandboxUnavailable
+from .sandbox import INSIDE, LIBRARIES, ForkRefused, Limits, Link, Remote, SandboxError, SandboxUnavailable
 from .seccomp import filter_rules
 
 IMAGE = "treegym-python"
 PYTHON, PROGRAM = "/treegym/python", "/treegym/inside.py"  # in the image; see Dockerfile
+START = 60.0  # seconds that an interpreter has to start
 USER = "65534:65534"
 PROGRAMS = "sh env ls cat cp mv rm mkdir rmdir head tail sleep kill grep sed sort uniq wc find tee touch".split()
 UNWANTED = {"test", "tests", "idlelib", "turtledemo", "ensurepip", "site-packages", "__pycache__"}
@@ -72,7 +73,7 @@ class Docker:
             cap_drop=["ALL"],
             security_opt=["no-new-privileges", f"seccomp={json.dumps(profile())}"],
             tmpfs={WORK: f"size={limits.disk},nr_inodes=16384,mode=0700,uid=65534,gid=65534"},
-            shm_size=1 << 20,
+            ipc_mode="none",  # and so no /dev/shm
             working_dir="/",
             log_config={"Type": "none"},
             environment={"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
@@ -111,7 +112,13 @@ class Contained(Remote):
         command = [PYTHON, "-I", PROGRAM, json.dumps(settings)]
         made = self._api.exec_create(self._container.id, command, stdin=True, user=USER)
         stream = self._api.exec_start(made["Id"], socket=True)
-        return _Stream(self.limits.message, stream)
+        link = _Stream(self.limits.message, stream)
+        try:
+            link.receive(START)  # imports take seconds where the machine is busy: not the first call's
+        except (OSError, EOFError) as error:
+            link.close()
+            raise SandboxError(f"the interpreter in a container does not start: {error!r}") from None
+        return link
 
     def _kill(self) -> None:
         """Every process but the first, which ignores what comes from inside."""

@@ -41,7 +41,7 @@ class FunctionTool:
     def parameters(self) -> Mapping[str, Any]:
         return _schema(self.function)
 
-    def __call__(self, **arguments: Any) -> str | ToolResult:
+    def __call__(self, /, **arguments: Any) -> str | ToolResult:
         from pydantic import ValidationError
 
         try:

@@ -512,11 +512,14 @@ def serve_pipes(limits: dict[str, Any]) -> NoReturn:
         os.dup2(null, standard)
     os.makedirs(os.path.join(limits["work"], ".tmp"), exist_ok=True)
     _bind(limits)
-    Interpreter(channel, limits, isolated=False).serve()
+    interpreter = Interpreter(channel, limits, isolated=False)
+    channel.send(ready=True)
+    interpreter.serve()
 
 
 def reap() -> NoReturn:
     """The first process of a container: buries the dead."""
+    checked(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))  # its memory is nobody's business
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
         signal.pause()

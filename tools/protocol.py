@@ -42,12 +42,15 @@ class Tool(Protocol):
     @property
     def parameters(self) -> Mapping[str, Any]: ...  # JSON schema of type "object"
 
-    def __call__(self, **arguments: Any) -> str | ToolResult:
+    def __call__(self, /, **arguments: Any) -> str | ToolResult:
         """Raises ToolError with a text for the agent."""
         ...
 
     def fork(self) -> Tool:
-        """An independent copy of the state; the tool itself when it has none."""
+        """An independent copy of the state; the tool itself when it has none.
+
+        A tool that cannot be copied has an attribute can_fork = False; a ToolEnv that is given it cannot fork either.
+        """
         ...
 
 

@@ -29,7 +29,7 @@ class PythonTool:
     ) -> None:
         self.session = session or Session(sandbox, limits or Limits())
 
-    def __call__(self, **arguments: Any) -> ToolResult:
+    def __call__(self, /, **arguments: Any) -> ToolResult:
         code = arguments.get("code")
         if len(arguments) != 1 or not isinstance(code, str):
             raise ToolError("python takes one argument, code: a text")

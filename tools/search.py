@@ -166,7 +166,7 @@ class SearchTool:
     def parameters(self) -> Mapping[str, Any]:
         return PARAMETERS
 
-    def __call__(self, **arguments: Any) -> ToolResult:
+    def __call__(self, /, **arguments: Any) -> ToolResult:
         query = arguments.get("query")
         if len(arguments) != 1 or not isinstance(query, str) or not query.strip():
             raise ToolError("search takes one argument, query: a few keywords")

@@ -1,0 +1,457 @@
+"""MCP both ways: a server's tools as tools, and tools served to any MCP client."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import importlib.util
+import json
+import logging
+import math
+import os
+import shlex
+import socket
+import sys
+import tempfile
+import threading
+import weakref
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TextIO, TypeVar
+
+from .function import call_tool
+from .protocol import Tool, ToolCall, ToolError, ToolResult
+
+if TYPE_CHECKING:
+    import anyio
+    from jsonschema import ValidationError
+    from jsonschema.protocols import Validator
+    from mcp import types
+    from mcp.client import Transport
+    from mcp.client._transport import TransportStreams
+    from mcp.server.lowlevel import Server
+
+T = TypeVar("T")
+
+MAX_DEPTH = 100  # of arguments; at some 250 a session breaks down
+CLOSE_SECONDS = 5  # to end a session; ending a process has bounds of its own
+WAY_OUT = "A command should run in a terminal and wait for input; a URL is the endpoint, which often ends in /mcp."
+LAST_BYTES = 2000  # of what a server wrote to its standard error, in an error
+
+# Otherwise each line of garbage that a server writes is a traceback on the user's terminal.
+logging.getLogger("mcp.client").addHandler(logging.NullHandler())
+
+
+class ServerUnavailable(ConnectionError):
+    """A server that cannot be started or reached, which is not the agent's doing; says what to do."""
+
+
+@dataclass(eq=False)
+class MCPServer:
+    """A server's tools. It runs from the first use to close(), and is started again where it ended or did not answer.
+
+    An environment with tools of a server that is not stateless cannot fork: it takes an MCPServer of its own, whose
+    process or session begins anew with each episode, and rollouts play its actions again. A stateless server may be
+    shared by any number of environments and threads; its tools do not close it.
+    """
+
+    server: Sequence[str] | str  # a command and its arguments, or the URL of a streamable HTTP endpoint
+    prefix: str = ""  # of the tools' names
+    stateless: bool = False  # no answer depends on the calls before
+    seconds: float = 30.0  # a call may take
+    start_seconds: float = 60.0  # starting may take
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)  # a command inherits PATH, HOME and little else
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)  # for a URL
+    _connection: _Connection | None = field(default=None, init=False, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.server, str) and not self.server.startswith(("http://", "https://")):
+            raise ValueError(f"{self.server!r} is no http URL; a command is a list: {shlex.split(self.server)}")
+        if not self.server:
+            raise ValueError("an MCP server needs a command or a URL, got none")
+
+    def __str__(self) -> str:
+        return f"the MCP server {self.server if isinstance(self.server, str) else shlex.join(self.server)}"
+
+    @property
+    def tools(self) -> tuple[MCPTool, ...]:
+        """In the server's order. ServerUnavailable where it cannot be started."""
+        connection = self._join()
+        self._leave(connection)
+        kind = MCPTool if self.stateless else EpisodeTool
+        return tuple(kind(self, tool.name, tool.description or "", tool.input_schema) for tool in connection.tools)
+
+    def call(self, name: str, arguments: Mapping[str, Any]) -> ToolResult:
+        """What the server's tool gives; a failed result where the server fails."""
+        from mcp import MCPError
+
+        connection = self._join()
+        connection.used = lost = True
+        try:
+            found = connection.call(name, dict(arguments), self.seconds)
+            lost = False
+        except MCPError as error:
+            if not connection.over(self.seconds):
+                lost = False
+                raise ToolError(f"{name}: {error.message}") from None
+            fault = "the server ended before it answered"
+        except TimeoutError:
+            fault = f"the server did not answer within {self.seconds:g} seconds"
+        except Exception as error:  # of many kinds: what the client makes of what a broken server sent
+            fault = f"the server failed: {str(error) or type(error).__name__}"
+        finally:
+            self._leave(connection, lost)
+        if lost:
+            state = "" if self.stateless else "; its state is lost"
+            return ToolResult(f"{name}: {fault}{state}; the next call starts it again", failed=True)
+        return _result(found)
+
+    def reset(self) -> None:
+        """The next call finds a server that nothing was called of."""
+        if self._connection and self._connection.used:
+            self.close()
+
+    def close(self) -> None:
+        """Ends process or session; a later call starts it again."""
+        with self._lock:
+            connection, self._connection = self._connection, None
+        if connection:
+            connection.closed()
+
+    def _join(self) -> _Connection:
+        """The connection, of one more call; made where there is none."""
+        with self._lock:
+            if self._connection is None:
+                self._connection = self._connect()
+            self._connection.calls += 1
+            return self._connection
+
+    def _connect(self) -> _Connection:
+        address = self.server, dict(self.env), dict(self.headers)
+        connection = _Connection(str(self), functools.partial(_transport, *address), self.start_seconds)
+        connection.closed = weakref.finalize(self, connection.close)  # at the latest when Python ends
+        return connection
+
+    def _leave(self, connection: _Connection, lost: bool = False) -> None:
+        """Ends a call; a lost connection closes with the last of its calls, while others go on with a new one."""
+        with self._lock:
+            connection.calls -= 1
+            if lost and self._connection is connection:
+                self._connection = None
+            ended = self._connection is not connection and not connection.calls
+        if ended:
+            connection.closed()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        if not self.stateless and self._connection and self._connection.used:
+            raise TypeError(f"{self} holds the state of an episode, which cannot be pickled")
+        return self.__dict__ | {"_connection": None, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state | {"_lock": threading.Lock()}
+
+
+@dataclass(eq=False)
+class MCPTool:
+    """A tool of a server that is stateless."""
+
+    server: MCPServer
+    remote_name: str  # without the prefix
+    description: str
+    parameters: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.server.prefix + self.remote_name
+
+    def __call__(self, /, **arguments: Any) -> ToolResult:
+        self._check(arguments)
+        return self.server.call(self.remote_name, arguments)
+
+    def _check(self, arguments: dict[str, Any]) -> None:
+        """ToolError where the arguments do not fit the schema."""
+        from referencing.exceptions import Unresolvable
+
+        if _deeper(arguments, MAX_DEPTH):
+            raise ToolError(f"{self.name}: the arguments are nested more than {MAX_DEPTH} deep")
+        try:
+            json.dumps(arguments, ensure_ascii=False).encode()
+            faults = [_fault(error) for error in self._validator.iter_errors(arguments)]
+        except UnicodeEncodeError:
+            raise ToolError(f"{self.name}: a text holds half of a surrogate pair") from None
+        except (Unresolvable, RecursionError):  # the schema refers to another document, or to itself without end
+            return
+        if faults:
+            raise ToolError(f"{self.name}: {'; '.join(faults)}")
+
+    @functools.cached_property
+    def _validator(self) -> Validator:
+        from jsonschema import Draft202012Validator
+        from jsonschema.validators import validator_for
+        from referencing import Registry
+
+        kind = validator_for(self.parameters, default=Draft202012Validator)
+        return kind(dict(self.parameters), registry=Registry())  # an empty one: nothing is fetched
+
+    def fork(self) -> Self:
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_validator"}
+
+
+class EpisodeTool(MCPTool):
+    """A tool of a server that keeps a state: its environment has the server for itself and cannot fork."""
+
+    can_fork = False
+
+    def fork(self) -> NoReturn:
+        raise NotImplementedError(
+            f"the state of {self.server} cannot be copied: the environment says can_fork = False, or the server is "
+            "declared stateless=True"
+        )
+
+    def reset(self, seed: int) -> None:
+        self.server.reset()
+
+    def close(self) -> None:
+        self.server.close()
+
+
+class _Connection:
+    """A client session, on an event loop in a thread of its own; it knows no MCPServer, which it would keep alive."""
+
+    closed: Callable[[], object]  # closes it once
+
+    def __init__(self, server: str, transport: Callable[[TextIO], Transport], start_seconds: float) -> None:
+        _require_mcp()
+        self.calls = 0  # that have begun and not ended
+        self.used = False
+        self.tools: list[types.Tool] = []
+        self._scope: anyio.CancelScope | None = None
+        self._ready: Future[None] = Future()
+        self._loop, self._stop = asyncio.new_event_loop(), asyncio.Event()
+        arguments = server, transport, start_seconds
+        self._thread = threading.Thread(target=self._run, args=arguments, name=server, daemon=True)
+        self._thread.start()
+        try:
+            self._ready.result()
+        except BaseException:
+            self.close()
+            raise
+
+    def _run(self, server: str, transport: Callable[[TextIO], Transport], start_seconds: float) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._live(server, transport, start_seconds))
+
+    async def _live(self, server: str, transport: Callable[[TextIO], Transport], start_seconds: float) -> None:
+        """The session from beginning to end, in one task, for scopes of cancellation nest in a task."""
+        import anyio
+        from mcp import Client
+
+        with tempfile.TemporaryFile("w+") as log:
+            try:
+                with anyio.fail_after(start_seconds) as self._scope:
+                    async with Client(transport(log)) as self._client:
+                        await self._list_tools()
+                        self._scope.deadline = math.inf
+                        self._ready.set_result(None)
+                        await self._stop.wait()
+                        self._end()
+            except BaseException as error:  # after the start, those who call hear of it
+                if not self._ready.done():
+                    self._ready.set_exception(_unavailable(server, error, start_seconds, log.fileno()))
+
+    async def _list_tools(self) -> None:
+        cursor = None
+        while True:
+            page = await self._client.list_tools(cursor=cursor)
+            for tool in page.tools:
+                tool.input_schema = _schema(tool.input_schema)
+            self.tools += page.tools
+            if not (cursor := page.next_cursor):
+                return
+
+    def call(self, name: str, arguments: dict[str, Any], seconds: float) -> types.CallToolResult:
+        return self._wait(self._client.call_tool(name, arguments), seconds)
+
+    def over(self, seconds: float) -> bool:
+        """Whether an error was the session's rather than the call's: then it does not list its tools either."""
+        try:
+            self._wait(self._client.list_tools(cache_mode="bypass"), seconds)
+        except Exception:  # of as many kinds as a call's
+            return True
+        return False
+
+    def _wait(self, answer: Coroutine[Any, Any, T], seconds: float) -> T:
+        try:
+            waiting = asyncio.run_coroutine_threadsafe(answer, self._loop)
+        except RuntimeError:  # the loop is closed: the session broke down
+            answer.close()
+            raise
+        try:
+            return waiting.result(seconds)
+        finally:
+            waiting.cancel()
+
+    def close(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._end)
+        if threading.current_thread() is not self._thread:  # where garbage may be collected
+            self._thread.join()
+
+    def _end(self) -> None:
+        import anyio
+
+        self._stop.set()
+        if self._scope:
+            self._scope.deadline = anyio.current_time() + CLOSE_SECONDS
+
+
+def _require_mcp() -> None:
+    if importlib.util.find_spec("mcp") is None:
+        raise ServerUnavailable("MCP needs the package mcp: pip install 'treegym[mcp]'")
+
+
+@contextlib.asynccontextmanager
+async def _transport(
+    server: Sequence[str] | str, env: dict[str, str], headers: dict[str, str], log: TextIO
+) -> AsyncIterator[TransportStreams]:
+    import httpx2
+    from mcp import StdioServerParameters, stdio_client
+    from mcp.client.streamable_http import streamable_http_client
+
+    async with contextlib.AsyncExitStack() as stack:
+        if isinstance(server, str):
+            client = httpx2.AsyncClient(headers=headers, timeout=None)  # the call has a deadline
+            transport = streamable_http_client(server, http_client=await stack.enter_async_context(client))
+        else:
+            command = StdioServerParameters(command=server[0], args=list(server[1:]), env=env)
+            transport = stdio_client(command, errlog=log)
+        yield await stack.enter_async_context(transport)
+
+
+def _unavailable(server: str, error: BaseException, start_seconds: float, log: int) -> ServerUnavailable:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, TimeoutError):
+        reason = f"no answer within {start_seconds:g} seconds, which start_seconds can raise"
+    else:
+        reason = str(error) or type(error).__name__
+    size = os.fstat(log).st_size
+    wrote = os.pread(log, LAST_BYTES, max(0, size - LAST_BYTES)).decode(errors="replace").strip()
+    lines = f"; its last lines:\n{wrote}\n" if wrote else ". "
+    return ServerUnavailable(f"{server} did not start: {reason}{lines}{WAY_OUT}")
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return not levels or any(_deeper(item, levels - 1) for item in inside)
+
+
+def _schema(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema, or one that any object fits where the server's is none."""
+    from jsonschema import Draft202012Validator, SchemaError
+    from jsonschema.validators import validator_for
+
+    try:
+        validator_for(schema, default=Draft202012Validator).check_schema(schema)
+    except SchemaError:
+        return {"type": "object"}
+    return schema
+
+
+def _fault(error: ValidationError) -> str:
+    """What is wrong, after the field's name."""
+    return ": ".join(filter(None, [".".join(map(str, error.absolute_path)), error.message]))
+
+
+def _result(found: types.CallToolResult) -> ToolResult:
+    text = "\n".join(map(_text, found.content))
+    data = found.structured_content
+    if not text and data is not None:
+        text = json.dumps(data, ensure_ascii=False)
+    return ToolResult(text or "(no text)", failed=bool(found.is_error), data=data)
+
+
+def _text(block: types.ContentBlock) -> str:
+    """A text as it is, a resource by name and with its text, anything else named in a line."""
+    if block.type == "text":
+        return block.text
+    if block.type == "resource":
+        text = getattr(block.resource, "text", None)  # a binary one has none
+        return "\n".join(filter(None, [f"[resource: {block.resource.uri}]", text]))
+    if block.type == "resource_link":
+        return f"[resource: {block.uri}]"
+    return f"[{block.type}: {block.mime_type}, {len(block.data) * 3 // 4} bytes]"
+
+
+def serve(
+    tools: Mapping[str, Tool], *, instructions: str = "", port: int | None = None, host: str = "127.0.0.1"
+) -> None:
+    """Serves tools to one client over standard input and output, until it ends; with a port (0: any that is free), to
+    any number over streamable HTTP, until interrupted. Calls run one at a time, in the order in which they came.
+
+    Whoever reaches the port can call the tools. In stdio mode what a tool prints goes to standard error.
+    """
+    _require_mcp()
+    server = _server(tools, instructions)
+    if port is None:
+        asyncio.run(_over_stdio(server))
+    else:
+        _over_http(server, port, host)
+
+
+def _server(tools: Mapping[str, Tool], instructions: str) -> Server[Any]:
+    from anyio import Lock, to_thread
+    from mcp import types
+    from mcp.server.lowlevel import Server
+
+    lock = Lock()
+    listed = [
+        types.Tool(name=name, description=tool.description, input_schema=dict(tool.parameters))
+        for name, tool in tools.items()
+    ]
+
+    async def list_tools(context: Any, parameters: Any) -> types.ListToolsResult:
+        return types.ListToolsResult(tools=listed)
+
+    async def call(context: Any, parameters: types.CallToolRequestParams) -> types.CallToolResult:
+        asked = ToolCall(parameters.name, parameters.arguments or {})
+        async with lock:
+            result = await to_thread.run_sync(call_tool, asked, tools)
+        text = result.text.encode(errors="replace").decode()  # JSON takes no lone surrogates
+        return types.CallToolResult(content=[types.TextContent(type="text", text=text)], is_error=result.failed)
+
+    return Server("treegym", instructions=instructions or None, on_list_tools=list_tools, on_call_tool=call)
+
+
+async def _over_stdio(server: Server[Any]) -> None:
+    from mcp.server.stdio import stdio_server
+
+    async with stdio_server() as (reading, writing):
+        await server.run(reading, writing, server.create_initialization_options())
+
+
+def _over_http(server: Server[Any], port: int, host: str) -> None:
+    import uvicorn
+
+    app = server.streamable_http_app(host=host)
+    try:
+        listening = socket.create_server((host, port))
+    except OSError as error:
+        raise ServerUnavailable(f"cannot listen at {host}, port {port}: {error.strerror or error}") from error
+    with listening:
+        url = f"http://{host}:{listening.getsockname()[1]}/mcp"
+        print(f"serving at {url}", file=sys.stderr, flush=True)
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=CLOSE_SECONDS)
+        uvicorn.Server(config).run(sockets=[listening])
