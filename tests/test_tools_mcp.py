@@ -24,7 +24,7 @@ from treegym.agents import ChatRenderer, RolloutTree, Sampling, ScriptedPolicy, 
 from treegym.agents.nano import build_nano
 from treegym.envs import HermesFormat, MazeEnv, TaggedFormat, Task, ToolEnv, check_env
 from treegym.envs.formats import Action
-from treegym.tools import MCPServer, ServerUnavailable, StatefulTool, ToolCall, ToolError, ToolResult, call_tool
+from treegym.tools import MCPServer, ServerUnavailable, Stateful, ToolCall, ToolError, ToolResult, call_tool
 
 pytest.importorskip("mcp")
 PATHS = {"PYTHONPATH": os.pathsep.join(sys.path)}  # a server finds what the tests found
@@ -287,7 +287,7 @@ gymnasium.register("test/Counting-v0", entry_point=Counting)
 def test_an_environment_with_a_server_that_keeps_a_state_is_sound_and_cannot_fork(script: list[str]) -> None:
     check_env(lambda: Counting(script), seeds=[0])
     with contextlib.closing(Counting(script)) as env:
-        assert not env.can_fork and isinstance(env.given_tools[0], StatefulTool)
+        assert not env.can_fork and isinstance(env.given_tools[0], Stateful)
         env.reset(seed=0)
         assert env.step("<add></add>")[0] == "1"
         with pytest.raises(NotImplementedError, match="stateless"):
