@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from treegym.tools import PythonTool, open_sandbox
-from treegym.tools.sandbox import ForkRefused, Interpreter, Limits, Sandbox, SandboxUnavailable
+from treegym.tools.sandbox import Cgroup, ForkRefused, Interpreter, Limits, Sandbox, SandboxUnavailable
 
 sys.path.insert(0, str(Path(__file__).parent))
 from attacks import ATTACKS, GREED, MACHINERY
@@ -294,6 +294,23 @@ def test_memory_is_bounded_in_total_where_that_is_said(walls: Sandbox) -> None:
         )
         assert outcome.lost or int(outcome.text) >= 3, outcome
         assert text(interpreter, "1 + 1") == "2\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes cgroups")
+def test_a_cgroup_of_version_2_is_written_as_the_kernel_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Cgroup, "ROOT", tmp_path)
+    assert not Cgroup.works()  # neither version's files are there
+    (tmp_path / "cgroup.controllers").write_text("memory pids")
+    cgroup = Cgroup(Limits(total_memory=1 << 20, processes=3))
+    (folder,) = tmp_path.glob("treegym-*")
+    wrote = {file.name: file.read_text() for file in folder.iterdir()}
+    assert wrote == {"memory.max": "1048576", "memory.swap.max": "0", "pids.max": "24"}
+    (folder / "cgroup.procs").touch()
+    (fd,) = cgroup.open()
+    assert os.readlink(f"/proc/self/fd/{fd}") == str(folder / "cgroup.procs")
+    os.close(fd)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="these tests run as an ordinary user already")

@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -481,7 +481,7 @@ def _escaped(character: str) -> str:
 
 
 class Cgroup:
-    """A cgroup of version 1 that bounds an episode's memory and processes."""
+    """A cgroup, of version 2 or 1, that bounds an episode's memory and processes."""
 
     ROOT = Path("/sys/fs/cgroup")
     _numbers = itertools.count()
@@ -491,20 +491,40 @@ class Cgroup:
     def __init__(self, limits: Limits) -> None:
         self.sweep()
         name = f"treegym-{os.getpid()}-{next(self._numbers)}"
-        self._folders = [self.ROOT / kind / name for kind in ("memory", "pids")]
-        for folder in self._folders:
-            folder.mkdir()
-        (self._folders[0] / "memory.limit_in_bytes").write_text(str(limits.total_memory))
-        (self._folders[1] / "pids.max").write_text(str(limits.processes * 8))
+        processes = limits.processes * 8
+        if (self.ROOT / "cgroup.controllers").exists():
+            bounds = {"memory.max": limits.total_memory, "memory.swap.max": 0, "pids.max": processes}
+            self._make(self.ROOT / name, bounds)
+            self._folders = [self.ROOT / name]
+        else:
+            self._make(self.ROOT / "memory" / name, {"memory.limit_in_bytes": limits.total_memory})
+            self._make(self.ROOT / "pids" / name, {"pids.max": processes})
+            self._folders = [self.ROOT / kind / name for kind in ("memory", "pids")]
+
+    def _make(self, folder: Path, bounds: Mapping[str, int]) -> None:
+        folder.mkdir()
+        try:
+            for name, value in bounds.items():
+                with contextlib.suppress(FileNotFoundError if "swap" in name else ()):  # not every kernel counts swap
+                    (folder / name).write_text(str(value))
+        except OSError:
+            folder.rmdir()
+            raise
 
     @classmethod
     def works(cls) -> bool:
         """Whether they can be made; those of processes that were killed are removed."""
-        for folder in cls.ROOT.glob("*/treegym-*-*"):
+        for folder in [*cls.ROOT.glob("treegym-*-*"), *cls.ROOT.glob("*/treegym-*-*")]:
             if not Path("/proc", folder.name.split("-")[1]).exists():
                 with contextlib.suppress(OSError):
                     folder.rmdir()
-        return os.geteuid() == 0 and all(os.access(cls.ROOT / kind, os.W_OK) for kind in ("memory", "pids"))
+        if os.geteuid():
+            return False
+        try:
+            cls(Limits()).remove()
+        except OSError:
+            return False
+        return True
 
     def open(self) -> list[int]:
         """Files through which a process enters."""
