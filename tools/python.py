@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from .protocol import ToolError, ToolResult
+from .protocol import ToolResult, only_text
 from .sandbox import ForkRefused, Interpreter, Limits, Sandbox, SandboxError, SandboxUnavailable
 
 PARAMETERS: Mapping[str, Any] = {
@@ -109,10 +109,8 @@ class PythonTool:
     def parameters(self) -> Mapping[str, Any]:
         return PARAMETERS
 
-    def __call__(self, **arguments: Any) -> ToolResult:
-        code = arguments.get("code")
-        if len(arguments) != 1 or not isinstance(code, str):
-            raise ToolError("python takes one argument, code: a text")
+    def __call__(self, /, **arguments: Any) -> ToolResult:
+        code = only_text(self.name, "code", arguments)
         open_sandbox(self.sandbox)  # raises where none works, which is not the agent's doing
         try:
             outcome = self._own().run(code)
