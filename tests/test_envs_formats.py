@@ -46,7 +46,13 @@ def run(code: str) -> str:
     return code
 
 
-TOOLS: dict[str, Tool] = {t.name: t for t in (search, open_door, move, look, run)}
+@tool
+def say(word: str = "hello") -> str:
+    """Say."""
+    return word
+
+
+TOOLS: dict[str, Tool] = {t.name: t for t in (search, open_door, move, look, run, say)}
 
 
 @dataclass(frozen=True)
