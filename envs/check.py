@@ -175,6 +175,7 @@ def _tool_texts(env: TextEnv) -> list[str]:
         one = f"<{name}>x</{name}>"
         texts += [one, one * 3, one * 100, f"<{name}></{name}>", f"<{name}>{one}</{name}>", f"<{name}>x", f"x</{name}>"]
         texts += [f"<{name}>{'x ' * 50_000}</{name}>", f'<tool_call>{{"name": "{name}"}}</tool_call>' * 2]
+        texts += [f'<tool_call>{{"name": "{name}", "arguments": {{"self": 1}}}}</tool_call>']
         texts += [f"Action: {name}\nAction Input: x\n" * 3, f"Action: {name}[{{}}]", f"```{name}\nx\n```\n" * 3]
         function = json.dumps({"name": name, "arguments": '{"self": 1}'})
         texts += [f'{{"tool_calls": [{{"function": {function}}}, {{"function": {function}}}]}}']

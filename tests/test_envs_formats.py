@@ -141,6 +141,15 @@ def test_what_is_rendered_parses_back(form: ActionFormat, case: tuple[dict[str, 
     assert stripped(parsed) == stripped(action)
 
 
+def test_every_mark_is_read_back_wherever_it_stands(form: ActionFormat) -> None:
+    for text in (place.replace("X", mark) for mark in MARKS for place in ("X", "XX", "aXb", "a\nXb", "a\n X\nb")):
+        calls = [ToolCall("search", {"query": text}), ToolCall("run", {"code": text}), ToolCall("say", {"word": text})]
+        for action in (Action((*calls, ToolCall("say", {})), thought=text), Action(answer=text, thought=text)):
+            parsed = form.parse(form.render(action, TOOLS), TOOLS)
+            assert isinstance(parsed, Action), (text, parsed)
+            assert stripped(parsed) == stripped(action)
+
+
 WAYS = {
     "tagged": "<answer>",
     "hermes": "<answer>",

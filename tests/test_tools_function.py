@@ -16,6 +16,7 @@ from treegym.tools import (
     Backoff,
     Conduct,
     FunctionTool,
+    PythonTool,
     Tool,
     ToolCall,
     ToolError,
@@ -90,6 +91,18 @@ def test_arguments_become_the_hinted_types() -> None:
 def test_a_refusal_names_the_field(arguments: dict[str, Any], field: str) -> None:
     with pytest.raises(ToolError, match=f"book: {field}: "):
         book(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        ({}, "code: missing"),
+        ({"code": 3}, "code: expected a text, got 3"),
+        ({"code": "1", "self": 2}, "self: no such argument, the only one is code"),
+    ],
+)
+def test_tools_with_a_written_schema_name_the_field_too(arguments: dict[str, Any], fault: str) -> None:
+    assert call_tool(ToolCall("python", arguments), {"python": PythonTool()}).text == f"python: {fault}"
 
 
 def test_a_method_acts_on_its_own_instance() -> None:

@@ -62,6 +62,8 @@ def call_tools(calls: Sequence[ToolCall], tools: Mapping[str, Tool]) -> list[Too
     Calls on one thing that keeps state (the instance of a method, a StatefulTool) run in their order. The first
     exception that is no ToolError propagates, after the others have finished.
     """
+    if len(calls) == 1:
+        return [call_tool(calls[0], tools)]
     lanes = _lanes(calls, tools)
     results: dict[int, ToolResult] = {}
     errors: dict[int, Exception] = {}
@@ -91,7 +93,7 @@ def _lanes(calls: Sequence[ToolCall], tools: Mapping[str, Tool]) -> list[list[in
     """Places of calls; the lanes may run side by side, each in its order."""
     lanes: dict[int, list[int]] = {}
     for place, call in enumerate(calls):
-        owner = _owner(tools.get(call.name)) if len(calls) > 1 else None
+        owner = _owner(tools.get(call.name))
         lanes.setdefault(~place if owner is None else id(owner), []).append(place)  # ids are not negative
     return list(lanes.values())
 

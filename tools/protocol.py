@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -100,7 +99,7 @@ def only_text(tool: str, parameter: str, arguments: Mapping[str, Any]) -> str:
     if parameter not in arguments:
         faults.append(f"{parameter}: missing")
     elif not isinstance(value, str):
-        faults.append(f"{parameter}: expected a text, got {json.dumps(value)[:40]}")
+        faults.append(f"{parameter}: expected a text, got {value!r:.40}")
     if faults or not isinstance(value, str):
         raise ToolError(f"{tool}: {'; '.join(faults)}")
     return value
