@@ -44,7 +44,7 @@ def call_tool(call: ToolCall, tools: Mapping[str, Tool], backoff: Backoff = Back
         tool = _find(call.name, tools)
         conduct = getattr(tool, "conduct", PLAIN)
         if conduct.pure:
-            key = _function_of(tool) or tool, json.dumps(call.arguments, sort_keys=True)
+            key = _function_of(tool) or tool, json.dumps(dict(call.arguments), sort_keys=True)
             if known := _results.get(key):
                 return known
         answer = _tried(tool, call.arguments, conduct, backoff)
@@ -90,12 +90,12 @@ def call_tools(calls: Sequence[ToolCall], tools: Mapping[str, Tool]) -> list[Too
 
 
 def _lanes(calls: Sequence[ToolCall], tools: Mapping[str, Tool]) -> list[list[int]]:
-    """Places of calls; the lanes may run side by side, each in its order."""
+    """Places of calls; the lanes may run side by side, each in its order. Those with a state come first."""
     lanes: dict[int, list[int]] = {}
     for place, call in enumerate(calls):
         owner = _owner(tools.get(call.name))
         lanes.setdefault(~place if owner is None else id(owner), []).append(place)  # ids are not negative
-    return list(lanes.values())
+    return [lanes[key] for key in sorted(lanes, key=lambda key: key < 0)]
 
 
 def _owner(tool: Tool | None) -> object:

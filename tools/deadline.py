@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import math
 import threading
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -90,15 +89,11 @@ class _Call(threading.Thread):
             if not self.ended:
                 self.lost = True
                 self.slots.lose()
-                _left_behind.add(self)
-
-
-_left_behind: weakref.WeakSet[_Call] = weakref.WeakSet()
 
 
 def left_behind() -> int:
     """Threads that still run although their calls ended at a deadline."""
-    return sum(call.is_alive() for call in list(_left_behind))
+    return sum(isinstance(thread, _Call) and thread.lost for thread in threading.enumerate())
 
 
 def call_within(seconds: float, work: Callable[[], Any], slots: Slots) -> Any:

@@ -33,7 +33,7 @@ class FunctionTool:
             raise ValueError(
                 f"{self.name}: a method's result depends on more than its arguments; only functions are pure"
             )
-        return replace(self, instance=instance)
+        return FunctionTool(self.function, instance, self.conduct)
 
     @property
     def name(self) -> str:
@@ -64,15 +64,14 @@ class FunctionTool:
         return replace(self, instance=copy.deepcopy(self.instance, memo))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _decorated, (self.function.__module__, self.function.__qualname__, self.instance)
+        where = self.function.__module__, self.function.__qualname__
+        return _restored, (*where, self.instance, self.conduct)
 
 
-def _decorated(module: str, name: str, instance: object) -> FunctionTool:
-    """The tool under that name, for the name of its function is taken by the tool."""
+def _restored(module: str, name: str, instance: object, conduct: Conduct) -> FunctionTool:
+    """The tool of a function whose name the tool has taken, where it decorates it."""
     found = operator.attrgetter(name)(importlib.import_module(module))
-    if not isinstance(found, FunctionTool):
-        raise TypeError(f"{module}.{name} is no tool; only a tool that bears the name of its function pickles")
-    return found if instance is None else replace(found, instance=instance)
+    return FunctionTool(found.function if isinstance(found, FunctionTool) else found, instance, conduct)
 
 
 @overload
