@@ -56,6 +56,10 @@ def ask(question: str) -> str:
     return question
 
 
+def echo(word: str) -> str:
+    return word
+
+
 TOOLS = {"book": book, "fail": fail}
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -161,6 +165,7 @@ def test_tools_pickle_and_copy_with_their_conduct() -> None:
     for twin in (pickle.loads(pickle.dumps(ask)), copy.deepcopy(ask)):
         assert isinstance(twin, FunctionTool)
         assert (twin.function, twin.conduct) == (ask.function, Conduct(at_once=2))
+    assert pickle.loads(pickle.dumps(tool(echo)))(word="a") == "a"
     counter = Counter()
     add = pickle.loads(pickle.dumps(counter.add))
     add(copy=2)
