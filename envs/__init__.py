@@ -2,17 +2,19 @@
 
 import gymnasium
 
+from .actions import Action, ActionFormat, FormatError
 from .base import Message, Task, TextEnv
 from .check import check_env
 from .code import CodeEnv
 from .factsearch import FactSearchEnv
-from .formats import Action, ActionFormat, FormatError, HermesFormat, TaggedFormat, action_format
+from .formats import HermesFormat, OpenAIFormat, TaggedFormat, action_format
 from .household import HouseholdEnv
 from .lookup import LookupEnv
 from .maze import MazeEnv
 from .problems import ProblemEnv
 from .pythonmath import PythonMathEnv
 from .rewards import exact_match, normalize_answer, token_f1
+from .textformats import FencedFormat, ReactFormat
 from .toolenv import ToolEnv
 
 __all__ = [
@@ -20,14 +22,17 @@ __all__ = [
     "ActionFormat",
     "CodeEnv",
     "FactSearchEnv",
+    "FencedFormat",
     "FormatError",
     "HermesFormat",
     "HouseholdEnv",
     "LookupEnv",
     "MazeEnv",
     "Message",
+    "OpenAIFormat",
     "ProblemEnv",
     "PythonMathEnv",
+    "ReactFormat",
     "TaggedFormat",
     "Task",
     "TextEnv",

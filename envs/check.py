@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import random
 import warnings
@@ -27,6 +28,9 @@ HOSTILE = (
     "<tool_call>{</tool_call>",
     '<tool_call>{"name": 1, "arguments": []}</tool_call>',
     "<tool_call>" + "[" * 100_000 + "</tool_call>",
+    "Thought: x\nAction: \nAction Input: {",
+    "```\n````answer\n```",
+    '{"content": null, "tool_calls": [{"function": {"name": "x", "arguments": "{\\"self\\": 1}"}}]}',
     "huge " * 50_000,
 )
 Record = tuple[Any, ...]  # what one reset or step returned, and the state key after it
@@ -171,6 +175,10 @@ def _tool_texts(env: TextEnv) -> list[str]:
         one = f"<{name}>x</{name}>"
         texts += [one, one * 3, one * 100, f"<{name}></{name}>", f"<{name}>{one}</{name}>", f"<{name}>x", f"x</{name}>"]
         texts += [f"<{name}>{'x ' * 50_000}</{name}>", f'<tool_call>{{"name": "{name}"}}</tool_call>' * 2]
+        texts += [f'<tool_call>{{"name": "{name}", "arguments": {{"self": 1}}}}</tool_call>']
+        texts += [f"Action: {name}\nAction Input: x\n" * 3, f"Action: {name}[{{}}]", f"```{name}\nx\n```\n" * 3]
+        function = json.dumps({"name": name, "arguments": '{"self": 1}'})
+        texts += [f'{{"tool_calls": [{{"function": {function}}}, {{"function": {function}}}]}}']
     return texts
 
 

@@ -4,45 +4,24 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from ..tools import Tool, ToolCall
-
-MAX_CALLS = 8  # in one action
-SCALARS = frozenset({"string", "integer", "number", "boolean"})
-Tools = Mapping[str, Tool]
-
-
-@dataclass(frozen=True, slots=True)
-class Action:
-    """What the agent does in a turn: calls tools, or answers and so ends the episode."""
-
-    calls: tuple[ToolCall, ...] = ()
-    answer: str | None = None  # None when it calls tools
-    thought: str = ""  # free text before
-
-
-@dataclass(frozen=True, slots=True)
-class FormatError:
-    """Why a text is no action, as the agent reads it."""
-
-    text: str
-
-
-class ActionFormat(Protocol):
-    """A way to write actions. Parsing what was rendered gives the action back, up to blanks around its texts."""
-
-    def parse(self, text: str, tools: Tools) -> Action | FormatError: ...
-
-    def render(self, action: Action, tools: Tools) -> str: ...
-
-    def instructions(self, tools: Tools) -> str: ...  # for the system message
-
-
-class _Malformed(Exception):
-    """Carries a FormatError's text out of a parser."""
+from .actions import (
+    Action,
+    ActionFormat,
+    FormatError,
+    Malformed,
+    Tools,
+    json_object,
+    one_action,
+    read_arguments,
+    shown_arguments,
+    write_arguments,
+)
+from .textformats import FencedFormat, ReactFormat
 
 
 @dataclass(frozen=True)
@@ -55,12 +34,13 @@ class TaggedFormat:
     def parse(self, text: str, tools: Tools) -> Action | FormatError:
         try:
             thought, elements = _elements(text, [*tools, "answer"])
-            return _action(thought, elements, lambda name, body: ToolCall(name, _arguments(body, tools[name])))
-        except _Malformed as error:
+            calls = [ToolCall(name, read_arguments(body, tools[name])) for name, body in elements if name != "answer"]
+            return one_action(thought, calls, [body for name, body in elements if name == "answer"])
+        except Malformed as error:
             return FormatError(f"{error} Write {self._ways(tools)}.")
 
     def render(self, action: Action, tools: Tools) -> str:
-        bodies = [(call.name, _body(call.arguments, tools[call.name])) for call in action.calls]
+        bodies = [(call.name, write_arguments(call.arguments, tools[call.name])) for call in action.calls]
         return _render(action, bodies)
 
     def instructions(self, tools: Tools) -> str:
@@ -81,8 +61,9 @@ class HermesFormat:
     def parse(self, text: str, tools: Tools) -> Action | FormatError:
         try:
             thought, elements = _elements(text, ["tool_call", "answer"])
-            return _action(thought, elements, lambda _, body: _json_call(body))
-        except _Malformed as error:
+            calls = [_call(json_object(body)) for name, body in elements if name == "tool_call"]
+            return one_action(thought, calls, [body for name, body in elements if name == "answer"])
+        except Malformed as error:
             return FormatError(f"{error} Write {HERMES_CALL} or <answer>text</answer>.")
 
     def render(self, action: Action, tools: Tools) -> str:
@@ -90,17 +71,62 @@ class HermesFormat:
         return _render(action, [("tool_call", json.dumps(call, ensure_ascii=False)) for call in calls])
 
     def instructions(self, tools: Tools) -> str:
-        functions = [
-            {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
-            for tool in tools.values()
-        ]
-        lines = [json.dumps(function, ensure_ascii=False) for function in functions]
         ways = f"Each turn, write {HERMES_CALL} or, to finish, <answer>text</answer>."
-        return "\n".join(["Tools:", *lines, ways])
+        return "\n".join(["Tools:", *(json.dumps(_shown(tool), ensure_ascii=False) for tool in tools.values()), ways])
+
+
+@dataclass(frozen=True)
+class OpenAIFormat:
+    """The assistant's message of OpenAI's chat completions, as JSON.
+
+    With `tool_calls`, `content` is the thought before them; alone, `content` is the final answer, and a thought before
+    it stands in `reasoning_content`. Calls get ids by their place in the turn.
+    """
+
+    def parse(self, text: str, tools: Tools) -> Action | FormatError:
+        try:
+            message = json_object(text)
+            content, reasoning = _text(message, "content"), _text(message, "reasoning_content") or ""
+            if calls := [_call(_function(call)) for call in _tool_calls(message)]:
+                return one_action("\n".join(filter(None, [reasoning, content])), calls, [])
+            return one_action(reasoning, [], [] if content is None else [content])
+        except Malformed as error:
+            return FormatError(f"{error} Write {OPENAI_CALL} or {OPENAI_ANSWER}.")
+
+    def render(self, action: Action, tools: Tools) -> str:
+        message: dict[str, Any] = {"content": action.thought or None}
+        if action.answer is not None:
+            message = {"content": action.answer, "reasoning_content": action.thought or None}
+        if action.calls:
+            message["tool_calls"] = [
+                {
+                    "id": f"call{place:05}",  # nine letters and digits, which some chat templates insist on
+                    "type": "function",
+                    "function": {
+                        "name": call.name,
+                        "arguments": json.dumps(dict(call.arguments), ensure_ascii=False),
+                    },
+                }
+                for place, call in enumerate(action.calls)
+            ]
+        return json.dumps({key: value for key, value in message.items() if value is not None}, ensure_ascii=False)
+
+    def instructions(self, tools: Tools) -> str:
+        functions = [{"type": "function", "function": _shown(tool)} for tool in tools.values()]
+        ways = f"Each turn, write {OPENAI_CALL} or, to finish, {OPENAI_ANSWER}."
+        return "\n".join(["Tools:", *(json.dumps(function, ensure_ascii=False) for function in functions), ways])
 
 
 HERMES_CALL = '<tool_call>{"name": ..., "arguments": {...}}</tool_call>'
-FORMATS: Mapping[str, ActionFormat] = {"tagged": TaggedFormat(), "hermes": HermesFormat()}
+OPENAI_CALL = '{"tool_calls": [{"type": "function", "function": {"name": ..., "arguments": "{...}"}}]}'
+OPENAI_ANSWER = '{"content": "the answer"}'
+FORMATS: Mapping[str, ActionFormat] = {
+    "tagged": TaggedFormat(),
+    "hermes": HermesFormat(),
+    "react": ReactFormat(),
+    "fenced": FencedFormat(),
+    "openai": OpenAIFormat(),
+}
 
 
 def action_format(name: str) -> ActionFormat:
@@ -114,33 +140,22 @@ def _elements(text: str, names: list[str]) -> tuple[str, list[tuple[str, str]]]:
     """The text before the first tag, and the (name, body) of each element; only blanks may follow an element."""
     tags = list(re.finditer(rf"<(/?)({'|'.join(map(re.escape, names))})>", text))
     if not tags:
-        raise _Malformed("No action found.")
+        raise Malformed("No action found.")
     elements = []
     for i, tag in enumerate(tags):
         closes, name = tag.groups()
         if i % 2 == 0 and closes:
-            raise _Malformed(f"</{name}> closes nothing.")
+            raise Malformed(f"</{name}> closes nothing.")
         if i % 2 == 0 and i + 1 == len(tags):
-            raise _Malformed(f"<{name}> is not closed.")
+            raise Malformed(f"<{name}> is not closed.")
         if i % 2 == 1 and (not closes or name != tags[i - 1][2]):
-            raise _Malformed(f"<{tags[i - 1][2]}> is not closed before {tag[0]}.")
+            raise Malformed(f"<{tags[i - 1][2]}> is not closed before {tag[0]}.")
         after = text[tag.end() : tags[i + 1].start() if i + 1 < len(tags) else None]
         if i % 2 == 0:
             elements.append((name, _unescape(after.strip())))
         elif after.strip():
-            raise _Malformed(f"There is text after </{name}>.")
+            raise Malformed(f"There is text after </{name}>.")
     return _unescape(text[: tags[0].start()].strip()), elements
-
-
-def _action(thought: str, elements: list[tuple[str, str]], call: Any) -> Action:
-    answers = [body for name, body in elements if name == "answer"]
-    if answers and len(elements) > 1:
-        raise _Malformed("An answer stands alone, once.")
-    if answers:
-        return Action(answer=answers[0], thought=thought)
-    if len(elements) > MAX_CALLS:
-        raise _Malformed(f"At most {MAX_CALLS} calls in a turn, got {len(elements)}.")
-    return Action(calls=tuple(call(name, body) for name, body in elements), thought=thought)
 
 
 def _render(action: Action, bodies: list[tuple[str, str]]) -> str:
@@ -150,74 +165,42 @@ def _render(action: Action, bodies: list[tuple[str, str]]) -> str:
     return "\n".join(lines + [f"<{name}>{_escape(body)}</{name}>" for name, body in bodies])
 
 
-def _only_parameter(tool: Tool) -> tuple[str, str] | None:
-    """Name and type of the parameter, if the tool has one and it is a scalar."""
-    properties = tool.parameters.get("properties", {})
-    if len(properties) != 1:
-        return None
-    name, schema = next(iter(properties.items()))
-    kind = schema.get("type") if isinstance(schema, dict) else None  # a schema may be true, its type a list
-    return (name, kind) if isinstance(kind, str) and kind in SCALARS else None
-
-
-def _arguments(body: str, tool: Tool) -> dict[str, Any]:
-    match _only_parameter(tool):
-        case (name, _) if not body and name not in tool.parameters.get("required", ()):
-            return {}
-        case (name, "string"):
-            return {name: body}
-        case (name, _):
-            return {name: _scalar(body)}
-    return _json_object(body) if body else {}
-
-
-def _scalar(body: str) -> Any:
-    """The JSON value, or the text itself for the tool to refuse."""
-    try:
-        return _json(body)
-    except _Malformed:
-        return body
-
-
-def _body(arguments: Mapping[str, Any], tool: Tool) -> str:
-    only = _only_parameter(tool)
-    if only and set(arguments) == {only[0]}:
-        value = arguments[only[0]]
-        return value if isinstance(value, str) else json.dumps(value)
-    return json.dumps(dict(arguments), ensure_ascii=False) if arguments else ""
-
-
 def _example(tool: Tool) -> str:
-    only = _only_parameter(tool)
-    names = tool.parameters.get("properties", {})
-    body = only[0] if only else "{" + ", ".join(f'"{name}": ...' for name in names) + "}" if names else ""
-    return f"<{tool.name}>{body}</{tool.name}>"
+    return f"<{tool.name}>{shown_arguments(tool)}</{tool.name}>"
 
 
-def _json_call(body: str) -> ToolCall:
-    call = _json_object(body)
-    name, arguments = call.get("name"), call.get("arguments", {})
+def _shown(tool: Tool) -> dict[str, Any]:
+    return {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
+
+
+def _call(function: Mapping[str, Any]) -> ToolCall:
+    name, arguments = function.get("name"), function.get("arguments", {})
     if not isinstance(name, str) or not isinstance(arguments, dict):
-        raise _Malformed('A call needs "name", a text, and "arguments", an object.')
+        raise Malformed('A call needs "name", a text, and "arguments", an object.')
     return ToolCall(name, arguments)
 
 
-def _json_object(text: str) -> dict[str, Any]:
-    value = _json(text)
-    if not isinstance(value, dict):
-        raise _Malformed(f"Expected a JSON object, got {text[:40]!r}.")
-    return value
+def _text(message: Mapping[str, Any], key: str) -> str | None:
+    value = message.get(key)
+    if not isinstance(value, str | None):
+        raise Malformed(f'"{key}" is a text or null.')
+    return value and value.strip()
 
 
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text, parse_constant=_refuse)
-    except (ValueError, RecursionError) as error:
-        raise _Malformed(f"Not JSON: {error}.") from None
+def _tool_calls(message: Mapping[str, Any]) -> Sequence[Any]:
+    calls = message.get("tool_calls") or []
+    if not isinstance(calls, list):
+        raise Malformed('"tool_calls" is a list.')
+    return calls
 
 
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
+def _function(call: Any) -> Mapping[str, Any]:
+    """A call's name and arguments, which are JSON in a text; some servers give the object itself."""
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict):
+        raise Malformed('A tool call needs "function", an object.')
+    arguments = function.get("arguments") or "{}"
+    return {**function, "arguments": json_object(arguments) if isinstance(arguments, str) else arguments}
 
 
 def _escape(text: str) -> str:

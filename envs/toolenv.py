@@ -14,9 +14,10 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from gymnasium.error import ResetNeeded
 
-from ..tools import FunctionTool, Stateful, Tool, ToolCall, Toolkit, ToolResult, call_tool
+from ..tools import FunctionTool, Stateful, Tool, ToolCall, Toolkit, ToolResult, call_tools
+from .actions import Action, FormatError
 from .base import Message, TextEnv
-from .formats import Action, FormatError, action_format
+from .formats import action_format
 from .spaces import AnyText
 
 MAX_TURNS = 8
@@ -140,7 +141,8 @@ class ToolEnv(TextEnv):
         if parsed.answer is not None:
             self.answered = parsed.answer
             return []
-        exchanges = tuple(Exchange(call, call_tool(call, self.tools)) for call in parsed.calls)
+        results = call_tools(parsed.calls, self.tools)
+        exchanges = tuple(map(Exchange, parsed.calls, results))
         self.well_formed &= not any(exchange.result.failed for exchange in exchanges)
         self.transcript += exchanges
         return [Message("tool", exchange.result.text) for exchange in exchanges]

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from treegym.envs import LookupEnv, Task, TextEnv, check_env, registered
+from treegym.envs.formats import FORMATS
 from treegym.tools import tool
 
 
-@pytest.mark.parametrize("format", ["tagged", "hermes"])
+@pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("id", registered())
 def test_every_registered_environment_keeps_the_contract(id: str, format: str) -> None:
     check_env(Task(id, 0, settings={"format": format}).make)

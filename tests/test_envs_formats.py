@@ -1,10 +1,18 @@
 """Action formats: any text is read, and what is written is read back."""
 
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from treegym.envs import Action, ActionFormat, FormatError, action_format
+from treegym.envs.formats import FORMATS
 from treegym.tools import Tool, ToolCall, tool
 
 
@@ -32,23 +40,92 @@ def look() -> str:
     return "a room"
 
 
-TOOLS: dict[str, Tool] = {t.name: t for t in (search, open_door, move, look)}
-FORMATS = ["tagged", "hermes"]
-TRICKY = st.sampled_from(
-    ["<search>", "</search>", "<answer>", "</answer>", "</tool_call>", "&lt;", "&amp;lt;", "&", '"']
+@tool
+def run(code: str) -> str:
+    """Run."""
+    return code
+
+
+@tool
+def say(word: str = "hello") -> str:
+    """Say."""
+    return word
+
+
+TOOLS: dict[str, Tool] = {t.name: t for t in (search, open_door, move, look, run, say)}
+
+
+@dataclass(frozen=True)
+class Described:
+    """A tool by its schema, as a server describes one."""
+
+    name: str
+    parameters: Mapping[str, Any]
+    description: str = "Does it."
+
+    def __call__(self, **arguments: Any) -> str:
+        return json.dumps(arguments)
+
+    def fork(self) -> "Described":
+        return self
+
+
+MARKS = (  # of every format, its escapes, and what JSON and Markdown make of them
+    *("<search>", "</search>", "<answer>", "</answer>", "<a-b>", "</a-b>", "</tool_call>", "&lt;", "&amp;lt;", "&"),
+    *("Thought: ", "\nThought:", "\nAction: ", "\nAction 1: search[x]", "\nAction Input: ", "\nFinal Answer: "),
+    *("\n**Action:** ", "\nObservation:", "\\Action: ", "\n\\\\ Thought: ", "Finish[x]", "\n\u017ffinal answer:"),
+    *("```", "````", "\n```\n", "\n```search\n", "\n ```answer\n", "\n\\```", "\n    ```\n", "~~~", "`"),
+    *('{"query": "x"}', '{"a": 1}', "{}", "null", "true", "1e999", "NaN", "-0", "\\ud800", '"', "'", "\\"),
+    *("{", "}", "[", "]", ",", ":", "\n", "\r\n", "\t", " ", "*", "\x00", "\x0b", "\x85", "\u2028", "\ufeff"),
 )
-TEXT = st.lists(TRICKY | st.text(st.characters(exclude_categories=["Cs"]), max_size=8)).map("".join).map(str.strip)
-CALL = st.one_of(
-    st.builds(lambda query: ToolCall("search", {"query": query}), TEXT),
-    st.builds(lambda number: ToolCall("open_door", {"number": number}), st.integers()),
-    st.builds(lambda x, y: ToolCall("move", {"x": x, "y": y}), st.integers(), st.integers()),
-    st.builds(lambda x: ToolCall("move", {"x": x}), st.integers()),
-    st.just(ToolCall("look", {})),
+TRICKY = st.sampled_from(MARKS)
+TEXT = st.lists(TRICKY | st.text(st.characters(exclude_categories=["Cs"]), max_size=8)).map("".join)
+SCALARS: dict[str, st.SearchStrategy[Any]] = {
+    "string": TEXT,
+    "integer": st.integers() | st.just(10**4000),
+    "number": st.floats(allow_nan=False, allow_infinity=False),
+    "boolean": st.booleans(),
+}
+RESERVED = {"answer", "tool_call", "finish"}
+NAMES: st.SearchStrategy[str] = st.from_regex(r"[a-zA-Z_][\w./-]{0,8}", fullmatch=True).filter(
+    lambda name: name.lower() not in RESERVED
 )
-ACTION = st.builds(
-    lambda calls, thought: Action(tuple(calls), None, thought), st.lists(CALL, min_size=1, max_size=8), TEXT
-)
-ANSWER = st.builds(lambda answer, thought: Action((), answer, thought), TEXT, TEXT)
+KINDS = {
+    **SCALARS,
+    "array": st.lists(TEXT | st.integers() | st.none(), max_size=3),
+    "object": st.just({"a": {"b": []}}),
+}
+
+
+@st.composite
+def tools_and_actions(draw: st.DrawFn) -> tuple[dict[str, Tool], Action]:
+    """Tools with none, one or several parameters, some of them optional, and an action that uses them."""
+    tools: dict[str, Tool] = {}
+    for name in draw(st.lists(NAMES, min_size=1, max_size=4, unique_by=str.lower)):
+        kinds = draw(st.dictionaries(st.sampled_from(["code", "x", "ÿ z"]), st.sampled_from(sorted(KINDS)), max_size=3))
+        required = [parameter for parameter in kinds if draw(st.booleans())]
+        properties = {parameter: {"type": kind} for parameter, kind in kinds.items()}
+        tools[name] = Described(name, {"type": "object", "properties": properties, "required": required})
+    thought = draw(TEXT)
+    if draw(st.booleans()):
+        return tools, Action(answer=draw(TEXT), thought=thought)
+    calls = []
+    for name in draw(st.lists(st.sampled_from(sorted(tools)), min_size=1, max_size=8)):
+        schema = tools[name].parameters
+        given = [p for p in schema["properties"] if p in schema["required"] or draw(st.booleans())]
+        calls.append(ToolCall(name, {p: draw(KINDS[schema["properties"][p]["type"]]) for p in given}))
+    return tools, Action(tuple(calls), thought=thought)
+
+
+def stripped(value: Any) -> Any:
+    """The same with no blanks around its texts."""
+    if isinstance(value, Action):
+        answer = None if value.answer is None else value.answer.strip()
+        calls = tuple(ToolCall(call.name, stripped(dict(call.arguments))) for call in value.calls)
+        return Action(calls, answer, value.thought.strip())
+    if isinstance(value, dict):
+        return {name: item.strip() if isinstance(item, str) else item for name, item in value.items()}
+    raise TypeError(value)
 
 
 @pytest.fixture(params=FORMATS, scope="module")
@@ -56,24 +133,126 @@ def form(request: pytest.FixtureRequest) -> ActionFormat:
     return action_format(request.param)
 
 
-@given(action=ACTION | ANSWER)
-def test_what_is_rendered_parses_back(form: ActionFormat, action: Action) -> None:
-    assert form.parse(form.render(action, TOOLS), TOOLS) == action
+@given(tools_and_actions())
+def test_what_is_rendered_parses_back(form: ActionFormat, case: tuple[dict[str, Tool], Action]) -> None:
+    tools, action = case
+    parsed = form.parse(form.render(action, tools), tools)
+    assert isinstance(parsed, Action), parsed
+    assert stripped(parsed) == stripped(action)
 
 
-@given(text=st.lists(TRICKY | st.text(), max_size=12).map("".join) | st.text())
-def test_any_text_is_an_action_or_a_reason(form: ActionFormat, text: str) -> None:
+def test_every_mark_is_read_back_wherever_it_stands(form: ActionFormat) -> None:
+    for text in (place.replace("X", mark) for mark in MARKS for place in ("X", "XX", "aXb", "a\nXb", "a\n X\nb")):
+        calls = [ToolCall("search", {"query": text}), ToolCall("run", {"code": text}), ToolCall("say", {"word": text})]
+        for action in (Action((*calls, ToolCall("say", {})), thought=text), Action(answer=text, thought=text)):
+            parsed = form.parse(form.render(action, TOOLS), TOOLS)
+            assert isinstance(parsed, Action), (text, parsed)
+            assert stripped(parsed) == stripped(action)
+
+
+WAYS = {
+    "tagged": "<answer>",
+    "hermes": "<answer>",
+    "react": "Final Answer:",
+    "fenced": "```answer",
+    "openai": "content",
+}
+
+
+def check_any_text(form: ActionFormat, text: str) -> None:
+    """An action, which can be written, kept and read again; or a reason that shows the way."""
     parsed = form.parse(text, TOOLS)
     if isinstance(parsed, FormatError):
-        assert "<answer>" in parsed.text  # says what is expected
-    else:
-        assert (parsed.answer is None) == bool(parsed.calls)
+        assert next(way for name, way in WAYS.items() if FORMATS[name] is form) in parsed.text
+        return
+    assert (parsed.answer is None) == bool(parsed.calls)
+    assert pickle.loads(pickle.dumps(parsed)) == parsed
+    if all(call.name in TOOLS for call in parsed.calls):
+        assert form.parse(form.render(parsed, TOOLS), TOOLS) == parsed
+
+
+@given(st.lists(TRICKY | st.text(st.characters(), max_size=5), max_size=12).map("".join) | st.text(st.characters()))
+@example("\ud800")
+@example("Action: search\nAction Input: \ud800")
+@example("```search\n\x00\ud800\n```")
+@example('{"content": "\\ud83d"}')
+def test_any_text_is_an_action_or_a_reason(form: ActionFormat, text: str) -> None:
+    check_any_text(form, text)
+
+
+ACTIONS = st.builds(
+    lambda calls, thought: Action(tuple(calls), thought=thought),
+    st.lists(
+        st.one_of(
+            st.builds(lambda query: ToolCall("search", {"query": query}), TEXT),
+            st.builds(lambda x, y: ToolCall("move", {"x": x, "y": y}), st.integers(), st.integers()),
+            st.just(ToolCall("look", {})),
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+    TEXT,
+)
+
+
+@given(ACTIONS, st.lists(st.tuples(st.floats(0, 1), st.floats(0, 0.1), TRICKY), min_size=1, max_size=3))
+def test_a_damaged_action_is_an_action_or_a_reason(
+    form: ActionFormat, action: Action, damage: list[tuple[float, float, str]]
+) -> None:
+    text = form.render(action, TOOLS)
+    for place, share, put in damage:
+        start = int(place * len(text))
+        text = text[:start] + put + text[start + int(share * len(text)) :]
+    check_any_text(form, text)
+
+
+def call_of_move(form: ActionFormat, x: str) -> str:
+    """What a call of `move` would be, had its argument been this text."""
+    text = form.render(Action((ToolCall("move", {"x": 77}),)), TOOLS)
+    return text.replace("77", x)
+
+
+@pytest.mark.parametrize("depth", [1, 60, 200, 900, 960, 1000, 100_000])
+def test_depth_is_taken_or_refused(form: ActionFormat, depth: int) -> None:
+    check_any_text(form, call_of_move(form, "[" * depth + "]" * depth))
+    check_any_text(form, call_of_move(form, '{\\"a\\":' * depth + "1" + "}" * depth))
+
+
+@pytest.mark.parametrize("number", ["1" * 5000, "-" + "1" * 5000, "1e999", "-1e999", "NaN", "Infinity"])
+def test_a_number_that_is_none_is_refused(form: ActionFormat, number: str) -> None:
+    parsed = form.parse(call_of_move(form, number), TOOLS)
+    assert isinstance(parsed, FormatError)
+    assert "Not JSON" in parsed.text
+
+
+NEARLY = (
+    "Thought" + " " * 200_000,
+    "Thought 1" + " " * 200_000,
+    "Thought " + "1" * 200_000,
+    "Action: look[" + "]x" * 100_000,
+    ("\n" + " " * 1000) * 200,
+    "\n".join(["Action: look"] * 20_000),
+    "```look\n```\n" * 20_000,
+    "`" * 100_000 + "x" + "`" * 100_000,
+    "<look></look>" * 20_000,
+    "&" + "amp;" * 50_000,
+    "<" + "/a" * 100_000,
+    '{"tool_calls": [' + "{}," * 50_000 + "{}]}",
+    '{"content": "' + "\\u0041" * 30_000 + '"}',
+)
+
+
+@pytest.mark.parametrize("text", [*(mark * (200_000 // len(mark)) for mark in MARKS), *NEARLY], ids=lambda s: s[:20])
+def test_long_texts_of_marks_are_read(form: ActionFormat, text: str) -> None:
+    """Stops at the test's time limit where a pattern goes back over what it read: 200 kB squared are hours."""
+    form.parse(text, TOOLS)
+    assert form.parse(form.render(Action(answer=text), TOOLS), TOOLS) == Action(answer=text.strip())
 
 
 def test_tags_take_text_numbers_and_objects() -> None:
     text = (
         "I look first.\n<search> capital of Japan </search><open_door>3</open_door>"
-        '<move>{"x": 1, "y": 2}</move>\n<look></look>'
+        '<move>{"x": 1, "y": 2}</move>\n<look></look><search>{"query": "x"}</search>'
     )
     assert action_format("tagged").parse(text, TOOLS) == Action(
         (
@@ -81,6 +260,7 @@ def test_tags_take_text_numbers_and_objects() -> None:
             ToolCall("open_door", {"number": 3}),
             ToolCall("move", {"x": 1, "y": 2}),
             ToolCall("look", {}),
+            ToolCall("search", {"query": "x"}),
         ),
         thought="I look first.",
     )
@@ -92,6 +272,107 @@ def test_hermes_reads_json_calls() -> None:
     )
     expected = Action((ToolCall("move", {"x": 1}), ToolCall("no", {})), thought="So:")
     assert action_format("hermes").parse(text, TOOLS) == expected
+
+
+SEARCHED = Action((ToolCall("search", {"query": "capital of Japan"}),), thought="I search.")
+
+
+@pytest.mark.parametrize(
+    ("text", "action"),
+    [
+        ("Thought: I search.\nAction: search\nAction Input: capital of Japan", SEARCHED),
+        ('I search.\nAction: search\nAction Input: {"query": "capital of Japan"}', SEARCHED),
+        ("Thought 1: I search.\nAction 1: Search[capital of Japan]", SEARCHED),
+        ("**Thought:** I search.\r\n**Action:** `search`\r\n**Action Input:** capital of Japan\r\n", SEARCHED),
+        ("thought: I search.\n  action : search\n  action input:\ncapital of Japan\n", SEARCHED),
+        ("Action: look", Action((ToolCall("look", {}),))),
+        ("Action: look\nAction Input: {}", Action((ToolCall("look", {}),))),
+        ("Action: nothing\nAction Input: x", Action((ToolCall("nothing", {}),))),
+        ("Action: open_door[3]", Action((ToolCall("open_door", {"number": 3}),))),
+        (
+            "Action: run\nAction Input: print(1)\nprint(2)\nAction: look",
+            Action((ToolCall("run", {"code": "print(1)\nprint(2)"}), ToolCall("look", {}))),
+        ),
+        ("Thought: Done.\nFinal Answer: Tokyo\nor Edo", Action(answer="Tokyo\nor Edo", thought="Done.")),
+        ("Thought: Done.\nAction: Finish[Tokyo]", Action(answer="Tokyo", thought="Done.")),
+    ],
+)
+def test_react_reads_the_usual_ways_of_writing_it(text: str, action: Action) -> None:
+    assert action_format("react").parse(text, TOOLS) == action
+
+
+def test_react_escapes_only_lines_that_look_like_markers() -> None:
+    thought = "Thought, then\nAction: none\n\\Final Answer:\nand Action: too"
+    text = action_format("react").render(Action(answer="x", thought=thought), TOOLS)
+    assert text == ("Thought: Thought, then\n\\Action: none\n\\\\Final Answer:\nand Action: too\nFinal Answer: x")
+
+
+@pytest.mark.parametrize(
+    ("text", "action"),
+    [
+        ("I search.\n\n```search\ncapital of Japan\n```\n", SEARCHED),
+        ("I search.\n````search\ncapital of Japan\n`````  ", SEARCHED),
+        ("```python\nif x:\n    print(1)\n```", Action((ToolCall("run", {"code": "if x:\n    print(1)"}),))),
+        ('```move\n{"x": 1}\n```\n```look\n```', Action((ToolCall("move", {"x": 1}), ToolCall("look", {})))),
+        ("As in\n```sql\nselect 1\n```\n```answer\n1\n```", Action(answer="1", thought="As in\n```sql\nselect 1\n```")),
+        ("````md\n```look\n```\n````\n```answer\n1\n```", Action(answer="1", thought="````md\n```look\n```\n````")),
+    ],
+)
+def test_fences_are_read_as_commonmark_has_them(text: str, action: Action) -> None:
+    assert action_format("fenced").parse(text, TOOLS) == action
+
+
+def test_a_fence_is_longer_than_those_within() -> None:
+    code = 'print("""\n```\n````\n""")'
+    text = action_format("fenced").render(Action((ToolCall("run", {"code": code}),)), TOOLS)
+    assert text == f"`````run\n{code}\n`````"
+
+
+def test_a_block_of_python_is_for_python_before_others() -> None:
+    @tool
+    def python(source: str) -> str:
+        """Run."""
+        return source
+
+    tools = {**TOOLS, "python": python}
+    assert action_format("fenced").parse("```py\n1\n```", tools) == Action((ToolCall("python", {"source": "1"}),))
+
+
+def test_openai_renders_the_message_of_the_interface() -> None:
+    text = action_format("openai").render(
+        Action((ToolCall("move", {"x": 1}), ToolCall("look", {})), thought="Off."), TOOLS
+    )
+    assert json.loads(text) == {
+        "content": "Off.",
+        "tool_calls": [
+            {"id": "call00000", "type": "function", "function": {"name": "move", "arguments": '{"x": 1}'}},
+            {"id": "call00001", "type": "function", "function": {"name": "look", "arguments": "{}"}},
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("message", "action"),
+    [
+        ({"role": "assistant", "content": "Tokyo", "tool_calls": None}, Action(answer="Tokyo")),
+        ({"content": "", "tool_calls": []}, Action(answer="")),
+        ({"content": "x", "reasoning_content": "So."}, Action(answer="x", thought="So.")),
+        (
+            {"content": None, "tool_calls": [{"id": "a", "function": {"name": "look", "arguments": ""}}]},
+            Action((ToolCall("look", {}),)),
+        ),
+        (
+            {
+                "content": "b",
+                "reasoning_content": "a",
+                "tool_calls": [{"function": {"name": "no", "arguments": {"x": 1}}}],
+            },
+            Action((ToolCall("no", {"x": 1}),), thought="a\nb"),
+        ),
+    ],
+)
+def test_openai_reads_what_servers_send(message: dict[str, Any], action: Action) -> None:
+    assert action_format("openai").parse(json.dumps(message), TOOLS) == action
 
 
 @pytest.mark.parametrize(
@@ -111,8 +392,43 @@ def test_hermes_reads_json_calls() -> None:
         ("hermes", "<tool_call>{</tool_call>", "JSON"),
         ("hermes", "<tool_call>" + "[" * 100_000 + "</tool_call>", "JSON"),
         ("hermes", '<tool_call>{"name": "move", "arguments": {"x": NaN}}</tool_call>', "NaN"),
+        ("hermes", '<tool_call>{"name": "a", "arguments": {"x": "\\udc00"}}</tool_call>', "JSON"),
         ("hermes", '<tool_call>{"name": 1}</tool_call>', '"name"'),
         ("hermes", '<tool_call>{"name": "move", "arguments": 1}</tool_call>', '"arguments"'),
+        ("react", "Tokyo", "No action"),
+        ("react", "Thought: only", "No action"),
+        ("react", "Action: look\nThought: then", "before the first Action"),
+        ("react", "Action: look\nObservation: a room", "come from the tools"),
+        ("react", "Action Input: x", "right after an Action"),
+        ("react", "Action: look\nAction Input: {}\nAction Input: {}", "right after an Action"),
+        ("react", "Action: look around\nAction Input: {}", "'look around'"),
+        ("react", "Action: move\nAction Input: 1, 2", "JSON"),
+        ("react", "Action: look\nFinal Answer: x", "stands alone"),
+        ("react", "Final Answer: x\nFinal Answer: y", "stands alone"),
+        ("react", "Action: look\n" * 9, "At most 8"),
+        ("fenced", "Tokyo", "No action"),
+        ("fenced", "```serach\nx\n```", "No action"),
+        ("fenced", "```search\nx", "not closed"),
+        ("fenced", "```search\nx\n``", "not closed"),
+        ("fenced", "```\n```search\nx\n```", "No action"),
+        ("fenced", "```search\nx\n```\nthen", "text after"),
+        ("fenced", "```move\n1, 2\n```", "JSON"),
+        ("fenced", "```look\n```\n```answer\nx\n```", "stands alone"),
+        ("fenced", "```look\n```\n" * 9, "At most 8"),
+        ("openai", "Tokyo", "JSON"),
+        ("openai", "[]", "JSON object"),
+        ("openai", "{}", "No action"),
+        ("openai", '{"content": 1}', '"content"'),
+        ("openai", '{"tool_calls": 1}', '"tool_calls"'),
+        ("openai", '{"tool_calls": [1]}', '"function"'),
+        ("openai", '{"tool_calls": [{"function": {"arguments": "{}"}}]}', '"name"'),
+        ("openai", '{"tool_calls": [{"function": {"name": "look", "arguments": "["}}]}', "JSON"),
+        ("openai", '{"tool_calls": [{"function": {"name": "look", "arguments": [1]}}]}', '"arguments"'),
+        (
+            "openai",
+            '{"tool_calls": [' + '{"function": {"name": "look"}},' * 8 + '{"function": {"name": "look"}}]}',
+            "At most 8",
+        ),
     ],
 )
 def test_a_malformed_text_gets_its_reason(name: str, text: str, reason: str) -> None:
@@ -121,12 +437,12 @@ def test_a_malformed_text_gets_its_reason(name: str, text: str, reason: str) -> 
     assert reason in parsed.text
 
 
-def test_instructions_show_every_tool(form: ActionFormat) -> None:
+def test_instructions_show_every_tool_and_the_end(form: ActionFormat) -> None:
     text = form.instructions(TOOLS)
     assert all(name in text and TOOLS[name].description in text for name in TOOLS)
-    assert "<answer>" in text
+    assert next(way for name, way in WAYS.items() if FORMATS[name] is form) in text
 
 
 def test_an_unknown_format_is_refused_with_those_there_are() -> None:
-    with pytest.raises(ValueError, match=r"'yaml'.*tagged, hermes"):
+    with pytest.raises(ValueError, match=re.escape("'yaml'; formats: tagged, hermes, react, fenced, openai")):
         action_format("yaml")

@@ -1,8 +1,10 @@
 """ToolEnv: from a few lines of an author to a whole environment."""
 
+import pickle
 import subprocess
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ import gymnasium
 import pytest
 
 from treegym.envs import Message, Task, ToolEnv, check_env
-from treegym.tools import ToolError, tool
+from treegym.envs.formats import FORMATS
+from treegym.tools import FunctionTool, ToolError, tool
 
 PRIZES = ("gold", "goat", "dust")
 
@@ -59,7 +62,7 @@ def begun(**settings: Any) -> Doors:
     return env
 
 
-@pytest.mark.parametrize("format", ["tagged", "hermes"])
+@pytest.mark.parametrize("format", FORMATS)
 def test_a_few_lines_make_a_sound_environment(format: str) -> None:
     check_env(lambda: Doors(format=format))
 
@@ -79,6 +82,66 @@ def test_each_parallel_call_gets_a_message_in_order() -> None:
     assert info["messages"] == [Message("tool", env.prizes[1]), Message("tool", "1")]
     assert observation == f"{env.prizes[1]}\n1"
     assert (reward, terminated, truncated, info["reward_terms"]) == (0.0, False, False, {})
+
+
+@tool
+def shout(word: str) -> str:
+    """Say it loudly."""
+    return f"{word.upper()}!"
+
+
+@tool(deadline=60, at_once=4, retries=1, pure=True)
+def spell(word: str) -> str:
+    """Say its letters."""
+    if not word.isalpha():
+        raise ToolError(f"{word!r} has no letters only")
+    return "-".join(word)
+
+
+class Turns:
+    """Lets the calls of the functions it wraps end in the order that it is given, whatever order they began in."""
+
+    def __init__(self, order: Sequence[str]) -> None:
+        self.ended = {word: threading.Event() for word in order}
+        self.before = dict(zip(order[1:], order, strict=False))
+
+    def wrap(self, name: str) -> FunctionTool:
+        def wait(word: str) -> str:
+            if word in self.before:
+                assert self.ended[self.before[word]].wait(60)
+            self.ended[word].set()
+            return f"{name} {word}"
+
+        wait.__name__ = name
+        return tool(wait)
+
+
+def test_an_episode_is_the_same_in_whatever_order_its_calls_end() -> None:
+    """Eight calls in a turn: four of functions, and four of the environment, which keep their order."""
+    text = (
+        "<left>a</left><open_door>1</open_door><right>b</right><count></count>"
+        "<left>c</left><open_door>9</open_door><right>d</right><count></count>"
+    )
+
+    def episode(order: str) -> tuple[Any, ...]:
+        turns = Turns(order)
+        env = begun(tools=[turns.wrap("left"), turns.wrap("right")])
+        return (*env.step(text), env.transcript, env.state_key())
+
+    first = episode("abcd")
+    info = first[4]
+    texts = [message.text for message in info["messages"]]
+    assert texts[::2] == ["left a", "right b", "left c", "right d"]
+    assert texts[3::2] == ["1", "no door 9; doors: 0 to 2", "1"]
+    assert (info["calls"], info["failed_calls"]) == (8, 1)
+    assert all(episode(order) == first for order in ("dcba", "bdac", "cadb"))
+
+
+def test_given_functions_fork_pickle_and_answer_alike_when_remembered() -> None:
+    check_env(lambda: Doors(tools=[shout, spell]))
+    env = begun(tools=[spell])
+    text = "<spell>door</spell>" * 2 + "<spell>1</spell>"
+    assert env.fork().step(text) == pickle.loads(pickle.dumps(env)).step(text) == env.step(text)
 
 
 def test_the_reward_is_the_weighted_sum_of_the_terms() -> None:

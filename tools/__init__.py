@@ -1,9 +1,11 @@
 """What an agent can call: the tool protocol, functions as tools, search, Python in a sandbox, MCP servers."""
 
 from .backends import open_sandbox
-from .function import FunctionTool, call_tool, tool
+from .calls import Backoff, call_tool, call_tools
+from .deadline import left_behind
+from .function import FunctionTool, tool
 from .mcp import EpisodeTool, MCPServer, MCPTool, ServerUnavailable, serve
-from .protocol import Stateful, Tool, ToolCall, ToolError, Toolkit, ToolResult
+from .protocol import Conduct, Stateful, Tool, ToolCall, ToolError, Toolkit, ToolResult, TransientError
 from .python import PythonTool
 from .sandbox import ForkRefused, Interpreter, Limits, Outcome, Sandbox, SandboxError, SandboxUnavailable
 from .search import Hit, Passage, SearchIndex, SearchTool
@@ -11,6 +13,8 @@ from .session import Session
 from .workspace import Workspace
 
 __all__ = [
+    "Backoff",
+    "Conduct",
     "EpisodeTool",
     "ForkRefused",
     "FunctionTool",
@@ -35,8 +39,11 @@ __all__ = [
     "ToolError",
     "ToolResult",
     "Toolkit",
+    "TransientError",
     "Workspace",
     "call_tool",
+    "call_tools",
+    "left_behind",
     "open_sandbox",
     "serve",
     "tool",

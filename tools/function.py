@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
-import difflib
+import copy
 import functools
+import importlib
 import inspect
-import time
+import operator
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, overload
 
-from .protocol import Tool, ToolCall, ToolError, ToolResult
+from .protocol import MAX_CHARS, Conduct, ToolError, ToolResult
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
-MAX_CHARS = 8000  # of a result's text
+Function = Callable[..., str | ToolResult]
 
 
 @dataclass(frozen=True, eq=False)
 class FunctionTool:
     """A function, or a method bound to its instance, as a Tool; calling it checks the arguments first."""
 
-    function: Callable[..., str | ToolResult]
+    function: Function
     instance: object = None
+    conduct: Conduct = Conduct()
 
     def __get__(self, instance: object, owner: type | None = None) -> FunctionTool:
-        return FunctionTool(self.function, instance)
+        if self.conduct.pure:
+            raise ValueError(
+                f"{self.name}: a method's result depends on more than its arguments; only functions are pure"
+            )
+        return FunctionTool(self.function, instance, self.conduct)
 
     @property
     def name(self) -> str:
@@ -54,36 +60,40 @@ class FunctionTool:
     def fork(self) -> FunctionTool:
         return self  # an environment binds its methods anew in each fork
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> FunctionTool:
+        return replace(self, instance=copy.deepcopy(self.instance, memo))
 
-def tool(function: Callable[..., str | ToolResult]) -> FunctionTool:
-    """Decorates a function, or a method of a ToolEnv, as a tool of the same name."""
-    return FunctionTool(function)
-
-
-def call_tool(call: ToolCall, tools: Mapping[str, Tool], max_chars: int = MAX_CHARS) -> ToolResult:
-    """The call's result; a failed one where the agent erred. Any exception but ToolError propagates."""
-    start = time.perf_counter()
-    try:
-        answer = _find(call.name, tools)(**call.arguments)
-    except ToolError as error:
-        answer = ToolResult(str(error), failed=True)
-    result = answer if isinstance(answer, ToolResult) else ToolResult(answer)
-    return replace(_cut(result, max_chars), elapsed=time.perf_counter() - start)
+    def __reduce__(self) -> tuple[Any, ...]:
+        where = self.function.__module__, self.function.__qualname__
+        return _restored, (*where, self.instance, self.conduct)
 
 
-def _find(name: str, tools: Mapping[str, Tool]) -> Tool:
-    if name in tools:
-        return tools[name]
-    near = difflib.get_close_matches(name[:80], tools, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ";"
-    raise ToolError(f"no tool {name[:80]!r}{hint} tools: {', '.join(tools) or 'none'}")
+def _restored(module: str, name: str, instance: object, conduct: Conduct) -> FunctionTool:
+    """The tool of a function whose name the tool has taken, where it decorates it."""
+    found = operator.attrgetter(name)(importlib.import_module(module))
+    return FunctionTool(found.function if isinstance(found, FunctionTool) else found, instance, conduct)
 
 
-def _cut(result: ToolResult, max_chars: int) -> ToolResult:
-    if len(result.text) <= max_chars:
-        return result
-    text = f"{result.text[:max_chars]}\n[cut: {max_chars} of {len(result.text)} characters]"
-    return replace(result, text=text, truncated=True)
+@overload
+def tool(function: Function, /) -> FunctionTool: ...
+
+
+@overload
+def tool(
+    *,
+    deadline: float | None = None,
+    max_chars: int = MAX_CHARS,
+    pure: bool = False,
+    at_once: int | None = None,
+    retries: int = 0,
+) -> Callable[[Function], FunctionTool]: ...
+
+
+def tool(function: Function | None = None, /, **conduct: Any) -> FunctionTool | Callable[[Function], FunctionTool]:
+    """Decorates a function, or a method of a ToolEnv, as a tool of the same name; the options are those of Conduct."""
+    if function is not None:
+        return FunctionTool(function)
+    return functools.partial(FunctionTool, conduct=Conduct(**conduct))
 
 
 @functools.cache

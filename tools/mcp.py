@@ -21,7 +21,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TextIO, TypeVar
 
-from .function import call_tool
+from .calls import call_tool
 from .protocol import Tool, ToolCall, ToolError, ToolResult
 
 if TYPE_CHECKING:
@@ -213,6 +213,11 @@ class EpisodeTool(MCPTool):
     """A tool of a server that keeps a state: its environment has the server for itself and cannot fork."""
 
     can_fork = False
+
+    @property
+    def owner(self) -> MCPServer:
+        """Whose state calls share."""
+        return self.server
 
     def fork(self) -> NoReturn:
         raise NotImplementedError(

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+MAX_CHARS = 8000  # of a result's text
+
 
 class ToolError(Exception):
     """What the agent reads when its call cannot be served; any other exception is a bug and propagates."""
+
+
+class TransientError(ToolError):
+    """One that another try may not meet: a connection cut, a server that is busy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +35,27 @@ class ToolResult:
     data: Any = None  # JSON, for rewards and replay; the agent does not see it
     elapsed: float = field(default=0.0, compare=False)  # seconds
     truncated: bool = False  # text was cut at the tool's cap
+    cached: bool = field(default=False, compare=False)  # answered from an earlier call of a pure tool
+
+
+@dataclass(frozen=True, slots=True)
+class Conduct:
+    """How calls of a tool are made; a tool that has one holds it as its attribute `conduct`."""
+
+    deadline: float | None = None  # seconds of each try; the function must change nothing after it
+    max_chars: int = MAX_CHARS
+    pure: bool = False  # the same arguments give the same result, which is kept
+    at_once: int | None = None  # calls that run at the same time in the process
+    retries: int = 0  # after a TransientError
+
+    def __post_init__(self) -> None:
+        if self.deadline is not None and not 0 < self.deadline < threading.TIMEOUT_MAX:
+            raise ValueError(f"deadline={self.deadline}: it is a positive number of seconds, or None for no deadline")
+        if self.at_once is not None and self.at_once < 1:
+            raise ValueError(f"at_once={self.at_once}: at least one call runs at a time, or None for any number")
+        for name in ("max_chars", "retries"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: it is 0 or more")
 
 
 class Tool(Protocol):
@@ -75,3 +103,16 @@ class Toolkit(Stateful, Protocol):
     def tools(self) -> Sequence[Tool]: ...
 
     def fork(self) -> Toolkit: ...
+
+
+def only_text(tool: str, parameter: str, arguments: Mapping[str, Any]) -> str:
+    """The argument of a tool whose only parameter is a text; else a ToolError that names the field and the fault."""
+    faults = [f"{name}: no such argument, the only one is {parameter}" for name in arguments if name != parameter]
+    value = arguments.get(parameter)
+    if parameter not in arguments:
+        faults.append(f"{parameter}: missing")
+    elif not isinstance(value, str):
+        faults.append(f"{parameter}: expected a text, got {value!r:.40}")
+    if faults or not isinstance(value, str):
+        raise ToolError(f"{tool}: {'; '.join(faults)}")
+    return value

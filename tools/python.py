@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Self
 
-from .protocol import ToolError, ToolResult
+from .protocol import ToolResult, only_text
 from .sandbox import Limits
 from .session import Session
 
@@ -30,10 +30,7 @@ class PythonTool:
         self.session = session or Session(sandbox, limits or Limits())
 
     def __call__(self, /, **arguments: Any) -> ToolResult:
-        code = arguments.get("code")
-        if len(arguments) != 1 or not isinstance(code, str):
-            raise ToolError("python takes one argument, code: a text")
-        return self.session.run(code)
+        return self.session.run(only_text(self.name, "code", arguments))
 
     def fork(self) -> Self:
         return type(self)(session=self.session.fork())

@@ -6,6 +6,7 @@ Every backend starts `inside.py` and talks to it; what differs is the walls arou
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -17,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -270,9 +272,8 @@ class Zygote:
         settings = {"role": "zygote", "libraries": LIBRARIES, "fd": fd, "isolated": self._isolated, "filter": filter_}
         command = [*self._command(), json.dumps(settings)]
         with tempfile.TemporaryFile() as log:
-            self._process = subprocess.Popen(
-                command, pass_fds=[fd], env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
+            start = functools.partial(subprocess.Popen[bytes], pass_fds=[fd], env=ENVIRONMENT, stdin=subprocess.DEVNULL)
+            self._process = _launcher().submit(start, command, stdout=log, stderr=log).result()
             self._link.gave()
             try:
                 self._link.receive(60)
@@ -294,6 +295,12 @@ class Zygote:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+
+@functools.cache
+def _launcher() -> ThreadPoolExecutor:
+    """A thread that lives on: what bwrap runs dies with the thread that started it."""
+    return ThreadPoolExecutor(1, "sandboxes")
 
 
 ENVIRONMENT = {
@@ -505,7 +512,7 @@ class Cgroup:
         folder.mkdir()
         try:
             for name, value in bounds.items():
-                with contextlib.suppress(FileNotFoundError if "swap" in name else ()):  # not every kernel counts swap
+                if "swap" not in name or (folder / name).exists():  # not every kernel counts swap
                     (folder / name).write_text(str(value))
         except OSError:
             folder.rmdir()

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Self, cast
 
 from .cache import cached_directory
-from .protocol import ToolError, ToolResult
+from .protocol import ToolError, ToolResult, only_text
 
 FORMAT = "2"  # of the files on disk; part of the key, so that an older cache is built anew
 HEAP = 2_000_000_000  # bytes while indexing; what fits is one segment, within which equal scores keep their order
@@ -167,9 +167,9 @@ class SearchTool:
         return PARAMETERS
 
     def __call__(self, /, **arguments: Any) -> ToolResult:
-        query = arguments.get("query")
-        if len(arguments) != 1 or not isinstance(query, str) or not query.strip():
-            raise ToolError("search takes one argument, query: a few keywords")
+        query = only_text(self.name, "query", arguments)
+        if not query.strip():
+            raise ToolError(f"{self.name}: query: expected a few keywords, got none")
         hits = self.index.search(query, self.top_k)
         lines = [f"[{rank}] {self.snippet(hit.passage)}" for rank, hit in enumerate(hits, 1)]
         return ToolResult("\n".join(lines) or "no results", data=[hit.passage.id for hit in hits])
