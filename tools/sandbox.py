@@ -272,8 +272,10 @@ class Zygote:
         settings = {"role": "zygote", "libraries": LIBRARIES, "fd": fd, "isolated": self._isolated, "filter": filter_}
         command = [*self._command(), json.dumps(settings)]
         with tempfile.TemporaryFile() as log:
-            start = functools.partial(subprocess.Popen[bytes], pass_fds=[fd], env=ENVIRONMENT, stdin=subprocess.DEVNULL)
-            self._process = _launcher().submit(start, command, stdout=log, stderr=log).result()
+            start: Callable[[], subprocess.Popen[bytes]] = lambda: subprocess.Popen(
+                command, pass_fds=[fd], env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+            self._process = _launcher().submit(start).result()
             self._link.gave()
             try:
                 self._link.receive(60)
