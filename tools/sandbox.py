@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import IO, Any, ClassVar, Protocol
 
 from .inside import HEADER
 
@@ -272,10 +272,7 @@ class Zygote:
         settings = {"role": "zygote", "libraries": LIBRARIES, "fd": fd, "isolated": self._isolated, "filter": filter_}
         command = [*self._command(), json.dumps(settings)]
         with tempfile.TemporaryFile() as log:
-            start: Callable[[], subprocess.Popen[bytes]] = lambda: subprocess.Popen(
-                command, pass_fds=[fd], env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
-            self._process = _launcher().submit(start).result()
+            self._process = _launcher().submit(_popen, command, fd, log).result()
             self._link.gave()
             try:
                 self._link.receive(60)
@@ -303,6 +300,10 @@ class Zygote:
 def _launcher() -> ThreadPoolExecutor:
     """A thread that lives on: what bwrap runs dies with the thread that started it."""
     return ThreadPoolExecutor(1, "sandboxes")
+
+
+def _popen(command: Sequence[str], fd: int, log: IO[bytes]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command, pass_fds=[fd], env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
 
 ENVIRONMENT = {
