@@ -1,27 +1,53 @@
-"""What interpreters in sandboxes cost: a call, an episode, a fork, and many at once; into docs/results/sandboxes.md.
+"""What interpreters in sandboxes cost: a call, an episode, a fork, files, many at once; into docs/results/sandboxes.md.
 
     python benchmarks/sandboxes.py
+    .ci/with-docker python benchmarks/sandboxes.py     # containers too
 
-The sides of a comparison take turns. A call's cost is over the same code's own time inside.
+The sides of a comparison take turns. Other suites' Python tools are timed where they are installed beside this one:
+    python -m venv .venv-suites && .venv-suites/bin/pip install smolagents langchain-experimental
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median, quantiles
 
-from treegym.tools.backends import BACKENDS, open_sandbox
-from treegym.tools.sandbox import Limits, Sandbox, SandboxError
+from treegym.tools import Interpreter, Limits, Sandbox, SandboxError, open_sandbox
+from treegym.tools.backends import BACKENDS
+from treegym.tools.docker import PYTHON, Contained
+from treegym.tools.sandbox import ForkRefused
 
-RESULTS = Path(__file__).parent.parent / "docs" / "results" / "sandboxes.md"
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "docs" / "results" / "sandboxes.md"
+SUITES = ROOT / ".venv-suites" / "bin" / "python"
 ROUNDS = 200
 LIVE = 200
 HEAD = "| | median ms | p95 ms |\n|---|---|---|"
+WORK = "import time\nstart = time.perf_counter()\n6 * 7\nprint(time.perf_counter() - start)"
+THEIRS = """
+import json, statistics, sys, time
+if sys.argv[1] == "smolagents":
+    from smolagents.local_python_executor import LocalPythonExecutor
+    tool = LocalPythonExecutor([])
+    tool.send_tools({})
+    call = lambda: tool("6 * 7")
+else:
+    from langchain_experimental.utilities import PythonREPL
+    tool = PythonREPL()
+    call = lambda: tool.run("6 * 7", timeout=10)
+times = []
+for _ in range(40):
+    start = time.perf_counter()
+    call()
+    times.append((time.perf_counter() - start) * 1e3)
+print(json.dumps(times))
+"""
 
 
 def timed(action: Callable[[], object]) -> float:
@@ -34,70 +60,102 @@ def row(name: str, times: list[float]) -> str:
     return f"| {name} | {median(times):.3f} | {quantiles(times, n=20)[-1]:.3f} |"
 
 
-def calls(sandbox: Sandbox) -> list[str]:
-    """Warm calls beside cold ones."""
+def calls(sandbox: Sandbox) -> Iterator[str]:
+    """A warm call, over the code's own time; and a cold `python -c` of the same code, in Docker by `docker exec`."""
+    cold_name, command = "`python -c`, no sandbox", [sys.executable]
     warm, cold = [], []
     with contextlib.closing(sandbox.start(Limits(), 0)) as interpreter:
-        interpreter.run("1")
+        interpreter.run(WORK)
+        if isinstance(interpreter, Contained):
+            cold_name, command = "`docker exec`", ["docker", "exec", interpreter.container_id, PYTHON]
         for i in range(ROUNDS):
-            warm.append(timed(lambda: interpreter.run("6 * 7")))
+            start = time.perf_counter()
+            inside = float(interpreter.run(WORK).text)
+            warm.append((time.perf_counter() - start - inside) * 1e3)
             if i % 10 == 0:
-                cold.append(timed(lambda: subprocess.run([sys.executable, "-c", "6 * 7"], check=True)))
-    ratio = f"A warm call takes 1/{median(cold) / median(warm):,.0f} of a cold `python -c`."
-    return [HEAD, row("warm call", warm), row("`python -c`, no sandbox", cold), "", ratio]
+                cold.append(timed(lambda: subprocess.run([*command, "-c", WORK], check=True, capture_output=True)))
+    yield from (HEAD, row("warm call", warm), row(cold_name, cold), "")
+    yield f"A warm call takes 1/{median(cold) / median(warm):,.0f} of a cold one."
 
 
-def episodes(sandbox: Sandbox) -> list[str]:
-    """A new episode up to its first answer, and a fork up to its own."""
+def episodes(sandbox: Sandbox) -> Iterator[str]:
+    """A new episode up to its first answer, with others before and after it; a fork up to its own answer; the end."""
     begun, forked, ended = [], [], []
     for _ in range(ROUNDS // 4):
-        found = []
+        start = time.perf_counter()
+        parent = sandbox.start(Limits(), 0)
+        parent.run("x = 1")
+        begun.append((time.perf_counter() - start) * 1e3)
+        with contextlib.suppress(ForkRefused):
+            start = time.perf_counter()
+            twin = parent.fork()
+            twin.run("x")
+            forked.append((time.perf_counter() - start) * 1e3)
+            twin.close()
+        ended.append(timed(parent.close))
+        time.sleep(0.05)  # the next episode is made ahead meanwhile; without it the pace is that of `many`
+    yield from (HEAD, row("new episode", begun), *([row("fork", forked)] if forked else []), row("close", ended))
 
-        def begin(found: list[object] = found) -> None:
-            found.append(sandbox.start(Limits(), 0))
-            found[0].run("x = 1")  # type: ignore[attr-defined]
 
-        begun.append(timed(begin))
-        parent = found[0]
-        forked.append(timed(lambda: found.append(parent.fork())))  # type: ignore[attr-defined]  # noqa: B023
-        for each in reversed(found):
-            ended.append(timed(each.close))  # type: ignore[attr-defined]
-    return [HEAD, row("new episode", begun), row("fork", forked), row("close", ended)]
+def files(sandbox: Sandbox) -> Iterator[str]:
+    """A fork that copies files."""
+    yield HEAD
+    for megabytes in (0, 1, 8, 32):
+        times = []
+        with contextlib.closing(sandbox.start(Limits(), 0)) as parent:
+            parent.run(f"import os\nfor i in range({megabytes}): open(f'f{{i}}', 'wb').write(os.urandom(1 << 20))")
+            for _ in range(20):
+                with contextlib.suppress(ForkRefused):
+                    start = time.perf_counter()
+                    twin = parent.fork()
+                    times.append((time.perf_counter() - start) * 1e3)
+                    twin.close()
+        yield row(f"fork, files of {megabytes} MB", times) if times else f"| {megabytes} MB | cannot fork | |"
 
 
-def many(sandbox: Sandbox) -> list[str]:
-    """Interpreters alive together: memory by the kernel's proportional count, and a call to each."""
-    before = used()
+def many(sandbox: Sandbox) -> Iterator[str]:
+    """Interpreters alive together, memory as the machine has less of it; then a call to each."""
+    before = free()
     with contextlib.ExitStack() as stack:
         start = time.perf_counter()
-        living = [stack.enter_context(contextlib.closing(sandbox.start(Limits(), i))) for i in range(LIVE)]
-        for interpreter in living:
-            interpreter.run("x = list(range(1000))")
+        living: list[Interpreter] = []
+        for i in range(LIVE):
+            living.append(stack.enter_context(contextlib.closing(sandbox.start(Limits(), i))))
+            living[-1].run("x = list(range(1000))")
         took = time.perf_counter() - start
-        memory = before - used()
-        times = [timed(lambda: each.run("sum(x)")) for each in living]  # noqa: B023
-    return [f"{LIVE} interpreters: {took:.1f} s to start, {memory / 1e3:.2f} GB; then a call to each:", "", HEAD,
-            row("call", times)]  # fmt: skip
+        memory = before - free()
+        times = [timed(lambda each=each: each.run("sum(x)")) for each in living]  # type: ignore[misc]
+    yield from (f"{LIVE} interpreters: {took:.1f} s to start, {memory:.2f} GB.", "", HEAD, row("call to each", times))
 
 
-def used() -> float:
-    """Memory that the machine has left, MB."""
+def free() -> float:
+    """Memory that the machine has left, GB."""
     lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    return int(lines["MemAvailable"].split()[0]) / 1e3
+    return int(lines["MemAvailable"].split()[0]) / 1e6
+
+
+def others() -> Iterator[str]:
+    """A warm call of other suites' tools, none of which isolates; the second with a time limit."""
+    yield HEAD
+    for name in ("smolagents", "langchain-experimental"):
+        done = subprocess.run([SUITES, "-c", THEIRS, name], capture_output=True, text=True, check=False)
+        yield row(name, json.loads(done.stdout)) if done.returncode == 0 else f"| {name} | not here | |"
 
 
 def main() -> None:
-    parts = ["# Sandboxes", "", "Made by `python benchmarks/sandboxes.py`."]
+    parts = ["# Sandboxes", "", "Made by `.ci/with-docker python benchmarks/sandboxes.py`."]
     for name in BACKENDS:
         try:
             sandbox = open_sandbox(name)
         except SandboxError as error:
             parts += ["", f"## {name}", "", f"Not here: {error}"]
             continue
-        for part in (calls, episodes, many):
+        for part in (calls, episodes, files, many) if name != "docker" else (calls, episodes):
             print(name, part.__name__, file=sys.stderr, flush=True)
             parts += ["", f"## {name}: {part.__name__}", "", part.__doc__ or "", "", *part(sandbox)]
         sandbox.close()
+    if SUITES.exists():
+        parts += ["", "## other suites", "", others.__doc__ or "", "", *others()]
     RESULTS.write_text("\n".join(parts) + "\n")
     print("\n".join(parts))
 

@@ -495,6 +495,28 @@ def test_a_stateful_tool_takes_its_calls_in_order() -> None:
     assert [result.text for result in results] == ["a", "ab", "abc", "go", "abcd"]
 
 
+class Handle(Notes):
+    """One of several tools over the same notes."""
+
+    def __init__(self, owner: Notes, name: str) -> None:
+        self.owner, self.name = owner, name
+
+    def __call__(self, /, **arguments: Any) -> str:
+        return self.owner(**arguments)
+
+
+def test_tools_of_one_owner_take_their_calls_in_order() -> None:
+    @tool
+    def release() -> str:
+        notes.go.set()
+        return "go"
+
+    notes = Notes()
+    first, second = Handle(notes, "first"), Handle(notes, "second")
+    results = together((first, {"line": "a"}), (second, {"line": "b"}), (release, {}), (first, {"line": "c"}))
+    assert [result.text for result in results] == ["a", "ab", "go", "abc"]
+
+
 def test_a_lane_alone_runs_where_it_is_called() -> None:
     class Place:
         @tool

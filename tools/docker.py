@@ -103,6 +103,10 @@ class Contained(Remote):
         super().__init__(limits)
         self._api, self._container, self._seed = api, container, seed
 
+    @property
+    def container_id(self) -> str:
+        return str(self._container.id)
+
     def _start(self) -> Link:
         settings = {
             "role": "pipes",
@@ -110,7 +114,7 @@ class Contained(Remote):
             "limits": self.limits.inside() | {"work": WORK, "seed": self._seed},
         }
         command = [PYTHON, "-I", PROGRAM, json.dumps(settings)]
-        made = self._api.exec_create(self._container.id, command, stdin=True, user=USER)
+        made = self._api.exec_create(self.container_id, command, stdin=True, user=USER)
         stream = self._api.exec_start(made["Id"], socket=True)
         link = _Stream(self.limits.message, stream)
         try:
@@ -122,7 +126,7 @@ class Contained(Remote):
 
     def _kill(self) -> None:
         """Every process but the first, which ignores what comes from inside."""
-        made = self._api.exec_create(self._container.id, ["kill", "-9", "-1"], user=USER)
+        made = self._api.exec_create(self.container_id, ["kill", "-9", "-1"], user=USER)
         self._api.exec_start(made["Id"])
 
     def fork(self) -> Contained:

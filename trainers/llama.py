@@ -1,7 +1,7 @@
-"""Llama, Mistral and Qwen2 for training: a third of the activations are kept, and gradients are added in place.
+"""Llama, Mistral and Qwen2 for training: two activations a layer are kept, and gradients are added in place.
 
-A norm and the products after it are one function that keeps the norm's input, and so is the feed-forward block.
-Backward computes the rest again: on a CPU that takes no longer than memory takes to keep it.
+A block is one function that keeps the input of its norm. Backward computes the rest again: on a CPU that takes little
+longer than memory takes to keep it.
 """
 
 from __future__ import annotations
@@ -41,17 +41,9 @@ class LlamaPredict:
         core, attend = self._model.model, TreeAttend(packed.segments)
         x = embed(core.embed_tokens, packed.tokens)
         cos, sin = (table[0].to(self._dtype) for table in core.rotary_emb(x[None], packed.positions[None]))
-        for number, layer in enumerate(core.layers):
-            attention, mlp = layer.self_attn, layer.mlp
-            dim = attention.head_dim
-            heads = [attention.q_proj, attention.k_proj, attention.v_proj]
-            joint = _apply(_Project, x, layer.input_layernorm, heads, self._dtype)
-            joint = joint.view(len(x), -1, dim).transpose(0, 1)  # [heads, T, d]
-            query, key, value = torch.split(joint, [module.out_features // dim for module in heads])
-            seen = attend(number, rotate(query, cos, sin), rotate(key, cos, sin), value.contiguous(), None)
-            seen = seen.transpose(0, 1).reshape(len(x), -1)
-            x = x + _apply(_Project, seen, None, [attention.o_proj], self._dtype)
-            x = x + _apply(_FeedForward, x, layer.post_attention_layernorm, mlp, self._dtype)
+        for layer in core.layers:
+            x = x + _apply(_Attention, x, layer.input_layernorm, layer.self_attn, (cos, sin), attend, self._dtype)
+            x = x + _apply(_FeedForward, x, layer.post_attention_layernorm, layer.mlp, self._dtype)
         picked = Picked(packed.row, packed.target, self._temperature, entropy)
         found: tuple[Tensor, Tensor] = _apply(
             _Head, x[packed.rows], core.norm, self._model.lm_head, self._dtype, picked
@@ -63,24 +55,56 @@ def _apply(function: Any, *arguments: Any) -> Any:
     return function.apply(*arguments)
 
 
-class _Project(torch.autograd.Function):
-    """Products of [T, width], normed where a norm is given, with several layers side by side: [T, sum of outputs]."""
+class _Attention(torch.autograd.Function):
+    """The attention block after its norm: output(attention(rotated query, rotated key, value))."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, norm: Any, modules: Sequence[nn.Linear], dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        norm: Any,
+        block: Any,
+        tables: tuple[Tensor, Tensor],
+        attend: TreeAttend,
+        dtype: torch.dtype,
+    ) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.norm, ctx.modules, ctx.dtype = norm, modules, dtype
-        biases = [module.bias.to(dtype) for module in modules if module.bias is not None]
-        inputs = x if norm is None else _normed(x, norm)
-        return linear(inputs.to(dtype), _joint(modules, dtype), torch.cat(biases) if biases else None)
+        ctx.norm, ctx.block, ctx.tables, ctx.attend, ctx.dtype = norm, block, tables, attend, dtype
+        joint = _projected(_normed(x, norm).to(dtype), block)
+        return linear(_seen(joint, block, tables, attend), block.o_proj.weight.to(dtype)).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        (gradient,), (x,) = gradients, ctx.saved_tensors
-        inputs = x if ctx.norm is None else _normed(x, ctx.norm)
-        _learn(ctx.modules, gradient, inputs.to(ctx.dtype))
-        below = (gradient @ _joint(ctx.modules, ctx.dtype)).to(x.dtype)
-        return (below if ctx.norm is None else _norm_backward(x, ctx.norm, below)), None, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+        (x,) = ctx.saved_tensors
+        block, gradient = ctx.block, gradients[0].to(ctx.dtype)
+        inputs = _normed(x, ctx.norm).to(ctx.dtype)
+        joint = _projected(inputs, block).requires_grad_()
+        with torch.enable_grad():
+            seen = _seen(joint, block, ctx.tables, ctx.attend)
+        _learn([block.o_proj], gradient, seen.detach())
+        (within,) = torch.autograd.grad(seen, joint, gradient @ block.o_proj.weight.to(ctx.dtype))
+        del seen, joint
+        _learn(_heads(block), within, inputs)
+        below = (within @ _joint(_heads(block), ctx.dtype)).to(x.dtype)
+        return _norm_backward(x, ctx.norm, below), None, None, None, None, None
+
+
+def _heads(block: Any) -> list[nn.Linear]:
+    return [block.q_proj, block.k_proj, block.v_proj]
+
+
+def _projected(inputs: Tensor, block: Any) -> Tensor:
+    """Queries, keys and values side by side: [T, sum of their widths]."""
+    biases = [module.bias.detach().to(inputs.dtype) for module in _heads(block) if module.bias is not None]
+    return linear(inputs, _joint(_heads(block), inputs.dtype), torch.cat(biases) if biases else None)
+
+
+def _seen(joint: Tensor, block: Any, tables: tuple[Tensor, Tensor], attend: TreeAttend) -> Tensor:
+    """What attention gives: [T, heads * d]."""
+    heads = joint.view(len(joint), -1, block.head_dim).transpose(0, 1)  # [heads, T, d]
+    query, key, value = torch.split(heads, [module.out_features // block.head_dim for module in _heads(block)])
+    seen = attend(0, rotate(query, *tables), rotate(key, *tables), value, None)
+    return seen.transpose(0, 1).reshape(len(joint), -1)
 
 
 class _FeedForward(torch.autograd.Function):

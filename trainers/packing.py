@@ -7,7 +7,6 @@ read the same log-probability. So any loss is exact, whatever it does with a ter
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -243,55 +242,18 @@ class TreeAttend:
     """Attention of packed tokens to their own segment's past and to all of its ancestors."""
 
     def __init__(self, segments: Sequence[Segment]) -> None:
-        starts = np.cumsum([0, *(s.length for s in segments)]).tolist()
-        spans = [slice(start, end) for start, end in itertools.pairwise(starts)]
-        self.seen = [[spans[i] for i in (*s.ancestors, number)] for number, s in enumerate(segments)]  # own span last
-        self.masks: list[Tensor] = []
+        self._segments = segments
+        self._lengths = [segment.length for segment in segments]
+        self._masks: list[Tensor] = []
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        query, key = (
-            query.to(value.dtype),
-            key.to(value.dtype),
-        )  # rotary tables may be wider
-        if not self.masks:
-            depths = [sum(span.stop - span.start for span in seen) for seen in self.seen]
-            self.masks = [
-                causal_mask(seen[-1].stop - seen[-1].start, depth, query)
-                for seen, depth in zip(self.seen, depths, strict=True)
-            ]
-        return _TreeAttention.apply(query, key, value, scale, self)  # type: ignore[no-untyped-call,no-any-return]
-
-
-class _TreeAttention(torch.autograd.Function):
-    """Keeps queries, keys and values once, where autograd would keep what every segment sees: ancestors many times
-    over. Backward attends again, a segment at a time."""
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float | None, attend: TreeAttend) -> Tensor:
-        ctx.save_for_backward(query, key, value)
-        ctx.scale, ctx.attend = scale, attend
-        heads, length, dim = query.shape
-        out = query.new_empty(length, heads, dim).transpose(0, 1)  # as the layer after it wants it
-        for seen, mask in zip(attend.seen, attend.masks, strict=True):
-            out[:, seen[-1]] = grouped_attention(query[:, seen[-1]], _at(key, seen), _at(value, seen), mask, scale)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        query, key, value = ctx.saved_tensors
-        of_query, of_key, of_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
-        for seen, mask in zip(ctx.attend.seen, ctx.attend.masks, strict=True):
-            inputs = [x.detach().requires_grad_() for x in (query[:, seen[-1]], _at(key, seen), _at(value, seen))]
-            with torch.enable_grad():
-                out = grouped_attention(inputs[0], inputs[1], inputs[2], mask, ctx.scale)
-            of_query[:, seen[-1]], *of_seen = torch.autograd.grad(out, inputs, gradients[0][:, seen[-1]])
-            lengths = [span.stop - span.start for span in seen]
-            for whole, parts in zip((of_key, of_value), of_seen, strict=True):
-                for span, part in zip(seen, torch.split(parts, lengths, dim=1), strict=True):
-                    whole[:, span] += part
-        return of_query, of_key, of_value, None, None
-
-
-def _at(x: Tensor, spans: Sequence[slice]) -> Tensor:
-    """Tokens of these spans, of [heads, T, d]."""
-    return torch.cat([x[:, span] for span in spans], dim=1)
+        if not self._masks:
+            depths = [s.length + sum(self._lengths[i] for i in s.ancestors) for s in self._segments]
+            self._masks = [causal_mask(s.length, depth, query) for s, depth in zip(self._segments, depths, strict=True)]
+        queries, keys, values = (torch.split(x, self._lengths, dim=1) for x in (query, key, value))
+        out = []
+        for number, (segment, mask) in enumerate(zip(self._segments, self._masks, strict=True)):
+            seen = (*segment.ancestors, number)
+            seen_keys, seen_values = (torch.cat([x[i] for i in seen], dim=1) for x in (keys, values))
+            out.append(grouped_attention(queries[number], seen_keys, seen_values, mask, scale))
+        return torch.cat(out, dim=1)
