@@ -198,6 +198,58 @@ def fetch(name: Annotated[str, typer.Argument(help="A model's name: smollm2.")])
         raise UsageError(str(error)) from error
 
 
+@app.command("serve-search")
+def serve_search(
+    corpus: Annotated[list[Path], typer.Argument(help="JSONL files of id, title and text; .gz and .xz too.")],
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 8000,
+    dense: Annotated[bool, typer.Option("--dense", help="Search by meaning, not by words.")] = False,
+    hybrid: Annotated[bool, typer.Option("--hybrid", help="Search by words and by meaning, fused.")] = False,
+    encoder: Annotated[
+        Path | None, typer.Option(help="A Hugging Face encoder's folder, instead of static embeddings.")
+    ] = None,
+) -> None:
+    """Serve a corpus to searches over HTTP, in the protocol of Search-R1's retrieval server, until Ctrl-C.
+
+    Example: treegym serve-search corpus.jsonl.gz --hybrid
+    """
+    from ..envs.questions import read_passages
+
+    if dense and hybrid:
+        raise UsageError("--dense or --hybrid, not both")
+    if encoder and not (dense or hybrid):
+        raise UsageError("--encoder goes with --dense or --hybrid")
+    try:
+        from ..tools.searchserver import bind, serve
+
+        listener = bind(host, port)
+    except ImportError as error:
+        raise UsageError(f"a search server needs {error.name}: pip install 'treegym[search]'") from error
+    except OSError as error:
+        raise UsageError(f"cannot listen on {host}, port {port}: {error}") from error
+    with listener:
+        try:
+            passages = [passage for file in corpus for passage in read_passages(file)]
+            retriever = _retriever(passages, dense, hybrid, encoder)
+        except (ImportError, OSError, ValueError) as error:
+            raise UsageError(str(error)) from error
+        name = f"[{host}]" if ":" in host else host
+        say(f"{len(passages)} passages at http://{name}:{listener.getsockname()[1]}/retrieve; Ctrl-C ends")
+        try:
+            serve(retriever, listener)
+        except KeyboardInterrupt:
+            say("stopped")
+
+
+def _retriever(passages: list[Any], dense: bool, hybrid: bool, encoder: Path | None) -> Any:
+    from ..tools import DenseIndex, Fused, SearchIndex, StaticEncoder, TransformerEncoder
+
+    if not (dense or hybrid):
+        return SearchIndex.build(passages)
+    by_meaning = DenseIndex.build(passages, TransformerEncoder(str(encoder)) if encoder else StaticEncoder())
+    return Fused((SearchIndex.build(passages), by_meaning)) if hybrid else by_meaning
+
+
 @app.command()
 def runs(folder: Annotated[Path, typer.Argument(help="The folder that holds the runs.")] = Path("runs")) -> None:
     """List the runs with what came of them."""
