@@ -213,8 +213,6 @@ def serve_search(
 
     Example: treegym serve-search corpus.jsonl.gz --hybrid
     """
-    from ..envs.questions import read_passages
-
     if dense and hybrid:
         raise UsageError("--dense or --hybrid, not both")
     if encoder and not (dense or hybrid):
@@ -229,25 +227,27 @@ def serve_search(
         raise UsageError(f"cannot listen on {host}, port {port}: {error}") from error
     with listener:
         try:
-            passages = [passage for file in corpus for passage in read_passages(file)]
-            retriever = _retriever(passages, dense, hybrid, encoder)
+            retriever, count = _retriever(corpus, dense, hybrid, encoder)
         except (ImportError, OSError, ValueError) as error:
             raise UsageError(str(error)) from error
         name = f"[{host}]" if ":" in host else host
-        say(f"{len(passages)} passages at http://{name}:{listener.getsockname()[1]}/retrieve; Ctrl-C ends")
+        say(f"{count} passages at http://{name}:{listener.getsockname()[1]}/retrieve; Ctrl-C ends")
         try:
             serve(retriever, listener)
         except KeyboardInterrupt:
             say("stopped")
 
 
-def _retriever(passages: list[Any], dense: bool, hybrid: bool, encoder: Path | None) -> Any:
+def _retriever(corpus: list[Path], dense: bool, hybrid: bool, encoder: Path | None) -> tuple[Any, int]:
+    """What searches the files, and how many passages they hold."""
+    from ..envs.questions import read_passages
     from ..tools import DenseIndex, Fused, SearchIndex, StaticEncoder, TransformerEncoder
 
+    passages = [passage for file in corpus for passage in read_passages(file)]
     if not (dense or hybrid):
-        return SearchIndex.build(passages)
+        return SearchIndex.build(passages), len(passages)
     by_meaning = DenseIndex.build(passages, TransformerEncoder(str(encoder)) if encoder else StaticEncoder())
-    return Fused((SearchIndex.build(passages), by_meaning)) if hybrid else by_meaning
+    return Fused((SearchIndex.build(passages), by_meaning)) if hybrid else by_meaning, len(passages)
 
 
 @app.command()

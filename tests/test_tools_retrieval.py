@@ -1,5 +1,6 @@
 """Search over HTTP, by meaning and fused: the same hits whichever way they are asked for, and failures are said."""
 
+import functools
 import http.server
 import json
 import os
@@ -347,7 +348,7 @@ def test_close_ends_who_gathers_and_who_waits_for_another_attempt() -> None:
                 client.search("moss", 1)
 
 
-@pytest.mark.parametrize("url", ["", "localhost:8000/retrieve", "ftp://x/retrieve", "http:///retrieve", "http://["])
+@pytest.mark.parametrize("url", ["", "localhost:8000/retrieve", "ftp://x/retrieve", "http:///retrieve", "http://x:y/z"])
 def test_what_is_no_address_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="no address of a search server"):
         RemoteSearch(url)
@@ -417,6 +418,7 @@ class Hashed:
     def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
         return np.array([self._vector(text) for text in texts], dtype=np.float32).reshape(-1, self.width)
 
+    @functools.cache  # noqa: B019
     def _vector(self, text: str) -> NDArray[np.float32]:
         random = np.random.default_rng(list(text.encode()))
         if self.whole:
@@ -429,7 +431,8 @@ MANY = [Passage(f"p{i}", "", f"text {i % 300}") for i in range(400)]  # the last
 
 def by_hand(encoder: Hashed, query: str, k: int) -> list[Hit]:
     asked = encoder([query])[0].astype(np.float64)
-    scores = [float((vector * asked).sum()) for vector in encoder([f" {p.text}" for p in MANY]).astype(np.float64)]
+    vectors = encoder([f" {p.text}" for p in MANY]).astype(np.float64)
+    scores = [float((vector * asked).sum()) for vector in vectors]
     places = sorted(range(len(MANY)), key=lambda place: (-scores[place], place))[:k]
     return [Hit(MANY[place], scores[place]) for place in places]
 
@@ -439,7 +442,7 @@ def by_hand(encoder: Hashed, query: str, k: int) -> list[Hit]:
 def test_the_best_by_hand_are_the_best(whole: bool, k: int) -> None:
     encoder = Hashed(whole)
     built = DenseIndex.build(MANY, encoder)
-    queries = [f"query {i}" for i in range(70)]
+    queries = [f"query {i}" for i in range(70)]  # more than are encoded together
     expected = [by_hand(encoder, query, k) for query in queries]
     assert built.search_many(queries, k) == expected
     assert [built.search(query, k) for query in queries] == expected

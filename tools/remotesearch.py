@@ -83,8 +83,8 @@ class RemoteSearch:
 
     def close(self) -> None:
         """Searches fail from now on, also those not yet sent; returns when the others have their answer."""
-        self._closed.set()
         with self._lock:
+            self._closed.set()
             for batch in self._gathering.values():
                 batch.full.set()
             self._lock.wait_for(lambda: not self._requests)
@@ -93,6 +93,7 @@ class RemoteSearch:
     def _join(self, query: str, k: int) -> tuple[_Batch, int]:
         """The batch that the query is in now, and its place there."""
         with self._lock:
+            self._check_open()
             batch = self._gathering.setdefault(k, _Batch())
             batch.queries.append(query)
             if len(batch.queries) == MAX_BATCH:
@@ -120,12 +121,15 @@ class RemoteSearch:
             if self._gathering.get(k) is batch:
                 del self._gathering[k]
 
+    def _check_open(self) -> None:
+        if self._closed.is_set():
+            raise SearchError(f"the connection to {self.url} was closed")
+
     def _ask(self, queries: list[str], k: int) -> list[list[Hit]]:
         """One request, as often as it takes."""
         body = json.dumps({"queries": queries, "topk": k, "return_scores": True}).encode()
         with self._lock:
-            if self._closed.is_set():
-                raise SearchError(f"the connection to {self.url} was closed")
+            self._check_open()
             self._requests += 1
         try:
             return _read(self._post(body), len(queries), k, self.url)
@@ -184,7 +188,7 @@ def _read(reply: bytes, count: int, k: int, url: str) -> list[list[Hit]]:
 
 
 def _hit(item: Any) -> Hit:
-    """A hit from {"document": {"id", "contents"}, "score"}; contents are a title, with or without quotes, and a text."""
+    """A hit from {"document": {"id", "contents"}, "score"}; contents are a title, in quotes or not, and a text."""
     contents = item["document"]["contents"]
     quoted = contents.startswith('"') and '"\n' in contents
     title, _, text = contents[1:].partition('"\n') if quoted else contents.partition("\n")
