@@ -19,6 +19,7 @@ ATTEMPTS = 4
 WINDOW = 0.002  # seconds
 FIRST_WAIT = 0.1  # seconds, at most, before the second attempt; each further wait may be twice as long
 MAX_BATCH = 64  # queries in a request
+UNDER_WAY = 4  # shared requests at a time: the busier the server, the more queries gather for the next
 MAX_SHARED_CHARS = 2000  # a longer query goes alone: a server that refuses it refuses nobody else
 
 
@@ -36,9 +37,9 @@ class _Batch:
 class RemoteSearch:
     """A server's index; share it between environments and threads. It pickles as its address and settings.
 
-    Queries that threads ask within `window` seconds of the first are one request. A request is attempted again, after
-    a random wait, where the connection fails, the server is at fault (5xx) or overrun (429); not where an answer takes
-    longer than `timeout`.
+    Queries that threads ask within `window` seconds of the first, or while four requests are under way, are one
+    request. It is attempted again, after a random wait, where the connection fails, the server is at fault (5xx) or
+    overrun (429); not where an answer takes longer than `timeout` seconds.
     """
 
     def __init__(self, url: str, timeout: float = TIMEOUT, attempts: int = ATTEMPTS, window: float = WINDOW) -> None:
@@ -57,6 +58,7 @@ class RemoteSearch:
         self._random = random.Random()
         self._lock = threading.Condition()
         self._gathering: dict[int, _Batch] = {}  # by k
+        self._slots = threading.Semaphore(UNDER_WAY)
         self._requests = 0  # under way
         self._closed = threading.Event()
 
@@ -106,8 +108,9 @@ class RemoteSearch:
         batch.error = "the search was interrupted"  # unless it comes to an end below
         try:
             batch.full.wait(self.window)
-            self._part(batch, k)
-            batch.hits = self._ask(batch.queries, k)
+            with self._slots:
+                self._part(batch, k)
+                batch.hits = self._ask(batch.queries, k)
             batch.error = ""
         except SearchError as error:
             batch.error = str(error)

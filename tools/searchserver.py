@@ -69,8 +69,8 @@ def serve(retriever: Retriever, listener: socket.socket) -> None:
 
 def bind(host: str, port: int) -> socket.socket:
     """A socket at that address, any free port if 0; nobody can connect before it is served. OSError where taken."""
-    family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    listener = socket.socket(family)
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, kind, protocol)  # asyncio sends at once only where the protocol says TCP
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
