@@ -225,17 +225,16 @@ def serve_search(
         raise UsageError(f"a search server needs {error.name}: pip install 'treegym[search]'") from error
     except OSError as error:
         raise UsageError(f"cannot listen on {host}, port {port}: {error}") from error
-    with listener:
-        try:
+    name = f"[{host}]" if ":" in host else host
+    try:
+        with listener:
             retriever, count = _retriever(corpus, dense, hybrid, encoder)
-        except (ImportError, OSError, ValueError) as error:
-            raise UsageError(str(error)) from error
-        name = f"[{host}]" if ":" in host else host
-        say(f"{count} passages at http://{name}:{listener.getsockname()[1]}/retrieve; Ctrl-C ends")
-        try:
+            say(f"{count} passages at http://{name}:{listener.getsockname()[1]}/retrieve; Ctrl-C ends")
             serve(retriever, listener)
-        except KeyboardInterrupt:
-            say("stopped")
+    except (ImportError, OSError, ValueError) as error:
+        raise UsageError(str(error)) from error
+    except KeyboardInterrupt:
+        say("stopped")
 
 
 def _retriever(corpus: list[Path], dense: bool, hybrid: bool, encoder: Path | None) -> tuple[Any, int]:
