@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..tools import SearchIndex, SearchTool
+from ..tools import Retriever, SearchIndex, SearchTool
 from ..tools.cache import cached_directory
+from ..tools.remotesearch import open_remote
 from ..tools.search import open_index, write_index
 from .questions import Question, QuestionSet, read_passages, read_questions, write_questions
 from .rewards import exact_match, token_f1
@@ -27,7 +28,8 @@ class FactSearchEnv(ToolEnv):
     """Search a few times, then answer.
 
     `corpus` and `questions` are JSONL files of your own (see `read_passages` and `read_questions`); without them
-    the facts of `facts.py`. Options of reset, which override the settings of the same name: `split` ("train" or
+    the facts of `facts.py`. With `server`, the address of one that speaks Search-R1's protocol, the corpus is there.
+    Options of reset, which override the settings of the same name: `split` ("train" or
     "heldout"), `hops` (a list of counts; all if empty), `paths` ("seen" or "new" to training, or "any"), and
     `question`, the id of one. `max_turns` is the question's hops + 3 unless given. `oracle_error` is the
     probability that the oracle's episode ends wrong: it looks up another fact, or guesses before the last search.
@@ -42,6 +44,7 @@ class FactSearchEnv(ToolEnv):
         corpus: str | Path | Sequence[str | Path] | None = None,
         questions: str | Path | None = None,
         *,
+        server: str | None = None,
         split: str = "train",
         hops: Sequence[int] = (),
         paths: str = "any",
@@ -52,7 +55,7 @@ class FactSearchEnv(ToolEnv):
         oracle_error: float = 0.0,
         reward_weights: Mapping[str, float] | None = None,
     ) -> None:
-        self.files = (_paths(corpus), str(questions) if questions else None)
+        self.files = (_paths(corpus), str(questions) if questions else None, server)
         index, self.questions = load(*self.files)
         super().__init__(tools=[SearchTool(index, top_k, snippet_chars)], format=format, reward_weights=reward_weights)
         self.turn_limit = max_turns
@@ -137,9 +140,22 @@ def _paths(corpus: str | Path | Sequence[str | Path] | None) -> tuple[str, ...]:
     return (str(corpus),) if isinstance(corpus, (str, Path)) else tuple(map(str, corpus))
 
 
+def load(corpus: tuple[str, ...], questions: str | None, server: str | None) -> tuple[Retriever, QuestionSet]:
+    """The index, or the server's, and the questions of these files, or the built-in ones; read once per process."""
+    if server is None:
+        return _load(corpus, questions)
+    if corpus or questions is None:
+        raise ValueError("a server takes the place of a corpus, and needs a file of questions")
+    return open_remote(server), _load_questions(questions)
+
+
 @functools.cache
-def load(corpus: tuple[str, ...], questions: str | None) -> tuple[SearchIndex, QuestionSet]:
-    """The index and the questions of these files, or the built-in ones; read once per process."""
+def _load_questions(file: str) -> QuestionSet:
+    return QuestionSet(read_questions(Path(file)))
+
+
+@functools.cache
+def _load(corpus: tuple[str, ...], questions: str | None) -> tuple[SearchIndex, QuestionSet]:
     if not corpus:
         directory = cached_directory("facts", _facts_key(), _write_facts)
         index, file = open_index(directory), Path(questions) if questions else directory / "questions.jsonl"

@@ -72,10 +72,11 @@ def read_passages(path: Path) -> list[Passage]:
     return _read(path, lambda row: Passage(_text(row, "id"), _text(row, "title"), _text(row, "text")))
 
 
-def read_questions(path: Path, titles: dict[str, str]) -> list[Question]:
+def read_questions(path: Path, titles: dict[str, str] | None = None) -> list[Question]:
     """Questions from JSONL rows {"id", "question", "answers", "supporting"[, "hops", "split", "type", …]}.
 
     `titles` are the corpus's, by passage id; a question searches for its supporting titles unless it has queries.
+    Without them the titles are those of the row, and where it has none a question searches for its own words.
     """
     return _read(path, lambda row: _question(row, titles))
 
@@ -104,12 +105,12 @@ def _lines(path: Path) -> Iterator[str]:
         yield from file
 
 
-def _question(row: dict[str, Any], titles: dict[str, str]) -> Question:
+def _question(row: dict[str, Any], titles: dict[str, str] | None) -> Question:
     supporting = tuple(_passage_id(item, titles) for item in _list(row, "supporting"))
     answers = tuple(str(answer) for answer in _list(row, "answers"))
     if not answers:
         raise _BadField("field 'answers': at least one is needed")
-    queries = row.get("queries") or [titles[id] for id in supporting]
+    queries = row.get("queries") or [_title(row, item, titles) for item in row["supporting"]]
     if not isinstance(queries, list) or len(queries) != len(supporting):
         raise _BadField(f"field 'queries': expected one for each supporting passage, got {queries!r}")
     hops = row.get("hops", len(supporting))
@@ -137,11 +138,17 @@ def _guess(answers: tuple[str, ...], seen: Sequence[str]) -> str:
     return opposite or next((title for title in seen if not exact_match(title, answers)), "unknown")
 
 
-def _passage_id(item: Any, titles: dict[str, str]) -> str:
+def _passage_id(item: Any, titles: dict[str, str] | None) -> str:
     id = item.get("pid", item.get("id")) if isinstance(item, dict) else item
-    if id not in titles:
+    if not isinstance(id, str) or (titles is not None and id not in titles):
         raise _BadField(f"field 'supporting': {item!r} is not the id of a passage")
-    return cast(str, id)
+    return id
+
+
+def _title(row: dict[str, Any], item: Any, titles: dict[str, str] | None) -> str:
+    if titles is not None:
+        return titles[_passage_id(item, titles)]
+    return str((item.get("title") if isinstance(item, dict) else None) or row.get("question"))
 
 
 def _split(row: dict[str, Any]) -> str:

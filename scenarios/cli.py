@@ -177,7 +177,7 @@ def _play(task: Any) -> None:
 
 
 @app.command("serve-tools")
-def serve_tools(
+def serve_tools_command(
     env: Annotated[str, typer.Argument(help="An id, such as treegym/FactSearch-v0, or module:id.")],
     seed: Annotated[int, typer.Option(help="Which episode.")] = 0,
     setting: Annotated[
@@ -201,7 +201,7 @@ def serve_tools(
     Example: treegym serve-tools treegym/FactSearch-v0 --seed 3 --set top_k=5
     """
     from ..envs import Task, ToolEnv
-    from ..tools import serve
+    from ..tools import serve_tools
 
     with contextlib.redirect_stdout(sys.stderr):  # which is not for the protocol
         made, info = _begin(Task(env, seed, settings=_values("--set", setting)))
@@ -209,7 +209,7 @@ def serve_tools(
         if not (isinstance(made, ToolEnv) and made.tools):
             raise UsageError(f"{env} has no tools")
         task = "\n".join(message.text for message in info["messages"] if message.role == "user")
-        serve(made.tools, instructions=task, port=http, host=host)
+        serve_tools(made.tools, instructions=task, port=http, host=host)
 
 
 @models_app.callback()
@@ -242,6 +242,57 @@ def fetch(name: Annotated[str, typer.Argument(help="A model's name: smollm2.")])
         say(str(fetch_model(name)))
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+@app.command("serve-search")
+def serve_search_command(
+    corpus: Annotated[list[Path], typer.Argument(help="JSONL files of id, title and text; .gz and .xz too.")],
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 8000,
+    dense: Annotated[bool, typer.Option("--dense", help="Search by meaning, not by words.")] = False,
+    hybrid: Annotated[bool, typer.Option("--hybrid", help="Search by words and by meaning, fused.")] = False,
+    encoder: Annotated[
+        Path | None, typer.Option(help="A Hugging Face encoder's folder, instead of static embeddings.")
+    ] = None,
+) -> None:
+    """Serve a corpus to searches over HTTP, in the protocol of Search-R1's retrieval server, until Ctrl-C.
+
+    Example: treegym serve-search corpus.jsonl.gz --hybrid
+    """
+    if dense and hybrid:
+        raise UsageError("--dense or --hybrid, not both")
+    if encoder and not (dense or hybrid):
+        raise UsageError("--encoder goes with --dense or --hybrid")
+    try:
+        from ..tools.searchserver import bind, serve_search
+
+        listener = bind(host, port)
+    except ImportError as error:
+        raise UsageError(f"a search server needs {error.name}: pip install 'treegym[search]'") from error
+    except OSError as error:
+        raise UsageError(f"cannot listen on {host}, port {port}: {error}") from error
+    name = f"[{host}]" if ":" in host else host
+    try:
+        with listener:
+            retriever, count = _retriever(corpus, dense, hybrid, encoder)
+            say(f"{count} passages at http://{name}:{listener.getsockname()[1]}/retrieve; Ctrl-C ends")
+            serve_search(retriever, listener)
+    except (ImportError, OSError, ValueError) as error:
+        raise UsageError(str(error)) from error
+    except KeyboardInterrupt:
+        say("stopped")
+
+
+def _retriever(corpus: list[Path], dense: bool, hybrid: bool, encoder: Path | None) -> tuple[Any, int]:
+    """What searches the files, and how many passages they hold."""
+    from ..envs.questions import read_passages
+    from ..tools import DenseIndex, Fused, SearchIndex, StaticEncoder, TransformerEncoder
+
+    passages = [passage for file in corpus for passage in read_passages(file)]
+    if not (dense or hybrid):
+        return SearchIndex.build(passages), len(passages)
+    by_meaning = DenseIndex.build(passages, TransformerEncoder(str(encoder)) if encoder else StaticEncoder())
+    return Fused((SearchIndex.build(passages), by_meaning)) if hybrid else by_meaning, len(passages)
 
 
 @app.command()

@@ -380,7 +380,7 @@ def test_formats_take_the_names_and_schemas_of_any_server(format: Any, schema: A
 
 SERVING = """
 import os, subprocess, sys, time
-from treegym.tools import ToolError, serve, tool
+from treegym.tools import ToolError, serve_tools, tool
 
 total = 0
 print("printed before")
@@ -414,7 +414,7 @@ def bug() -> str:
     return str(1 / 0)
 
 
-serve({"add": add, "talk": talk, "refuse": refuse, "bug": bug}, port=int(sys.argv[1]) if sys.argv[1:] else None)
+serve_tools({"add": add, "talk": talk, "refuse": refuse, "bug": bug}, port=int(sys.argv[1]) if sys.argv[1:] else None)
 """
 
 

@@ -3,21 +3,27 @@
 from .backends import open_sandbox
 from .calls import Backoff, call_tool, call_tools
 from .deadline import left_behind
+from .dense import DenseIndex, Encoder, StaticEncoder, TransformerEncoder
 from .function import FunctionTool, tool
-from .mcp import EpisodeTool, MCPServer, MCPTool, ServerUnavailable, serve
+from .fusion import Fused
+from .mcp import EpisodeTool, MCPServer, MCPTool, ServerUnavailable, serve_tools
 from .protocol import Conduct, Stateful, Tool, ToolCall, ToolError, Toolkit, ToolResult, TransientError
 from .python import PythonTool
+from .remotesearch import RemoteSearch
 from .sandbox import ForkRefused, Interpreter, Limits, Outcome, Sandbox, SandboxError, SandboxUnavailable
-from .search import Hit, Passage, SearchIndex, SearchTool
+from .search import Hit, Passage, Retriever, SearchError, SearchIndex, SearchTool
 from .session import Session
 from .workspace import Workspace
 
 __all__ = [
     "Backoff",
     "Conduct",
+    "DenseIndex",
+    "Encoder",
     "EpisodeTool",
     "ForkRefused",
     "FunctionTool",
+    "Fused",
     "Hit",
     "Interpreter",
     "Limits",
@@ -26,25 +32,30 @@ __all__ = [
     "Outcome",
     "Passage",
     "PythonTool",
+    "RemoteSearch",
+    "Retriever",
     "Sandbox",
     "SandboxError",
     "SandboxUnavailable",
+    "SearchError",
     "SearchIndex",
     "SearchTool",
     "ServerUnavailable",
     "Session",
     "Stateful",
+    "StaticEncoder",
     "Tool",
     "ToolCall",
     "ToolError",
     "ToolResult",
     "Toolkit",
+    "TransformerEncoder",
     "TransientError",
     "Workspace",
     "call_tool",
     "call_tools",
     "left_behind",
     "open_sandbox",
-    "serve",
+    "serve_tools",
     "tool",
 ]

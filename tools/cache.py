@@ -37,7 +37,7 @@ def cached_directory(kind: str, key: str, build: Callable[[Path], None]) -> Path
         draft = Path(tempfile.mkdtemp(prefix=f".{key[:16]}-", dir=path.parent))
         try:
             build(draft)
-            (draft / MANIFEST).write_text(json.dumps(_checksums(draft)))
+            (draft / MANIFEST).write_text(json.dumps(checksums(draft)))
             _put(draft, path)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
@@ -47,12 +47,13 @@ def cached_directory(kind: str, key: str, build: Callable[[Path], None]) -> Path
 def is_whole(path: Path) -> bool:
     """Whether every file is there, unchanged since it was written."""
     try:
-        return bool(json.loads((path / MANIFEST).read_text()) == _checksums(path))
+        return bool(json.loads((path / MANIFEST).read_text()) == checksums(path))
     except (OSError, ValueError):
         return False
 
 
-def _checksums(path: Path) -> dict[str, str]:
+def checksums(path: Path) -> dict[str, str]:
+    """The SHA-256 of every file under the folder, by its path there."""
     files = sorted(
         file for file in path.rglob("*") if file.is_file() and file.name != MANIFEST and file.suffix != ".lock"
     )

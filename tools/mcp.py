@@ -400,7 +400,7 @@ def _text(block: types.ContentBlock) -> str:
     return f"[{block.type}: {block.mime_type}, {len(block.data) * 3 // 4} bytes]"
 
 
-def serve(
+def serve_tools(
     tools: Mapping[str, Tool], *, instructions: str = "", port: int | None = None, host: str = "127.0.0.1"
 ) -> None:
     """Serves tools to one client over standard input and output, until it ends; with a port (0: any that is free), to
