@@ -26,6 +26,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -411,6 +412,13 @@ class Keeper:
     def _end(self) -> NoReturn:
         for branch in list(self.works):
             self.do_discard(branch=branch)
+        if self.isolated:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(-1, signal.SIGKILL)  # all of the namespace
+        end = time.monotonic() + 2
+        with contextlib.suppress(ChildProcessError):  # none is left: only then the host hears of the end
+            while os.waitpid(-1, os.WNOHANG) and time.monotonic() < end:
+                time.sleep(0.0005)
         os._exit(0)
 
 
@@ -472,6 +480,7 @@ def keep(fd: int, limits: dict[str, Any], isolated: bool, filter_: bytes, cgroup
         os.write(cgroup, b"0")
         os.close(cgroup)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    checked(libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
     if isolated:
         checked(libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None), "mount", "/")
         checked(libc.mount(b"proc", b"/proc", b"proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, None), "mount", "/proc")
