@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..tools import Limits, PythonTool, tool
-from .codegrade import grade, try_examples
+from .codegrade import can_grade, grade, try_examples
 from .codeproblems import CodeProblem, generate, read_problems
 from .problems import ProblemEnv
 
@@ -48,6 +48,9 @@ class CodeEnv(ProblemEnv):
     @staticmethod
     def read(path: Path) -> Sequence[CodeProblem]:
         return read_problems(path)
+
+    def usable(self, problem: CodeProblem) -> bool:
+        return can_grade(problem, self.sandbox)
 
     @tool
     def test(self, code: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from ..tools import Interpreter, Limits, Outcome, SandboxError, open_sandbox
 from .codeproblems import CodeProblem
 
-LIMITS = Limits(seconds=3, cpu=3, output=200_000)  # of one call of the code, and of one run of the tests
+LIMITS = Limits(seconds=8, cpu=2, output=200_000)  # of one call of the code, and of one run of the tests
 MAX_LOSSES = 3  # calls that may end the code's interpreter before it gets no more
 MAX_ROUNDS = 20  # runs of the tests, each of which knows the answers to what the ones before asked
 
@@ -36,7 +36,14 @@ class Verdict:
 def grade(problem: CodeProblem, code: str, sandbox: str = "strongest") -> Verdict:
     """The verdict of the problem's tests on the code. ValueError where not even its own solution passes them."""
     total = _total(problem, sandbox)
+    if not total:
+        raise ValueError(f"the problem {problem.id} cannot be graded: its own solution does not pass its tests")
     return Verdict(min(_passed(problem, problem.tests, code, sandbox)[0], total), total)
+
+
+def can_grade(problem: CodeProblem, sandbox: str = "strongest") -> bool:
+    """Whether its own solution passes its tests here."""
+    return _total(problem, sandbox) > 0
 
 
 def try_examples(problem: CodeProblem, code: str, sandbox: str = "strongest") -> Verdict:
@@ -46,11 +53,9 @@ def try_examples(problem: CodeProblem, code: str, sandbox: str = "strongest") ->
 
 @functools.lru_cache(4096)
 def _total(problem: CodeProblem, sandbox: str) -> int:
-    """Assertions that the problem's own solution reaches."""
+    """Assertions that the problem's own solution reaches; 0 if it does not pass them all."""
     passed, total = _passed(problem, problem.tests, problem.solution, sandbox)
-    if passed < total or not total:
-        raise ValueError(f"problem {problem.id}: its own solution passes {passed} of {total} tests")
-    return total
+    return total if passed == total else 0
 
 
 def _passed(problem: CodeProblem, tests: str, code: str, sandbox: str) -> tuple[int, int]:

@@ -75,13 +75,20 @@ class ProblemEnv(ToolEnv):
             return self.make(rng, steps, split == "heldout")
         if "problem" in options:
             found = [problem for problem in self.problems if problem.id == options["problem"]]
-            if not found:
-                raise ValueError(f"no problem {options['problem']!r} in the file")
+            if not found or not self.usable(found[0]):
+                fault = "cannot be scored" if found else "is not in the file"
+                raise ValueError(f"the problem {options['problem']!r} {fault}")
             return found[0]
         pool = [p for i, p in enumerate(self.problems) if (i % 5 == 4) == (split == "heldout")]
-        if not pool:
-            raise ValueError(f"the file has no problem of the split {split!r}")
-        return rng.choice(pool)
+        while pool:
+            problem = pool.pop(rng.randrange(len(pool)))
+            if self.usable(problem):
+                return problem
+        raise ValueError(f"the file has no problem of the split {split!r}")
+
+    def usable(self, problem: Any) -> bool:
+        """Whether its answers can be scored; others are not drawn."""
+        return True
 
     def details(self) -> dict[str, Any]:
         return {"problem": self.problem.id}

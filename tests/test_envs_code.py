@@ -281,6 +281,18 @@ def test_it_keeps_every_promise_of_an_environment(sandbox: str) -> None:
     check_env(lambda: gymnasium.make("treegym/Code-v0", sandbox=sandbox, python=True).unwrapped, seeds=[0])
 
 
+def test_problems_that_nothing_passes_are_not_drawn(tmp_path: Path) -> None:
+    right = {"task_id": 1, "text": "one", "code": "def f(): return 1", "test_list": ["assert f() == 1"]}
+    wrong = {"task_id": 2, "text": "two", "code": "def f(): return 1", "test_list": ["assert f() == 2"]}
+    own = {"task_id": 3, "text": "own", "code": "class A: pass\ndef f(x): return x", "test_list": ["assert f(A())"]}
+    file = tmp_path / "problems.jsonl"
+    file.write_text("\n".join(map(json.dumps, (wrong, right, own))))
+    env = CodeEnv(file)
+    assert {env.reset(seed=seed)[1]["problem"] for seed in range(6)} == {"1"}
+    with pytest.raises(ValueError, match="'2' cannot be scored"):
+        env.reset(seed=0, options={"problem": "2"})
+
+
 def test_a_broken_file_is_named_with_its_row(tmp_path: Path) -> None:
     file = tmp_path / "problems.jsonl"
     row = {"task_id": 1, "text": "x", "code": "def f(): pass", "test_list": ["assert f() is None"]}
