@@ -120,7 +120,7 @@ def _mark(text: str) -> str:
 
 
 def _unmark(text: str) -> str:
-    return ESCAPED.sub("", text)
+    return ESCAPED.sub("", text).strip()
 
 
 @dataclass(frozen=True)
@@ -197,4 +197,4 @@ def _blocks(text: str, name_of: Callable[[str], str | None]) -> tuple[str, list[
             lines.append(line)
     if fence:
         raise Malformed(f"A block that {fence[:40]} begins is not closed.")
-    return ESCAPED_FENCE.sub("", "\n".join(thought).strip()), [(name, "\n".join(body)) for name, body in blocks]
+    return ESCAPED_FENCE.sub("", "\n".join(thought).strip()).strip(), [(name, "\n".join(body)) for name, body in blocks]

@@ -206,6 +206,12 @@ def test_a_damaged_action_is_an_action_or_a_reason(
     check_any_text(form, text)
 
 
+@pytest.mark.parametrize("thought", ["\\ ```answer", "\\  Action: x", "\\\\ ```answer\n"])
+def test_blanks_that_an_escape_hid_are_no_part_of_a_thought(form: ActionFormat, thought: str) -> None:
+    call = form.render(Action((ToolCall("look", {}),)), TOOLS)
+    check_any_text(form, f"{thought}\n{call}")
+
+
 def call_of_move(form: ActionFormat, x: str) -> str:
     """What a call of `move` would be, had its argument been this text."""
     text = form.render(Action((ToolCall("move", {"x": 77}),)), TOOLS)
