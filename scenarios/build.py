@@ -59,7 +59,7 @@ def build_trainer(scenario: Scenario, run: Run, watcher: Watcher) -> Trainer:
 
     Raises ScenarioError for environments and models that cannot be had.
     """
-    _check_weights(scenario, try_environment(scenario.environment))
+    check_weights(scenario, try_environment(scenario.environment))
     torch.set_num_threads(scenario.threads or os.cpu_count() or 1)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     model, renderer = _load(scenario)
@@ -100,7 +100,8 @@ def try_environment(environment: Environment) -> TextEnv:
     return env
 
 
-def _check_weights(scenario: Scenario, env: TextEnv) -> None:
+def check_weights(scenario: Scenario, env: TextEnv) -> None:
+    """ScenarioError where the reward weights of the improvement are not those of the environment's terms."""
     weights, terms = scenario.improvement.reward_weights, getattr(env, "reward_weights", {}).keys()
     if weights and (wrong := (terms ^ weights.keys()) - {"format"}):
         name = sorted(wrong)[0]

@@ -16,6 +16,7 @@ import torch
 from treegym.agents import TreeExpansion
 from treegym.envs import ToolEnv
 from treegym.scenarios import Model, Scenario, ScenarioError, load_scenario
+from treegym.scenarios.build import check_weights, try_environment
 from treegym.scenarios.cli import main
 from treegym.scenarios.schema import BUNDLED, dump_scenario
 from treegym.scenarios.terminal import say
@@ -26,6 +27,7 @@ from treegym.trainers import (
     ClippedLoss,
     Environment,
     GroupRelative,
+    Improvement,
     Norm,
     SapoLoss,
     SharedMean,
@@ -397,3 +399,26 @@ def _few_threads() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("file", sorted(BUNDLED.glob("*.yaml")), ids=lambda file: file.stem)
+def test_bundled_scenarios_fit_their_environments(file: Path) -> None:
+    scenario = load_scenario(file)
+    check_weights(scenario, try_environment(scenario.environment))
+
+
+def test_reward_weights_move_from_the_first_step_to_the_last() -> None:
+    plan = Improvement(steps=5, reward_weights={"passed": (1.0, 0.0), "solved": (0.0, 2.0)})
+    moved = [plan.settings(step)["reward_weights"] for step in (0, 2, 4)]
+    assert moved == [{"passed": 1.0, "solved": 0.0}, {"passed": 0.5, "solved": 1.0}, {"passed": 0.0, "solved": 2.0}]
+    assert Improvement(steps=5).settings(2) == {}
+
+
+@pytest.mark.parametrize(
+    ("terms", "fault"), [(["exact", "speed"], "'speed' is no term"), (["format"], "'exact' is missing")]
+)
+def test_reward_weights_name_the_terms_there_are(terms: list[str], fault: str) -> None:
+    environment = Environment("treegym/Lookup-v0")
+    scenario = Scenario(environment, improvement=Improvement(reward_weights={term: (1.0, 0.0) for term in terms}))
+    with pytest.raises(ScenarioError, match=f"improvement.reward_weights: {fault}"):
+        check_weights(scenario, try_environment(environment))
