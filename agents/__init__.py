@@ -9,7 +9,7 @@ from .policy import Completion, Context, Policy, Sample, Sampling, derive_seed
 from .rollout import GrowingTree, ReplayMismatch, Turn, grow_trees
 from .sampler import TransformersPolicy
 from .scripted import ScriptedPolicy
-from .store import EpisodeStore, append_line, read_lines
+from .store import EpisodeStore, TreeSummary, append_line, read_lines
 from .strategies import (
     Budgeted,
     Chains,
@@ -45,6 +45,7 @@ __all__ = [
     "ScriptedPolicy",
     "TransformersPolicy",
     "TreeExpansion",
+    "TreeSummary",
     "Turn",
     "add_lora",
     "append_line",

@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .errors import ScenarioError
-from .terminal import console, say
+from .terminal import UsageError, console, say
 
 app = typer.Typer(
     help="Train language models in multi-turn text environments with tools.",
@@ -27,7 +27,6 @@ app = typer.Typer(
 )
 models_app = typer.Typer(help="The models that treegym knows by name.", invoke_without_command=True)
 app.add_typer(models_app, name="models")
-UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # which typer does not export
 
 Changes = Annotated[
     list[str] | None,
@@ -125,10 +124,10 @@ def envs(
             console.print(name)
         console.print("[dim]treegym envs ID plays an episode[/dim]")
         return
-    _play(Task(env, seed, _values("--option", option), _values("--setting", setting)))
+    _play(Task(env, seed, values("--option", option), values("--setting", setting)))
 
 
-def _values(name: str, pairs: list[str] | None) -> dict[str, Any]:
+def values(name: str, pairs: list[str] | None) -> dict[str, Any]:
     import yaml
 
     try:
@@ -204,7 +203,7 @@ def serve_tools_command(
     from ..tools import serve_tools
 
     with contextlib.redirect_stdout(sys.stderr):  # which is not for the protocol
-        made, info = _begin(Task(env, seed, settings=_values("--set", setting)))
+        made, info = _begin(Task(env, seed, settings=values("--set", setting)))
     with contextlib.closing(made):
         if not (isinstance(made, ToolEnv) and made.tools):
             raise UsageError(f"{env} has no tools")

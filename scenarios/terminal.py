@@ -1,11 +1,13 @@
-"""The terminal: one console, and texts printed as they stand."""
+"""The terminal: one console, texts printed as they stand, and what a command was given wrongly."""
 
 from __future__ import annotations
 
 import unicodedata
 
+import typer
 from rich.console import Console
 
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # which typer does not export
 console = Console()
 
 
