@@ -83,6 +83,13 @@ def test_forks_have_variables_files_and_positions_of_their_own(branch: Interpret
         )
 
 
+def test_forks_draw_the_same_numbers_as_their_parent(branch: Interpreter) -> None:
+    branch.run("import random, numpy; random.random(), numpy.random.random()")
+    with contextlib.closing(branch.fork()) as twin:
+        drawn = [text(each, "random.random(), numpy.random.random()") for each in (branch, twin)]
+    assert drawn[0] == drawn[1]
+
+
 def test_forks_of_forks_and_siblings_differ(branch: Interpreter) -> None:
     branch.run("path = []")
     with contextlib.ExitStack() as stack:
@@ -142,6 +149,22 @@ def test_the_same_seed_draws_the_same_numbers(sandbox: Sandbox) -> None:
         with contextlib.closing(sandbox.start(LIMITS, seed)) as interpreter:
             drawn.append(text(interpreter, "import random, numpy; random.random(), numpy.random.random()"))
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_a_fork_of_the_host_makes_interpreters_of_its_own(forking: Sandbox, branch: Interpreter) -> None:
+    """As gymnasium's AsyncVectorEnv does, whose workers are forks."""
+    branch.run("x = 1")
+    read, write = os.pipe()
+    if not (pid := os.fork()):
+        with contextlib.suppress(BaseException), contextlib.closing(forking.start(LIMITS, 0)) as interpreter:
+            os.write(write, text(interpreter, "'x' in globals()").encode())
+            forking.close()
+        os._exit(0)
+    os.close(write)
+    with open(read, "rb") as pipe:
+        assert pipe.read() == b"False\n"
+    os.waitpid(pid, 0)
+    assert text(branch, "x") == "1\n"
 
 
 def test_a_tool_forks_only_when_it_must_and_comes_back_from_a_pickle(sandbox: Sandbox) -> None:

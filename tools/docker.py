@@ -26,6 +26,7 @@ from .seccomp import filter_rules
 
 IMAGE = "treegym-python"
 PYTHON, PROGRAM = "/treegym/python", "/treegym/inside.py"  # in the image; see Dockerfile
+FRAME = struct.Struct("!4xI")
 START = 60.0  # seconds that an interpreter has to start
 USER = "65534:65534"
 PROGRAMS = "sh env ls cat cp mv rm mkdir rmdir head tail sleep kill grep sed sort uniq wc find tee touch".split()
@@ -148,23 +149,22 @@ class _Stream(Link):
     def __init__(self, limit: int, stream: Any) -> None:
         super().__init__(limit, getattr(stream, "_sock", stream))
         self._stream = stream
-        self._left = 0  # of the present frame
+        self._frames = bytearray()  # of which nothing was taken out yet
 
     def close(self) -> None:
         self._stream.close()
         super().close()
 
-    def _some(self, most: int) -> bytes:
-        if not self._left:
-            head = b""
-            while len(head) < 8:
-                head += super()._some(8 - len(head))
-            (self._left,) = struct.unpack("!4xI", head)
-            if not self._left:
-                return b""
-        part = super()._some(min(most, self._left))
-        self._left -= len(part)
-        return part
+    def _some(self, fds: list[int] | None) -> bytes:
+        self._frames += super()._some(fds)
+        parts = bytearray()
+        while len(self._frames) >= FRAME.size:
+            end = FRAME.size + FRAME.unpack_from(self._frames)[0]
+            if len(self._frames) < end:
+                break
+            parts += self._frames[FRAME.size : end]
+            del self._frames[:end]
+        return bytes(parts)
 
 
 def profile() -> dict[str, Any]:

@@ -54,6 +54,7 @@ class Channel:
 
     def __init__(self, fd: int) -> None:
         self.socket = socket.socket(fileno=fd)
+        self.unread = bytearray()
 
     def send(self, fds: Sequence[int] = (), **message: Any) -> None:
         text = json.dumps(message).encode()
@@ -63,26 +64,40 @@ class Channel:
 
     def receive(self) -> tuple[dict[str, Any] | None, list[int]]:
         """The next message and the descriptors that came with it; None at the end."""
-        head, fds, _, _ = socket.recv_fds(self.socket, HEADER.size, 4)
-        if not head:
-            return None, []
-        (length,) = HEADER.unpack(head + self._exactly(HEADER.size - len(head)))
-        return json.loads(self._exactly(length)), fds
-
-    def _exactly(self, length: int) -> bytes:
-        parts = bytearray()
-        while len(parts) < length:
-            part = self._some(length - len(parts))
+        fds: list[int] = []
+        while True:
+            message = take(self.unread)
+            if message is not None:
+                return json.loads(message), fds
+            part, found = self._some()
             if not part:
-                raise EOFError
-            parts += part
-        return bytes(parts)
+                return None, fds
+            self.unread += part
+            fds += found
 
-    def _some(self, most: int) -> bytes:
-        return self.socket.recv(most)
+    def _some(self) -> tuple[bytes, list[int]]:
+        return socket.recv_fds(self.socket, 1 << 16, 4)[:2]
 
     def close(self) -> None:
         self.socket.close()
+
+
+def take(unread: bytearray, limit: int = 1 << 32) -> bytes | None:
+    """The first message of what was received, taken out of it; None where it is not yet whole.
+
+    EOFError where it is to be longer than the limit.
+    """
+    if len(unread) < HEADER.size:
+        return None
+    (length,) = HEADER.unpack_from(unread)
+    if length > limit:
+        raise EOFError(f"a message of {length} bytes")
+    end = HEADER.size + length
+    if len(unread) < end:
+        return None
+    message = bytes(unread[HEADER.size : end])
+    del unread[:end]
+    return message
 
 
 class Pipes(Channel):
@@ -90,6 +105,7 @@ class Pipes(Channel):
 
     def __init__(self) -> None:
         self.ends = [os.dup(fd) for fd in (0, 1)]
+        self.unread = bytearray()
 
     def send(self, fds: Sequence[int] = (), **message: Any) -> None:
         text = json.dumps(message).encode()
@@ -97,15 +113,8 @@ class Pipes(Channel):
         while data:
             data = data[os.write(self.ends[1], data) :]
 
-    def receive(self) -> tuple[dict[str, Any] | None, list[int]]:
-        try:
-            (length,) = HEADER.unpack(self._exactly(HEADER.size))
-        except EOFError:
-            return None, []
-        return json.loads(self._exactly(length)), []
-
-    def _some(self, most: int) -> bytes:
-        return os.read(self.ends[0], most)
+    def _some(self) -> tuple[bytes, list[int]]:
+        return os.read(self.ends[0], 1 << 16), []
 
 
 # The interpreter
@@ -135,6 +144,9 @@ class Interpreter:
                 self.channel.send(id=message["id"], **self.run(message["code"], message["apart"]))
             elif message["do"] == "fork":
                 self.fork(fds[0], message["work"])
+            elif message["do"] == "seed":
+                seed(message["seed"])
+                self.channel.send(seeded=True)
 
     def run(self, code: str, apart: bool) -> dict[str, Any]:
         """What the code printed and whether it failed; the value of a last expression is printed too.
@@ -159,9 +171,10 @@ class Interpreter:
         failed = not self._execute(code, name, names)
         with contextlib.suppress(Exception):
             writer.flush()
-        size = os.fstat(self.output).st_size
-        data = os.pread(self.output, 4 * self.limits["output"], 0)
-        os.ftruncate(self.output, 0)
+        size, data = os.fstat(self.output).st_size, b""
+        if size:
+            data = os.pread(self.output, 4 * self.limits["output"], 0)
+            os.ftruncate(self.output, 0)
         return {"text": data.decode("utf-8", "replace"), "bytes": size, "failed": failed}
 
     def _execute(self, code: str, name: str, names: dict[str, Any]) -> bool:
@@ -195,19 +208,22 @@ class Interpreter:
 
     def fork(self, fd: int, work: str) -> None:
         """Forks; the child answers on the descriptor, the parent on its own channel."""
-        reason = self._obstacle({self.channel.socket.fileno(), self.output, fd})
+        descriptors = self._descriptors()
+        reason = self._obstacle(descriptors, {self.channel.socket.fileno(), self.output, fd})
         if reason:
             os.close(fd)
             self.channel.send(refused=reason)
             return
         with contextlib.suppress(Exception):
             sys.stdout.flush()
+        files = self._files(descriptors)
+        drawn = random.getstate()
         pid = os.fork()
         if pid:
             os.close(fd)
             self.channel.send(refused=None)
             return
-        files = self._files()
+        random.setstate(drawn)  # which Python seeds anew in a child
         self.channel.close()
         self.channel = Channel(fd)
         folder, room = os.getcwd(), []
@@ -229,12 +245,12 @@ class Interpreter:
         self._open_output()
         self.channel.send(ready=True)
 
-    def _obstacle(self, ours: set[int]) -> str | None:
+    def _obstacle(self, descriptors: list[tuple[int, str]], ours: set[int]) -> str | None:
         """Why a copy of this process would not be whole; None when it would."""
         names = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
         if len(os.listdir("/proc/self/task")) > 1:
             return f"threads are running: {', '.join(names) or 'not of Python'}"
-        for number, target in self._descriptors():
+        for number, target in descriptors:
             if number not in ours and number > 2 and target.startswith(("socket:", "pipe:", "anon_inode:")):
                 return f"file descriptor {number} is a {target.partition(':')[0]}"
         return None
@@ -246,10 +262,10 @@ class Interpreter:
                 found.append((int(name), os.readlink(f"/proc/self/fd/{name}")))
         return found
 
-    def _files(self) -> list[tuple[int, str, int, int]]:
+    def _files(self, descriptors: list[tuple[int, str]]) -> list[tuple[int, str, int, int]]:
         """Open files among the episode's own: number, path, flags and offset of each."""
         found = []
-        for number, target in self._descriptors():
+        for number, target in descriptors:
             if number > 2 and number != self.output and target.startswith(self.limits["work"] + "/"):
                 with open(f"/proc/self/fdinfo/{number}") as file:
                     info = dict(line.split(":\t") for line in file.read().splitlines()[:2])
@@ -284,9 +300,14 @@ def _bind(limits: dict[str, Any]) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.chdir(limits["work"])
     os.environ.update(HOME=limits["work"], TMPDIR=os.path.join(limits["work"], ".tmp"))
-    random.seed(limits["seed"])
+    seed(limits["seed"])
+
+
+def seed(number: int) -> None:
+    """Seeds the generators that code uses without one of its own."""
+    random.seed(number)
     if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed(limits["seed"] % 2**32)
+        sys.modules["numpy"].random.seed(number % 2**32)
 
 
 def _close_all_but(fd: int) -> None:
@@ -370,7 +391,7 @@ class Keeper:
 
     def do_adopt(self, room: int = -1, *, branch: int, parent: int, pid: int, work: str) -> None:
         """Gives a forked interpreter, whose mount namespace is `room`, files of its own: a copy of its parent's."""
-        if pid in self.pids.values() or pid not in descendants(self.pids[parent], set()):
+        if pid in self.pids.values() or parent_of(pid) != self.pids[parent]:
             raise OSError(f"{pid} is no fork of its parent")
         if not self.isolated:
             shutil.copytree(self.works[parent], work, symlinks=True)
@@ -428,14 +449,27 @@ def _signal(pids: set[int], number: int) -> None:
             os.kill(pid, number)
 
 
+def parent_of(pid: int) -> int:
+    """ProcessLookupError, or FileNotFoundError, where there is no such process."""
+    return int(stat(pid)[1])
+
+
+def stat(pid: int | str) -> list[str]:
+    """State, parent and so on of a process, as proc_pid_stat(5) has them from the third field on."""
+    fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY)
+    try:
+        return os.read(fd, 4096).decode(errors="replace").rpartition(")")[2].split()
+    finally:
+        os.close(fd)
+
+
 def descendants(pid: int, stop: set[int]) -> list[int]:
     """The process and those below it that live, without the ones to stop at and what is below those."""
     children: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
             with contextlib.suppress(OSError, IndexError):
-                with open(f"/proc/{name}/stat") as file:
-                    state, parent = file.read().rpartition(")")[2].split()[:2]
+                state, parent = stat(name)[:2]
                 if state != "Z":
                     children.setdefault(int(parent), []).append(int(name))
     found, ahead = [], [pid]

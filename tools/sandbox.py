@@ -17,13 +17,13 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
-from .inside import HEADER
+from .inside import HEADER, take
 
 INSIDE = Path(__file__).parent / "inside.py"
 LIBRARIES = (
@@ -139,13 +139,15 @@ class Link:
             ours, self.theirs = socket.socketpair()
         self.socket = ours
         self._limit = limit
+        self._unread = bytearray()
 
     def send(self, fds: Sequence[int] = (), **message: Any) -> None:
         text = json.dumps(message).encode()
         data = HEADER.pack(len(text)) + text
-        self.socket.settimeout(GRACE)
+        self._wait(GRACE)
         sent = socket.send_fds(self.socket, [data], fds) if fds else 0
-        self.socket.sendall(data[sent:])
+        if sent < len(data):
+            self.socket.sendall(data[sent:])
 
     def receive(self, seconds: float) -> dict[str, Any]:
         """TimeoutError when it takes longer, EOFError at the end or for what is no message."""
@@ -154,32 +156,30 @@ class Link:
     def receive_with(self, fds: list[int] | None, seconds: float) -> dict[str, Any]:
         """The same, and appends a descriptor that comes with the message."""
         end = time.monotonic() + seconds
-        head = b""
-        if fds is not None:
-            self.socket.settimeout(seconds)
-            head, found, _, _ = socket.recv_fds(self.socket, HEADER.size, 1)
-            fds += found
-        (length,) = HEADER.unpack(head + self._exactly(HEADER.size - len(head), end))
-        if length > self._limit:
-            raise EOFError(f"a message of {length} bytes")
+        while (text := take(self._unread, self._limit)) is None:
+            self._wait(max(end - time.monotonic(), 1e-6))
+            self._unread += self._some(fds)
         try:
-            message = json.loads(self._exactly(length, end))
+            message = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise EOFError(str(error)) from None
         if not isinstance(message, dict):
             raise EOFError("a message that is no object")
         return message
 
-    def _exactly(self, length: int, end: float) -> bytes:
-        parts = bytearray()
-        while len(parts) < length:
-            self.socket.settimeout(max(end - time.monotonic(), 1e-6))
-            parts += self._some(length - len(parts))
-        return bytes(parts)
+    def _wait(self, seconds: float) -> None:
+        """Sets how long an operation of the socket may take; to set what is set already would be a system call."""
+        if self.socket.gettimeout() != seconds:
+            self.socket.settimeout(seconds)
 
-    def _some(self, most: int) -> bytes:
+    def _some(self, fds: list[int] | None) -> bytes:
+        """What has come; one descriptor at most is taken from all of it."""
         try:
-            part = self.socket.recv(most)
+            if fds is None or fds:
+                part = self.socket.recv(1 << 16)
+            else:
+                part, found, _, _ = socket.recv_fds(self.socket, 1 << 16, 1)
+                fds += found
         except ConnectionError as error:
             raise EOFError(str(error)) from None
         if not part:
@@ -203,7 +203,7 @@ class Link:
 class Zygote:
     """A running `inside.py` that serves episodes; started at first use.
 
-    One episode is always made ahead, for to enter a cgroup alone takes the kernel 10 ms or more.
+    One episode is always made ahead, its interpreter too: to enter a cgroup alone takes the kernel 10 ms or more.
     """
 
     def __init__(
@@ -217,22 +217,38 @@ class Zygote:
     ) -> None:
         self._command, self._filter = command, filter_
         self._isolated, self._work, self._cgroups = isolated, work, cgroups
-        self._spare: Episode | None = None
         self._lock = threading.Lock()
+        self._settle()
+
+    def _settle(self) -> None:
+        self._owner = os.getpid()
+        self._spare: Future[Branch] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._link = Link()
 
     def start(self, limits: Limits, seed: int) -> Branch:
         """The first interpreter of a new episode."""
         with self._lock:
-            if not self._process or self._process.poll() is not None or (self._spare and self._spare.limits != limits):
-                self._drop_spare()
-            episode = self._spare or self._begin(limits)
-            self._spare = None  # if the next one cannot be made, this one is not given twice
-            self._spare = self._begin(limits)
-        return Branch(episode, seed)
+            if self._owner != os.getpid():
+                self._settle()  # in a fork of the host: what was made is the parent's
+            branch = self._take_spare(limits) or _launcher(self._owner).submit(self._begin, limits).result()
+            self._spare = _launcher(self._owner).submit(self._begin, limits)
+        branch.reseed(seed)
+        return branch
 
-    def _begin(self, limits: Limits) -> Episode:
+    def _take_spare(self, limits: Limits | None) -> Branch | None:
+        """The episode made ahead, if it has these limits and lives; else it is ended."""
+        spare, self._spare = self._spare, None
+        try:
+            branch = spare.result() if spare else None
+        except (SandboxError, OSError):  # which whoever begins the next one meets again
+            return None
+        if branch and not (branch.limits == limits and self._process and self._process.poll() is None):
+            branch.close()
+            return None
+        return branch
+
+    def _begin(self, limits: Limits) -> Branch:
         link = Link()
         cgroup = Cgroup(limits) if self._cgroups else None
         fds = cgroup.open() if cgroup else []
@@ -245,12 +261,9 @@ class Zygote:
             for fd in fds:
                 os.close(fd)
         link.gave()
-        return Episode(link, limits, self._work, cgroup)
-
-    def _drop_spare(self) -> None:
-        if self._spare:
-            self._spare.end()
-            self._spare = None
+        branch = Branch(Episode(link, limits, self._work, cgroup), 0)
+        branch.begin()
+        return branch
 
     def _send(self, fds: Sequence[int], limits: dict[str, Any]) -> None:
         """Begins an episode; a zygote that was killed since the last one is replaced."""
@@ -272,7 +285,9 @@ class Zygote:
         settings = {"role": "zygote", "libraries": LIBRARIES, "fd": fd, "isolated": self._isolated, "filter": filter_}
         command = [*self._command(), json.dumps(settings)]
         with tempfile.TemporaryFile() as log:
-            self._process = _launcher().submit(_popen, command, fd, log).result()
+            self._process = subprocess.Popen(
+                command, pass_fds=[fd], env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
             self._link.gave()
             try:
                 self._link.receive(60)
@@ -285,7 +300,7 @@ class Zygote:
     def close(self) -> None:
         """Ends it and, with it, every episode."""
         with self._lock:
-            self._drop_spare()
+            self._take_spare(None)
             self._end()
 
     def _end(self) -> None:
@@ -297,13 +312,9 @@ class Zygote:
 
 
 @functools.cache
-def _launcher() -> ThreadPoolExecutor:
-    """A thread that lives on: what bwrap runs dies with the thread that started it."""
+def _launcher(process: int) -> ThreadPoolExecutor:
+    """A thread that lives as long as this process: what bwrap runs dies with the thread that started it."""
     return ThreadPoolExecutor(1, "sandboxes")
-
-
-def _popen(command: Sequence[str], fd: int, log: IO[bytes]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(command, pass_fds=[fd], env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
 
 ENVIRONMENT = {
@@ -324,11 +335,12 @@ class Episode:
     limits: Limits
     work: str | None  # where its files are inside; None: in a folder of each branch's own
     cgroup: Cgroup | None
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    lock: threading.RLock = field(default_factory=threading.RLock)
     numbers: itertools.count[int] = field(default_factory=itertools.count)
     living: set[int] = field(default_factory=set)
     folder: str = ""
     ended: bool = False
+    owed: int = 0  # answers of the keeper that nobody has read
 
     def enter(self) -> tuple[int, str]:
         """A new branch's number and the folder of its files."""
@@ -341,14 +353,31 @@ class Episode:
 
     def ask(self, fds: Sequence[int] = (), **message: Any) -> None:
         """Has the keeper do something. SandboxError where it cannot."""
-        with self.lock:
-            try:
-                self.link.send(fds, **message)
+        with self.lock:  # the answer is to this
+            self.order(fds, **message)
+            self.settle()
+
+    def order(self, fds: Sequence[int] = (), **message: Any) -> None:
+        """The same, without waiting for it; `settle` does."""
+        with self.lock, self._answering():
+            self.link.send(fds, **message)
+            self.owed += 1
+
+    def settle(self) -> None:
+        """Waits until the keeper has done what it was told. SandboxError where it could not."""
+        with self.lock, self._answering():
+            while self.owed:
+                self.owed -= 1
                 answer = self.link.receive(GRACE)
-            except (OSError, EOFError) as error:
-                raise SandboxError(f"the keeper of a sandbox does not answer: {error!r}") from None
-        if answer.get("error"):
-            raise SandboxError(f"sandbox: {answer['error']}")
+                if answer.get("error"):
+                    raise SandboxError(f"sandbox: {answer['error']}")
+
+    @contextlib.contextmanager
+    def _answering(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, EOFError) as error:
+            raise SandboxError(f"the keeper of a sandbox does not answer: {error!r}") from None
 
     def leave(self, branch: int) -> None:
         """The last to leave ends it."""
@@ -426,10 +455,27 @@ class Branch(Remote):
         self._episode, self._seed = episode, seed
         self._number, self._work = episode.enter()
 
+    def begin(self) -> None:
+        """Has the interpreter started, without waiting for it."""
+        self._link = self._open(self._episode.order)
+
+    def reseed(self, seed: int) -> None:
+        """Seeds an interpreter that has not run anything."""
+        self._seed = seed
+        self._episode.settle()
+        try:
+            self._living().send(do="seed", seed=seed)
+            self._living().receive(GRACE)
+        except (OSError, EOFError):
+            self._lose("")  # the first call starts another
+
     def _start(self) -> Link:
+        return self._open(self._episode.ask)
+
+    def _open(self, tell: Callable[..., None]) -> Link:
         link = Link(self.limits.message)
         try:
-            self._episode.ask([link.give()], do="start", branch=self._number, work=self._work, seed=self._seed)
+            tell([link.give()], do="start", branch=self._number, work=self._work, seed=self._seed)
         except SandboxError:
             link.close()
             raise
@@ -483,7 +529,16 @@ def _outcome(message: dict[str, Any], limits: Limits) -> Outcome:
 
 def visible(text: str) -> str:
     """The text with control characters, but for line ends and tabs, and direction marks written out."""
-    return "".join(x if x in "\n\t" or x.isprintable() or (x.isspace() and ord(x) > 160) else _escaped(x) for x in text)
+    return text if text.translate(_BLANKS).isprintable() else "".join(map(_shown, text))
+
+
+_BLANKS = str.maketrans("", "", "\n\t")
+
+
+def _shown(character: str) -> str:
+    if character in "\n\t" or character.isprintable() or (character.isspace() and ord(character) > 160):
+        return character
+    return _escaped(character)
 
 
 def _escaped(character: str) -> str:
