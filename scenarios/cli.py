@@ -208,7 +208,10 @@ def serve_tools_command(
         if not (isinstance(made, ToolEnv) and made.tools):
             raise UsageError(f"{env} has no tools")
         task = "\n".join(message.text for message in info["messages"] if message.role == "user")
-        serve_tools(made.tools, instructions=task, port=http, host=host)
+        try:
+            serve_tools(made.tools, instructions=task, port=http, host=host)
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
 
 
 @models_app.callback()

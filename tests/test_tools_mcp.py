@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -461,6 +462,22 @@ def test_served_tools_are_what_they_are_when_called_directly(transport: str) -> 
         with pytest.raises(ToolError, match="direction"):
             server.tools[0]()
         assert server.call("go", {}).text.startswith("go: direction: ")  # the server's own refusal
+
+
+def test_ctrl_c_ends_a_server_that_waits_for_its_client() -> None:
+    command = [sys.executable, "-m", "treegym", "serve-tools", "treegym/Maze-v0"]
+    hello = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin and process.stdout and process.stderr
+        process.stdin.write(json.dumps(hello).encode() + b"\n")
+        process.stdin.flush()
+        assert json.loads(process.stdout.readline())["id"] == 1
+        process.send_signal(signal.SIGINT)
+        try:
+            assert process.wait(20) == 130
+        finally:
+            process.kill()
+        assert process.stderr.read() == b""
 
 
 def test_a_tools_error_and_stray_output_and_bugs_keep_the_protocol(serving: MCPServer) -> None:

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from treegym.tools import PythonTool, open_sandbox
-from treegym.tools.sandbox import Cgroup, ForkRefused, Interpreter, Limits, Sandbox, SandboxUnavailable
+from treegym.tools.cgroup import Cgroup
+from treegym.tools.sandbox import ForkRefused, Interpreter, Limits, Sandbox, SandboxUnavailable
 
 sys.path.insert(0, str(Path(__file__).parent))
 from attacks import ATTACKS, GREED, MACHINERY
@@ -202,6 +203,24 @@ def test_a_sandbox_that_was_killed_is_an_observation_and_then_a_new_one() -> Non
     tool.close()
 
 
+def test_a_killed_host_leaves_no_files(tmp_path: Path) -> None:
+    host = """
+import os, signal, warnings
+from treegym.tools import Limits, open_sandbox
+warnings.simplefilter("ignore")
+interpreter = open_sandbox("local").start(Limits(), 0)
+print(interpreter.run("open('left', 'w').write('x')").text, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", host], env={**os.environ, "TMPDIR": str(tmp_path)}, check=False,
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.stdout.startswith("1"), done.stderr
+    end = time.monotonic() + 20
+    while list(tmp_path.iterdir()) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_episode_outlives_the_thread_that_started_its_sandbox() -> None:
     opened("bubblewrap")._zygote.close()  # type: ignore[attr-defined]
     with ThreadPoolExecutor(1) as pool:
@@ -336,7 +355,7 @@ def test_a_cgroup_of_version_2_is_written_as_the_kernel_reads_it(
     monkeypatch.setattr(Cgroup, "ROOT", tmp_path)
     assert not Cgroup.works()  # neither version's files are there
     (tmp_path / "cgroup.controllers").write_text("memory pids")
-    cgroup = Cgroup(Limits(total_memory=1 << 20, processes=3))
+    cgroup = Cgroup(1 << 20, 24)
     (folder,) = tmp_path.glob("treegym-*")
     wrote = {file.name: file.read_text() for file in folder.iterdir()}
     assert wrote == {"memory.max": "1048576", "pids.max": "24"}

@@ -8,8 +8,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from .cgroup import Cgroup
 from .inside import WORK
-from .sandbox import INSIDE, Branch, Cgroup, Limits, SandboxUnavailable, Zygote
+from .sandbox import INSIDE, Branch, Limits, SandboxUnavailable, Zygote
 from .seccomp import bpf
 
 PROGRAM = "/run/inside.py"  # where inside.py is, inside

@@ -431,8 +431,12 @@ class Keeper:
             shutil.rmtree(work, ignore_errors=True)
 
     def _end(self) -> NoReturn:
+        folders = set() if self.isolated else {os.path.dirname(work) for work in self.works.values()}
         for branch in list(self.works):
             self.do_discard(branch=branch)
+        for folder in folders:  # a host that was killed does not do it
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
         if self.isolated:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(-1, signal.SIGKILL)  # all of the namespace

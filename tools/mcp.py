@@ -443,8 +443,42 @@ def _server(tools: Mapping[str, Tool], instructions: str) -> Server[Any]:
 async def _over_stdio(server: Server[Any]) -> None:
     from mcp.server.stdio import stdio_server
 
-    async with stdio_server() as (reading, writing):
-        await server.run(reading, writing, server.create_initialization_options())
+    wire = os.dup(0)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)  # what tools read is not the protocol
+    os.close(nothing)
+    given: Any = _lines(wire)  # of which the server only asks for lines
+    try:
+        async with stdio_server(stdin=given) as (reading, writing):
+            await server.run(reading, writing, server.create_initialization_options())
+    finally:
+        os.dup2(wire, 0)
+        os.close(wire)
+
+
+async def _lines(fd: int) -> AsyncIterator[str]:
+    """Lines of a pipe, terminal or file. The library's own reader waits in a thread, which no Ctrl-C ends."""
+    unread = b""
+    while True:
+        await _readable(fd)
+        part = os.read(fd, 1 << 16)
+        *lines, unread = (unread + part).split(b"\n")
+        for line in lines:
+            yield line.decode(errors="replace")
+        if not part:
+            break
+
+
+async def _readable(fd: int) -> None:
+    loop, ready = asyncio.get_running_loop(), asyncio.Event()
+    try:
+        loop.add_reader(fd, ready.set)
+    except PermissionError:  # a file, which always is
+        return
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(fd)
 
 
 def _over_http(server: Server[Any], port: int, host: str) -> None:
