@@ -230,9 +230,8 @@ class EpisodeStore:
         if known.end > size:
             lost = lost or Loss(size, 0, range(0), "records are missing")
         if lost:
-            yield replace(
-                lost, size=size - lost.offset, records=range(number, max(number + (lost.size > 0), known.count))
-            )
+            beyond = max(number + (lost.offset < size), known.count)
+            yield replace(lost, size=size - lost.offset, records=range(number, beyond))
 
     @property
     def size(self) -> int:
