@@ -67,6 +67,10 @@ def write_record(record: Record, opening: tuple[int, Opening] | None) -> bytes:
     if record.advantages is not None:
         row["advantages"] = pack_floats([x for rollout in record.advantages for x in rollout])
     row["tree"] = _tree_row(record.tree, opening)
+    return json_line(row)
+
+
+def json_line(row: Mapping[str, Any]) -> bytes:
     try:
         return (json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n").encode()
     except UnicodeEncodeError:  # half of a surrogate pair, which only JSON's escapes can write
