@@ -124,7 +124,7 @@ def export_trees(
                     file.write(json_line(row))
                     written += 1
                 advance(1)
-        part.replace(out)
+        part.replace(out)  # whole or not at all
     say(f"{written} episodes in {out}")
 
 
@@ -175,6 +175,8 @@ def repair(run: RunFolder) -> None:
     say(f"{left} trees are whole" + ("" if losses else "; nothing was lost"))
     if damaged is not None:
         say(f"the damaged file is {damaged}; trees behind a loss have lower numbers now")
+        if (run / "checkpoints").exists():
+            say("the run's checkpoint is of the damaged file: train anew in place of --resume")
 
 
 @runs_app.command("migrate")
@@ -199,7 +201,7 @@ def migrate_trees(run: RunFolder) -> None:
     say(f"{new}: {before:,} bytes became {new.stat().st_size:,}")
 
 
-_HEADING = f"{'tree':>7}  {'stage':<14}{'step':>6}  {'environment':<26}{'rollouts':>8}{'turns':>7}{'return':>9}{'best':>8}  terms"
+_HEADING = f"{'tree':>7}  {'stage':<14}{'step':>6}  {'environment':<26}rollouts  turns   return    best  terms"
 
 
 def _line(s: TreeSummary) -> str:
@@ -259,6 +261,6 @@ def _range(option: str, text: str | None) -> Range:
 def _bar(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """A progress bar; gives what advances it."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(label, total=total)
         yield lambda count: progress.update(task, advance=count)
