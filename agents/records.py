@@ -11,14 +11,13 @@ damage to that one takes at most 63 others along.
 from __future__ import annotations
 
 import json
+import struct
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields
 from hashlib import blake2b
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ..envs import Message, Task
 from .policy import Completion
@@ -121,7 +120,7 @@ def _tree_row(tree: RolloutTree, opening: tuple[int, Opening] | None) -> dict[st
         for name, pack in (("token_ids", pack_ints), ("logprobs", pack_floats), ("entropies", pack_floats)):
             if name in action:
                 action[name] = pack(action[name])
-        cells |= _given(node, without=("parent", "action"))
+        cells |= _given(node, _OF_NODE)
         if node.observation:
             first = seen.setdefault(node.observation, number)
             cells["observation"] = first if first < number else pack_ints(node.observation)
@@ -130,14 +129,14 @@ def _tree_row(tree: RolloutTree, opening: tuple[int, Opening] | None) -> dict[st
             cells["messages"] = first if first < number else _pairs(node.messages)
         nodes.append(cells)
     row["leaves"] = tree.leaves
-    row |= _given(tree, without=("task", "prompt", "messages", "nodes", "leaves", "cost"))
+    row |= _given(tree, _OF_TREE)
     if cost := _given(tree.cost):
         row["cost"] = cost
     return row
 
 
 def _tree(row: Mapping[str, Any], opening_at: Callable[[int], Opening]) -> RolloutTree:
-    messages, prompt = _messages(row["messages"]), tuple(unpack(row["prompt"]))
+    messages, prompt = _messages(row["messages"]), unpack(row["prompt"])
     if "opening" in row:
         offset, same_messages, same_tokens = row["opening"]
         shared = opening_at(offset)
@@ -148,11 +147,11 @@ def _tree(row: Mapping[str, Any], opening_at: Callable[[int], Opening]) -> Rollo
         action = dict(cells["action"])
         for name in ("token_ids", "logprobs", "entropies"):
             if name in action:
-                action[name] = tuple(unpack(action[name]))
+                action[name] = unpack(action[name])
         cells["action"] = Completion(**action)
         if "observation" in cells:
             at = cells["observation"]
-            cells["observation"] = nodes[at].observation if isinstance(at, int) else tuple(unpack(at))
+            cells["observation"] = nodes[at].observation if isinstance(at, int) else unpack(at)
         if "messages" in cells:
             at = cells["messages"]
             cells["messages"] = nodes[at].messages if isinstance(at, int) else _messages(at)
@@ -170,23 +169,24 @@ def _tree(row: Mapping[str, Any], opening_at: Callable[[int], Opening]) -> Rollo
     )
 
 
-def _given(value: Any, without: Sequence[str] = ()) -> dict[str, Any]:
+def _given(value: Any, without: frozenset[str] = frozenset()) -> dict[str, Any]:
     """The fields of a dataclass that are not at their default."""
-    cells = {name: getattr(value, name) for name in _NAMES[type(value)] if name not in without}
-    defaults = _DEFAULTS[type(value)]
-    return {name: cell for name, cell in cells.items() if name not in defaults or cell != defaults[name]}
+    cells = {}
+    for name, default in _FIELDS[type(value)]:
+        if name not in without and (cell := getattr(value, name)) != default:
+            cells[name] = cell
+    return cells
 
 
-_KINDS = (Task, Completion, Node, RolloutTree, Cost)
-_NAMES = {kind: [field.name for field in fields(kind)] for kind in _KINDS}
-_DEFAULTS: dict[type, dict[str, Any]] = {
-    kind: {
-        field.name: field.default if field.default_factory is MISSING else field.default_factory()
+_FIELDS: dict[type, list[tuple[str, Any]]] = {  # with their defaults, or MISSING
+    kind: [
+        (field.name, field.default if field.default_factory is MISSING else field.default_factory())
         for field in fields(kind)
-        if field.default is not MISSING or field.default_factory is not MISSING
-    }
-    for kind in _KINDS
+    ]
+    for kind in (Task, Completion, Node, RolloutTree, Cost)
 }
+_OF_NODE = frozenset({"parent", "action"})  # what is written otherwise
+_OF_TREE = frozenset({"task", "prompt", "messages", "nodes", "leaves", "cost"})
 
 
 def _common(ones: Sequence[Any], others: Sequence[Any]) -> int:
@@ -205,29 +205,33 @@ def _messages(pairs: Sequence[Sequence[str]]) -> tuple[Message, ...]:
 
 def pack_ints(values: Sequence[int]) -> str | list[int]:
     """As u2 or u4; the list itself where a number fits neither."""
-    if values and not 0 <= min(values) <= max(values) < 1 << 32:
-        return list(values)
-    kind = "u2" if not values or max(values) < 1 << 16 else "u4"
-    return _packed(kind, np.array(values, dtype=f"<{kind}"))
+    for kind in ("u2", "u4"):
+        with suppress(struct.error):  # too large, or negative
+            return _packed(kind, values)
+    return list(values)
 
 
 def pack_floats(values: Sequence[float]) -> str:
     """As f4 where that is exact for all, else as f8."""
-    exact = np.array(values, dtype="<f8")
-    with np.errstate(all="ignore"):  # an overflow shows in the comparison
-        short = exact.astype("<f4")
-    same = np.array_equal(short.astype("<f8"), exact, equal_nan=True)
-    return _packed("f4", short) if same else _packed("f8", exact)
+    with suppress(OverflowError):
+        short = _packed("f4", values)
+        if unpack(short) == tuple(values):
+            return short
+    return _packed("f8", values)
 
 
-def _packed(kind: str, array: NDArray[Any]) -> str:
-    return f"{kind}:{b64encode(array.tobytes()).decode()}"
+def _packed(kind: str, values: Sequence[float]) -> str:
+    data = struct.pack(f"<{len(values)}{_CODES[kind]}", *values)
+    return f"{kind}:{b64encode(data).decode()}"
 
 
-def unpack(packed: str | list[int]) -> list[Any]:
+def unpack(packed: str | list[int]) -> tuple[Any, ...]:
     """The numbers of pack_ints and pack_floats."""
     if isinstance(packed, list):
-        return packed
+        return tuple(packed)
     kind, _, text = packed.partition(":")
-    values: list[Any] = np.frombuffer(b64decode(text, validate=True), dtype=f"<{kind}").tolist()
-    return values
+    data = b64decode(text, validate=True)
+    return struct.unpack(f"<{len(data) // int(kind[1:])}{_CODES[kind]}", data)
+
+
+_CODES = {"u2": "H", "u4": "I", "f4": "f", "f8": "d"}

@@ -16,6 +16,7 @@ import fcntl
 import json
 import os
 import sqlite3
+import struct
 import weakref
 import zlib
 from collections.abc import Iterator, Mapping
@@ -263,7 +264,7 @@ class EpisodeStore:
             record = read_record(number, piece.line, lambda offset: self._opening(file, offset))
         except UnknownSchema as error:
             raise StoreError(f"{self.path}: record {number} at byte {piece.offset} {error}") from None
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, struct.error) as error:
             raise self._damaged(number, piece.offset, f"it holds no tree: {error}") from error
         return record
 

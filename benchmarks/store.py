@@ -242,9 +242,9 @@ def render(results: Row) -> str:
         "",
         "## A tree of 64 leaves",
         "",
-        "The lookup game, played by the untrained nano model. Unique text is that of the prompt's messages and of every",
-        "turn's action and answer, each turn once, as UTF-8; written out is the same for every rollout by itself. The",
-        "target is 1.3 times the unique text, for a record without its numbers. Numbers have no text to be compared",
+        "The lookup game, played by the untrained nano model. Unique text is that of the prompt's messages and of",
+        "every turn's action and answer, each turn once, as UTF-8; written out is the same for every rollout by",
+        "itself. The target is 1.3 times the unique text, for a record without its numbers. Numbers have no text to be compared",
         "with: a token takes 2 bytes, its log-probability 4, which hardly compress; they are most of a record.",
         "",
         "| | leaves | turns | unique text | written out | texts, JSON | stored | ÷ unique text | whole record, JSON "
@@ -261,7 +261,8 @@ def render(results: Row) -> str:
         "",
         f"## A store of {large['bytes'] / 1e9:.1f} GB",
         "",
-        f"{large['trees']:,} records, {large['JSON'] / 1e9:.1f} GB as JSON, with an index of {large['index'] / 1e6:.0f} MB;",
+        f"{large['trees']:,} records, {large['JSON'] / 1e9:.1f} GB as JSON, with an index of "
+        f"{large['index'] / 1e6:.0f} MB;",
         "the three trees above over and over. Each time is that of a fresh process, the file not in memory; the",
         "target is a second to open it.",
         "",
