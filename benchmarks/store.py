@@ -244,8 +244,8 @@ def render(results: Row) -> str:
         "",
         "The lookup game, played by the untrained nano model. Unique text is that of the prompt's messages and of",
         "every turn's action and answer, each turn once, as UTF-8; written out is the same for every rollout by",
-        "itself. The target is 1.3 times the unique text, for a record without its numbers. Numbers have no text to be compared",
-        "with: a token takes 2 bytes, its log-probability 4, which hardly compress; they are most of a record.",
+        "itself. The target is 1.3 times the unique text, for a record without its numbers. Numbers have no text to be",
+        "compared with: a token takes 2 bytes, its log-probability 4, which hardly compress; they are most of a record.",
         "",
         "| | leaves | turns | unique text | written out | texts, JSON | stored | ÷ unique text | whole record, JSON "
         "| stored | ÷ unique text | unique tokens | sampled | as schema 1 |",
