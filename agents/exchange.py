@@ -26,9 +26,9 @@ import gymnasium
 from .. import __version__
 from ..envs import Action, ActionFormat, Message, OpenAIFormat, Task, ToolEnv
 from ..tools import Tool
+from .frames import StoreError
 from .policy import Completion
 from .records import Record
-from .store import StoreError
 from .tree import ROOT, Cost, Node, RolloutTree
 
 Row = dict[str, Any]
@@ -153,9 +153,9 @@ def _turns(tree: RolloutTree, rollout: int, known: Grammar | None) -> Iterator[R
         results = [message for message in node.messages if message.role == "tool"]
         matched = iter(ids if len(ids) == len(results) else ())
         for message in node.messages:
-            name = next(matched, None) if message.role == "tool" else None
-            role = "user" if message.role == "tool" and name is None else message.role
-            yield {"role": role, **({"tool_call_id": name} if name else {}), "content": message.text}
+            source = next(matched, None) if message.role == "tool" else None
+            role = "user" if message.role == "tool" and source is None else message.role
+            yield {"role": role, **({"tool_call_id": source} if source else {}), "content": message.text}
 
 
 def _said(row: Row) -> str:
@@ -399,11 +399,11 @@ def _read_steps(steps: Sequence[Row]) -> tuple[tuple[Message, ...], dict[int, No
     turns: list[tuple[Row, list[Message]]] = []
     for step in steps:
         results = (step.get("observation") or {}).get("results") or ()
-        heard = [Message(_own(each).get("role", "tool"), _text(each.get("content"))) for each in results]
+        heard = [Message(str(_own(each).get("role", "tool")), _text(each.get("content"))) for each in results]
         if step["source"] == "agent":
             turns.append((step, heard))
         else:
-            said = Message(_own(step).get("role", step["source"]), _text(step["message"]))
+            said = Message(str(_own(step).get("role", step["source"])), _text(step["message"]))
             (turns[-1][1] if turns else messages).extend([said, *heard])
     if not turns:
         raise ValueError("no step is the agent's")

@@ -21,6 +21,7 @@ import time
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -70,7 +71,7 @@ class Grower:
         self.renderer = ChatRenderer(tokenizer)
         self.policy: Policy = TransformersPolicy(model, self.renderer, max_rows=64)
         if scripted:
-            self.policy = ScriptedPolicy(self.renderer, say)
+            self.policy = ScriptedPolicy(self.renderer, say)  # type: ignore[abstract]
 
     def grow(self, chosen: Sequence[Task], strategy: RolloutStrategy, seed: int) -> list[RolloutTree]:
         sampling = Sampling(max_tokens=16, max_context=2048)
@@ -120,7 +121,7 @@ def wide() -> tuple[list[Row], list[RolloutTree]]:
         )
         texts = [m.text for m in tree.messages] + [n.action.text for n in tree.nodes]
         texts += [m.text for n in tree.nodes for m in n.messages]
-        sizes = {}
+        sizes: Row = {}
         for label, kept in (("texts", bare), ("whole", tree)):
             line = write_record(Record(0, {}, kept), None)
             sizes |= {f"{label}, JSON": len(line), f"{label}, stored": len(layout_of(Path("x.zst")).encode(0, line))}
@@ -203,7 +204,7 @@ def measure(path: Path) -> Row:
     )
     rare, few = timed(lambda: store.matching(Where(returns=(1e9, None))))
     chosen = random.Random(0).sample(range(count), 20)
-    reads = [timed(lambda n=n: store.read(n))[0] for n in chosen]
+    reads = [timed(partial(store.read, number))[0] for number in chosen]
     listed, _ = timed(lambda: sum(1 for _ in store.summaries()))
     start = time.perf_counter()
     for place, _ in enumerate(store):
@@ -245,7 +246,7 @@ def render(results: Row) -> str:
         "The lookup game, played by the untrained nano model. Unique text is that of the prompt's messages and of",
         "every turn's action and answer, each turn once, as UTF-8; written out is the same for every rollout by",
         "itself. The target is 1.3 times the unique text, for a record without its numbers. Numbers have no text to be",
-        "compared with: a token takes 2 bytes, its log-probability 4, which hardly compress; they are most of a record.",
+        "compared with: a token takes 2 bytes, its log-probability 4, which hardly compress; they are most of it.",
         "",
         "| | leaves | turns | unique text | written out | texts, JSON | stored | ÷ unique text | whole record, JSON "
         "| stored | ÷ unique text | unique tokens | sampled | as schema 1 |",

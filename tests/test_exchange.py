@@ -29,7 +29,7 @@ from treegym.agents import (
 )
 from treegym.agents.exchange import EXCHANGES, read_episodes
 from treegym.agents.nano import build_nano
-from treegym.envs import Task, action_format, registered
+from treegym.envs import Task, ToolEnv, action_format, registered
 
 FORMATS = ["tagged", "hermes", "react", "fenced", "openai"]
 
@@ -48,6 +48,7 @@ def played(format: str) -> list[RolloutTree]:
     """Trees of the lookup game, of right moves, wrong moves and no moves at all."""
     tasks = [Task("treegym/Lookup-v0", seed, {}, {"hops": [2], "format": format}) for seed in range(3)]
     oracle = tasks[0].make()
+    assert isinstance(oracle, ToolEnv)
     texts = [message.text for task in tasks for message in task.make().reset(seed=task.seed)[1]["messages"]]
     renderer = ChatRenderer(build_nano(texts)[1])
 

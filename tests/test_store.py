@@ -189,7 +189,7 @@ def test_packed_numbers_are_exact(numbers: list[float], whole: list[int]) -> Non
 
 def test_four_bytes_serve_where_they_lose_nothing() -> None:
     assert pack_floats([-0.5, 1.25]).startswith("f4:") and pack_floats([0.1]).startswith("f8:")
-    assert pack_ints([65_535]).startswith("u2:") and pack_ints([65_536]).startswith("u4:")
+    assert str(pack_ints([65_535]))[:3] == "u2:" and str(pack_ints([65_536]))[:3] == "u4:"
 
 
 def test_zstdcat_shows_json_lines(path: Path) -> None:
