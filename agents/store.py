@@ -81,8 +81,11 @@ class EpisodeStore:
         number, offset = index.count, self._end
         key = opening_key(tree)
         shared = index.last_opening(key, number - SHARED + 1)
-        with self.path.open("rb") as file:
-            opening = None if shared is None else (shared, self._opening(file, shared))
+        opening = None
+        if shared is not None:
+            with self.path.open("rb") as file, contextlib.suppress(ValueError):  # damaged: this tree stands for itself
+                opening = shared, self._opening(file, shared)
+        summary = TreeSummary.of(number, json.loads(json.dumps(labels)), tree)
         line = write_record(Record(number, labels, tree, advantages), opening)
         data = self._layout.encode(number, line)
         try:
@@ -95,7 +98,6 @@ class EpisodeStore:
                 f"the {number} trees before it are whole"
             ) from error
         self._end = offset + len(data)
-        summary = TreeSummary.of(number, json.loads(json.dumps(labels)), tree)
         entry = Entry(summary, offset, self._end, "" if opening else key)
         try:
             with index.changing():
@@ -325,7 +327,16 @@ class EpisodeStore:
 
     def _fresh_index(self) -> Index:
         """The index, if it is one of this file. DamagedStore where it knows of more than there is."""
-        index = self._open_index()
+        try:
+            return self._checked(self._open_index())
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError:  # its own bytes are spoilt: it is built anew
+            self._drop_index()
+            self.index_path.unlink(missing_ok=True)
+            return self._checked(self._open_index())
+
+    def _checked(self, index: Index) -> Index:
         if index.end > self.size:
             with index.changing():  # nobody truncates just now
                 count, end, size = index.count, index.end, self.size

@@ -71,7 +71,7 @@ class Grower:
         self.renderer = ChatRenderer(tokenizer)
         self.policy: Policy = TransformersPolicy(model, self.renderer, max_rows=64)
         if scripted:
-            self.policy = ScriptedPolicy(self.renderer, say)  # type: ignore[abstract]
+            self.policy = ScriptedPolicy(self.renderer, say)
 
     def grow(self, chosen: Sequence[Task], strategy: RolloutStrategy, seed: int) -> list[RolloutTree]:
         sampling = Sampling(max_tokens=16, max_context=2048)

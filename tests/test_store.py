@@ -315,6 +315,37 @@ def test_an_index_of_another_file_is_not_believed(path: Path) -> None:
     assert len(EpisodeStore(path)) == 9
 
 
+def test_a_spoilt_index_is_built_anew(path: Path) -> None:
+    held = fill(path)
+    index = EpisodeStore(path).index_path
+    whole = index.read_bytes()
+    index.write_bytes(whole[:4096] + b"spoilt" * ((len(whole) - 4096) // 6))
+    assert [found for _, found in EpisodeStore(path)] == [each for _, each in held]
+    assert EpisodeStore(path).read(3) == held[3] and len(EpisodeStore(path)) == 4
+
+
+def test_an_opening_that_was_damaged_meanwhile_is_not_built_on(path: Path) -> None:
+    store = EpisodeStore(path)
+    store.append(tree(0))
+    store.close()
+    data = bytearray(path.read_bytes())
+    data[60] ^= 1
+    path.write_bytes(data)
+    EpisodeStore(path).append(tree(1))
+    assert EpisodeStore(path).read(1)[1] == tree(1)
+    with pytest.raises(DamagedStore, match="record 0 at byte 0"):
+        EpisodeStore(path).read(0)
+
+
+def test_a_tree_that_cannot_be_summed_up_is_not_written(path: Path) -> None:
+    store = EpisodeStore(path)
+    with pytest.raises(ValueError):
+        store.append(replace(tree(0), leaves=()))
+    assert store.size == 0
+    store.append(tree(1))
+    assert len(store) == 1
+
+
 def test_a_store_in_a_folder_that_cannot_be_written_is_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     held = fill(path)
     EpisodeStore(path).index_path.unlink()
