@@ -1,101 +1,451 @@
-"""EpisodeStore: an append-only file of rollout trees, one JSON object a line."""
+"""EpisodeStore: an append-only file of rollout trees.
+
+Every tree is one record, a line of JSON: what it holds is told in records.py, how it lies in the file in frames.py.
+`zstdcat trees.jsonl.zst` shows the lines. Beside the file lies its index (index.py), a cache that a reader brings up to
+date with whatever was appended since; so listing, counting and reading one tree do not read the others.
+
+One process writes at a time, under a lock on the file that ends with the process. A crash loses at most the record that
+was being written: it is cut off, readers leave it out, the next writer removes it. Anything else that is wrong with the
+bytes is a DamagedStore, a file shorter than its index says too; `salvage` goes on without what was lost.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
-from collections import Counter
+import sqlite3
+import struct
+import weakref
+import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean
-from typing import Any
+from typing import Any, BinaryIO
 
-from .tree import RolloutTree, tool_results
+from .frames import Damage, DamagedStore, Piece, StoreError, layout_of, pieces
+from .index import Entry, Index, TreeSummary, Where
+from .records import SHARED, Advantages, Opening, Record, UnknownSchema, opening_key, read_record, write_record
+from .tree import RolloutTree
 
-SCHEMA = 1
+_BATCH = 256  # trees that a reader adds to the index at a time
+_CACHED = 64  # openings
+_ALL = Where()
+CUT_OFF = "it is cut off"
+
+
+class StoreLocked(StoreError):
+    """Another process writes to the store, or this one by another EpisodeStore."""
 
 
 @dataclass(frozen=True, slots=True)
-class TreeSummary:
-    """What a listing tells of a stored tree."""
+class Loss:
+    """Bytes of a store that hold no readable record."""
 
-    number: int  # its place in the store, from 0
-    labels: Mapping[str, Any]  # stage, step, ...
-    env: str
-    seed: int  # of the task
-    rollouts: int
-    nodes: int
-    mean_return: float
-    best_return: float
-    terms: Mapping[str, float]  # reward terms by name: means over the rollouts
-    causes: Mapping[str, int]  # of truncation, by name: how many rollouts
-    sampled_tokens: int  # each once
-    tool_calls: int  # each once
-
-    @classmethod
-    def of(cls, number: int, labels: Mapping[str, Any], tree: RolloutTree) -> TreeSummary:
-        names = sorted({name for node in tree.nodes for name in node.reward_terms})
-        return cls(
-            number=number,
-            labels=labels,
-            env=tree.task.env,
-            seed=tree.task.seed,
-            rollouts=len(tree.leaves),
-            nodes=len(tree.nodes),
-            mean_return=fmean(tree.returns),
-            best_return=max(tree.returns),
-            terms={name: fmean(tree.term(name)) for name in names},
-            causes=Counter(str(tree.nodes[i].info.get("cause")) for i in tree.leaves if tree.nodes[i].truncated),
-            sampled_tokens=tree.num_sampled_tokens,
-            tool_calls=sum(tool_results(node.messages) for node in tree.nodes),
-        )
+    offset: int
+    size: int  # 0: records are missing there
+    records: range  # their numbers, as far as they are known
+    why: str
 
 
 class EpisodeStore:
-    """Trees in the order of writing, each with labels such as its stage and step."""
+    """Trees in the order of writing, each with labels such as its stage and step.
+
+    Damage to the file is a DamagedStore, in every method that meets it. A file that is not named *.zst holds plain
+    lines, as those of schema 1 did.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._layout = layout_of(path)
+        self._index: Index | None = None
+        self._openings: dict[int, Opening] = {}  # by offset
+        self._lock: _Lock | None = None
+        self._end = 0  # of the file, when this process last wrote
 
-    def append(self, tree: RolloutTree, **labels: Any) -> None:
-        """Writes one line; a crash loses at most that line."""
-        append_line(self.path, {"schema": SCHEMA, **labels, "tree": tree.to_json()})
+    @property
+    def index_path(self) -> Path:
+        """Where the index lies; it can be removed at any time."""
+        return self.path.with_name(f"{self.path.name}.index")
+
+    # writing
+
+    def append(self, tree: RolloutTree, /, advantages: Advantages | None = None, **labels: Any) -> None:
+        """Writes one record; a crash loses at most that. `advantages` are [rollout][turn].
+
+        StoreLocked while another process writes; StoreError where there is no room, after which the store is as before.
+        """
+        lock = self._locked()
+        index = self._begin(lock)
+        number, offset = index.count, self._end
+        key = opening_key(tree)
+        shared = index.last_opening(key, number - SHARED + 1)
+        opening = None
+        if shared is not None:
+            with self.path.open("rb") as file, contextlib.suppress(ValueError):  # damaged: this tree stands for itself
+                opening = shared, self._opening(file, shared)
+        summary = TreeSummary.of(number, json.loads(json.dumps(labels)), tree)
+        line = write_record(Record(number, labels, tree, advantages), opening)
+        data = self._layout.encode(number, line)
+        try:
+            write(lock.file, data)
+        except OSError as error:
+            with contextlib.suppress(OSError):  # then the record is cut off, which is mended later
+                os.ftruncate(lock.file, offset)
+            raise StoreError(
+                f"{self.path}: tree {number} could not be written: {error.strerror}; "
+                f"the {number} trees before it are whole"
+            ) from error
+        self._end = offset + len(data)
+        entry = Entry(summary, offset, self._end, "" if opening else key)
+        try:
+            with index.changing():
+                index.add([entry], _checksum(data[-_TAIL:]) if len(data) >= _TAIL else self._tail(self._end))
+        except sqlite3.Error:  # the tree is stored; the index catches up when it can
+            self._drop_index()
+
+    def truncate(self, size: int) -> None:
+        """Forgets what was written after the file had this size. DamagedStore where the file is shorter."""
+        if size > self.size:
+            raise DamagedStore(
+                f"{self.path} ends at byte {self.size}, but {size} bytes were written: trees are missing"
+            )
+        if not self.path.exists():
+            return
+        lock = self._locked()
+        index = self._open_index()
+        try:
+            with index.changing():
+                index.forget(size)
+                os.ftruncate(lock.file, size)
+                index.mark(self._tail(index.end))
+        except sqlite3.Error:  # an index that cannot forget would miss the trees
+            self._drop_index()
+            self.index_path.unlink(missing_ok=True)
+            os.ftruncate(lock.file, size)
+        self._openings.clear()
+        self._end = -1
+
+    @contextlib.contextmanager
+    def exclusively(self) -> Iterator[None]:
+        """Nobody else writes meanwhile. StoreLocked where somebody does."""
+        self._locked()
+        try:
+            yield
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Lets another process write."""
+        if self._lock is not None:
+            self._lock.release()
+        self._lock = None
+        self._drop_index()
+
+    # reading
 
     def __iter__(self) -> Iterator[tuple[dict[str, Any], RolloutTree]]:
-        """(labels, tree) of every whole line."""
-        for row in read_lines(self.path):
-            row.pop("schema")
-            tree = RolloutTree.from_json(row.pop("tree"))
-            yield row, tree
+        """(labels, tree) of every whole record."""
+        for record in self.records():
+            yield record.labels, record.tree
+
+    def records(self) -> Iterator[Record]:
+        """Every whole record, read one at a time."""
+        self._fresh_index()
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            for number, piece in enumerate(self._pieces(file, 0, 0)):
+                yield self._decode(file, piece, number)
 
     def __len__(self) -> int:
-        return sum(1 for _ in read_lines(self.path))
+        self._catch_up()
+        return self._fresh_index().count
 
     def read(self, number: int) -> tuple[dict[str, Any], RolloutTree]:
         """(labels, tree) of the tree at a place. IndexError where there is none."""
-        for place, found in enumerate(self):
-            if place == number:
-                return found
-        raise IndexError(f"{self.path} holds no tree {number}")
+        record = self.record(number)
+        return record.labels, record.tree
 
-    def summaries(self) -> Iterator[TreeSummary]:
-        """Of every tree, in the order of writing."""
-        for number, (labels, tree) in enumerate(self):
-            yield TreeSummary.of(number, labels, tree)
+    def record(self, number: int) -> Record:
+        """The same with its advantages."""
+        offset = self._fresh_index().place(number)
+        if offset is None:
+            self._catch_up()
+            offset = self._fresh_index().place(number)
+        if offset is None:
+            raise IndexError(f"{self.path} holds no tree {number}; it has {len(self)}, numbered from 0")
+        with self.path.open("rb") as file:
+            for piece in self._pieces(file, offset, number):
+                return self._decode(file, piece, number)
+        raise self._damaged(number, offset, CUT_OFF)
+
+    def summaries(self, where: Where = _ALL) -> Iterator[TreeSummary]:
+        """Of every tree that is meant, in the order of writing; trees themselves are read only to catch up."""
+        start = 0
+        while True:
+            index = self._fresh_index()
+            known = index.count
+            while found := index.summaries(where, start, _BATCH):
+                yield from found
+                start = found[-1].number + 1
+            start = max(start, known)
+            if not self._catch_up(_BATCH):
+                return
+
+    def matching(self, where: Where = _ALL) -> int:
+        """How many trees are meant."""
+        self._catch_up()
+        return self._fresh_index().matching(where)
+
+    def survey(self) -> Iterator[Record | Loss]:
+        """Every readable record, and what lies between them. StoreError where one is of a newer schema."""
+        offset = number = 0
+        lost: Loss | None = None  # up to here, how many records is not yet known
+        size = self.size
+        with self.path.open("rb") as file:
+            while offset < size:
+                start = offset
+                try:
+                    piece = self._layout.read(file, offset)
+                except Damage as damage:
+                    offset = self._layout.after(file, offset) or size
+                    lost = lost or Loss(start, 0, range(0), str(damage))
+                    continue
+                if piece is None:
+                    lost, offset = lost or Loss(start, 0, range(0), CUT_OFF), size
+                    continue
+                offset = piece.end
+                if piece.number is not None and piece.number < number:
+                    lost = lost or Loss(start, 0, range(0), f"record {piece.number} lies there once more")
+                    continue
+                now = max(number, piece.number or 0)
+                if lost or now > number:
+                    lost = lost or Loss(start, 0, range(0), "records are missing")
+                    yield replace(lost, size=start - lost.offset, records=range(number, now))
+                number, lost = now + 1, None
+                try:
+                    yield self._decode(file, piece, now)
+                except DamagedStore as error:
+                    yield Loss(start, offset - start, range(now, now + 1), str(error))
+        known = self._open_index()
+        if known.end > size:
+            lost = lost or Loss(size, 0, range(0), "records are missing")
+        if lost:
+            beyond = max(number + (lost.offset < size), known.count)
+            yield replace(lost, size=size - lost.offset, records=range(number, beyond))
 
     @property
     def size(self) -> int:
         """Bytes written so far."""
         return self.path.stat().st_size if self.path.exists() else 0
 
-    def truncate(self, size: int) -> None:
-        """Forgets what was written after the file had this size."""
-        if self.path.exists():
-            os.truncate(self.path, size)
+    @property
+    def cut_off(self) -> int:
+        """Bytes of a record at the end that was not written to its end: by a crash, or not yet."""
+        self._catch_up()
+        return self.size - self._fresh_index().end
+
+    # records
+
+    def _pieces(self, file: BinaryIO, offset: int, number: int) -> Iterator[Piece]:
+        """Records from the one with this offset and number on."""
+        found = pieces(self._layout, file, offset)
+        try:
+            for piece in found:
+                if piece.number not in (None, number):
+                    raise Damage(piece.offset, f"record {piece.number} lies there")
+                yield piece
+                number += 1
+        except Damage as damage:
+            raise self._damaged(number, damage.offset, str(damage)) from None
+
+    def _decode(self, file: BinaryIO, piece: Piece, number: int) -> Record:
+        try:
+            record = read_record(number, piece.line, lambda offset: self._opening(file, offset))
+        except UnknownSchema as error:
+            raise StoreError(f"{self.path}: record {number} at byte {piece.offset} {error}") from None
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, struct.error) as error:
+            raise self._damaged(number, piece.offset, f"it holds no tree: {error}") from error
+        return record
+
+    def _opening(self, file: BinaryIO, offset: int) -> Opening:
+        if offset not in self._openings:
+            try:
+                piece = self._layout.read(file, offset)
+                tree = read_record(0, piece.line, self._no_opening).tree if piece else None
+            except (Damage, UnknownSchema) as error:
+                raise ValueError(f"what it begins with, at byte {offset}, is damaged: {error}") from None
+            if tree is None:
+                raise ValueError(f"what it begins with, at byte {offset}, is missing")
+            while len(self._openings) >= _CACHED:
+                self._openings.pop(next(iter(self._openings)), None)
+            self._openings[offset] = Opening(tree.messages, tree.prompt)
+        return self._openings[offset]
+
+    @staticmethod
+    def _no_opening(offset: int) -> Opening:
+        raise ValueError("an opening has none itself")
+
+    def _damaged(self, number: int, offset: int, why: str) -> DamagedStore:
+        return DamagedStore(
+            f"{self.path}: record {number} at byte {offset} is damaged: {why}; "
+            f"`treegym runs repair {self.path.parent}` keeps what can be read"
+        )
+
+    # the lock and the index
+
+    def _locked(self) -> _Lock:
+        if self._lock is None or not self._lock.holds(self.path):
+            self.close()
+            self._lock = _Lock(self.path)
+            self._end = -1
+        return self._lock
+
+    def _begin(self, lock: _Lock) -> Index:
+        """The index, up to date; a record that was cut off is gone from the file."""
+        if self._index is None or self._end != os.fstat(lock.file).st_size:
+            self._catch_up()
+            self._end = self._fresh_index().end
+            os.ftruncate(lock.file, self._end)
+        return self._index or self._fresh_index()
+
+    def _open_index(self) -> Index:
+        if self._index is None:
+            known = self.path.exists() or self.index_path.exists()
+            try:
+                self._index = Index(self.index_path if known else None)
+            except (sqlite3.OperationalError, OSError):  # a folder that cannot be written, a full disk
+                self._index = Index(None)
+        return self._index
+
+    def _drop_index(self) -> None:
+        if self._index is not None:
+            self._index.close()
+        self._index = None
+
+    def _fresh_index(self) -> Index:
+        """The index, if it is one of this file. DamagedStore where it knows of more than there is."""
+        try:
+            return self._checked(self._open_index())
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError:  # its own bytes are spoilt: it is built anew
+            self._drop_index()
+            self.index_path.unlink(missing_ok=True)
+            return self._checked(self._open_index())
+
+    def _checked(self, index: Index) -> Index:
+        if index.end > self.size:
+            with index.changing():  # nobody truncates just now
+                count, end, size = index.count, index.end, self.size
+            if end > size:
+                whole = index.covered(size)
+                raise DamagedStore(
+                    f"{self.path}: ends at byte {size}, but its index tells of {end} bytes: records {whole} to "
+                    f"{count - 1} are missing or cut off; `treegym runs repair {self.path.parent}` goes on without them"
+                )
+        if index.tail is not None and index.tail != self._tail(index.end):
+            with index.changing():
+                if index.tail != self._tail(index.end):  # another file has taken the place of this one
+                    index.forget(-1)
+                    index.mark(_checksum(b""))
+            self._openings.clear()
+        return index
+
+    def _catch_up(self, limit: int | None = None) -> int:
+        """Adds to the index what was appended since; how many trees, at most `limit`."""
+        added = 0
+        while self._fresh_index().end < self.size:
+            batch = _BATCH if limit is None else limit - added
+            try:
+                found = self._add_batch(self._fresh_index(), batch)
+            except sqlite3.OperationalError:  # it cannot be written
+                self._drop_index()
+                self._index = Index(None)
+                continue
+            added += found
+            if not found or added == limit:
+                break
+        return added
+
+    def _add_batch(self, index: Index, limit: int) -> int:
+        damage: StoreError | None = None
+        with index.changing(), self.path.open("rb") as file:
+            number, entries = index.count, list[Entry]()
+            try:
+                for piece in self._pieces(file, index.end, number):
+                    record = self._decode(file, piece, number)
+                    opening = "" if record.shares else opening_key(record.tree)
+                    summary = TreeSummary.of(number, record.labels, record.tree)
+                    entries.append(Entry(summary, piece.offset, piece.end, opening))
+                    number += 1
+                    if len(entries) == limit:
+                        break
+            except StoreError as error:
+                damage = error  # what stands before it is listed all the same
+            if entries:
+                index.add(entries, self._tail(entries[-1].end))
+        if damage is not None:
+            raise damage
+        return len(entries)
+
+    def _tail(self, end: int) -> int:
+        """Checksum of the last bytes before an offset, by which a file is known again."""
+        if not self.path.exists():
+            return _checksum(b"")
+        with self.path.open("rb") as file:
+            file.seek(max(0, end - _TAIL))
+            return _checksum(file.read(min(end, _TAIL)))
 
 
-def append_line(path: Path, row: dict[str, Any]) -> None:
+_TAIL = 64
+
+
+def _checksum(data: bytes) -> int:
+    return zlib.crc32(data)
+
+
+class _Lock:
+    """The file of a store, open for appending, with the lock of its only writer."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = _holder(self.file)
+            os.close(self.file)
+            raise StoreLocked(
+                f"{path} is locked: {holder} writes to it; wait until it has ended, or write elsewhere"
+            ) from None
+        self.release = weakref.finalize(self, os.close, self.file)
+
+    def holds(self, path: Path) -> bool:
+        """Whether the file is still the one at the path."""
+        return path.exists() and os.path.samestat(os.fstat(self.file), path.stat())
+
+
+def _holder(file: int) -> str:
+    """The process that has locked a file, as Linux tells it."""
+    inode = os.fstat(file).st_ino
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/locks").read_text().splitlines():
+            fields = line.split()
+            if "FLOCK" in fields and "->" not in fields and fields[5].endswith(f":{inode}"):
+                return "this process" if int(fields[4]) == os.getpid() else f"process {fields[4]}"
+    return "another process"
+
+
+def write(file: int, data: bytes) -> None:
+    """Appends all of it to an open file."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(file, view) :]
+
+
+def append_line(path: Path, row: Mapping[str, Any]) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n")
 

@@ -13,10 +13,10 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from .errors import ScenarioError
+from .runs import runs_app
 from .terminal import UsageError, console, say
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 models_app = typer.Typer(help="The models that treegym knows by name.", invoke_without_command=True)
 app.add_typer(models_app, name="models")
+app.add_typer(runs_app, name="runs")
 
 Changes = Annotated[
     list[str] | None,
@@ -297,24 +298,6 @@ def _retriever(corpus: list[Path], dense: bool, hybrid: bool, encoder: Path | No
     return Fused((SearchIndex.build(passages), by_meaning)) if hybrid else by_meaning, len(passages)
 
 
-@app.command()
-def runs(folder: Annotated[Path, typer.Argument(help="The folder that holds the runs.")] = Path("runs")) -> None:
-    """List the runs with what came of them."""
-    from ..trainers import Run
-
-    table = Table("run", "state", "untouched", "warmed up", "trained", "gain (95%)")
-    for path in sorted(path.parent for path in folder.glob("*/scenario.yaml")):
-        summary = Run(path).summary()
-        stages = summary["stages"] if summary else {}
-        cells = [
-            f"{stages[s]['success']['mean']:.1%}" if s in stages else "-" for s in ("untrained", "warmed up", "trained")
-        ]
-        gain = summary and summary["gain"]
-        change = f"{gain['mean']:+.1%} ({gain['low']:+.1%} … {gain['high']:+.1%})" if gain else "-"
-        table.add_row(escape(path.name), "finished" if summary else "unfinished", *cells, change)
-    console.print(table if table.row_count else f"no runs in {folder}")
-
-
 def _latest(folder: Path, pattern: str) -> Path:
     found = sorted(folder.glob(f"{pattern}/scenario.yaml"), key=lambda file: file.stat().st_mtime)
     if not found:
@@ -329,7 +312,9 @@ def main() -> None:
     except UsageError as error:
         _refuse(getattr(error, "format_message", error.__str__)())
     except Exception as error:
-        if not isinstance(error, ScenarioError | ConnectionError):
+        from ..agents import StoreError
+
+        if not isinstance(error, ScenarioError | ConnectionError | StoreError):
             raise
         _refuse(str(error))
     raise SystemExit(status)

@@ -47,7 +47,7 @@ CASES: dict[str, list[tuple[str, str, str, int]]] = {
         ("treegym.trainers.run", "save_file", "half_file", 5),
         ("treegym.trainers.training:Trainer", "save_model", "before", 1),
     ],
-    "lines": [("treegym.agents.store", LINE, "half_line", 40), ("treegym.trainers.run", LINE, "half_line", 3)],
+    "lines": [("treegym.agents.store", "write", "half_record", 40), ("treegym.trainers.run", LINE, "half_line", 3)],
     "Ctrl-C": [(STEP, "apply", "interrupt", 3), (STEP, "apply", "interrupt", 10)],
 }
 
@@ -89,7 +89,7 @@ def outcome(run: Path) -> dict[str, Any]:
     return {
         "files": sorted(str(path.relative_to(run)) for path in run.rglob("*") if "tensorboard" not in path.parts),
         "metrics": [{**row, "seconds": None} for row in Run(run).metrics()],
-        "trees": hashlib.sha256((run / "trees.jsonl").read_bytes()).hexdigest(),
+        "trees": hashlib.sha256((run / "trees.jsonl.zst").read_bytes()).hexdigest(),
         "weights": hashlib.sha256((run / "model" / "model.safetensors").read_bytes()).hexdigest(),
         "summary": {**summary, "seconds": None, "peak_memory_gib": None},
         "scenario": (run / "scenario.yaml").read_text(),
@@ -117,7 +117,7 @@ def test_the_uninterrupted_run_trains(runs: Path) -> None:
 
 
 def test_a_finished_run_is_left_alone(runs: Path) -> None:
-    for file in ("summary.json", "metrics.jsonl", "trees.jsonl"):
+    for file in ("summary.json", "metrics.jsonl", "trees.jsonl.zst"):
         assert (runs / "whole, once more" / file).read_bytes() == (runs / "whole" / file).read_bytes()
 
 

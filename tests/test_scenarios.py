@@ -366,7 +366,14 @@ def test_from_training_to_evaluation(scenario: Path, tmp_path: Path, capsys: pyt
         assert label in said
     assert load_scenario(out / "scenario.yaml").seed == 5
     left = {path.name for path in out.iterdir()} - {"tensorboard"}  # where that is installed
-    assert left == {"metrics.jsonl", "model", "scenario.yaml", "summary.json", "trees.jsonl"}
+    assert left == {
+        "metrics.jsonl",
+        "model",
+        "scenario.yaml",
+        "summary.json",
+        "trees.jsonl.zst",
+        "trees.jsonl.zst.index",
+    }
     trained = json.loads((out / "summary.json").read_text())["stages"]["trained"]["success"]
 
     assert "holds a run already: --resume" in refused(capsys, "train", file, "--out", str(out))

@@ -19,7 +19,7 @@ from .losses import (
     kl,
 )
 from .node_values import BackedUp, PrefixGroups, SummedLeaves
-from .packing import Advantages, Pack, ScoredTree, Segment, Terms, TurnAdvantage, pack, score, split
+from .packing import Advantages, Pack, ScoredTree, Segment, Terms, TurnAdvantage, by_turn, pack, score, split
 from .run import Progress, Run
 from .training import Environment, HeldOut, Improvement, Plan, Stopped, Trainer, Warmup, Watcher
 
@@ -71,6 +71,7 @@ __all__ = [
     "arpo",
     "at2po",
     "bi_level_gae",
+    "by_turn",
     "gae",
     "gigpo",
     "grpo",

@@ -24,6 +24,14 @@ Advantages = Sequence[Sequence[TurnAdvantage]]  # [rollout][turn]
 Aggregation = Callable[[Sequence[int]], list[float]]  # sampled tokens of each rollout -> weight of each of its terms
 
 
+def by_turn(advantages: Advantages) -> list[list[float]] | None:
+    """One number for each turn. None where a turn's tokens have advantages of their own."""
+    rows = [[np.asarray(each) for each in rollout] for rollout in advantages]
+    return (
+        [[float(each) for each in row] for row in rows] if not any(each.ndim for row in rows for each in row) else None
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class ScoredTree:
     """A tree and what its loss needs: an advantage and a weight for the terms of every rollout's turns."""

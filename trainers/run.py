@@ -27,15 +27,16 @@ class Progress:
 
 
 class Run:
-    """scenario.yaml, metrics.jsonl, trees.jsonl, checkpoints/, model/ and summary.json in one directory.
+    """scenario.yaml, metrics.jsonl, trees.jsonl.zst, checkpoints/, model/ and summary.json in one directory.
 
-    Where TensorBoard is installed, tensorboard/ shows the numbers of metrics.jsonl; `close` completes it.
+    A run that began with trees.jsonl, of schema 1, goes on with it. Where TensorBoard is installed, tensorboard/ shows
+    the numbers of metrics.jsonl; `close` completes it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
-        self.trees = EpisodeStore(path / "trees.jsonl")
+        self.trees = EpisodeStore(trees_file(path))
         self._metrics = path / "metrics.jsonl"
         self._checkpoints = path / "checkpoints"
         self._board: Board | None = None
@@ -70,6 +71,9 @@ class Run:
             file = new / f"{i:04d}.safetensors"
             save_file(shard, file)
             _sync(file)
+        for written in (self._metrics, self.trees.path):
+            if written.exists():
+                _sync(written)  # up to the sizes that the checkpoint notes
         state = {
             **asdict(progress),
             "metrics_size": self._metrics.stat().st_size if self._metrics.exists() else 0,
@@ -96,7 +100,8 @@ class Run:
         shutil.rmtree(self._checkpoints, ignore_errors=True)
 
     def close(self) -> None:
-        """Writes out what TensorBoard has yet to show; a later `log` opens it anew."""
+        """Writes out what TensorBoard has yet to show and lets others write trees; a later `log` opens it anew."""
+        self.trees.close()
         if self._board is not None:
             self._board.close()
         self._board = None
@@ -110,6 +115,12 @@ class Run:
         """Whole checkpoints, oldest first."""
         folders = self._checkpoints.glob("*") if self._checkpoints.exists() else ()
         return sorted(int(folder.name) for folder in folders if folder.name.isdigit())
+
+
+def trees_file(folder: Path) -> Path:
+    """Where a run's trees are: trees.jsonl.zst, or trees.jsonl if there is only that."""
+    plain, packed = folder / "trees.jsonl", folder / "trees.jsonl.zst"
+    return plain if plain.exists() and not packed.exists() else packed
 
 
 class Board:

@@ -37,7 +37,7 @@ from ..envs import Task
 from .algorithms import Algorithm
 from .learner import Learner, Optimization
 from .losses import ReinforceLoss
-from .packing import Advantages
+from .packing import Advantages, by_turn
 from .run import Progress, Run
 
 _STRICT = {"extra": "forbid"}  # read by pydantic where these are validated
@@ -290,14 +290,15 @@ class Trainer:
                 tasks, self.plan.algorithm.rollout, self.plan.sampling, derive_seed(self.plan.seed, "rollout", step)
             )
             grown = time.monotonic()
-            metrics = self._update(learner, trees)
+            advantages = self.plan.algorithm.advantage(trees)
+            metrics = self._update(learner, trees, advantages)
             self.run.log(
                 stage=name, step=step, **self._describe(trees), **metrics,
                 prefilled_tokens=self.policy.prefilled_tokens - before[0],
                 sampled_tokens=self.policy.sampled_tokens - before[1],
                 seconds={"rollout": grown - start, "update": time.monotonic() - grown},
             )  # fmt: skip
-            self._record(trees, stage=name, step=step)
+            self._record(trees, advantages, stage=name, step=step)
             success = fmean(x for tree in trees for x in succeeded(tree, self.plan.environment.success))
             self._done(f"success {success:.0%}")
 
@@ -313,10 +314,12 @@ class Trainer:
             self._stale = False
         return asyncio.run(grow_trees(tasks, strategy, self.policy, self.renderer, sampling, seed=seed, on_tree=heard))
 
-    def _update(self, learner: Learner, trees: Sequence[RolloutTree]) -> dict[str, float]:
+    def _update(
+        self, learner: Learner, trees: Sequence[RolloutTree], advantages: Sequence[Advantages]
+    ) -> dict[str, float]:
         """The step's optimiser steps; means of their metrics, sums of their counts."""
         algorithm, parts = self.plan.algorithm, self.plan.improvement.updates_per_step
-        scored = list(zip(trees, algorithm.advantage(trees), strict=True))
+        scored = list(zip(trees, advantages, strict=True))
         self._rest_policy()
         rows = [learner.update(scored[i::parts], algorithm.loss) for i in range(parts)]
         counts = {"trained_tokens", "loss_terms"}
@@ -337,9 +340,12 @@ class Trainer:
             "cost": asdict(sum((tree.cost for tree in trees), Cost())),
         }
 
-    def _record(self, trees: Iterable[RolloutTree], **labels: Any) -> None:
-        for tree in trees:
-            self.run.trees.append(tree, **labels)
+    def _record(
+        self, trees: Sequence[RolloutTree], advantages: Sequence[Advantages] | None = None, **labels: Any
+    ) -> None:
+        for i, tree in enumerate(trees):
+            known = None if advantages is None else by_turn(advantages[i])
+            self.run.trees.append(tree, known, **labels)
 
     def _shuffled(self, n: int, *parts: int | str) -> list[int]:
         return sorted(range(n), key=lambda i: derive_seed(self.plan.seed, *parts, i))

@@ -1,0 +1,458 @@
+"""Episodes in the formats of others: one JSON object for each rollout.
+
+What survives a round trip, and what cannot:
+
+- `atif`, the Agent Trajectory Interchange Format 1.7: everything. What it has no field for stands under
+  `extra.treegym`, so rollouts of one tree become that tree again; those of other programs become trees of one rollout.
+- `openai`, chat messages for supervised fine-tuning: what was said, tools and calls. Where the environment's action
+  format is known, actions are tool calls, and the lines of the system message that explain the format are left out; so
+  the wording of an action is lost, as are tokens, rewards and the task.
+- `verifiers`, the rows of its results.jsonl: the same messages with rewards and terms, and the task under
+  `info.treegym`; no tokens, and the wording of actions is lost.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+
+from .. import __version__
+from ..envs import Action, ActionFormat, Message, OpenAIFormat, Task, ToolEnv
+from ..tools import Tool
+from .frames import StoreError
+from .policy import Completion
+from .records import Record
+from .tree import ROOT, Cost, Node, RolloutTree
+
+Row = dict[str, Any]
+ATIF = "ATIF-v1.7"
+IMPORTED = "imported/"  # opens the environment of a tree whose own is not known
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A format: a row for each rollout of a record, and records of rows."""
+
+    write: Callable[[Record], Iterator[Row]]
+    read: Callable[[Iterable[Row]], Iterator[Record]]
+
+
+def read_episodes(path: Path, format: str) -> Iterator[Record]:
+    """The episodes of a JSON lines file, or of one that is a single JSON object. StoreError names a faulty line."""
+    place = 0
+
+    def rows() -> Iterator[Row]:
+        nonlocal place
+        with path.open(encoding="utf-8") as file:
+            for place, line in enumerate(file, start=1):
+                if place == 1 and line.strip() in ("{", "["):
+                    whole = json.loads(line + file.read())
+                    yield from whole if isinstance(whole, list) else [whole]
+                elif line.strip():
+                    yield json.loads(line)
+
+    try:
+        yield from EXCHANGES[format].read(rows())
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise StoreError(f"{path}, line {place}: no episode in the format {format}: {said}") from error
+
+
+# how an environment's actions read
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """How actions are written, and what they can call."""
+
+    format: ActionFormat
+    tools: Mapping[str, Tool]
+    instructions: str  # the lines of the system message that say so
+
+
+def grammar(task: Task) -> Grammar | None:
+    """None where the environment cannot be made here, or has no action format."""
+    if task.env.startswith(IMPORTED):
+        return Grammar(OpenAIFormat(), {}, "")
+    return _grammar(task.env, json.dumps(dict(task.settings)))
+
+
+@functools.lru_cache(maxsize=32)
+def _grammar(env: str, settings: str) -> Grammar | None:
+    try:
+        made = Task(env, 0, settings=json.loads(settings)).make()
+    except (ImportError, OSError, TypeError, ValueError, gymnasium.error.Error):
+        return None
+    try:
+        if not isinstance(made, ToolEnv):
+            return None
+        return Grammar(made.format, dict(made.tools), made.format.instructions(made.tools))
+    finally:
+        made.close()
+
+
+def _action(node: Node, known: Grammar | None) -> Action | None:
+    """What the turn did; None where that is not known, or no action."""
+    parsed = known.format.parse(node.action.text, known.tools) if known else None
+    return parsed if isinstance(parsed, Action) else None
+
+
+def _ids(turn: int, action: Action | None) -> list[str]:
+    """Of a turn's calls: nine letters and digits, which some chat templates insist on."""
+    return [f"call{10 * turn + place:05}" for place in range(len(action.calls))] if action else []
+
+
+def _definitions(tree: RolloutTree, known: Grammar | None) -> list[Row]:
+    """The tools as OpenAI's API describes them."""
+    if tree.task.env.startswith(IMPORTED):
+        return list(tree.info.get("tools", ()))
+    tools = known.tools.values() if known else ()
+    described = ({"name": t.name, "description": t.description, "parameters": dict(t.parameters)} for t in tools)
+    return [{"type": "function", "function": each} for each in described]
+
+
+def _nodes(tree: RolloutTree, rollout: int) -> list[Node]:
+    return [tree.nodes[i] for i in tree.paths[rollout]]
+
+
+# chat messages
+
+
+def _prompt(tree: RolloutTree, known: Grammar | None) -> list[Row]:
+    """The prompt, without the lines that explain how a tool is called in text."""
+    rows = []
+    for message in tree.messages:
+        text = message.text
+        if known and known.instructions and message.role == "system":
+            text = text.removesuffix(known.instructions).rstrip()
+        if text or message.role != "system":
+            rows.append({"role": message.role, "content": text})
+    return rows
+
+
+def _turns(tree: RolloutTree, rollout: int, known: Grammar | None) -> Iterator[Row]:
+    """What policy and environment said in turn. Results have the ids of their calls; where those are not known, they
+    are the user's, for a tool's message needs one."""
+    for turn, node in enumerate(_nodes(tree, rollout)):
+        action = _action(node, known)
+        ids = _ids(turn, action)
+        if known and action:
+            said = json.loads(OpenAIFormat().render(action, known.tools))
+            for call, name in zip(said.get("tool_calls", ()), ids, strict=True):
+                call["id"] = name
+            yield {"role": "assistant", "content": None, **said}
+        else:
+            yield {"role": "assistant", "content": node.action.text}
+        results = [message for message in node.messages if message.role == "tool"]
+        matched = iter(ids if len(ids) == len(results) else ())
+        for message in node.messages:
+            source = next(matched, None) if message.role == "tool" else None
+            role = "user" if message.role == "tool" and source is None else message.role
+            yield {"role": role, **({"tool_call_id": source} if source else {}), "content": message.text}
+
+
+def _said(row: Row) -> str:
+    """An assistant's message as one text: its content if that is all, else JSON, which `OpenAIFormat` reads."""
+    if not (row.get("tool_calls") or row.get("reasoning_content")):
+        return str(row.get("content") or "")
+    said = {name: row[name] for name in ("content", "reasoning_content", "tool_calls") if row.get(name) is not None}
+    return json.dumps(said, ensure_ascii=False)
+
+
+def _conversation(rows: Sequence[Row]) -> tuple[tuple[Message, ...], list[Node]]:
+    """Messages before the first reply, and a node for each reply."""
+    messages: list[Message] = []
+    nodes: list[Node] = []
+    turns: list[tuple[str, list[Message]]] = []
+    for row in rows:
+        if row["role"] == "assistant":
+            turns.append((_said(row), []))
+        else:
+            (turns[-1][1] if turns else messages).append(Message(row["role"], _text(row.get("content"))))
+    for number, (said, answers) in enumerate(turns):
+        nodes.append(Node(number - 1, Completion(said), messages=tuple(answers), terminated=number == len(turns) - 1))
+    if not nodes:
+        raise ValueError("no message is the assistant's")
+    return tuple(messages), nodes
+
+
+def _text(content: Any) -> str:
+    """A message's text; of several parts, those that are text."""
+    if isinstance(content, list):
+        return "\n".join(part["text"] for part in content if part.get("text"))
+    return "" if content is None else str(content)
+
+
+def write_openai(record: Record) -> Iterator[Row]:
+    known = grammar(record.tree.task)
+    tools = _definitions(record.tree, known)
+    for rollout in range(len(record.tree.leaves)):
+        messages = [*_prompt(record.tree, known), *_turns(record.tree, rollout, known)]
+        yield {"messages": messages, **({"tools": tools} if tools else {})}
+
+
+def read_openai(rows: Iterable[Row]) -> Iterator[Record]:
+    for number, row in enumerate(rows):
+        messages, nodes = _conversation(row["messages"])
+        info = {"tools": row["tools"]} if "tools" in row else {}
+        yield Record(number, {}, _chain(Task(f"{IMPORTED}openai", number), messages, nodes, info))
+
+
+def _chain(task: Task, messages: tuple[Message, ...], nodes: Sequence[Node], info: Mapping[str, Any]) -> RolloutTree:
+    return RolloutTree(task, (), messages, tuple(nodes), (len(nodes) - 1,), info=info)
+
+
+# verifiers
+
+
+def write_verifiers(record: Record) -> Iterator[Row]:
+    tree, known = record.tree, grammar(record.tree.task)
+    names = sorted({name for node in tree.nodes for name in node.reward_terms})
+    for rollout, total in enumerate(tree.returns):
+        nodes = _nodes(tree, rollout)
+        metrics = {name: tree.term(name)[rollout] for name in names}
+        yield {
+            "example_id": record.number,
+            "task": tree.task.env,
+            "prompt": _prompt(tree, known),
+            "completion": list(_turns(tree, rollout, known)),
+            "reward": total,
+            "metrics": metrics,
+            "is_completed": nodes[-1].terminated or nodes[-1].truncated,
+            "is_truncated": nodes[-1].truncated,
+            "stop_condition": nodes[-1].info.get("cause"),
+            "tool_defs": [tool["function"] for tool in _definitions(tree, known)],
+            "info": {
+                "treegym": {
+                    "task": asdict(tree.task),
+                    "labels": record.labels,
+                    "rollout": rollout,
+                    "rewards": [node.reward for node in nodes],
+                    "terms": [dict(node.reward_terms) for node in nodes],
+                }
+            },
+        }
+
+
+def read_verifiers(rows: Iterable[Row]) -> Iterator[Record]:
+    for number, row in enumerate(rows):
+        messages, nodes = _conversation([*row["prompt"], *row["completion"]])
+        own = (row.get("info") or {}).get("treegym", {})
+        rewards = own.get("rewards") or [0.0] * (len(nodes) - 1) + [row["reward"]]
+        terms = own.get("terms") or [{}] * (len(nodes) - 1) + [row.get("metrics") or {}]
+        truncated, cause = row.get("is_truncated", False), row.get("stop_condition")
+        told = [
+            replace(node, reward=reward, reward_terms=named, terminated=False)
+            for node, reward, named in zip(nodes, rewards, terms, strict=True)
+        ]
+        told[-1] = replace(
+            told[-1],
+            terminated=not truncated and row.get("is_completed", True),
+            truncated=truncated,
+            info={"cause": cause} if truncated and cause else {},
+        )
+        seed = own["task"]["seed"] if own else row.get("example_id", number)
+        origin = own.get("task") or {name: row[name] for name in ("task", "answer", "info") if row.get(name)}
+        info = {
+            "tools": [{"type": "function", "function": each} for each in row.get("tool_defs") or ()],
+            "from": origin,
+        }
+        task = Task(f"{IMPORTED}verifiers", seed)
+        yield Record(number, own.get("labels", {}), _chain(task, messages, told, info))
+
+
+# ATIF
+
+
+def write_atif(record: Record) -> Iterator[Row]:
+    tree, known = record.tree, grammar(record.tree.task)
+    tools = _definitions(tree, known)
+    prompt = [_spoken(message) for message in tree.messages]
+    for rollout, path in enumerate(tree.paths):
+        turns = [_step(tree, path, turn, known) for turn in range(len(path))]
+        steps = [{"step_id": place, **step} for place, step in enumerate([*prompt, *turns], start=1)]
+        asked = [step["metrics"]["prompt_tokens"] for step in turns]
+        said = [step["metrics"]["completion_tokens"] for step in turns]
+        yield {
+            "schema_version": ATIF,
+            "trajectory_id": f"tree-{record.number}.{rollout}",
+            "agent": {"name": "treegym", "version": __version__, **({"tool_definitions": tools} if tools else {})},
+            "steps": steps,
+            "final_metrics": {
+                "total_prompt_tokens": sum(asked),
+                "total_completion_tokens": sum(said),
+                "total_steps": len(steps),
+                "extra": {"reward": tree.returns[rollout]},
+            },
+            "extra": {
+                "treegym": {
+                    "tree": record.number,
+                    "rollout": rollout,
+                    "labels": record.labels,
+                    "task": asdict(tree.task),
+                    "prompt": tree.prompt,
+                    "origin": tree.origins[rollout] if tree.origins else None,
+                    "state_key": tree.state_key,
+                    "info": dict(tree.info),
+                    "cost": asdict(tree.cost),
+                    "advantages": record.advantages[rollout] if record.advantages is not None else None,
+                }
+            },
+        }
+
+
+def _spoken(message: Message) -> Row:
+    source = "system" if message.role == "system" else "user"
+    return {"source": source, "message": message.text, "extra": {"treegym": {"role": message.role}}}
+
+
+def _step(tree: RolloutTree, path: Sequence[int], turn: int, known: Grammar | None) -> Row:
+    node = tree.nodes[path[turn]]
+    action, said = _action(node, known), node.action
+    ids = _ids(turn, action)
+    metrics: Row = {"prompt_tokens": len(tree.tokens(tuple(path[:turn]))), "completion_tokens": len(said.token_ids)}
+    if said.token_ids:
+        metrics |= {"completion_token_ids": said.token_ids, "logprobs": said.logprobs}
+    metrics["extra"] = {"reward": node.reward, "reward_terms": dict(node.reward_terms), "entropies": said.entropies}
+    step: Row = {"source": "agent", "message": said.text, "llm_call_count": 1, "metrics": metrics}
+    if action and action.calls:
+        step["tool_calls"] = [
+            {"tool_call_id": name, "function_name": call.name, "arguments": dict(call.arguments)}
+            for name, call in zip(ids, action.calls, strict=True)
+        ]
+    matched = iter(ids if len(ids) == sum(message.role == "tool" for message in node.messages) else ())
+    results = []
+    for message in node.messages:
+        name = next(matched, None) if message.role == "tool" else None
+        source = {"source_call_id": name} if name else {}
+        results.append({**source, "content": message.text, "extra": {"treegym": {"role": message.role}}})
+    if results:
+        step["observation"] = {"results": results}
+    own = {"node": path[turn], "observation": node.observation, "terminated": node.terminated}
+    own |= {"truncated": node.truncated, "state_key": node.state_key, "info": dict(node.info)}
+    own |= {"stop_reason": said.stop_reason, "weights_version": said.weights_version}
+    return {**step, "extra": {"treegym": own}}
+
+
+def read_atif(rows: Iterable[Row]) -> Iterator[Record]:
+    numbered = ((own["tree"] if (own := _own(row)) else f"row {place}", row) for place, row in enumerate(rows))
+    for number, (_, group) in enumerate(groupby(numbered, key=lambda each: each[0])):
+        yield _read_trajectories(number, [row for _, row in group])
+
+
+def _own(part: Row) -> Row:
+    own: Row = (part.get("extra") or {}).get("treegym") or {}
+    return own
+
+
+def _read_trajectories(number: int, rows: Sequence[Row]) -> Record:
+    """The tree of one or more trajectories that say they are its rollouts."""
+    version = str(rows[0]["schema_version"])
+    if not version.startswith("ATIF-v1."):
+        raise ValueError(f"schema_version {version!r} is none of ATIF-v1.x")
+    nodes: dict[int, Node] = {}  # by their number in the tree that was written
+    leaves: list[int] = []
+    messages: tuple[Message, ...] = ()
+    for row in rows:
+        messages, path = _read_steps(row["steps"])
+        nodes |= path
+        leaves.append(next(reversed(path)))
+    order = {old: new for new, old in enumerate(sorted(nodes))}
+    placed = [(nodes[old], order.get(nodes[old].parent, ROOT)) for old in order]
+    own, first = _own(rows[0]), rows[0]
+    known = [_own(row) for row in rows]
+    origins = tuple(each["origin"] for each in known) if own and own["origin"] is not None else ()
+    advantages = tuple(tuple(each["advantages"]) for each in known) if own and own["advantages"] is not None else None
+    kept = {"agent": first["agent"], "tools": first["agent"].get("tool_definitions", [])}
+    prompt = own["prompt"] if own else _asked(first["steps"])
+    tree = RolloutTree(
+        task=Task(**own["task"]) if own else Task(f"{IMPORTED}atif", number),
+        prompt=tuple(prompt),
+        messages=messages,
+        nodes=tuple(replace(node, parent=parent) for node, parent in placed),
+        leaves=tuple(order[leaf] for leaf in leaves),
+        origins=origins,
+        state_key=own.get("state_key", ""),
+        info=own.get("info", kept),
+        cost=Cost(**own.get("cost", {})),
+    )
+    return Record(number, own.get("labels", {}), tree, advantages)
+
+
+def _asked(steps: Sequence[Row]) -> Sequence[int]:
+    """The prompt's tokens, where the first reply tells them."""
+    metrics: Row = next((step.get("metrics") or {} for step in steps if step["source"] == "agent"), {})
+    found: Sequence[int] = metrics.get("prompt_token_ids") or ()
+    return found
+
+
+def _read_steps(steps: Sequence[Row]) -> tuple[tuple[Message, ...], dict[int, Node]]:
+    """Messages before the first reply; nodes by number, each with the one before it as parent."""
+    messages: list[Message] = []
+    turns: list[tuple[Row, list[Message]]] = []
+    for step in steps:
+        results = (step.get("observation") or {}).get("results") or ()
+        heard = [Message(str(_own(each).get("role", "tool")), _text(each.get("content"))) for each in results]
+        if step["source"] == "agent":
+            turns.append((step, heard))
+        else:
+            said = Message(str(_own(step).get("role", step["source"])), _text(step["message"]))
+            (turns[-1][1] if turns else messages).extend([said, *heard])
+    if not turns:
+        raise ValueError("no step is the agent's")
+    nodes: dict[int, Node] = {}
+    parent = ROOT
+    for number, (step, heard) in enumerate(turns):
+        own = _own(step)
+        here = own.get("node", number)
+        nodes[here] = _read_node(step, heard, parent, last=number == len(turns) - 1)
+        parent = here
+    return tuple(messages), nodes
+
+
+def _read_node(step: Row, heard: Sequence[Message], parent: int, *, last: bool) -> Node:
+    own, metrics = _own(step), step.get("metrics") or {}
+    extra = metrics.get("extra") or {}
+    text = _text(step["message"])
+    if not own and step.get("tool_calls"):
+        calls = [
+            {
+                "function": {"name": call["function_name"], "arguments": json.dumps(call["arguments"])},
+                "type": "function",
+            }
+            for call in step["tool_calls"]
+        ]
+        text = _said({"content": text or None, "tool_calls": calls})
+    return Node(
+        parent=parent,
+        action=Completion(
+            text,
+            tuple(metrics.get("completion_token_ids") or ()),
+            tuple(metrics.get("logprobs") or ()),
+            tuple(extra.get("entropies") or ()),
+            own.get("stop_reason", "stop"),
+            own.get("weights_version", 0),
+        ),
+        observation=tuple(own.get("observation", ())),
+        messages=tuple(heard),
+        reward=extra.get("reward", 0.0) if own else 0.0,
+        reward_terms=extra.get("reward_terms", {}) if own else {},
+        terminated=own.get("terminated", last),
+        truncated=own.get("truncated", False),
+        state_key=own.get("state_key", ""),
+        info=own.get("info", {}),
+    )
+
+
+EXCHANGES: Mapping[str, Exchange] = {
+    "atif": Exchange(write_atif, read_atif),
+    "openai": Exchange(write_openai, read_openai),
+    "verifiers": Exchange(write_verifiers, read_verifiers),
+}

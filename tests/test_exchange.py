@@ -1,0 +1,337 @@
+"""Episodes in other formats: valid there, and what can come back comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from test_scenarios import command
+from test_store import fill, tree, trees
+
+from treegym.agents import (
+    ChatRenderer,
+    EpisodeStore,
+    Record,
+    RolloutTree,
+    Sampling,
+    ScriptedPolicy,
+    StoreError,
+    TreeExpansion,
+    append_line,
+    grow_trees,
+)
+from treegym.agents.exchange import EXCHANGES, read_episodes
+from treegym.agents.nano import build_nano
+from treegym.envs import Task, ToolEnv, action_format, registered
+
+FORMATS = ["tagged", "hermes", "react", "fenced", "openai"]
+
+
+def to_text(format: str, row: Any) -> Any:
+    """As it is read back from a file."""
+    return json.loads(json.dumps(row))
+
+
+def round_trip(format: str, records: list[Record]) -> list[Record]:
+    written = [to_text(format, row) for record in records for row in EXCHANGES[format].write(record)]
+    return list(EXCHANGES[format].read(written))
+
+
+def played(format: str) -> list[RolloutTree]:
+    """Trees of the lookup game, of right moves, wrong moves and no moves at all."""
+    tasks = [Task("treegym/Lookup-v0", seed, {}, {"hops": [2], "format": format}) for seed in range(3)]
+    oracle = tasks[0].make()
+    assert isinstance(oracle, ToolEnv)
+    texts = [message.text for task in tasks for message in task.make().reset(seed=task.seed)[1]["messages"]]
+    renderer = ChatRenderer(build_nano(texts)[1])
+
+    def script(text: str, seed: int) -> str:
+        draw = random.Random(f"{text} {seed}")
+        known = [word for word in text.split() if word.isalpha()]
+        oracle.reset(seed=0)
+        ways = [oracle.write_call("lookup", word=draw.choice(known)), oracle.write_answer("it"), "nothing to say"]
+        return draw.choice([ways[0], *ways])
+
+    policy = ScriptedPolicy(renderer, script)
+    sampling = Sampling(max_context=1 << 20)
+    return asyncio.run(grow_trees(tasks, TreeExpansion(2, 2, 1), policy, renderer, sampling))
+
+
+@pytest.fixture(scope="module")
+def records() -> list[Record]:
+    grown = [each for format in FORMATS for each in played(format)]
+    return [Record(i, {"stage": "some", "step": i}, each) for i, each in enumerate(grown)]
+
+
+# ATIF
+
+
+def test_trees_come_back_from_atif_as_they_were(records: list[Record]) -> None:
+    scored = [
+        replace(record, advantages=tuple(tuple(0.5 + i for i in path) for path in record.tree.paths))
+        for record in records[:2]
+    ]
+    assert round_trip("atif", [*scored, *records[2:]]) == [*scored, *records[2:]]
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(trees())
+def test_any_tree_comes_back_from_atif(grown: RolloutTree) -> None:
+    """Nodes that no rollout visits go: an episode is a rollout."""
+    visited = sorted({i for path in grown.paths for i in path})
+    place = {-1: -1, **{old: new for new, old in enumerate(visited)}}
+    nodes = tuple(replace(grown.nodes[i], parent=place[grown.nodes[i].parent]) for i in visited)
+    grown = replace(grown, nodes=nodes, leaves=tuple(place[leaf] for leaf in grown.leaves))
+    [found] = round_trip("atif", [Record(0, {}, grown)])
+    assert found.tree == grown
+
+
+STEP = {
+    "step_id", "timestamp", "source", "model_name", "reasoning_effort", "message", "reasoning_content", "tool_calls",
+    "observation", "metrics", "llm_call_count", "is_copied_context", "extra",
+}  # fmt: skip
+ROOT = {
+    "schema_version", "session_id", "trajectory_id", "agent", "steps", "notes", "final_metrics",
+    "continued_trajectory_ref", "extra", "subagent_trajectories",
+}  # fmt: skip
+METRICS = {
+    "prompt_tokens", "completion_tokens", "cached_tokens", "cost_usd", "prompt_token_ids", "completion_token_ids",
+    "logprobs", "extra",
+}  # fmt: skip
+
+
+def check_atif(row: dict[str, Any]) -> None:
+    """The rules of ATIF 1.7 that concern what is written here."""
+    assert row["schema_version"] == "ATIF-v1.7" and row.keys() <= ROOT
+    assert row["agent"].keys() <= {"name", "version", "model_name", "tool_definitions", "extra"}
+    assert [step["step_id"] for step in row["steps"]] == list(range(1, len(row["steps"]) + 1))
+    for step in row["steps"]:
+        assert step.keys() <= STEP and isinstance(step["message"], str)
+        assert step["source"] in ("system", "user", "agent")
+        if step["source"] != "agent":
+            assert not step.keys() & {"model_name", "reasoning_effort", "reasoning_content", "tool_calls", "metrics"}
+        calls = step.get("tool_calls", [])
+        assert all(call.keys() <= {"tool_call_id", "function_name", "arguments", "extra"} for call in calls)
+        assert all(isinstance(call["arguments"], dict) for call in calls)
+        for result in step.get("observation", {}).get("results", []):
+            assert result.keys() <= {"source_call_id", "content", "subagent_trajectory_ref", "extra"}
+            assert result.get("source_call_id") in (None, *(call["tool_call_id"] for call in calls))
+        metrics = step.get("metrics", {})
+        assert metrics.keys() <= METRICS
+        if "completion_token_ids" in metrics:
+            assert len(metrics["completion_token_ids"]) == metrics["completion_tokens"] == len(metrics["logprobs"])
+
+
+def test_what_is_written_is_valid_atif(records: list[Record]) -> None:
+    for record in records:
+        rows = [to_text("atif", row) for row in EXCHANGES["atif"].write(record)]
+        assert len(rows) == len(record.tree.leaves)
+        for row in rows:
+            check_atif(row)
+
+
+def test_atif_tells_calls_and_their_results(records: list[Record]) -> None:
+    for record in records:
+        row = next(EXCHANGES["atif"].write(record))
+        node = record.tree.nodes[record.tree.paths[0][0]]
+        step = next(step for step in row["steps"] if step["source"] == "agent")
+        if node.info["calls"]:
+            [call], [result] = step["tool_calls"], step["observation"]["results"]
+            assert call["function_name"] == "lookup" and call["arguments"]["word"] in node.action.text
+            assert result["source_call_id"] == call["tool_call_id"] and result["content"] == node.messages[0].text
+        assert row["final_metrics"]["extra"]["reward"] == record.tree.returns[0]
+
+
+THEIRS = {
+    "schema_version": "ATIF-v1.6",
+    "session_id": "025B",
+    "agent": {"name": "some-agent", "version": "1.0"},
+    "steps": [
+        {"step_id": 1, "source": "user", "message": [{"type": "text", "text": "What does it cost?"}]},
+        {
+            "step_id": 2,
+            "source": "agent",
+            "message": "I will search.",
+            "tool_calls": [{"tool_call_id": "c1", "function_name": "search", "arguments": {"query": "price"}}],
+            "observation": {"results": [{"source_call_id": "c1", "content": "It costs 3."}]},
+            "metrics": {"prompt_token_ids": [1, 2], "completion_token_ids": [3, 4], "logprobs": [-0.1, -0.2]},
+        },
+        {"step_id": 3, "source": "user", "message": "Go on."},
+        {"step_id": 4, "source": "agent", "message": "3"},
+    ],
+}
+
+
+def test_trajectories_of_others_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "trajectory.json"
+    file.write_text(json.dumps(THEIRS, indent=2))
+    [record] = read_episodes(file, "atif")
+    assert [message.text for message in record.tree.messages] == ["What does it cost?"]
+    first, last = record.tree.nodes
+    action = action_format("openai").parse(first.action.text, {})
+    assert action.thought == "I will search." and action.calls[0].arguments == {"query": "price"}  # type: ignore[union-attr]
+    assert record.tree.prompt == (1, 2) and first.action.token_ids == (3, 4) and first.action.logprobs == (-0.1, -0.2)
+    assert [(m.role, m.text) for m in first.messages] == [("tool", "It costs 3."), ("user", "Go on.")]
+    assert last.terminated and last.action.text == "3" and record.tree.paths == ((0, 1),)
+
+
+# chat messages
+
+
+@pytest.mark.parametrize("format", ["openai", "verifiers"])
+def test_what_came_in_goes_out_the_same(format: str, records: list[Record]) -> None:
+    def shown(row: Any) -> Any:
+        row = to_text(format, row)
+        own = row.pop("info", {}).get("treegym", {})
+        names = ("messages", "tools", "prompt", "completion", "reward", "metrics", "tool_defs", "is_truncated")
+        return {name: row[name] for name in names if name in row}, own.get("rewards"), own.get("labels")
+
+    first = [shown(row) for record in records for row in EXCHANGES[format].write(record)]
+    second = [shown(row) for record in round_trip(format, records) for row in EXCHANGES[format].write(record)]
+    assert len(first) == sum(len(record.tree.leaves) for record in records)
+    assert second == first
+
+
+def test_chat_messages_have_calls_where_the_format_is_known(records: list[Record]) -> None:
+    """And tell nothing of how calls would be written in text."""
+    for record in records:
+        for rollout, row in enumerate(EXCHANGES["openai"].write(record)):
+            nodes = [record.tree.nodes[i] for i in record.tree.paths[rollout]]
+            said = [m for m in row["messages"] if m["role"] == "assistant"]
+            assert [len(m.get("tool_calls", ())) for m in said] == [node.info["calls"] for node in nodes]
+            ids = [call["id"] for m in said for call in m.get("tool_calls", ())]
+            assert ids == [m["tool_call_id"] for m in row["messages"] if m["role"] == "tool"]
+            assert len(set(ids)) == len(ids)
+            assert [m["role"] for m in row["messages"]][:2] != ["system", "system"]
+            system = [m["content"] for m in row["messages"] if m["role"] == "system"]
+            assert not any("Each turn, write" in text for text in system)
+            assert [tool["function"]["name"] for tool in row["tools"]] == ["lookup"]
+            for node, message in zip(nodes, said, strict=True):
+                if node.info["malformed"]:
+                    assert message["content"] == node.action.text
+
+
+def test_an_unknown_environment_s_episodes_are_plain_texts() -> None:
+    [row, _] = EXCHANGES["openai"].write(Record(0, {}, tree(1)))
+    assert "tools" not in row
+    assert [(m["role"], m["content"]) for m in row["messages"]][1:4] == [
+        ("user", "Begin at 1."),
+        ("assistant", "look 1 0"),
+        ("assistant", "look 1 1"),
+    ]
+    assert {m["role"] for m in row["messages"]} == {"system", "user", "assistant"}
+
+
+def test_verifiers_rows_tell_rewards_and_ends(records: list[Record]) -> None:
+    for record in records:
+        for rollout, row in enumerate(EXCHANGES["verifiers"].write(record)):
+            leaf = record.tree.nodes[record.tree.leaves[rollout]]
+            assert row["reward"] == record.tree.returns[rollout] and row["is_truncated"] == leaf.truncated
+            assert row["metrics"]["exact"] == record.tree.term("exact")[rollout]
+            assert row["info"]["treegym"]["task"]["seed"] == record.tree.task.seed
+
+
+@pytest.mark.parametrize("env", registered())
+def test_every_environment_s_demonstrations_become_tool_calls(env: str) -> None:
+    """At least where it has tools: the oracle's first move is a call or an answer."""
+    task = Task(env, 3)
+    try:
+        made = task.make()
+    except ImportError as error:
+        pytest.skip(str(error))
+    _, info = made.reset(seed=3)
+    move = made.oracle()
+    made.close()
+    assert move is not None
+    grown = tree(3)
+    node = replace(grown.nodes[0], action=replace(grown.nodes[0].action, text=move), messages=(), terminated=True)
+    alone = replace(grown, task=task, messages=tuple(info["messages"]), nodes=(node,), leaves=(0,), origins=())
+    [row] = EXCHANGES["openai"].write(Record(0, {}, alone))
+    assert move not in (said := row["messages"][-1]).values()
+    assert said.get("tool_calls") or said["content"] in move
+
+
+@pytest.mark.parametrize(
+    ("format", "text", "fault"),
+    [
+        ("atif", '{"schema_version": "ATIF-v2.0"}', "schema_version 'ATIF-v2.0' is none of ATIF-v1.x"),
+        ("atif", '{"schema_version": "ATIF-v1.7", "agent": {}}', "'steps' is missing"),
+        ("openai", '{"messages": []}', "no message is the assistant's"),
+        ("openai", "{oh no}", "Expecting property name"),
+        ("verifiers", '{"prompt": []}', "'completion' is missing"),
+    ],
+)
+def test_what_is_no_episode_is_named(format: str, text: str, fault: str, tmp_path: Path) -> None:
+    file = tmp_path / "some.jsonl"
+    file.write_text(text + "\n")
+    with pytest.raises(StoreError, match=f"some.jsonl, line 1: no episode in the format {format}: {fault}"):
+        list(read_episodes(file, format))
+
+
+# commands
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "runs" / "some"
+    folder.mkdir(parents=True)
+    (folder / "scenario.yaml").write_text("seed: 1")
+    fill(folder / "trees.jsonl.zst", 6)
+    yield folder
+
+
+def test_show_lists_the_trees_that_are_meant(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, said, _ = command(capsys, "runs", "show", str(run))
+    assert status == 0 and said.endswith("6 trees\n") and "tests/Some-v0" in said
+    said = command(capsys, "runs", "show", str(run), "--steps", "1:1", "--term", "exact=1:")[1]
+    assert [line.split()[0] for line in said.splitlines()] == ["tree", "3", "1"] and said.endswith("1 tree\n")
+    assert "some" in command(capsys, "runs", str(run.parent))[1] == command(capsys, "runs", "list", str(run.parent))[1]
+    status, _, error = command(capsys, "runs", "show", str(run), "--steps", "one")
+    assert status == 2 and "--steps takes LEAST:MOST" in error
+    status, _, error = command(capsys, "runs", "show", str(run.parent))
+    assert status == 2 and "holds no trees" in error
+
+
+@pytest.mark.parametrize("format", EXCHANGES)
+def test_runs_go_out_and_come_in(format: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, back = run.parent / "out.jsonl", run.parent / "back"
+    arguments = ["runs", "export", str(run), "--format", format, "--out", str(out), "--steps", "1:"]
+    assert command(capsys, *arguments)[1] == f"8 episodes in {out}\n"
+    said = command(capsys, "runs", "import", str(out), "--format", format, "--out", str(back))[1]
+    found = [each for _, each in EpisodeStore(back / "trees.jsonl.zst")]
+    assert said == f"{len(found)} trees in {back / 'trees.jsonl.zst'}\n"
+    if format == "atif":
+        assert found == [tree(i) for i in range(2, 6)]
+    assert sum(len(each.leaves) for each in found) == 8
+    status, _, error = command(capsys, "runs", "import", str(out), "--format", format, "--out", str(back))
+    assert status == 2 and "holds trees already" in error
+
+
+def test_a_damaged_run_is_repaired(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = run / "trees.jsonl.zst"
+    data = path.read_bytes()
+    path.write_bytes(data[:-20] + b"!" + data[-19:])
+    status, _, error = command(capsys, "runs", "export", str(run), "--format", "openai", "--out", str(run / "out"))
+    assert status == 2 and "record 5 at byte" in error and f"`treegym runs repair {run}`" in error
+    status, said, _ = command(capsys, "runs", "repair", str(run))
+    assert status == 0 and "lost record 5:" in said and "5 trees are whole" in said
+    assert (run / "trees.jsonl.zst.damaged").stat().st_size == len(data)
+    assert command(capsys, "runs", "repair", str(run))[1] == "5 trees are whole; nothing was lost\n"
+
+
+def test_an_old_run_is_migrated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(3):
+        append_line(tmp_path / "trees.jsonl", {"schema": 1, "stage": "s", "step": i, "tree": tree(i).to_json()})
+    assert "3 trees" in command(capsys, "runs", "show", str(tmp_path))[1]
+    status, said, _ = command(capsys, "runs", "migrate", str(tmp_path))
+    assert status == 0 and "bytes became" in said and not (tmp_path / "trees.jsonl").exists()
+    assert list(EpisodeStore(tmp_path / "trees.jsonl.zst")) == [({"stage": "s", "step": i}, tree(i)) for i in range(3)]
+    status, _, error = command(capsys, "runs", "migrate", str(tmp_path))
+    assert status == 2 and "nothing to migrate" in error

@@ -1,0 +1,610 @@
+"""Stored trees: the same when read, none lost without a word, whatever happens to the bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import functools
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from treegym.agents import (
+    ROOT,
+    ChatRenderer,
+    Completion,
+    Cost,
+    DamagedStore,
+    EntropyBranching,
+    EpisodeStore,
+    Loss,
+    Node,
+    Record,
+    RolloutTree,
+    Sampling,
+    StoreError,
+    StoreLocked,
+    TransformersPolicy,
+    TreeSummary,
+    Where,
+    append_line,
+    grow_trees,
+    migrate,
+    salvage,
+)
+from treegym.agents.nano import build_nano
+from treegym.agents.records import SCHEMA, SHARED, pack_floats, pack_ints, unpack
+from treegym.agents.store import CUT_OFF
+from treegym.envs import Message, Task
+from treegym.trainers import Run, by_turn
+
+SYSTEM = "Find the word at the end of the chain of words. Each turn, write one of the actions below."
+
+
+def tree(seed: int, *, env: str = "tests/Some-v0", nodes: int = 3) -> RolloutTree:
+    """A chain and a fork at its first turn."""
+    said = tuple(Message("tool", f"it leads to {word}") for word in ("a", "b"))
+    turns = [
+        Node(
+            parent=i - 1,
+            action=Completion(f"look {seed} {i}", (seed, i, 70_000 * (i == 1)), (-0.5, -0.1, 0.0), (), "length", seed),
+            observation=(1, 2, 3) if i else (),
+            messages=said if i else (),
+            reward=0.1 * i,
+            reward_terms={"exact": float(seed % 2), "speed": None} if i == nodes - 1 else {},
+            terminated=i == nodes - 1,
+            state_key=f"{seed}-{i}",
+            info={"calls": i},
+        )
+        for i in range(nodes)
+    ]
+    fork = replace(turns[-1], parent=0, truncated=True, terminated=False, info={"cause": "turn limit"})
+    return RolloutTree(
+        task=Task(env, seed, {"split": "train"}, {"hops": [1]}),
+        prompt=(*range(40), seed),
+        messages=(Message("system", SYSTEM), Message("user", f"Begin at {seed}.")),
+        nodes=(*turns, fork),
+        leaves=(nodes - 1, nodes),
+        origins=(0, 0),
+        state_key=f"{seed}",
+        info={"hops": 1},
+        cost=Cost(leaves=2, forks=1),
+    )
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "trees.jsonl.zst"
+
+
+def fill(path: Path, count: int = 4) -> list[tuple[dict[str, Any], RolloutTree]]:
+    """A store of so many trees, closed; what it holds."""
+    store = EpisodeStore(path)
+    held = [({"stage": "some", "step": i // 2}, tree(i)) for i in range(count)]
+    for labels, grown in held:
+        store.append(grown, advantages=[[0.1] * len(path) for path in grown.paths], **labels)
+    store.close()
+    return held
+
+
+def bounds(path: Path) -> list[int]:
+    """Where the records end, the file's beginning first."""
+    with sqlite3.connect(path.with_name(f"{path.name}.index")) as index:
+        found = [end for [end] in index.execute('SELECT "end" FROM trees ORDER BY number')]
+    index.close()
+    return [0, *found]
+
+
+# what is written is read
+
+texts = st.text(st.characters(), max_size=8)  # lone surrogates among them
+floats = st.floats(allow_nan=False) | st.floats(width=32, allow_nan=False)
+ids = st.integers(0, (1 << 32) - 1) | st.integers(0, 60_000)
+infos = st.dictionaries(texts, st.none() | st.booleans() | st.integers() | floats | texts, max_size=2)
+messages = st.lists(st.builds(Message, st.sampled_from(["system", "user", "tool"]), texts), max_size=3).map(tuple)
+
+
+@st.composite
+def trees(draw: st.DrawFn) -> RolloutTree:
+    nodes = []
+    for number in range(draw(st.integers(1, 5))):
+        tokens = draw(st.lists(ids, max_size=4))
+        numbers = st.lists(floats, min_size=len(tokens), max_size=len(tokens)).map(tuple)
+        action = Completion(
+            draw(texts | st.just("stop")), tuple(tokens), draw(numbers), draw(numbers | st.just(())),
+            draw(st.sampled_from(["stop", "length"])), draw(st.integers(0, 3)),
+        )  # fmt: skip
+        parent = draw(st.integers(ROOT, number - 1))
+        nodes.append(
+            Node(
+                parent,
+                action,
+                draw(st.lists(ids, max_size=3).map(tuple)),
+                draw(messages),
+                draw(floats),
+                draw(st.dictionaries(texts, st.none() | floats, max_size=2)),
+                draw(st.booleans()),
+                draw(st.booleans()),
+                draw(texts | st.just("stop")),
+                draw(infos),
+            )
+        )
+    leaves = draw(st.lists(st.integers(0, len(nodes) - 1), min_size=1, max_size=4))
+    return RolloutTree(
+        Task(draw(texts), draw(st.integers(0, 1 << 64)), draw(infos), draw(infos)),
+        draw(st.lists(ids, max_size=5).map(tuple)), draw(messages), tuple(nodes), tuple(leaves),
+        draw(st.just(()) | st.just(tuple(leaves))), draw(texts), draw(infos), draw(st.builds(Cost)),
+    )  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(trees(), min_size=1, max_size=4), st.booleans(), st.randoms())
+def test_what_is_written_is_read(grown: list[RolloutTree], plain: bool, random: Any) -> None:
+    with TemporaryStore(".jsonl" if plain else ".jsonl.zst") as store:
+        advantages = [[[random.gauss(0, 1) for _ in path] for path in each.paths] for each in grown]
+        for i, each in enumerate(grown):
+            store.append(each, advantages[i] if i % 2 else None, step=i)
+        assert [(labels["step"], found) for labels, found in store] == list(enumerate(grown))
+        for i in range(len(grown)):
+            record = store.record(i)
+            assert record.tree == grown[i]
+            expected = None if i % 2 == 0 else tuple(tuple(rollout) for rollout in advantages[i])
+            assert record.advantages == expected
+
+
+class TemporaryStore:
+    """A store in a folder of its own, for hypothesis runs a test many times in one tmp_path."""
+
+    def __init__(self, suffix: str) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.store = EpisodeStore(Path(self.folder.name) / f"trees{suffix}")
+
+    def __enter__(self) -> EpisodeStore:
+        return self.store
+
+    def __exit__(self, *_: object) -> None:
+        self.store.close()
+        self.folder.cleanup()
+
+
+@given(st.lists(st.floats()), st.lists(st.integers(-5, 1 << 34)))
+def test_packed_numbers_are_exact(numbers: list[float], whole: list[int]) -> None:
+    unpacked = unpack(pack_floats(numbers))
+    assert repr(unpacked) == repr(tuple(map(float, numbers)))
+    assert unpack(pack_ints(whole)) == tuple(whole)
+
+
+def test_four_bytes_serve_where_they_lose_nothing() -> None:
+    assert pack_floats([-0.5, 1.25]).startswith("f4:") and pack_floats([0.1]).startswith("f8:")
+    assert str(pack_ints([65_535]))[:3] == "u2:" and str(pack_ints([65_536]))[:3] == "u4:"
+
+
+def test_zstdcat_shows_json_lines(path: Path) -> None:
+    held = fill(path)
+    shown = subprocess.run(["zstdcat", path], capture_output=True, text=True, check=True).stdout
+    rows = [json.loads(line) for line in shown.splitlines()]
+    assert [row["labels"] for row in rows] == [labels for labels, _ in held]
+    assert {row["schema"] for row in rows} == {SCHEMA}
+    assert rows[0]["tree"]["nodes"][0]["action"]["text"] == "look 0 0"
+
+
+def test_the_opening_of_prompts_is_stored_once_in_a_while(path: Path) -> None:
+    store = EpisodeStore(path)
+    for i in range(SHARED + 2):
+        store.append(tree(i, env=f"tests/{i % 2}-v0"), step=i)
+    shown = subprocess.run(["zstdcat", path], capture_output=True, text=True, check=True).stdout
+    assert shown.count(SYSTEM) == 4  # of either environment, twice
+    for i in (0, 1, SHARED - 1, SHARED, SHARED + 1):
+        assert EpisodeStore(path).read(i)[1] == tree(i, env=f"tests/{i % 2}-v0")
+
+
+# schemas
+
+
+def test_schema_1_is_read_listed_and_gone_on_with(tmp_path: Path) -> None:
+    old = tmp_path / "trees.jsonl"
+    for i in range(3):
+        append_line(old, {"schema": 1, "stage": "some", "step": i, "tree": json.loads(json.dumps(tree(i).to_json()))})
+    run = Run(tmp_path)
+    assert run.trees.path == old
+    assert list(run.trees) == [({"stage": "some", "step": i}, tree(i)) for i in range(3)]
+    run.trees.append(tree(3), stage="more", step=0)
+    assert run.trees.read(3) == ({"stage": "more", "step": 0}, tree(3)) and run.trees.read(1)[1] == tree(1)
+    summaries = list(run.trees.summaries())
+    run.close()
+
+    migrate(EpisodeStore(old), tmp_path / "trees.jsonl.zst")
+    assert {found.name for found in tmp_path.iterdir()} == {"trees.jsonl.zst", "trees.jsonl.zst.index"}
+    assert [found for _, found in Run(tmp_path).trees] == [tree(i) for i in range(4)]
+    assert list(Run(tmp_path).trees.summaries()) == summaries
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.zst"])
+def test_a_newer_schema_is_named(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / f"trees.{suffix}"
+    fill(path, 2)
+    monkeypatch.setattr("treegym.agents.records.SCHEMA", SCHEMA + 1)
+    EpisodeStore(path).append(tree(2))
+    monkeypatch.undo()
+    end = bounds(path)[2]
+    named = rf"{path.name}: record 2 at byte {end} has schema {SCHEMA + 1}, this treegym knows 1 to {SCHEMA}"
+    with pytest.raises(StoreError, match=named):
+        list(EpisodeStore(path))
+    with pytest.raises(StoreError, match=named):
+        salvage(EpisodeStore(path))
+
+
+# the index
+
+
+def test_summaries_are_those_of_the_trees(path: Path) -> None:
+    held = fill(path)
+    expected = [TreeSummary.of(i, *each) for i, each in enumerate(held)]
+    assert list(EpisodeStore(path).summaries()) == expected
+    EpisodeStore(path).index_path.unlink()
+    assert list(EpisodeStore(path).summaries()) == expected  # built again
+
+
+def test_filters_choose_as_a_reader_of_the_trees_would(path: Path) -> None:
+    store = EpisodeStore(path)
+    for i in range(12):
+        store.append(tree(i, env=f"tests/{i % 2}-v0", nodes=2 + i % 3), stage="odd" if i % 2 else "even", step=i)
+    everything = list(store.summaries())
+    cases: list[tuple[Where, Callable[[TreeSummary], bool]]] = [
+        (Where(stage="odd"), lambda s: s.labels["stage"] == "odd"),
+        (Where(steps=(3, 7)), lambda s: 3 <= s.labels["step"] <= 7),
+        (Where(steps=(None, 2), env="tests/1-v0"), lambda s: s.labels["step"] <= 2 and s.env == "tests/1-v0"),
+        (Where(returns=(0.2, None)), lambda s: s.mean_return >= 0.2),
+        (Where(terms={"exact": (1.0, None)}), lambda s: s.terms["exact"] >= 1),
+        (Where(terms={"exact": (None, 0.5), "speed": (0, 0)}), lambda s: s.terms["exact"] <= 0.5),
+        (Where(rollouts=(3, None)), lambda s: False),
+        (Where(terms={"no such": (0, None)}), lambda s: False),
+    ]
+    for where, meant in cases:
+        assert list(store.summaries(where)) == [s for s in everything if meant(s)]
+        assert store.matching(where) == len(list(store.summaries(where)))
+
+
+def test_the_index_follows_what_is_appended_and_forgotten(path: Path) -> None:
+    fill(path, 2)
+    reader, size = EpisodeStore(path), EpisodeStore(path).size
+    assert len(reader) == 2
+    index = reader.index_path.read_bytes()
+    writer = EpisodeStore(path)
+    for i in (2, 3):
+        writer.append(tree(i), step=9)
+    assert len(reader) == 4 and reader.read(3)[1] == tree(3)
+    writer.close()
+    reader.close()
+    reader.index_path.write_bytes(index)  # behind, as after a kill between tree and index
+    assert [s.number for s in EpisodeStore(path).summaries()] == [0, 1, 2, 3]
+    reader.index_path.write_bytes(b"no database" * 100)
+    assert len(EpisodeStore(path)) == 4
+
+    writer.truncate(size)
+    assert len(reader) == 2 and [found for _, found in reader] == [tree(0), tree(1)]
+    writer.append(tree(7), step=1)
+    assert reader.read(2) == ({"step": 1}, tree(7))
+    with pytest.raises(IndexError, match="holds no tree 3; it has 3"):
+        reader.read(3)
+
+
+def test_an_index_of_another_file_is_not_believed(path: Path) -> None:
+    fill(path, 4)
+    other = path.with_name("other.zst")
+    store = EpisodeStore(other)
+    for i in range(9):
+        store.append(tree(i + 10, nodes=5))
+    store.close()
+    path.write_bytes(other.read_bytes())
+    assert [found for _, found in EpisodeStore(path)] == [tree(i + 10, nodes=5) for i in range(9)]
+    assert EpisodeStore(path).read(8)[1] == tree(18, nodes=5)
+    assert len(EpisodeStore(path)) == 9
+
+
+def test_a_spoilt_index_is_built_anew(path: Path) -> None:
+    held = fill(path)
+    index = EpisodeStore(path).index_path
+    whole = index.read_bytes()
+    index.write_bytes(whole[:4096] + b"spoilt" * ((len(whole) - 4096) // 6))
+    assert [found for _, found in EpisodeStore(path)] == [each for _, each in held]
+    assert EpisodeStore(path).read(3) == held[3] and len(EpisodeStore(path)) == 4
+
+
+def test_an_opening_that_was_damaged_meanwhile_is_not_built_on(path: Path) -> None:
+    store = EpisodeStore(path)
+    store.append(tree(0))
+    store.close()
+    data = bytearray(path.read_bytes())
+    data[60] ^= 1
+    path.write_bytes(data)
+    EpisodeStore(path).append(tree(1))
+    assert EpisodeStore(path).read(1)[1] == tree(1)
+    with pytest.raises(DamagedStore, match="record 0 at byte 0"):
+        EpisodeStore(path).read(0)
+
+
+def test_a_tree_that_cannot_be_summed_up_is_not_written(path: Path) -> None:
+    store = EpisodeStore(path)
+    with pytest.raises(ValueError):
+        store.append(replace(tree(0), leaves=()))
+    assert store.size == 0
+    store.append(tree(1))
+    assert len(store) == 1
+
+
+def test_a_store_in_a_folder_that_cannot_be_written_is_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = fill(path)
+    EpisodeStore(path).index_path.unlink()
+    connect = sqlite3.connect
+
+    def refuse(database: Any, **named: Any) -> sqlite3.Connection:
+        return (
+            connect("file:/nowhere/index?mode=ro", uri=True) if database != ":memory:" else connect(database, **named)
+        )
+
+    monkeypatch.setattr(sqlite3, "connect", refuse)
+    assert [s.number for s in EpisodeStore(path).summaries()] == [0, 1, 2, 3]
+    assert EpisodeStore(path).read(2) == held[2]
+
+
+# damage
+
+
+def test_every_flipped_byte_is_named(path: Path) -> None:
+    """One record is flipped at each byte; the others are still read, and the loss is told."""
+    held = fill(path, 3)
+    whole, ends = path.read_bytes(), bounds(path)
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :])
+        record = next(i for i in range(3) if place < ends[i + 1])
+        read = []
+        with pytest.raises(
+            DamagedStore, match=rf"trees\.jsonl\.zst: record {record} at byte {ends[record]} is damaged"
+        ):
+            for each in EpisodeStore(path):
+                read.append(each)
+        assert read == held[:record]
+        if place % 7 == 0:
+            store = EpisodeStore(path)
+            store.index_path.unlink()
+            losses, damaged = salvage(store)
+            lost = [0, 1, 2] if record == 0 else [record]  # the others share their opening with the first
+            assert [n for loss in losses for n in loss.records] == lost
+            assert [found for _, found in EpisodeStore(path)] == [held[i][1] for i in range(3) if i not in lost]
+            assert damaged is not None and damaged.read_bytes()[place] != whole[place]
+            damaged.unlink()
+            EpisodeStore(path).index_path.unlink()
+
+
+def test_every_cut_loses_only_the_record_it_hits(path: Path) -> None:
+    """Without its index, a cut is that of a crash: the next tree is appended after the last whole one."""
+    held = fill(path, 3)
+    whole, ends = path.read_bytes(), bounds(path)
+    index = EpisodeStore(path).index_path.read_bytes()
+    for size in range(len(whole)):
+        path.write_bytes(whole[:size])
+        kept = sum(end <= size for end in ends[1:])
+        if size % 5 == 0 or size in ends:
+            EpisodeStore(path).index_path.write_bytes(index)
+            with pytest.raises(DamagedStore, match=f"ends at byte {size}, .* records {kept} to 2 are missing"):
+                list(EpisodeStore(path))
+        EpisodeStore(path).index_path.unlink(missing_ok=True)
+        survey = list(EpisodeStore(path).survey())
+        assert [found.tree for found in survey if isinstance(found, Record)] == [each for _, each in held[:kept]]
+        cut = [Loss(ends[kept], size - ends[kept], range(kept, kept + 1), CUT_OFF)] if size not in ends else []
+        assert [found for found in survey if isinstance(found, Loss)] == cut
+        if size % 5 == 0:
+            store = EpisodeStore(path)
+            assert store.cut_off == size - ends[kept]
+            store.append(tree(8))
+            store.close()
+            assert [found for _, found in EpisodeStore(path)] == [*(each for _, each in held[:kept]), tree(8)]
+
+
+def test_repair_tells_what_the_index_knew_of(path: Path) -> None:
+    held = fill(path, 4)
+    ends = bounds(path)
+    os.truncate(path, ends[2] + 5)
+    losses, _ = salvage(EpisodeStore(path))
+    assert [(loss.offset, loss.size, loss.records) for loss in losses] == [(ends[2], 5, range(2, 4))]
+    assert list(EpisodeStore(path)) == held[:2] and len(EpisodeStore(path)) == 2
+
+
+@functools.cache
+def six_trees() -> tuple[list[Any], bytes, bytes]:
+    """What a store holds, its bytes and those of its index."""
+    with TemporaryStore(".jsonl.zst") as store:
+        held = fill(store.path, 6)
+        return held, store.path.read_bytes(), store.index_path.read_bytes()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_no_damage_is_silent(data: st.DataObject) -> None:
+    """Bytes are overwritten, cut out or put in: what is then read are trees that were written, in their order, and
+    where one is missing before others or the index knew of it, that is an error."""
+    with TemporaryStore(".jsonl.zst") as store:
+        path = store.path
+        held, whole, index = six_trees()
+        store.index_path.write_bytes(index)
+        start = data.draw(st.integers(0, len(whole) - 1))
+        end = data.draw(st.integers(start, min(len(whole), start + 900)))
+        damaged = whole[:start] + data.draw(st.binary(max_size=60)) + whole[end:]
+        path.write_bytes(damaged)
+        if data.draw(st.booleans()):
+            store.index_path.unlink()
+        indexed = store.index_path.exists()
+        read: list[Any] = []
+        try:
+            for each in EpisodeStore(path):
+                read.append(each)
+            told = False
+        except DamagedStore:
+            told = True
+        assert read == held[: len(read)]
+        kept = [found for found in EpisodeStore(path).survey() if isinstance(found, Record)]
+        losses = [found for found in EpisodeStore(path).survey() if isinstance(found, Loss)]
+        lost = [number for loss in losses for number in loss.records]
+        crashed = not indexed and (damaged == whole[:start] or [loss.why for loss in losses] == [CUT_OFF])
+        assert told or len(read) == 6 or crashed
+        assert all((record.labels, record.tree) == held[record.number] for record in kept)
+        survivors = {record.number for record in kept} | set(lost)
+        assert survivors >= set(range(max(survivors, default=0)))
+        assert not told or lost or len(kept) == 6
+        salvage(EpisodeStore(path))
+        assert list(EpisodeStore(path)) == [held[record.number] for record in kept]
+
+
+def test_plain_lines_that_are_broken_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "trees.jsonl"
+    held = fill(path, 3)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + lines[1].replace(b'"schema":2', b'"schema":[', 1) + lines[2])
+    with pytest.raises(DamagedStore, match=f"record 1 at byte {len(lines[0])} is damaged"):
+        list(EpisodeStore(path))
+    losses, _ = salvage(EpisodeStore(path))
+    assert [loss.records for loss in losses] == [range(1, 2)]
+    assert [found for _, found in EpisodeStore(path)] == [held[0][1], held[2][1]]
+
+
+# writers
+
+WRITER = """
+import sys
+from pathlib import Path
+from treegym.agents import EpisodeStore
+from tests_of_store import tree
+store = EpisodeStore(Path(sys.argv[1]))
+store.append(tree(5), by="child")
+print("written", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def child(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that has appended a tree and keeps the store open."""
+    code = WRITER.replace("from tests_of_store", f"sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom test_store")
+    command = [sys.executable, "-c", code, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "written\n"
+        yield process
+        process.kill()
+
+
+def test_two_writers_are_kept_apart(path: Path, child: subprocess.Popen[str]) -> None:
+    store = EpisodeStore(path)
+    assert store.read(0) == ({"by": "child"}, tree(5))  # reading goes on
+    for write in (lambda: store.append(tree(1)), lambda: store.truncate(0), lambda: salvage(store)):
+        with pytest.raises(StoreLocked, match=rf"{path.name} is locked: process {child.pid} writes to it"):
+            write()
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    store.append(tree(1), by="parent")
+    with pytest.raises(StoreLocked, match="this process writes to it"):
+        EpisodeStore(path).append(tree(2))
+    assert [labels["by"] for labels, _ in store] == ["child", "parent"]
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_store import tree
+from treegym.agents import EpisodeStore, StoreError
+store = EpisodeStore(Path(sys.argv[1]))
+store.append(tree(0))
+store.append(tree(1))
+resource.setrlimit(resource.RLIMIT_FSIZE, (store.size + 100, resource.RLIM_INFINITY))
+for _ in range(2):
+    try:
+        store.append(tree(2))
+    except StoreError as error:
+        print(error)
+print(len(store), store.cut_off)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+store.append(tree(2))
+print(len(store))
+"""
+
+
+def test_a_write_that_ends_midway_leaves_the_store_as_it_was(path: Path) -> None:
+    """The system stops a file from growing after half of a record: as on a full disk, with a real partial write."""
+    command = [sys.executable, "-c", LIMITED, str(path), str(Path(__file__).parent)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    refused = f"{path}: tree 2 could not be written: File too large; the 2 trees before it are whole"
+    assert said == [refused, refused, "2 0", "3"]
+    assert [found for _, found in EpisodeStore(path)] == [tree(0), tree(1), tree(2)]
+
+
+def test_a_full_disk_is_said_and_the_store_stays_readable(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = fill(path, 2)
+    store = EpisodeStore(path)
+
+    def full(file: int, data: bytes) -> None:
+        os.write(file, data[:50])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("treegym.agents.store.write", full)
+    with pytest.raises(StoreError, match="tree 2 could not be written: No space left on device"):
+        store.append(tree(2))
+    monkeypatch.undo()
+    assert list(EpisodeStore(path)) == held and len(store) == 2
+    store.append(tree(2))
+    assert store.read(2)[1] == tree(2)
+
+
+def test_a_resumed_run_cannot_go_back_to_trees_that_are_gone(path: Path) -> None:
+    fill(path, 3)
+    with pytest.raises(DamagedStore, match="trees are missing"):
+        EpisodeStore(path).truncate(bounds(path)[3] + 1)
+
+
+# size
+
+
+@pytest.fixture(scope="module")
+def wide() -> RolloutTree:
+    """A tree of 64 leaves that the untrained nano model grew in the lookup game."""
+    task = Task("treegym/Lookup-v0", 1, {}, {"hops": [3]})
+    texts = [message.text for message in task.make().reset(seed=1)[1]["messages"]]
+    model, tokenizer = build_nano(texts)
+    renderer = ChatRenderer(tokenizer)
+    policy = TransformersPolicy(model, renderer, max_rows=64)
+    sampling = Sampling(max_tokens=8, max_context=4096)
+    [grown] = asyncio.run(grow_trees([task], EntropyBranching(16, 64), policy, renderer, sampling))
+    return grown
+
+
+def test_a_wide_tree_takes_little_more_than_its_unique_text(wide: RolloutTree, path: Path) -> None:
+    """Without its numbers, which have no text: tokens and their log-probabilities."""
+    assert len(wide.leaves) == 64
+    bare = replace(
+        wide,
+        prompt=(),
+        nodes=tuple(replace(n, action=Completion(n.action.text), observation=()) for n in wide.nodes),
+    )
+    store = EpisodeStore(path)
+    store.append(bare)
+    said = [m.text for m in wide.messages] + [n.action.text for n in wide.nodes]
+    said += {m.text for n in wide.nodes for m in n.messages}
+    assert store.size < 1.3 * sum(len(text.encode()) for text in said)
+
+
+def test_advantages_of_turns_are_stored_and_those_of_tokens_are_not() -> None:
+    assert by_turn([[0.5, 1.0], []]) == [[0.5, 1.0], []]
+    assert by_turn([[0.5, np.array([1.0, 2.0])]]) is None
