@@ -18,6 +18,7 @@ from rich.table import Table
 
 from .errors import ScenarioError
 from .terminal import UsageError, console, say
+from .view import view_command
 
 app = typer.Typer(
     help="Train language models in multi-turn text environments with tools.",
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 models_app = typer.Typer(help="The models that treegym knows by name.", invoke_without_command=True)
 app.add_typer(models_app, name="models")
+app.command("view")(view_command)
 
 Changes = Annotated[
     list[str] | None,
