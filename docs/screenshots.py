@@ -16,10 +16,10 @@ from treegym.trainers import Run
 IMAGES = Path(__file__).parent / "images"
 BROWSER = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 PAGES = {  # file: (address, theme, height)
-    "runs": ("#runs?run=maze-arpo-0&with=maze-tree_grpo-0", "light", 800),
+    "runs": ("#runs?run=maze-arpo-0&with=maze-tree_grpo-0", "light", 780),
     "trees": ("#trees?run=maze-arpo-0&stage=improvement&success=mixed&order=-nodes", "light", 560),
-    "tree": ("#tree?run=maze-tree_grpo-0&tree=128&node=40", "dark", 760),
-    "episode": ("#episode?run=factsearch-0&tree=847&rollout=1&turn=3", "light", 800),
+    "tree": ("#tree?run=factsearch-arpo-0&tree=142&node=2", "dark", 640),
+    "episode": ("#episode?run=factsearch-0&tree=847&rollout=1&turn=3", "light", 780),
     "compare": ("#compare?a=factsearch-0:847.0&b=factsearch-0:847.1", "light", 760),
 }
 

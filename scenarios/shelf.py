@@ -235,12 +235,12 @@ class Volume:
         }
 
     def _row(self, tree: TreeSummary) -> dict[str, Any]:
-        row = asdict(tree)
-        row["step"] = tree.labels.get("step")
-        row["stage"] = tree.labels.get("stage")
-        row["success"] = self._success(tree)
-        del row["labels"]  # which may hold the advantages of every turn
-        return row
+        return {
+            **{field.name: getattr(tree, field.name) for field in fields(tree) if field.name != "labels"},
+            "stage": tree.labels.get("stage"),  # labels may hold the advantages of every turn
+            "step": tree.labels.get("step"),
+            "success": self._success(tree),
+        }
 
     def _rank(self, tree: TreeSummary, key: str) -> float:
         known = {"step": tree.labels.get("step"), "success": self._success(tree)}
@@ -384,6 +384,12 @@ def _holds(tree: RolloutTree, needle: str) -> bool:
     messages = (*tree.messages, *(message for node in tree.nodes for message in node.messages))
     texts = (*(message.text for message in messages), *(node.action.text for node in tree.nodes))
     return any(needle in text.casefold() for text in texts)
+
+
+def _short(model: str) -> str:
+    """The name of a model, or of the run whose model it is."""
+    path = Path(model)
+    return path.parent.name if path.name == "model" else path.name
 
 
 def _section(content: Mapping[str, Any] | None, name: str) -> dict[str, Any]:

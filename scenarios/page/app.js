@@ -41,11 +41,11 @@ async function show() {
   document.title = shown(["treegym", ...["run", "tree", "rollout"].map((name) => current.parameters.get(name)).filter(Boolean)].join(" "));
   showTop();
   try {
-    main.replaceChildren(stage);
+    put(main, stage);
     const page = await VIEWS[current.view](stage, current.parameters, signal);
     if (!signal.aborted) current.page = page;
   } catch (error) {
-    if (!signal.aborted) stage.replaceChildren(h("p", { class: "error", role: "alert" }, error.message));
+    if (!signal.aborted) put(stage, h("p", { class: "error", role: "alert" }, error.message));
   } finally {
     if (!signal.aborted) main.setAttribute("aria-busy", "false");
   }
@@ -60,7 +60,7 @@ function showTop() {
   if (view === "episode" && rollout) way.push(h("span", null, `#${rollout}`));
   if (view === "compare") way.push(h("span", null, "compare"));
   const kept = parameters.get("keep");
-  document.getElementById("top").replaceChildren(
+  put(document.getElementById("top"),
     h("a", { class: "brand", href: "#runs" }, "treegym"),
     h("nav", { "aria-label": "breadcrumb" }, way.map((step, i) => [i > 0 && h("span", { class: "quiet", "aria-hidden": "true" }, "/"), step])),
     h("span", { class: "gap" }),
@@ -87,7 +87,7 @@ function setTheme(theme) {
 function showHelp() {
   const dialog = document.getElementById("help");
   const rows = [...current.page.help, ...COMMON];
-  dialog.replaceChildren(h("h2", null, "keys"), h("dl", { class: "facts" }, rows.map(([keys, what]) => [h("dt", null, keys.split(" ").map((key) => (key === "or" ? " or " : h("kbd", null, key)))), h("dd", null, what)])), h("p", { class: "quiet" }, "Arrows are h j k l. The address names what is shown: it can be shared."), h("form", { method: "dialog" }, h("button", null, "close")));
+  put(dialog, h("h2", null, "keys"), h("dl", { class: "facts" }, rows.map(([keys, what]) => [h("dt", null, keys.split(" ").map((key) => (key === "or" ? " or " : h("kbd", null, key)))), h("dd", null, what)])), h("p", { class: "quiet" }, "Arrows are h j k l. The address names what is shown: it can be shared."), h("form", { method: "dialog" }, h("button", null, "close")));
   dialog.showModal();
 }
 

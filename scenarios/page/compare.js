@@ -45,12 +45,13 @@ function aligned(a, b) {
   return pairs;
 }
 
-/** Where two texts part: characters that they share at the start, and at the end. */
+/** Where two texts part: characters that they share at the start, and whole words at the end. */
 function parting(a, b) {
   let start = 0;
   while (start < a.length && start < b.length && a[start] === b[start]) start++;
   let end = 0;
   while (end < a.length - start && end < b.length - start && a.at(-1 - end) === b.at(-1 - end)) end++;
+  while (end && /\w/.test(a.at(-end)) && /\w/.test(a.at(-1 - end) ?? b.at(-1 - end) ?? " ")) end--;
   return [start, end];
 }
 
@@ -82,7 +83,7 @@ async function showCompare(main, parameters) {
   const where = first < 0 ? "the episodes are equal" : whereOf(pairs[first]);
   const headings = episodes.map(({ run, tree, rollout }, side) => h("div", { class: "side" },
     h("a", { href: link("episode", { run, tree, rollout }) }, `${run} ${tree}.${rollout}`), h("span", { class: "quiet" }, ` return ${points(trees[side].returns[rollout])} · ${ending(trees[side], rollout)}`)));
-  main.replaceChildren(
+  put(main,
     h("h1", null, "two episodes", h("span", { class: "quiet" }, where)),
     h("div", { class: "compare", role: "table", "aria-label": "two episodes" }, h("div", { class: "pair heading" }, headings), rows));
 
@@ -121,7 +122,7 @@ async function compareRuns(main, names) {
   const setting = (i) => h("tr", { class: i === first ? "first" : "" }, h("th", { scope: "row" }, keys[i], i === first && h("span", { class: "flag" }, "first difference")), values[i].map((value, side) => h("td", null, h("code", null, value === undefined ? "–" : marked(value, values[i][1 - side])))));
   const stages = [...new Set(runs.flatMap((run) => Object.keys(run.results)))];
   const part = firstStep(runs);
-  main.replaceChildren(
+  put(main,
     h("h1", null, "two runs", h("span", { class: "quiet" }, part)),
     h("p", { class: "legend" }, names.map((name, run) => h("a", { class: `name run${run}`, href: link("trees", { run: name }) }, name))),
     h("table", { class: "settings", "aria-label": "results" },

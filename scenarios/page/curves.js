@@ -68,12 +68,12 @@ function chart(title, series) {
     rule.setAttribute("x1", toX(nearest));
     rule.setAttribute("x2", toX(nearest));
     const values = series.map(({ line, marks }) => [...line, ...marks].find(([x]) => x === nearest)?.[1]);
-    reading.replaceChildren(visible(`step ${nearest}: ${values.map((y) => (share ? percent(y) : digits(y))).join(" / ")}`));
+    put(reading, visible(`step ${nearest}: ${values.map((y) => (share ? percent(y) : digits(y))).join(" / ")}`));
   });
   svg.addEventListener("pointerleave", () => {
     rule.setAttribute("x1", -9);
     rule.setAttribute("x2", -9);
-    reading.replaceChildren();
+    put(reading);
   });
   return h("figure", { class: "chart" }, h("figcaption", null, h("span", null, title), reading), svg);
 }

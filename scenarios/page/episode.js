@@ -105,7 +105,7 @@ async function showEpisode(main, parameters) {
   const shades = h("span", { class: "shades", role: "group", "aria-label": "shading" }, h("span", { class: "quiet" }, "shading"), recorded.map((name) => h("a", { href: link("episode", here({ shade: name, turn: current.parameters.get("turn") })), "aria-current": name === shade ? "true" : null }, name)),
     shade !== "off" && !unshaded && h("span", { class: "key" }, [0, 2, 4, 6, 8].map((level) => h("i", { class: `h${level}` }))), shade !== "off" && !unshaded && h("span", { class: "quiet" }, "0 to 4 nats"),
     unshaded && h("span", { class: "quiet" }, "no tokenizer in the run: means only"));
-  main.replaceChildren(
+  put(main,
     h("h1", null, `episode ${number}.${rollout}`, facts(tree)),
     h("div", { class: "tools" }, h("a", { href: link("tree", { run, ...chosenFilters(), tree: number, node: path.at(-1) }) }, "tree"), h("button", { type: "button", onclick: () => pin(run, number, rollout) }, comparing() ? "compare with the kept one" : "compare with another"), shades),
     h("div", { class: "conversation" }, rail, h("article", { "aria-label": "conversation" }, lessonsOf(tree), tree.messages.map((message) => messageOf(message)), turns, end, more("task and info", () => h("pre", { class: "text" }, json({ task: tree.task, info: tree.info }))))));

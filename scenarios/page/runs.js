@@ -38,7 +38,7 @@ async function showRuns(main, parameters) {
   );
   body.append(...rows);
   const head = ["", "run", "environment", "algorithm", "model", "seed", "state", ...STAGES, "gain, points", "trees"];
-  main.replaceChildren(
+  put(main,
     h("h1", null, title, h("span", { class: "quiet" }, plural(runs.length, "run"))),
     h("div", { class: "scroll" }, h("table", { class: "runs", "aria-label": "runs" },
       h("thead", null, h("tr", null, head.map((name, i) => h("th", { scope: "col", class: i === 5 || i > 6 ? "number" : null }, name)))), body)),
@@ -68,7 +68,7 @@ async function showRuns(main, parameters) {
     const read = await Promise.all(chosen.map(source.curves));
     if (runs[at].name !== chosen[0] || !curves.isConnected) return; // the cursor has moved on
     const names = chosen.map((name, run) => h("span", { class: `name run${run}` }, name));
-    curves.replaceChildren(
+    put(curves,
       h("p", { class: "legend" }, names,
         chosen.length > 1 && h("a", { href: link("compare", { a: chosen[0], b: chosen[1] }) }, "compare"),
         h("span", { class: "quiet" }, `lines: means of ${SMOOTH} steps, each step faint; dots: held-out tasks with 95% intervals`)),

@@ -56,6 +56,12 @@ function s(name, attributes, ...children) {
   return fill(document.createElementNS("http://www.w3.org/2000/svg", name), attributes, children);
 }
 
+/** Makes these the children of an element. */
+function put(element, ...children) {
+  element.replaceChildren();
+  return fill(element, null, children);
+}
+
 const isNumber = (value) => typeof value === "number";
 const plural = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
@@ -71,7 +77,7 @@ function digits(value) {
 
 const percent = (value) => (isNumber(value) ? `${(100 * value).toFixed(1)}%` : "–");
 const points = (value) => (isNumber(value) ? value.toFixed(2).replace("-", "−") : "–");
-const signed = (value) => (isNumber(value) ? `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2)}` : "–");
+const signed = (value) => (isNumber(value) ? (value === 0 ? "0" : `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2)}`) : "–");
 
 /** Terms of a reward or other named numbers, on one line. */
 function terms(values) {

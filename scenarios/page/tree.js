@@ -131,7 +131,7 @@ async function showTree(main, parameters) {
     h("span", null, h("i", { class: "stroke winning" }), "winning path"),
     h("span", null, h("i", { class: "stroke thick" }), "shared by several rollouts"),
     meets.size > 0 && h("span", null, h("b", { class: "meeting" }, "A"), " states in which branches meet"));
-  main.replaceChildren(
+  put(main,
     h("h1", null, `tree ${number}`, facts(tree)),
     legend,
     h("div", { class: "split" }, h("div", { class: "canvas scroll" }, svg), panel));
@@ -153,7 +153,7 @@ async function showTree(main, parameters) {
     svg.setAttribute("aria-activedescendant", `node${at}`);
     const element = at < 0 ? svg.querySelector("#node-1") : drawn[at];
     element.querySelector("rect").scrollIntoView({ block: "nearest", inline: "nearest" });
-    panel.replaceChildren(at < 0 ? promptOf(tree) : nodeOf(tree, at, { rollouts: through[at], meeting: meets.get(tree.nodes[at].key), children: children.get(at), means, run, number }));
+    put(panel, at < 0 ? promptOf(tree) : nodeOf(tree, at, { rollouts: through[at], meeting: meets.get(tree.nodes[at].key), children: children.get(at), means, run, number }));
   }
   function openEpisode(node) {
     const rollout = node < 0 ? best : through[node].includes(best) ? best : (through[node][0] ?? best);

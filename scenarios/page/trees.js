@@ -58,14 +58,14 @@ async function showTrees(main, parameters, signal) {
     h("span", { role: "columnheader", class: `c-${name}` }, sorts === false ? label : h("button", { type: "button", "data-order": name, onclick: () => sort(name) }, label))));
   const space = h("div", { class: "space", role: "rowgroup" });
   const list = h("div", { class: "list", role: "grid", tabindex: 0, "aria-label": "trees", onscroll: draw }, head, space);
-  main.replaceChildren(h("h1", null, "trees of ", h("b", null, run)), form, count, list);
+  put(main, h("h1", null, "trees of ", h("b", null, run)), form, count, list);
 
   function options(name, label, values) {
     const select = form.elements[name];
     const chosen = current.parameters.get(name) ?? "";
     const all = ["", ...values, ...(values.includes(chosen) || !chosen ? [] : [chosen])];
     if (select.options.length === all.length) return;
-    select.replaceChildren(...all.map((value) => h("option", { value, selected: value === chosen }, value || "any")));
+    put(select, ...all.map((value) => h("option", { value, selected: value === chosen }, value || "any")));
     select.value = chosen;
   }
   let timer;
@@ -100,7 +100,7 @@ async function showTrees(main, parameters, signal) {
     try {
       answer = await source.trees(run, { ...chosenFilters(), offset: page * PAGE, limit: PAGE, ...(wanted !== null && { at: wanted }) });
     } catch (error) {
-      if (mine === generation && !signal.aborted) count.replaceChildren(h("span", { class: "error", role: "alert" }, error.message));
+      if (mine === generation && !signal.aborted) put(count, h("span", { class: "error", role: "alert" }, error.message));
       return;
     }
     if (mine !== generation || signal.aborted) return;
@@ -116,7 +116,7 @@ async function showTrees(main, parameters, signal) {
     list.setAttribute("aria-busy", String(!answer.complete));
     space.style.height = `${answer.matching * ROW}px`;
     const total = answer.complete ? plural(answer.known, "tree") : `${answer.known.toLocaleString("en")} read so far`;
-    count.replaceChildren(visible(Object.keys(chosenFilters()).some((name) => name !== "order") ? `${answer.matching.toLocaleString("en")} of ${total}` : total));
+    put(count, visible(Object.keys(chosenFilters()).some((name) => name !== "order") ? `${answer.matching.toLocaleString("en")} of ${total}` : total));
     if (first && at) reveal();
     draw();
     if (!answer.complete || (source.live && page === 0)) {
@@ -140,7 +140,7 @@ async function showTrees(main, parameters, signal) {
       }
       rows.push(drawn(place, pages.get(page)?.[place % PAGE]));
     }
-    space.replaceChildren(...rows);
+    put(space, ...rows);
     list.setAttribute("aria-rowcount", state.matching + 1);
     list.setAttribute("aria-activedescendant", state.matching ? `row${at}` : "");
     for (const button of head.querySelectorAll("button")) {
