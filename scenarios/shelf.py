@@ -147,9 +147,7 @@ class Volume:
             "name": self.name,
             "env": _section(scenario, "environment").get("id"),
             "algorithm": algorithm.get("name"),
-            "model": Path(str(model.get("name", ""))).name
-            if model.get("weights") != "lora"
-            else f"{model['name']} lora",
+            "model": _short(str(model.get("name", ""))) + " lora" * (model.get("weights") == "lora"),
             "seed": scenario.get("seed"),
             "finished": summary is not None,
             "stages": {stage: result.get("success") for stage, result in _section(summary, "stages").items()},
@@ -206,7 +204,9 @@ class Volume:
         ]
 
     def rows(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
-        """Of trees that `numbers` gave."""
+        """Of the trees of these numbers, however long that takes."""
+        while not self._summaries.read_on():
+            pass
         return [self._row(self._summaries.known[number]) for number in numbers]
 
     def tree(self, number: int) -> dict[str, Any]:

@@ -119,7 +119,7 @@ async function compareRuns(main, names) {
   const values = keys.map((key) => runs.map((run) => run.scenario[key]));
   const first = values.findIndex(([a, b]) => a !== b);
   const differing = keys.flatMap((key, i) => (values[i][0] !== values[i][1] ? [i] : []));
-  const setting = (i) => h("tr", { class: i === first ? "first" : "" }, h("th", { scope: "row" }, keys[i], i === first && h("span", { class: "flag" }, "first difference")), values[i].map((value, side) => h("td", null, h("code", null, value === undefined ? "–" : marked(value, values[i][1 - side])))));
+  const setting = (i) => h("tr", { class: i === first ? "first" : "" }, h("th", { scope: "row" }, keys[i], i === first && h("span", { class: "flag" }, "first difference")), values[i].map((value) => h("td", null, h("code", null, value === undefined ? "–" : h("mark", null, value)))));
   const stages = [...new Set(runs.flatMap((run) => Object.keys(run.results)))];
   const part = firstStep(runs);
   put(main,

@@ -37,7 +37,7 @@ function chart(title, series) {
   const toY = (y) => TOP + ((high - y) / (high - low)) * (HEIGHT - TOP - BOTTOM);
   const path = (line) => line.map(([x, y], i) => `${i ? "L" : "M"}${toX(x).toFixed(1)} ${toY(y).toFixed(1)}`).join("");
   const svg = s("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": described(title, series) });
-  for (const y of ticks(low, high, 4)) {
+  for (const y of ticks(low, high, 5)) {
     svg.append(
       s("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: toY(y), y2: toY(y) }),
       s("text", { class: "tick", x: LEFT - 6, y: toY(y) + 3.5, "text-anchor": "end" }, share ? `${Math.round(100 * y)}%` : digits(y)),

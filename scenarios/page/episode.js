@@ -44,7 +44,7 @@ function actionOf(node, { shade } = {}) {
       if (!piece) return; // of a character that the next token completes
       const call = calls.some((each) => each.start < start + piece.length && start < each.end);
       const after = start >= node.text.length;
-      const told = [JSON.stringify(piece), isNumber(node.logprobs[i]) && `log-probability ${points(node.logprobs[i])} (${percent(Math.exp(node.logprobs[i]))})`, isNumber(node.entropies[i]) && `entropy ${points(node.entropies[i])}`];
+      const told = [JSON.stringify(piece), isNumber(node.logprobs[i]) && `log-probability ${nats(node.logprobs[i])} (${percent(Math.exp(node.logprobs[i]))})`, isNumber(node.entropies[i]) && `entropy ${nats(node.entropies[i])}`];
       body.append(h("span", { class: `token h${heat(Math.min(values[i], 4), 4)}${call ? " call" : ""}${after ? " stop" : ""}`, title: told.filter(Boolean).join("\n") }, piece));
       start += piece.length;
     });
@@ -54,7 +54,7 @@ function actionOf(node, { shade } = {}) {
 }
 
 function messageOf(message) {
-  return h("div", { class: `message ${/^\w+$/.test(message.role) ? message.role : "other"}` }, h("span", { class: "role" }, message.role), h("div", { class: "text" }, message.text));
+  return h("div", { class: `message ${/^\w+$/.test(message.role) ? message.role : "other"}` }, h("span", { class: "role" }, message.role), h("div", { class: "text" }, message.text || h("span", { class: "quiet" }, "(empty)")));
 }
 
 /** The lessons that were in force, where the tree tells of them. */

@@ -77,6 +77,7 @@ function digits(value) {
 
 const percent = (value) => (isNumber(value) ? `${(100 * value).toFixed(1)}%` : "–");
 const points = (value) => (isNumber(value) ? value.toFixed(2).replace("-", "−") : "–");
+const nats = (value) => (isNumber(value) && Math.abs(value) < 0.095 ? value.toFixed(3).replace("-", "−") : points(value));
 const signed = (value) => (isNumber(value) ? (value === 0 ? "0" : `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2)}`) : "–");
 
 /** Terms of a reward or other named numbers, on one line. */
@@ -85,6 +86,12 @@ function terms(values) {
     .filter(([, value]) => value !== null)
     .map(([name, value]) => `${name} ${digits(value)}`)
     .join("  ");
+}
+
+/** Values of a mapping on one line; nothing where there are none. */
+function line(values) {
+  const told = Object.entries(values ?? {}).map(([name, value]) => `${name} ${typeof value === "string" ? value : JSON.stringify(value)}`);
+  return told.join(", ");
 }
 
 function json(value) {

@@ -64,7 +64,7 @@ async function showTree(main, parameters) {
   const tree = await readTree(run, number);
   const { children, places, rows } = layout(tree);
   const best = winner(tree);
-  const winning = new Set(tree.paths[best]);
+  const winning = new Set(tree.succeeded?.[best] || new Set(tree.returns).size > 1 ? tree.paths[best] : []);
   const through = tree.nodes.map(() => []);
   tree.paths.forEach((path, rollout) => path.forEach((node) => through[node].push(rollout)));
   const meets = meetings(tree);
@@ -75,7 +75,7 @@ async function showTree(main, parameters) {
   const texts = tree.nodes.map((node) => gist(node.text));
   const small = parameters.get("labels") === "off";
   const longest = Math.min(22, Math.max(...texts.map((text) => text.length), 4));
-  const boxWidth = small ? 12 : Math.round(longest * 6.1 + 16);
+  const boxWidth = small ? 12 : Math.round(longest * 6.7 + 14);
   const step = boxWidth + GAP;
   const line = small ? 22 : LINE;
   const half = small ? 6 : 11;
@@ -105,7 +105,7 @@ async function showTree(main, parameters) {
     const { column, row } = places[i];
     const done = node.terminated || node.truncated;
     const meeting = meets.get(node.key);
-    const label = `turn ${column}, ${texts[i]}, ${plural(node.tokens, "token")}, ${measure} ${points(means[i])}` +
+    const label = `turn ${column}, ${texts[i]}, ${plural(node.tokens, "token")}, ${measure} ${nats(means[i])}` +
       `${node.reward ? `, reward ${points(node.reward)}` : ""}${children.get(i).length > 1 ? `, forks into ${children.get(i).length}` : ""}` +
       `${meeting && !done ? `, state ${meeting.name}` : ""}${winning.has(i) ? ", on the winning path" : ""}`;
     return s("g", { class: `node h${heat(means[i], greatest)}${winning.has(i) ? " winning" : ""}${done ? ` done ${fate(tree, through[i])}` : ""}${children.get(i).length > 1 ? " fork" : ""}`, role: "treeitem", id: `node${i}`, "aria-level": column + 1, "aria-label": label, onclick: () => select(i), ondblclick: () => openEpisode(i) },
@@ -121,14 +121,14 @@ async function showTree(main, parameters) {
     if (!rollouts.length) return;
     const advantages = tree.advantages?.[rollouts[0]];
     const told = `${rollouts.map((rollout) => `#${rollout}`).join(" ")}  ${points(tree.returns[rollouts[0]])}  ${ending(tree, rollouts[0])}` +
-      `${advantages?.length ? `  A ${signed(mean(advantages))}` : ""}${rollouts.includes(best) ? "  best" : ""}`;
+      `${advantages?.length ? `  A ${signed(mean(advantages))}` : ""}${winning.size && rollouts.includes(best) ? "  best" : ""}`;
     svg.append(s("a", { href: link("episode", { run, ...chosenFilters(), tree: number, rollout: rollouts[0] }), class: `end ${fate(tree, rollouts)}`, tabindex: -1 },
       s("text", { x: x(places[leaf].column) + boxWidth + 10, y: y(row) + 4 }, told)));
   });
   const panel = h("aside", { class: "panel", "aria-label": "selected turn", "aria-live": "polite" });
   const legend = h("p", { class: "legend" },
-    h("span", null, h("span", { class: "key" }, [0, 2, 4, 6, 8].map((level) => h("i", { class: `h${level}` }))), ` mean ${measure} of the action, 0 to ${points(greatest)} nats`),
-    h("span", null, h("i", { class: "stroke winning" }), "winning path"),
+    h("span", null, h("span", { class: "key" }, [0, 2, 4, 6, 8].map((level) => h("i", { class: `h${level}` }))), ` mean ${measure} of the action, 0 to ${nats(greatest)} nats`),
+    winning.size > 0 && h("span", null, h("i", { class: "stroke winning" }), tree.succeeded?.[best] ? "winning path" : "best path"),
     h("span", null, h("i", { class: "stroke thick" }), "shared by several rollouts"),
     meets.size > 0 && h("span", null, h("b", { class: "meeting" }, "A"), " states in which branches meet"));
   put(main,
@@ -198,7 +198,7 @@ function promptOf(tree) {
     h("h2", null, "prompt", h("span", { class: "quiet" }, plural(tree.prompt, "token"))),
     lessonsOf(tree),
     tree.messages.map((message) => messageOf(message)),
-    table({ seed: tree.task.seed, options: json(tree.task.options), settings: json(tree.task.settings), "state key": tree.state_key }),
+    table({ seed: tree.task.seed, options: line(tree.task.options), settings: line(tree.task.settings), "state key": tree.state_key }),
     more("info and cost", () => h("pre", { class: "text" }, json({ info: tree.info, cost: tree.cost }))));
 }
 
@@ -214,13 +214,13 @@ function nodeOf(tree, i, { rollouts, meeting, children, means, run, number }) {
     table({
       ...turnNumbers(node),
       advantage: advantages,
-      forks: children.length > 1 ? `${children.length}, mean ${unsureness(node).name} of the children ${points(mean(children.map((child) => means[child])))}` : null,
+      forks: children.length > 1 ? `${children.length}, mean ${unsureness(node).name} of the children ${nats(mean(children.map((child) => means[child])))}` : null,
       state: meeting ? `${meeting.name}, reached by ${plural(meeting.nodes.length, "turn")}` : null,
       "state key": node.key,
       ended: node.terminated ? "terminated" : node.truncated ? `truncated: ${node.info.cause ?? "no cause given"}` : null,
-      info: Object.keys(node.info).length ? JSON.stringify(node.info) : null,
+      info: line(node.info),
     }),
-    h("p", null, rollouts.slice(0, 8).map((rollout) => [h("a", { href: link("episode", { run, ...chosenFilters(), tree: number, rollout, turn }) }, `episode #${rollout}`), " "])));
+    h("p", null, h("span", { class: "quiet" }, rollouts.length > 1 ? "episodes " : "episode "), rollouts.map((rollout) => [h("a", { href: link("episode", { run, ...chosenFilters(), tree: number, rollout, turn }) }, `#${rollout}`), " "])));
 }
 
 /** What was counted of a turn. */
@@ -228,8 +228,8 @@ function turnNumbers(node) {
   const { logprobs, entropies } = node;
   return {
     tokens: `${node.tokens} sampled, ${node.observation} observed`,
-    "log-probability": logprobs.length ? `${points(mean(logprobs))} nats a token` : null,
-    entropy: entropies.length ? `${points(mean(entropies))} nats, first token ${points(entropies[0])}` : null,
+    "log-probability": logprobs.length ? `${nats(mean(logprobs))} nats a token` : null,
+    entropy: entropies.length ? `${nats(mean(entropies))} nats, first token ${nats(entropies[0])}` : null,
     reward: `${points(node.reward)}${terms(node.terms) ? `: ${terms(node.terms)}` : ""}`,
     stop: node.stop === "length" ? "cut at the token limit" : null,
     weights: node.weights ? `version ${node.weights}` : null,

@@ -58,7 +58,7 @@ async function showTrees(main, parameters, signal) {
     h("span", { role: "columnheader", class: `c-${name}` }, sorts === false ? label : h("button", { type: "button", "data-order": name, onclick: () => sort(name) }, label))));
   const space = h("div", { class: "space", role: "rowgroup" });
   const list = h("div", { class: "list", role: "grid", tabindex: 0, "aria-label": "trees", onscroll: draw }, head, space);
-  put(main, h("h1", null, "trees of ", h("b", null, run)), form, count, list);
+  put(main, h("h1", null, h("span", null, `trees of ${run}`)), form, count, list);
 
   function options(name, label, values) {
     const select = form.elements[name];
