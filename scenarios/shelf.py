@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -46,10 +46,15 @@ class Reading(Generic[T]):
                 if size == self._size:
                     return True
                 self._rest, self._size = self._begin(), size
-            for value in self._rest:
-                self.known.append(value)
-                if time.monotonic() > until:
-                    return False
+            try:
+                for value in self._rest:
+                    self.known.append(value)
+                    if time.monotonic() > until:
+                        return False
+            except BaseException:
+                self._size = -1  # so that the next question comes upon it too
+                self._rest = None
+                raise
             self._rest = None
             return True
 
@@ -92,7 +97,7 @@ class Filter:
         return (
             self.stage in ("", str(tree.labels.get("stage", "")))
             and self.env in ("", tree.env)
-            and (not self.step or low <= float(tree.labels.get("step", -1)) <= high)
+            and (not self.step or low <= _step(tree) <= high)
             and least <= tree.mean_return <= most
             and (not self.success or (success is not None and SUCCESS[self.success](success)))
             and (not self.cause or self.cause in tree.causes)
@@ -143,6 +148,7 @@ class Volume:
         """What the list of runs says of it."""
         scenario, summary = self._scenario, self._summary()
         algorithm, model = _section(scenario, "algorithm"), _section(scenario, "model")
+        stages = _section(summary, "stages")
         return {
             "name": self.name,
             "env": _section(scenario, "environment").get("id"),
@@ -150,7 +156,7 @@ class Volume:
             "model": _short(str(model.get("name", ""))) + " lora" * (model.get("weights") == "lora"),
             "seed": scenario.get("seed"),
             "finished": summary is not None,
-            "stages": {stage: result.get("success") for stage, result in _section(summary, "stages").items()},
+            "stages": {stage: _section(stages, stage).get("success") for stage in stages},
             "gain": (summary or {}).get("gain"),
             "bytes": self.store.size,
         }
@@ -168,13 +174,8 @@ class Volume:
         self, chosen: Filter, order: str = "", offset: int = 0, limit: int = MAX_ROWS, at: int | None = None
     ) -> dict[str, Any]:
         """A page of the trees that pass a filter, of those read so far, and the place of the tree `at` among them."""
-        complete = self._summaries.read_on()
+        complete, matching = self._matching(chosen)
         known = self._summaries.known
-        matching = [tree for tree in known if chosen.passes(tree, self._success(tree))]
-        if chosen.text:
-            found = self._found(chosen.text)
-            complete &= found.read_on()
-            matching = [tree for tree in matching if tree.number < len(found.known) and found.known[tree.number]]
         key = order.removeprefix("-")
         if key and key not in ORDERS:
             raise ValueError(f"order: one of {', '.join(ORDERS)}, with a minus for the largest first; got {order!r}")
@@ -194,14 +195,10 @@ class Volume:
 
     def numbers(self, chosen: Filter) -> list[int]:
         """All trees that pass a filter, however long that takes."""
-        while not self.listing(chosen, limit=0)["complete"]:
-            pass
-        found = self._found(chosen.text).known if chosen.text else None
-        return [
-            tree.number
-            for tree in self._summaries.known
-            if chosen.passes(tree, self._success(tree)) and (found is None or found[tree.number])
-        ]
+        complete = False
+        while not complete:
+            complete, matching = self._matching(chosen)
+        return [tree.number for tree in matching]
 
     def rows(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
         """Of the trees of these numbers, however long that takes."""
@@ -234,6 +231,16 @@ class Volume:
             "cost": asdict(tree.cost),
         }
 
+    def _matching(self, chosen: Filter) -> tuple[bool, list[TreeSummary]]:
+        """Whether everything is read, and the trees that pass of what is."""
+        complete = self._summaries.read_on()
+        matching = [tree for tree in self._summaries.known if chosen.passes(tree, self._success(tree))]
+        if chosen.text:
+            found = self._found(chosen.text)
+            complete &= found.read_on()
+            matching = [tree for tree in matching if tree.number < len(found.known) and found.known[tree.number]]
+        return complete, matching
+
     def _row(self, tree: TreeSummary) -> dict[str, Any]:
         return {
             **{field.name: getattr(tree, field.name) for field in fields(tree) if field.name != "labels"},
@@ -243,8 +250,9 @@ class Volume:
         }
 
     def _rank(self, tree: TreeSummary, key: str) -> float:
-        known = {"step": tree.labels.get("step"), "success": self._success(tree)}
-        value = known[key] if key in known else getattr(tree, key)
+        if key == "step":
+            return _step(tree)
+        value = self._success(tree) if key == "success" else getattr(tree, key)
         return -math.inf if value is None else float(value)
 
     def _node(self, node: Node) -> dict[str, Any]:
@@ -282,7 +290,8 @@ class Volume:
         return self._search[1]
 
     def _pieces(self, tokens: Sequence[int], text: str) -> list[str] | None:
-        return pieces(self._tokenizer, tokens, text) if self._tokenizer and tokens else None
+        file = self.path / "model" / "tokenizer.json"
+        return pieces(_tokenizer(file, file.stat().st_mtime_ns), tokens, text) if tokens and file.is_file() else None
 
     def _summary(self) -> dict[str, Any] | None:
         file = self.path / "summary.json"
@@ -293,20 +302,10 @@ class Volume:
         """The reward term that is 1 where a rollout succeeded."""
         return str(_section(self._scenario, "environment").get("success", "exact"))
 
-    @cached_property
+    @property
     def _scenario(self) -> dict[str, Any]:
-        """As it stands: a run of another version can still be looked at."""
         file = self.path / "scenario.yaml"
-        try:
-            content = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
-        except (yaml.YAMLError, UnicodeDecodeError):
-            content = None
-        return content if isinstance(content, dict) else {}
-
-    @cached_property
-    def _tokenizer(self) -> Tokenizer | None:
-        file = self.path / "model" / "tokenizer.json"
-        return Tokenizer.from_file(str(file)) if file.is_file() else None
+        return _mapping(file, file.stat().st_mtime_ns) if file.is_file() else {}
 
 
 class Shelf:
@@ -363,6 +362,21 @@ def pieces(tokenizer: Tokenizer, tokens: Sequence[int], text: str) -> list[str] 
     return None
 
 
+@lru_cache(4)
+def _tokenizer(file: Path, written: int) -> Tokenizer:
+    return Tokenizer.from_file(str(file))
+
+
+@lru_cache(1024)
+def _mapping(file: Path, written: int) -> dict[str, Any]:
+    """A YAML file as it stands: a run of another version can still be looked at."""
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def to_json(content: Any) -> str:
     """JSON that JavaScript reads exactly: great integers as texts, no NaN."""
     return json.dumps(_exact(content), separators=(",", ":"))
@@ -390,6 +404,11 @@ def _short(model: str) -> str:
     """The name of a model, or of the run whose model it is."""
     path = Path(model)
     return path.parent.name if path.name == "model" else path.name
+
+
+def _step(tree: TreeSummary) -> float:
+    step = tree.labels.get("step")
+    return step if isinstance(step, int | float) else -math.inf
 
 
 def _section(content: Mapping[str, Any] | None, name: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import ipaddress
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -79,10 +80,10 @@ class Site:
         self._files["/"] = self._files["/index.html"]
 
     def answer(self, target: str) -> Answer:
-        path, values = urlsplit(target).path, dict(parse_qsl(urlsplit(target).query))
-        if path in self._files:
-            return Answer(HTTPStatus.OK, KINDS[Path(path).suffix or ".html"], self._files[path])
         try:
+            path, values = urlsplit(target).path, dict(parse_qsl(urlsplit(target).query))
+            if path in self._files:
+                return Answer(HTTPStatus.OK, KINDS[Path(path).suffix or ".html"], self._files[path])
             return _json(HTTPStatus.OK, self._ask(path, values))
         except LookupError as error:
             return _json(HTTPStatus.NOT_FOUND, {"error": str(error.args[0])})
@@ -167,6 +168,10 @@ class ViewServer(ThreadingHTTPServer):
         super().__init__((host, port), partial(Handler, site, names))
         shown = f"[{host}]" if ":" in host else host
         self.url = f"http://{shown}:{self.server_address[1]}/"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # a page that was left does not wait for its answer
+            super().handle_error(request, client_address)
 
 
 def serve(shelf: Shelf, host: str = "127.0.0.1", port: int = 0) -> ViewServer:

@@ -242,6 +242,7 @@ def test_an_order_holds_over_all_pages_and_a_tree_is_found_in_it(server: ViewSer
         ("//etc/passwd", 404),
         ("/first/trees.jsonl", 404),
         ("/view.py", 404),
+        ("http://[bad/", 400),
     ],
 )
 def test_what_there_is_not_is_refused_in_words(server: ViewServer, path: str, status: int) -> None:
@@ -282,6 +283,21 @@ def test_a_growing_run_is_read_on_and_a_shorter_one_anew(tmp_path: Path) -> None
     run.trees.truncate(0)
     make_run(tmp_path, [(simple(n), {"step": n}) for n in range(20, 26)])
     assert [row["seed"] for row in volume.listing(Filter())["rows"]] == list(range(20, 26))
+
+
+def test_a_store_that_cannot_be_read_on_says_so_every_time(tmp_path: Path) -> None:
+    store = EpisodeStore(tmp_path / "trees.jsonl")
+    store.append(simple(0))
+
+    def broken() -> Iterator[int]:
+        yield 1
+        raise ValueError("damaged")
+
+    reading = Reading(store, broken)
+    for _ in range(3):
+        with pytest.raises(ValueError, match="damaged"):
+            reading.read_on()
+    assert reading.known == [1]
 
 
 def test_a_reading_that_is_interrupted_goes_on_where_it_was(tmp_path: Path) -> None:

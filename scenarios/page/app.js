@@ -42,6 +42,8 @@ async function show() {
   showTop();
   try {
     put(main, stage);
+    main.scrollTop = 0;
+    if (document.activeElement === document.body) main.focus({ preventScroll: true }); // keys that scroll go there
     const page = await VIEWS[current.view](stage, current.parameters, signal);
     if (!signal.aborted) current.page = page;
   } catch (error) {

@@ -75,17 +75,17 @@ async function showCompare(main, parameters) {
   const first = differing.indexOf(true);
   const rows = pairs.map(([left, right], i) => {
     const same = !differing[i];
-    const cellOf = (part, other, side) =>
-      h("div", { class: `side ${part?.what ?? "missing"}`, "data-side": side }, part && [h("span", { class: "role" }, part.what, part.what === "assistant" && h("span", { class: "quiet" }, `turn ${part.turn}`)), h("div", { class: "text" }, marked(part.text, other?.text))], !part && h("span", { class: "quiet" }, "–"));
+    const cellOf = (part, other) =>
+      h("div", { class: `side ${part?.what ?? "missing"}`, role: "cell" }, part && [h("span", { class: "role" }, part.what, part.what === "assistant" && h("span", { class: "quiet" }, `turn ${part.turn}`)), h("div", { class: "text" }, marked(part.text, other?.text))], !part && h("span", { class: "quiet" }, "–"));
     return h("div", { class: `pair${same ? " same" : " differs"}${i === first ? " first" : ""}`, id: `pair${i}`, role: "row" },
-      i === first && h("p", { class: "flag" }, "first difference"), cellOf(left, right, "a"), cellOf(right, left, "b"));
+      i === first && h("p", { class: "flag" }, "first difference"), cellOf(left, right), cellOf(right, left));
   });
   const where = first < 0 ? "the episodes are equal" : whereOf(pairs[first]);
-  const headings = episodes.map(({ run, tree, rollout }, side) => h("div", { class: "side" },
+  const headings = episodes.map(({ run, tree, rollout }, side) => h("div", { class: "side", role: "columnheader" },
     h("a", { href: link("episode", { run, tree, rollout }) }, `${run} ${tree}.${rollout}`), h("span", { class: "quiet" }, ` return ${points(trees[side].returns[rollout])} · ${ending(trees[side], rollout)}`)));
   put(main,
     h("h1", null, "two episodes", h("span", { class: "quiet" }, where)),
-    h("div", { class: "compare", role: "table", "aria-label": "two episodes" }, h("div", { class: "pair heading" }, headings), rows));
+    h("div", { class: "compare", role: "table", "aria-label": "two episodes" }, h("div", { class: "pair heading", role: "row" }, headings), rows));
 
   let at = first;
   function jump(by) {

@@ -121,7 +121,7 @@ async function showEpisode(main, parameters) {
     rail.querySelectorAll("li a").forEach((element, i) => (i + 1 === at ? element.setAttribute("aria-current", "step") : element.removeAttribute("aria-current")));
     rail.querySelector("[aria-current=step]")?.scrollIntoView({ block: "nearest" });
     if (scroll && at) turns[at - 1].scrollIntoView({ block: "nearest" });
-    if (scroll && !at) main.scrollTo({ top: 0 });
+    if (scroll && !at) main.scrollIntoView({ block: "start" });
   }
   draw(at > 0);
   return {

@@ -40,7 +40,7 @@ async function showRuns(main, parameters) {
   const head = ["", "run", "environment", "algorithm", "model", "seed", "state", ...STAGES, "gain, points", "trees"];
   put(main,
     h("h1", null, title, h("span", { class: "quiet" }, plural(runs.length, "run"))),
-    h("div", { class: "scroll" }, h("table", { class: "runs", "aria-label": "runs" },
+    h("div", { class: "scroll" }, h("table", { class: "runs", role: "grid", "aria-label": "runs" },
       h("thead", null, h("tr", null, head.map((name, i) => h("th", { scope: "col", class: i === 5 || i > 6 ? "number" : null }, name)))), body)),
     curves,
   );

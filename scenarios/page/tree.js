@@ -77,10 +77,10 @@ async function showTree(main, parameters) {
   const longest = Math.min(22, Math.max(...texts.map((text) => text.length), 4));
   const boxWidth = small ? 12 : Math.round(longest * 6.7 + 14);
   const step = boxWidth + GAP;
-  const line = small ? 22 : LINE;
+  const pitch = small ? 22 : LINE;
   const half = small ? 6 : 11;
   const x = (column) => 14 + column * step - (small ? 0 : step - 64);
-  const y = (row) => 22 + row * line;
+  const y = (row) => 22 + row * pitch;
   const depth = Math.max(...tree.turns);
   const width = x(depth) + boxWidth + 24 + 250;
 

@@ -38,7 +38,8 @@ async function showTrees(main, parameters, signal) {
   let pages = new Map(); // number of the page: rows, or null where they are on their way
   let state = { matching: 0, known: 0, complete: false, stages: [], envs: [], causes: [] };
   let at = 0; // place of the cursor
-  let generation = 0;
+  let generation = 0; // of the question: answers to an older one come too late
+  let later; // the next reading
 
   const field = (name, label, attributes) =>
     h("label", null, label, h("input", { name, type: "text", autocomplete: "off", spellcheck: "false", value: parameters.get(name) ?? "", oninput: changed, ...attributes }));
@@ -60,7 +61,7 @@ async function showTrees(main, parameters, signal) {
   const list = h("div", { class: "list", role: "grid", tabindex: 0, "aria-label": "trees", onscroll: draw }, head, space);
   put(main, h("h1", null, h("span", null, `trees of ${run}`)), form, count, list);
 
-  function options(name, label, values) {
+  function options(name, values) {
     const select = form.elements[name];
     const chosen = current.parameters.get(name) ?? "";
     const all = ["", ...values, ...(values.includes(chosen) || !chosen ? [] : [chosen])];
@@ -89,41 +90,49 @@ async function showTrees(main, parameters, signal) {
   function begin() {
     pages = new Map();
     at = 0;
+    generation++;
     list.scrollTop = 0;
-    return read(0);
+    return read();
   }
 
-  async function read(page, follow = false) {
-    const mine = follow ? generation : ++generation;
-    const wanted = current.parameters.get("at");
-    let answer;
+  /** A page of the list; nothing where the question has changed since. */
+  async function page(number, more) {
+    const mine = generation;
     try {
-      answer = await source.trees(run, { ...chosenFilters(), offset: page * PAGE, limit: PAGE, ...(wanted !== null && { at: wanted }) });
+      const answer = await source.trees(run, { ...chosenFilters(), offset: number * PAGE, limit: PAGE, ...more });
+      return mine === generation && !signal.aborted ? answer : null;
     } catch (error) {
       if (mine === generation && !signal.aborted) put(count, h("span", { class: "error", role: "alert" }, error.message));
-      return;
-    }
-    if (mine !== generation || signal.aborted) return;
-    const first = !pages.size;
-    if (answer.matching !== state.matching && current.parameters.get("order")) pages.clear(); // rows have moved
-    state = answer;
-    pages.set(page, answer.rows);
-    options("stage", "stage", answer.stages);
-    options("env", "environment", answer.envs);
-    options("cause", "cut short", answer.causes);
-    options("success", "success", ["all", "some", "mixed", "none"]);
-    if (first && wanted !== null && answer.place >= 0) at = answer.place;
-    list.setAttribute("aria-busy", String(!answer.complete));
-    space.style.height = `${answer.matching * ROW}px`;
-    const total = answer.complete ? plural(answer.known, "tree") : `${answer.known.toLocaleString("en")} read so far`;
-    put(count, visible(Object.keys(chosenFilters()).some((name) => name !== "order") ? `${answer.matching.toLocaleString("en")} of ${total}` : total));
-    if (first && at) reveal();
-    draw();
-    if (!answer.complete || (source.live && page === 0)) {
-      const later = setTimeout(() => read(sight()[0], true), answer.complete ? 4000 : 50);
-      signal.addEventListener("abort", () => clearTimeout(later), { once: true });
+      return null;
     }
   }
+  async function read() {
+    const number = sight()[0];
+    const wanted = current.parameters.get("at");
+    const answer = await page(number, wanted !== null && { at: wanted });
+    if (!answer) return;
+    const first = !pages.size;
+    if (answer.matching !== state.matching) pages.clear(); // rows have moved, or a page has filled
+    state = answer;
+    pages.set(number, answer.rows);
+    options("stage", answer.stages);
+    options("env", answer.envs);
+    options("cause", answer.causes);
+    options("success", ["all", "some", "mixed", "none"]);
+    list.setAttribute("aria-busy", String(!answer.complete));
+    space.style.height = `${answer.matching * ROW}px`;
+    if (first && wanted !== null && answer.place >= 0) {
+      at = answer.place;
+      reveal();
+    }
+    const total = answer.complete ? plural(answer.known, "tree") : `${answer.known.toLocaleString("en")} trees read so far`;
+    const filtered = Object.keys(chosenFilters()).some((name) => name !== "order");
+    put(count, filtered ? `${answer.matching.toLocaleString("en")} of ${total}` : total);
+    draw();
+    clearTimeout(later);
+    if (!answer.complete || source.live) later = setTimeout(read, answer.complete ? 4000 : 50);
+  }
+  signal.addEventListener("abort", () => clearTimeout(later));
   function sight() {
     const first = Math.max(0, Math.floor(list.scrollTop / ROW) - 4);
     const last = Math.min(state.matching, Math.ceil((list.scrollTop + list.clientHeight) / ROW) + 4);
@@ -133,12 +142,12 @@ async function showTrees(main, parameters, signal) {
     const [, first, last] = sight();
     const rows = [];
     for (let place = first; place < last; place++) {
-      const page = Math.floor(place / PAGE);
-      if (!pages.has(page)) {
-        pages.set(page, null);
-        ahead(page);
+      const number = Math.floor(place / PAGE);
+      if (!pages.has(number)) {
+        pages.set(number, null);
+        ahead(number);
       }
-      rows.push(drawn(place, pages.get(page)?.[place % PAGE]));
+      rows.push(drawn(place, rowAt(place)));
     }
     put(space, ...rows);
     list.setAttribute("aria-rowcount", state.matching + 1);
@@ -149,11 +158,10 @@ async function showTrees(main, parameters, signal) {
       button.parentElement.setAttribute("aria-sort", sorted ? (order.startsWith("-") ? "descending" : "ascending") : "none");
     }
   }
-  async function ahead(page) {
-    const mine = generation;
-    const answer = await source.trees(run, { ...chosenFilters(), offset: page * PAGE, limit: PAGE });
-    if (mine !== generation || signal.aborted) return;
-    pages.set(page, answer.rows);
+  async function ahead(number) {
+    const answer = await page(number);
+    if (!answer) return;
+    pages.set(number, answer.rows);
     draw();
   }
   function drawn(place, row) {
@@ -187,7 +195,7 @@ async function showTrees(main, parameters, signal) {
     const row = rowAt(at);
     if (row) keep({ at: row.number });
   }
-  await read(0);
+  await read();
   return {
     keys: {
       j: () => move(1),
