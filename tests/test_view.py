@@ -29,6 +29,7 @@ HOSTILE = (
     "\x1b[2J\x1b]0;owned\x07 \u202eevil\u202c \u2066x\u2069 javascript:alert(1)"
 )
 MANY = 10_000
+SOME = 1_000
 
 
 def node(parent: int, text: str, reward: float = 0.0, key: str = "", **fields: Any) -> Node:
@@ -103,7 +104,7 @@ def make_run(folder: Path, trees: list[tuple[RolloutTree, Mapping[str, Any]]], a
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three runs: one of branching trees, one of hostile ones, one of many."""
+    """Four runs: one of branching trees, one of hostile ones, one of a thousand small ones and one of ten thousand."""
     root = tmp_path_factory.mktemp("runs")
     improving: dict[str, Any] = {"stage": "improvement"}
     advantages = [[0.8, 0.8, 0.8], [-0.4, -0.4, -0.4], [-0.4, -0.4]]
@@ -130,6 +131,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     interval = {"mean": 0.5, "low": 0.4, "high": 0.6}
     first.summarize({"stages": {"trained": {"success": interval}}, "gain": interval})
     make_run(root / "deep" / "hostile", [(hostile(), {"stage": HOSTILE, "step": 0})], algorithm="gigpo")
+    make_run(root / "some", [(simple(n), {"stage": "trained", "step": n // 10}) for n in range(SOME)])
     make_run(root / "many", [(simple(n), {"stage": "trained", "step": n // 100}) for n in range(MANY)])
     return root
 
@@ -177,7 +179,7 @@ def whole(server: ViewServer, **question: Any) -> Any:
 
 def test_runs_are_found_wherever_they_lie_and_named_by_their_place(server: ViewServer) -> None:
     found = {run["name"]: run for run in ask(server, "runs")["runs"]}
-    assert list(found) == ["deep/hostile", "first", "many"]
+    assert list(found) == ["deep/hostile", "first", "many", "some"]
     assert found["first"]["algorithm"] == "grpo" and found["first"]["finished"]
     assert not found["many"]["finished"]
 
@@ -196,23 +198,22 @@ def test_pages_join_to_the_whole_list(server: ViewServer) -> None:
 @pytest.mark.parametrize(
     ("question", "expected"),
     [
-        ({"step": "3..4"}, lambda n: 300 <= n < 500),
-        ({"step": "99.."}, lambda n: n >= 9900),
+        ({"step": "3..4"}, lambda n: 30 <= n < 50),
+        ({"step": "99.."}, lambda n: n >= 990),
         ({"env": "treegym/Maze-v0"}, lambda n: n % 5 == 0),
         ({"returns": "0.5.."}, lambda n: n % 3 == 0),
-        ({"success": "none", "step": "0"}, lambda n: n % 3 and n < 100),
+        ({"success": "none", "step": "0"}, lambda n: n % 3 and n < 10),
         ({"success": "mixed"}, lambda n: False),
         ({"text": "ANSWER to go 77"}, lambda n: str(n).startswith("77")),
-        ({"text": "go 77", "env": "treegym/Maze-v0"}, lambda n: str(n).startswith("77") and n % 5 == 0),
+        ({"text": "go 7", "env": "treegym/Maze-v0"}, lambda n: str(n).startswith("7") and n % 5 == 0),
         ({"stage": "improvement"}, lambda n: False),
     ],
 )
 def test_filters_choose_trees(server: ViewServer, question: dict[str, str], expected: Any) -> None:
-    found = whole(server, run="many", **question, limit=0)
-    numbers = [n for n in range(MANY) if expected(n)]
+    found = whole(server, run="some", **question)
+    numbers = [n for n in range(SOME) if expected(n)]
     assert found["matching"] == len(numbers)
-    rows = ask(server, "trees", run="many", **question)["rows"]
-    assert [row["number"] for row in rows] == numbers[:1000]
+    assert [row["number"] for row in found["rows"]] == numbers
 
 
 def test_a_filter_of_causes_finds_what_was_cut_short(server: ViewServer) -> None:
@@ -220,19 +221,19 @@ def test_a_filter_of_causes_finds_what_was_cut_short(server: ViewServer) -> None
 
 
 def test_an_order_holds_over_all_pages_and_a_tree_is_found_in_it(server: ViewServer) -> None:
-    found = whole(server, run="many", order="-success", offset=3000, limit=1000, at=0)
-    assert [row["success"] for row in found["rows"]] == [1.0] * 334 + [0.0] * 666
+    found = whole(server, run="some", order="-success", offset=300, limit=100, at=0)
+    assert [row["success"] for row in found["rows"]] == [1.0] * 34 + [0.0] * 66
     assert found["place"] == 0
-    assert whole(server, run="many", order="success", at=0)["place"] == MANY - 3334
+    assert whole(server, run="some", order="success", at=0)["place"] == SOME - 334
 
 
 @pytest.mark.parametrize(
     ("path", "status"),
     [
-        ("/api/trees?run=many&step=x", 400),
-        ("/api/trees?run=many&success=maybe", 400),
-        ("/api/trees?run=many&order=labels", 400),
-        ("/api/trees?run=many&offset=-1", 400),
+        ("/api/trees?run=some&step=x", 400),
+        ("/api/trees?run=some&success=maybe", 400),
+        ("/api/trees?run=some&order=labels", 400),
+        ("/api/trees?run=some&offset=-1", 400),
         ("/api/trees?run=nowhere", 404),
         ("/api/trees?run=../../etc", 404),
         ("/api/tree?run=first&tree=99", 404),
@@ -382,6 +383,7 @@ def test_an_export_holds_the_trees_that_pass_and_nothing_that_ends_its_data(
     assert {run: list(numbers) for run, numbers in trees.items()} == {
         "first": ["0", "1"],
         "many": ["0", "3"],
+        "some": ["0", "3"],
         "deep/hostile": ["0"],
     }
     assert not re.search(r'(src|href)="(?!data:)', page)
@@ -563,20 +565,29 @@ def test_a_list_of_many_trees_draws_what_is_in_sight(visitor: Visitor, server: V
 
 
 def test_filters_narrow_the_list_and_stand_in_the_address(visitor: Visitor, server: ViewServer) -> None:
-    visitor.goto(f"{server.url}#trees?run=many")
+    visitor.goto(f"{server.url}#trees?run=some")
     visitor.press("/")
     visitor.page.keyboard.type("go 77")
-    visitor.page.wait_for_selector(".count:has-text('111 of 10,000 trees')")
+    visitor.page.wait_for_selector(".count:has-text('11 of 1,000 trees')")
     visitor.page.select_option("select[name=success]", "all")
-    visitor.page.wait_for_selector(".count:has-text('36 of 10,000 trees')")
-    visitor.page.fill("input[name=step]", "70..")
-    visitor.page.wait_for_selector(".count:has-text('33 of 10,000 trees')")
-    assert visitor.hash() == {"view": "trees", "run": "many", "text": "go 77", "success": "all", "step": "70.."}
+    visitor.page.wait_for_selector(".count:has-text('3 of 1,000 trees')")  # 771, 774, 777
+    visitor.page.fill("input[name=step]", "77..")
+    visitor.page.fill("input[name=returns]", "..1")
+    visitor.settle()
+    assert visitor.page.locator(".space .row .c-number").all_inner_texts() == ["771", "774", "777"]
     visitor.page.fill("input[name=step]", "7x")
     visitor.page.wait_for_selector("[role=alert]:has-text(\"LOW..HIGH, got '7x'\")")
+    assert visitor.hash() == {
+        "view": "trees",
+        "run": "some",
+        "text": "go 77",
+        "success": "all",
+        "step": "7x",
+        "returns": "..1",
+    }
     visitor.troubles.clear()  # the browser notes the refusal
     visitor.page.click("text=clear")
-    visitor.page.wait_for_selector(".count:text-is('10,000 trees')")
+    visitor.page.wait_for_selector(".count:text-is('1,000 trees')")
     visitor.page.click(".head button[data-order=success]")
     visitor.page.wait_for_selector("[aria-sort=descending] >> text=success")
     visitor.page.wait_for_selector(".row.at:has-text('100%')")
@@ -585,8 +596,8 @@ def test_filters_narrow_the_list_and_stand_in_the_address(visitor: Visitor, serv
 @pytest.mark.parametrize(
     "address",
     [
-        "#runs?run=first&with=many",
-        "#trees?run=many&step=3..8&order=-success&at=306",
+        "#runs?run=first&with=some",
+        "#trees?run=some&step=3..8&order=-success&at=36",
         "#tree?run=first&tree=0&node=3",
         "#tree?run=first&tree=0&node=3&labels=off",
         "#episode?run=first&tree=0&rollout=1&turn=2&shade=off",
@@ -687,14 +698,17 @@ def test_the_policy_of_a_page_runs_no_planted_script(
 
 def test_an_exported_file_works_without_a_server(visitor: Visitor, runs: Path, tmp_path: Path) -> None:
     shelf = shelf_of(runs)
-    picked = {"first": shelf.volume("first").numbers(Filter()), "many": shelf.volume("many").numbers(Filter(step="3"))}
+    picked = {
+        "first": shelf.volume("first").numbers(Filter()),
+        "some": shelf.volume("some").numbers(Filter(step="30..39")),
+    }
     file = tmp_path / "some file.html"
     file.write_text(exported(shelf, picked), encoding="utf-8")
-    visitor.goto(f"{file.as_uri()}#trees?run=many&success=all&order=-number")
+    visitor.goto(f"{file.as_uri()}#trees?run=some&success=all&order=-number")
     assert visitor.text(".count") == "34 of 100 trees"
     visitor.press("j", "Enter")
-    assert "task 396" in visitor.text(".panel") or "task 39" in visitor.text(".panel")
-    visitor.goto(f"{file.as_uri()}#trees?run=many&text=GO 37")
+    assert "task 396" in visitor.text(".panel")
+    visitor.goto(f"{file.as_uri()}#trees?run=some&text=GO 37")
     assert visitor.text(".count") == "10 of 100 trees"
     visitor.goto(f"{file.as_uri()}#tree?run=first&tree=0")
     visitor.press("l", "l", "Enter")
