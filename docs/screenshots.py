@@ -31,6 +31,7 @@ def main(runs: Path) -> None:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=BROWSER)
         for name, (address, theme, height) in PAGES.items():
             page = browser.new_page(viewport={"width": 1280, "height": height}, color_scheme=theme)
+            page.set_default_timeout(120_000)  # ms
             page.goto(server.url + address)
             page.wait_for_selector("main[aria-busy=false]:not(:has([aria-busy=true]))")
             page.screenshot(path=IMAGES / f"{name}.png")
