@@ -18,6 +18,7 @@ from rich.table import Table
 from .errors import ScenarioError
 from .runs import runs_app
 from .terminal import UsageError, console, say
+from .view import view_command
 
 app = typer.Typer(
     help="Train language models in multi-turn text environments with tools.",
@@ -28,6 +29,7 @@ app = typer.Typer(
 models_app = typer.Typer(help="The models that treegym knows by name.", invoke_without_command=True)
 app.add_typer(models_app, name="models")
 app.add_typer(runs_app, name="runs")
+app.command("view")(view_command)
 
 Changes = Annotated[
     list[str] | None,

@@ -32,7 +32,8 @@ def test_every_data_file_is_installed() -> None:
         source = ROOT / SETUPTOOLS["package-dir"][package]
         [installed] = importlib.import_module(package).__path__
         for pattern in patterns:
-            assert [p.name for p in source.glob(pattern) if not (Path(installed) / p.name).is_file()] == []
+            files = [path.relative_to(source) for path in source.glob(pattern)]
+            assert [path for path in files if not (Path(installed) / path).is_file()] == []
 
 
 def test_package_data_covers_every_other_file() -> None:

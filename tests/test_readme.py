@@ -63,7 +63,9 @@ def test_the_training_page_s_parts_are_parts(tmp_path: Path) -> None:
     assert algorithm.loss == WithKL(ClippedLoss(clip_high=0.28))
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/training.md", "docs/environments.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "docs/training.md", "docs/environments.md", "docs/episodes.md"]
+)
 def test_links_lead_somewhere(page: str) -> None:
     for target in re.findall(r"\]\((?!https?://)([^)#]+)", (ROOT / page).read_text(encoding="utf-8")):
         assert ((ROOT / page).parent / target).exists(), target

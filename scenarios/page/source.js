@@ -1,0 +1,125 @@
+"use strict";
+// Where the runs come from: the server, or the data in this file.
+
+const FILTERS = ["stage", "step", "env", "returns", "success", "cause", "text", "order"];
+
+async function ask(path, parameters) {
+  const answer = await fetch(`api/${path}?${new URLSearchParams(parameters)}`);
+  const content = await answer.json();
+  if (!answer.ok) throw new Error(content.error);
+  return content;
+}
+
+const server = {
+  live: true,
+  runs: () => ask("runs", {}),
+  curves: (run) => ask("curves", { run }),
+  trees: (run, question) => ask("trees", { run, ...question }),
+  tree: (run, tree) => ask("tree", { run, tree }),
+};
+
+/** The same answers from what an exported file holds. */
+function exported(data) {
+  const held = (content, what) => {
+    if (content === undefined) throw new Error(`this file does not hold ${what}`);
+    return content;
+  };
+  return {
+    live: false,
+    runs: async () => ({ title: data.title, runs: data.runs }),
+    curves: async (run) => held(data.curves[run], `the run ${run}`),
+    tree: async (run, tree) => held(data.trees[run]?.[tree], `tree ${tree} of ${run}`),
+    trees: async (run, question) => {
+      const rows = held(data.rows[run], `the run ${run}`);
+      const matching = rows.filter((row) => passes(row, question) && holds(data.trees[run][row.number], question.text));
+      const key = (question.order ?? "").replace("-", "");
+      const way = (question.order ?? "").startsWith("-") ? -1 : 1;
+      if (key) matching.sort((a, b) => way * ((a[key] ?? -Infinity) - (b[key] ?? -Infinity)));
+      const offset = Number(question.offset ?? 0);
+      const names = (values) => [...new Set(values)].sort();
+      return {
+        known: rows.length,
+        complete: true,
+        matching: matching.length,
+        offset,
+        place: matching.findIndex((row) => String(row.number) === question.at),
+        rows: matching.slice(offset, offset + Number(question.limit ?? 1000)),
+        stages: names(rows.map((row) => String(row.stage ?? ""))),
+        envs: names(rows.map((row) => row.env)),
+        causes: names(rows.flatMap((row) => Object.keys(row.causes))),
+      };
+    },
+  };
+}
+
+function span(name, text) {
+  const [low, high = low] = (text ?? "").includes("..") ? text.split("..", 2) : [text || "", text || ""];
+  const ends = [low.trim() ? Number(low) : -Infinity, high.trim() ? Number(high) : Infinity];
+  if (ends.some(Number.isNaN)) throw new Error(`${name}: a number or LOW..HIGH, got '${text}'`);
+  return ends;
+}
+
+function passes(row, question) {
+  const within = (value, [low, high]) => low <= value && value <= high;
+  const share = row.success;
+  const success = { all: share >= 1, some: share > 0, mixed: share > 0 && share < 1, none: share <= 0 };
+  return (
+    (!question.stage || question.stage === String(row.stage ?? "")) &&
+    (!question.env || question.env === row.env) &&
+    (!question.step || within(Number(row.step ?? -1), span("step", question.step))) &&
+    within(row.mean_return, span("returns", question.returns)) &&
+    (!question.success || (share !== null && success[question.success])) &&
+    (!question.cause || question.cause in row.causes)
+  );
+}
+
+function holds(tree, text) {
+  if (!text) return true;
+  const texts = [tree.messages, ...tree.nodes.map((node) => node.messages)].flat().map((message) => message.text);
+  return [...texts, ...tree.nodes.map((node) => node.text)].some((each) =>
+    each.toLowerCase().includes(text.toLowerCase()),
+  );
+}
+
+const held = document.getElementById("data");
+const source = held ? exported(JSON.parse(held.textContent)) : server;
+
+const lastTrees = new Map(); // of the last questions, which the tree, its episodes and comparisons share
+async function readTree(run, number) {
+  const key = `${number} ${run}`;
+  if (!lastTrees.has(key)) {
+    const tree = await source.tree(run, number);
+    tree.paths = tree.leaves.map((leaf) => pathTo(tree, leaf));
+    tree.turns = tree.nodes.map((_, node) => pathTo(tree, node).length);
+    tree.advantages = tree.labels.advantages ?? null; // [rollout][turn]
+    lastTrees.set(key, tree);
+    if (lastTrees.size > 6) lastTrees.delete(lastTrees.keys().next().value);
+  }
+  return lastTrees.get(key);
+}
+
+function pathTo(tree, node) {
+  const path = [];
+  for (let at = node; at >= 0; at = tree.nodes[at].parent) path.unshift(at);
+  return path;
+}
+
+/** The rollout that did best: one that succeeded, then the highest return, then the first. */
+function winner(tree) {
+  const rank = (rollout) => (tree.succeeded?.[rollout] ? 1e9 : 0) + tree.returns[rollout];
+  return tree.leaves.reduce((best, _, rollout) => (rank(rollout) > rank(best) ? rollout : best), 0);
+}
+
+/** How unsure the policy was of an action, token by token: its entropies, or the surprise of what it sampled. */
+function unsureness(node) {
+  if (node.entropies.length) return { name: "entropy", values: node.entropies };
+  return { name: "surprise", values: node.logprobs.map((logprob) => -logprob) };
+}
+
+/** How a rollout ended, in words. */
+function ending(tree, rollout) {
+  const last = tree.nodes[tree.leaves[rollout]];
+  if (last.truncated) return String(last.info.cause ?? "truncated");
+  if (tree.succeeded) return tree.succeeded[rollout] ? "success" : "failed";
+  return last.terminated ? "terminated" : "open";
+}
