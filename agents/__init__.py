@@ -1,12 +1,14 @@
 """Policies, rollout trees and the engine that grows them."""
 
+from .answer import LENIENT, STRICT, Answer, Comparison, Difference, ReplayMismatch
 from .attention import bring_attention, causal_mask, grouped_attention, tree_logits
 from .chat import ChatRenderer
 from .evaluate import Evaluation, Interval, paired_difference, succeeded
 from .forward import is_plain_llama, native_dtype, rotate
 from .lora import add_lora, merged_state
 from .policy import Completion, Context, Policy, Sample, Sampling, derive_seed
-from .rollout import GrowingTree, ReplayMismatch, Turn, grow_trees
+from .replay import Continuation, Divergence, Episode, OutsideSource, RewardTerm, played, rescore, verify
+from .rollout import GrowingTree, Turn, grow_trees
 from .sampler import TransformersPolicy
 from .scripted import ScriptedPolicy
 from .store import EpisodeStore, TreeSummary, append_line, read_lines
@@ -22,22 +24,32 @@ from .strategies import (
 from .tree import ROOT, Cost, Node, RolloutTree
 
 __all__ = [
+    "LENIENT",
     "ROOT",
+    "STRICT",
+    "Answer",
     "Budgeted",
     "Chains",
     "ChatRenderer",
+    "Comparison",
     "Completion",
     "Context",
+    "Continuation",
     "Cost",
+    "Difference",
+    "Divergence",
     "EntropyBranching",
+    "Episode",
     "EpisodeStore",
     "Evaluation",
     "FollowOracle",
     "GrowingTree",
     "Interval",
     "Node",
+    "OutsideSource",
     "Policy",
     "ReplayMismatch",
+    "RewardTerm",
     "RolloutStrategy",
     "RolloutTree",
     "Sample",
@@ -59,8 +71,11 @@ __all__ = [
     "native_dtype",
     "normalized_entropy",
     "paired_difference",
+    "played",
     "read_lines",
+    "rescore",
     "rotate",
     "succeeded",
     "tree_logits",
+    "verify",
 ]

@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .errors import ScenarioError
+from .replay import replay_command
 from .terminal import UsageError, console, say
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 models_app = typer.Typer(help="The models that treegym knows by name.", invoke_without_command=True)
 app.add_typer(models_app, name="models")
+app.command("replay")(replay_command)
 
 Changes = Annotated[
     list[str] | None,

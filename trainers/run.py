@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ..agents import EpisodeStore, append_line, read_lines
+from ..tools import Cassette
 
 
 @dataclass(slots=True)
@@ -29,6 +30,7 @@ class Progress:
 class Run:
     """scenario.yaml, metrics.jsonl, trees.jsonl, checkpoints/, model/ and summary.json in one directory.
 
+    Where an environment reads from outside, cassette.jsonl holds what it was answered.
     Where TensorBoard is installed, tensorboard/ shows the numbers of metrics.jsonl; `close` completes it.
     """
 
@@ -36,6 +38,7 @@ class Run:
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
         self.trees = EpisodeStore(path / "trees.jsonl")
+        self.cassette = Cassette(path / "cassette.jsonl")
         self._metrics = path / "metrics.jsonl"
         self._checkpoints = path / "checkpoints"
         self._board: Board | None = None
