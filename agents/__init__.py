@@ -1,13 +1,13 @@
 """Policies, rollout trees and the engine that grows them."""
 
-from .answer import LENIENT, STRICT, Answer, Comparison, Difference, ReplayMismatch
+from .answer import LENIENT, STRICT, Answer, Comparison, Difference, OutsideSource, ReplayMismatch
 from .attention import bring_attention, causal_mask, grouped_attention, tree_logits
 from .chat import ChatRenderer
 from .evaluate import Evaluation, Interval, paired_difference, succeeded
 from .forward import is_plain_llama, native_dtype, rotate
 from .lora import add_lora, merged_state
 from .policy import Completion, Context, Policy, Sample, Sampling, derive_seed
-from .replay import Continuation, Divergence, Episode, OutsideSource, RewardTerm, played, rescore, verify
+from .replay import Continuation, Divergence, Episode, RewardTerm, played, rescore, verify
 from .rollout import GrowingTree, Turn, grow_trees
 from .sampler import TransformersPolicy
 from .scripted import ScriptedPolicy

@@ -21,6 +21,10 @@ class ReplayMismatch(RuntimeError):
     """An environment that was played again answered otherwise than the first time."""
 
 
+class OutsideSource(RuntimeError):
+    """A tree that cannot be played again, for its environment reads from outside and there is no tape."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What reset or step gave; its fields are also those of a node."""
@@ -111,12 +115,17 @@ def answer_of(recorded: Node | RolloutTree) -> Answer:
     return Answer(**{name: getattr(recorded, name) for name in STRICT.fields})
 
 
-def open_task(task: Task, cassette: Cassette | None = None) -> tuple[TextEnv, Answer]:
-    """Makes and resets the environment, which takes the answers of outside sources from the cassette."""
+def open_task(task: Task, cassette: Cassette | None = None, *, sealed: bool = False) -> tuple[TextEnv, Answer]:
+    """Makes and resets the environment, which takes the answers of outside sources from the cassette.
+
+    OutsideSource where it is `sealed` and would read from one without.
+    """
     env = task.make()
     with closed_on_error(env):
         if cassette:
             env.tape(cassette)
+        if sealed and env.outside:
+            raise OutsideSource(f"{task.env} reads from {', '.join(env.outside)}, and there is no tape")
         observation, info = env.reset(seed=task.seed, options=dict(task.options))
         return env, Answer(_messages(observation, info), env.state_key(), _rest(info))
 

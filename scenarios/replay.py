@@ -26,6 +26,7 @@ from .terminal import UsageError, console, say
 
 if TYPE_CHECKING:
     from ..agents import Divergence, Episode, RewardTerm, RolloutTree
+    from ..tools import Cassette
     from ..trainers import Run
 
 SHOWN = 20  # numbers of trees that a list names
@@ -93,7 +94,7 @@ def replay_command(
     number, rollout = _parse(episode, run)
     labels, tree = _read(run, number, rollout)
     if turn is None or policy is None:
-        return _show(tree, number, rollout, labels)
+        return _show(run, tree, number, rollout, labels)
     raise typer.Exit(_continue(run, tree, (number, rollout), turn, policy, n, out))
 
 
@@ -152,10 +153,17 @@ def _new_run(out: Path, source: Run) -> Run:
     return run
 
 
+def _tape(run: Run) -> Cassette | None:
+    """What the run's environments were answered from outside, to be played."""
+    from ..tools import Cassette
+
+    return Cassette(run.cassette.path, "play") if run.cassette.path.exists() else None
+
+
 # showing
 
 
-def _show(tree: RolloutTree, number: int, rollout: int | None, labels: Mapping[str, Any]) -> None:
+def _show(run: Run, tree: RolloutTree, number: int, rollout: int | None, labels: Mapping[str, Any]) -> None:
     task = tree.task
     told = ", ".join(f"{name} {value}" for name, value in labels.items())
     say(f"tree {number}: {task.env}, seed {task.seed}, {json.dumps(dict(task.options))}; {told}")
@@ -164,7 +172,7 @@ def _show(tree: RolloutTree, number: int, rollout: int | None, labels: Mapping[s
             end = tree.nodes[path[-1]]
             why = "answered" if end.terminated else str(end.info.get("cause", "not ended"))
             say(f"  {number}.{which}: return {tree.returns[which]:.2f}, {len(path)} turns, {why}")
-        say(f"treegym replay RUN {number}.0 shows the first of them")
+        say(f"treegym replay {run.path} {number}.0 shows the first of them")
         return
     _header("prompt", "")
     _messages(tree.messages)
@@ -199,9 +207,9 @@ def _verify(run: Run, episode: str | None, *, strict: bool) -> int:
     import gymnasium
 
     from ..agents import LENIENT, STRICT, OutsideSource, verify
-    from ..tools import Cassette, NotOnTape
+    from ..tools import NotOnTape
 
-    cassette = Cassette(run.cassette.path, "play") if run.cassette.path.exists() else None
+    cassette = _tape(run)
     rollout = _parse(episode, run)[1] if episode else None
     trees = turns = 0
     differing: list[int] = []
@@ -247,7 +255,8 @@ def _show_divergence(number: int, tree: RolloutTree, found: Divergence) -> None:
 def _rescore(
     run: Run, episode: str | None, functions: list[str], weighted: list[str], *, live: bool, out: Path | None
 ) -> None:
-    from ..agents import ReplayMismatch, paired_difference, rescore
+    from ..agents import OutsideSource, ReplayMismatch, paired_difference, rescore
+    from ..tools import NotOnTape
 
     terms = [_term(function) for function in functions]
     weights = _weights(weighted, run, terms)
@@ -256,23 +265,22 @@ def _rescore(
     new: list[RolloutTree] = []
     for number, labels, tree in _chosen(run, episode, "scoring"):
         try:
-            scored = rescore(tree, terms, weights, live=live, cassette=run.cassette)
-        except ReplayMismatch as error:
+            scored = rescore(tree, terms, weights, live=live, cassette=_tape(run))
+        except (ReplayMismatch, OutsideSource, NotOnTape) as error:
             raise UsageError(f"tree {number} cannot be played again: {error}") from error
         if new_run:
             new_run.trees.append(scored, **{**labels, "rescored": [term.name for term in terms]})
         old.append(tree)
         new.append(scored)
-    table = Table("mean of an episode", "recorded", "new", "difference (95%, paired by tree)")
+    table = Table("mean of the trees", "recorded", "new", "difference (95%, paired)")
     rows = [("return", [t.returns for t in old], [t.returns for t in new])]
     rows += [(term.name, [t.term(term.name) for t in old], [t.term(term.name) for t in new]) for term in terms]
     for name, before, now in rows:
-        pairs = [[fmean(values) for values in side] for side in (now, before)]
-        change = paired_difference(*pairs)
-        known = name == "return" or any(name in node.reward_terms for tree in old for node in tree.nodes)
-        text = f"{change.mean:+.3f} ({change.low:+.3f} … {change.high:+.3f})"
-        recorded = f"{fmean(x for values in before for x in values):.3f}" if known else "-"
-        table.add_row(escape(name), recorded, f"{fmean(x for v in now for x in v):.3f}", text if known else "-")
+        was, is_ = ([fmean(values) for values in side] for side in (before, now))  # of each tree
+        cells = [f"{fmean(was):.3f}", "{:+.3f} ({:+.3f} … {:+.3f})".format(*paired_difference(is_, was))]
+        if name != "return" and not any(name in node.reward_terms for tree in old for node in tree.nodes):
+            cells = ["-", "-"]
+        table.add_row(escape(name), cells[0], f"{fmean(is_):.3f}", cells[1])
     console.print(table)
     for term in terms:
         values = [node.reward_terms[term.name] for tree in new for node in tree.nodes]
@@ -412,10 +420,11 @@ def _show_continuation(
     console.print(table)
     wins = succeeded(grown, success)
     mean, share = bootstrap(grown.returns), wilson(sum(wins), len(wins))
-    say(
-        f"{len(wins)} from turn {turn} on: return {mean.mean:.2f} (95%: {mean.low:.2f} … {mean.high:.2f}), "
-        f"{success} {share.mean:.0%} (95%: {share.low:.0%} … {share.high:.0%})"
-    )
+    if len(wins) > 1:
+        say(
+            f"{len(wins)} from turn {turn} on: return {mean.mean:.2f} (95%: {mean.low:.2f} … {mean.high:.2f}), "
+            f"{success} {share.mean:.0%} (95%: {share.low:.0%} … {share.high:.0%})"
+        )
     kept = zip(tree.paths[rollout][:turn], grown.paths[0], strict=False)
     tokens = (
         (of.nodes[i].action.token_ids, of.nodes[i].observation)
