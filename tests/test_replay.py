@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import gymnasium
 import pytest
@@ -34,6 +36,7 @@ from treegym.agents import (
 )
 from treegym.agents.nano import build_nano
 from treegym.envs import Message, Task, TextEnv
+from treegym.scenarios import load_scenario, train
 from treegym.scenarios.cli import main
 
 pytestmark = pytest.mark.filterwarnings("ignore:the sandbox 'local'")
@@ -66,8 +69,8 @@ def grow(
 
 @pytest.fixture(scope="module")
 def recorded(renderer: ChatRenderer) -> dict[str, list[RolloutTree]]:
-    """Three trees of each environment."""
-    return {env: grow(renderer, tasks(env, 3)) for env in ENVS}
+    """Two trees of each environment."""
+    return {env: grow(renderer, tasks(env, 2)) for env in ENVS}
 
 
 @pytest.fixture(params=["fork", "replay"])
@@ -428,10 +431,14 @@ def test_verifying_says_what_is_not_as_recorded(
     assert command(capsys, str(run), "1.0", "--verify")[0] == 1
 
 
-class AwayEnv(KINDS[LOOKUP]):  # type: ignore[misc]
-    """Reads from outside."""
+class AwayEnv(KINDS[LOOKUP]):  # type: ignore[misc, valid-type]
+    """Reads from outside, where the weather is never the same."""
 
     sources = ("the weather",)
+    weather = itertools.count()
+
+    def begin(self, options: Any) -> str:
+        return f"{super().begin(options)} Weather {self.consult('the weather', 'today', self.weather.__next__)}."
 
 
 gymnasium.register("tests/Away-v0", AwayEnv)
@@ -448,6 +455,23 @@ def test_what_cannot_be_verified_is_named(
     assert status == 1
     assert "not verified, 1 tree (3): tests/Away-v0: tests/Away-v0 reads from the weather, and there is no tape" in said
     assert "not verified, 1 tree (4): tests/Nowhere-v0" in said and "3 of 5 trees are as recorded" in said
+
+
+def test_a_run_keeps_what_was_read_from_outside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, out = tmp_path / "away.yaml", tmp_path / "run"
+    file.write_text(
+        SCENARIO.replace("treegym/Lookup-v0", "tests/Away-v0") + "algorithm: {parameters: {n: 2}}\n"
+        "warmup: {demonstrations: 2}\nimprovement: {steps: 1, tasks_per_step: 2}\nheldout: {tasks: 2}\n"
+    )
+    train(load_scenario(file), out)
+    capsys.readouterr()
+    monkeypatch.setattr(AwayEnv, "weather", iter(()))
+    assert command(capsys, str(out), "--verify")[:2] == (0, ANY)
+    (out / "cassette.jsonl").unlink()
+    status, said, _ = command(capsys, str(out), "--verify")
+    assert status == 1 and "reads from the weather, and there is no tape" in said and "0 of" in said
 
 
 def test_new_rewards_are_compared_and_stored(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -102,8 +102,13 @@ def test_a_source_with_a_state_is_asked_after_all_before(path: Path) -> None:
     other = trunk.fork()
     assert [trunk.ask("game", move, source, stateful=True) for move in "lr"] == [0, 1]
     assert [other.ask("game", move, source, stateful=True) for move in "rr"] == [2, 3]  # r after r is not r after l
+    heard: list[str] = []
+    late = Playhead(Cassette(path))
+    for move, answer in (("l", 0), ("r", 1), ("l", "new")):  # the tape's answers; the source hears all the same
+        assert late.ask("game", move, lambda move=move: heard.append(move) or "new", stateful=True) == answer
+    assert heard == ["l", "r", "l"]
     again = Playhead(Cassette(path, "play"))
-    assert [again.ask("game", move, pytest.fail, stateful=True) for move in "lr"] == [0, 1]
+    assert [again.ask("game", move, pytest.fail, stateful=True) for move in "lrl"] == [0, 1, "new"]
 
 
 def test_threads_ask_each_question_once(path: Path) -> None:

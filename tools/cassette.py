@@ -89,7 +89,8 @@ class Playhead:
     """Where one branch of an episode stands on a cassette.
 
     Equal questions are told apart by how often the branch has asked them before, so the branches of a tree may ask in
-    any order. A source that keeps a state is asked after all that the branch has asked of it before.
+    any order. Those to a source that keeps a state are told apart by all that the branch has asked of it before; it is
+    asked also what the tape holds, but in play mode.
     """
 
     def __init__(self, cassette: Cassette, episode: str = "") -> None:
@@ -107,7 +108,11 @@ class Playhead:
         text = json.dumps([source, question], sort_keys=True)
         before: int | str = self._history.get(source, "") if stateful else self._asked.get(text, 0)
         full = {"episode": self.episode, "source": source, "question": question, "before": before}
-        answer = self.cassette.answer(full, ask)
+        if stateful and self.cassette.mode != "play":  # it has to hear what it will be asked after
+            heard = ask()
+            answer = self.cassette.answer(full, lambda: heard)
+        else:
+            answer = self.cassette.answer(full, ask)
         if stateful:
             self._history[source] = hashlib.blake2b(f"{before}{text}".encode(), digest_size=8).hexdigest()
         else:
