@@ -9,7 +9,18 @@ from typing import Literal
 
 from ..envs import Message, Task, TextEnv
 from ..tools import Cassette
-from .answer import STATE, STRICT, Answer, Comparison, Difference, ReplayMismatch, act, answer_of, open_task
+from .answer import (
+    STATE,
+    STRICT,
+    Answer,
+    Comparison,
+    Difference,
+    ReplayMismatch,
+    act,
+    answer_of,
+    closed_on_error,
+    open_task,
+)
 from .policy import Completion, Context, Sample
 from .rollout import CUTS, GrowingTree, Turn
 from .strategies import follow_oracle
@@ -91,8 +102,9 @@ def _taken(
     if parent in held:
         return held[parent].fork()
     env, _ = open_task(tree.task, cassette)
-    for number in tree.path(parent):
-        env.step(tree.nodes[number].action.text)
+    with closed_on_error(env):
+        for number in tree.path(parent):
+            env.step(tree.nodes[number].action.text)
     return env
 
 

@@ -3,7 +3,8 @@
 python benchmarks/verify.py    # some ten minutes on a quiet core
 
 The trees are those of tests/wander.py: experts' turns, nonsense and broken calls, branching anywhere. In one of ten
-trees one word of one observation is then changed; the replay has to find it and to name the turn.
+trees one word of one recorded observation is then changed; the replay has to find it and to name rollout, turn and
+field. (tests/test_replay.py changes the environments instead.)
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def measure(env: str, trees: int, renderer: ChatRenderer) -> Count:
             count.first += [f"{env}, seed {tree.task.seed}, {found[0]}"] if found else []
             if count.trees % PLANTED == 0:
                 number = dice.choice([i for i, node in enumerate(tree.nodes) if node.messages[0].text])
-                [divergence] = verify(changed(tree, number)) or [None]
+                divergence = next(iter(verify(changed(tree, number))), None)
                 count.planted += 1
                 rollout = next(rollout for rollout, path in enumerate(tree.paths) if number in path)
                 named = divergence and (divergence.rollout, divergence.turn, divergence.difference.field)
