@@ -1,5 +1,6 @@
 """Policies, rollout trees and the engine that grows them."""
 
+from .answer import LENIENT, STRICT, Answer, Comparison, Difference, OutsideSource, ReplayMismatch
 from .attention import bring_attention, causal_mask, grouped_attention, tree_logits
 from .chat import ChatRenderer
 from .evaluate import Evaluation, Interval, paired_difference, succeeded
@@ -9,7 +10,8 @@ from .index import Range, TreeSummary, Where
 from .lora import add_lora, merged_state
 from .policy import Completion, Context, Policy, Sample, Sampling, derive_seed
 from .records import Record
-from .rollout import GrowingTree, ReplayMismatch, Turn, grow_trees
+from .replay import Continuation, Divergence, Episode, RewardTerm, played, rescore, verify
+from .rollout import GrowingTree, Turn, grow_trees
 from .salvage import migrate, salvage
 from .sampler import TransformersPolicy
 from .scripted import ScriptedPolicy
@@ -26,15 +28,23 @@ from .strategies import (
 from .tree import ROOT, Cost, Node, RolloutTree
 
 __all__ = [
+    "LENIENT",
     "ROOT",
+    "STRICT",
+    "Answer",
     "Budgeted",
     "Chains",
     "ChatRenderer",
+    "Comparison",
     "Completion",
     "Context",
+    "Continuation",
     "Cost",
     "DamagedStore",
+    "Difference",
+    "Divergence",
     "EntropyBranching",
+    "Episode",
     "EpisodeStore",
     "Evaluation",
     "FollowOracle",
@@ -42,10 +52,12 @@ __all__ = [
     "Interval",
     "Loss",
     "Node",
+    "OutsideSource",
     "Policy",
     "Range",
     "Record",
     "ReplayMismatch",
+    "RewardTerm",
     "RolloutStrategy",
     "RolloutTree",
     "Sample",
@@ -71,9 +83,12 @@ __all__ = [
     "native_dtype",
     "normalized_entropy",
     "paired_difference",
+    "played",
     "read_lines",
+    "rescore",
     "rotate",
     "salvage",
     "succeeded",
     "tree_logits",
+    "verify",
 ]

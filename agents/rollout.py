@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import copy
 import os
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..envs import Message, Task, TextEnv
+from ..envs import Task, TextEnv
+from ..tools import Cassette
+from .answer import STATE, Answer, ReplayMismatch, act, answer_of, closed_on_error, open_task
 from .chat import ChatRenderer
 from .policy import Completion, Context, Policy, Sample, Sampling, derive_seed
 from .tree import ROOT, Cost, Node, RolloutTree, tool_results
@@ -20,11 +21,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_CHAT = ("messages", "reward_terms")  # keys of info that have a field of their own
-
-
-class ReplayMismatch(RuntimeError):
-    """An environment that was played again answered otherwise than the first time."""
+CUTS = ("context length", "call limit")  # causes for which the engine ends an episode that could go on
 
 
 @dataclass(slots=True, eq=False)
@@ -52,18 +49,26 @@ class GrowingTree:
     """What a rollout strategy works on: it extends turns and ends with rollouts."""
 
     def __init__(
-        self, task: Task, prompt: Prompt, policy: Policy, renderer: ChatRenderer, sampling: Sampling, seed: int
-    ):
+        self,
+        task: Task,
+        prompt: Prompt,
+        policy: Policy,
+        renderer: ChatRenderer,
+        sampling: Sampling,
+        seed: int,
+        cassette: Cassette | None = None,
+    ) -> None:
         self.task = task
         self.root = Turn(prompt.context, prompt.env)
         self.rollouts: dict[int, Turn] = {}  # by number; the leaves of the finished tree, in this order
         self.origins: dict[int, int] = {}  # of each of them
         self.cost = Cost(prefill_tokens=prompt.context.length)
-        self._prompt = prompt
+        self.prompt = prompt
         self._policy = policy
         self.renderer = renderer
         self._sampling = sampling
         self._seed = seed
+        self._cassette = cassette
 
     async def together(self, *branches: Awaitable[T]) -> list[T]:
         """Runs branches side by side; what they give, in their order."""
@@ -157,23 +162,18 @@ class GrowingTree:
 
     def _replay(self, turn: Turn) -> TextEnv:
         """Plays a fresh environment up to a turn. ReplayMismatch where it answers otherwise than the first time."""
-        env, messages, _ = open_task(self.task)
+        env, answer = open_task(self.task, self._cassette)
         with closed_on_error(env):
-            self._compare(0, (messages, env.state_key()), (self._prompt.messages, self._prompt.state_key))
+            self._compare(0, self.prompt.answer, answer)
             for depth, past in enumerate(_path(turn)[1:], start=1):
                 assert past.node is not None
-                observation, _, _, _, info = env.step(past.node.action.text)
-                found = messages_of(observation, info), env.state_key()
-                self._compare(depth, found, (past.node.messages, past.node.state_key))
+                self._compare(depth, answer_of(past.node), act(env, past.node.action.text))
         return env
 
-    def _compare(self, depth: int, found: tuple[object, str], recorded: tuple[object, str]) -> None:
-        for what, now, before in zip(("messages", "state key"), found, recorded, strict=True):
-            if now != before:
-                raise ReplayMismatch(
-                    f"{self.task.env}, seed {self.task.seed}, turn {depth}: the replay's {what} differ from the "
-                    f"recorded ones\nrecorded: {before}\nreplayed: {now}"
-                )
+    def _compare(self, depth: int, recorded: Answer, replayed: Answer) -> None:
+        if difference := STATE.first(recorded, replayed):
+            place = f"{self.task.env}, seed {self.task.seed}, turn {depth}"
+            raise ReplayMismatch(f"{place}: the replay's {difference}")
 
     async def _step(self, turn: Turn, completion: Completion, context: Context) -> Turn:
         env = await self._env(turn)
@@ -181,38 +181,38 @@ class GrowingTree:
             return await self._advance(turn, env, completion, context)
 
     async def _advance(self, turn: Turn, env: TextEnv, completion: Completion, context: Context) -> Turn:
-        observation, reward, terminated, truncated, info = await in_thread(env.step, completion.text)
-        messages = messages_of(observation, info)
-        calls = turn.calls + tool_results(messages)
-        extra = {key: value for key, value in info.items() if key not in _CHAT}
+        answer = await in_thread(act, env, completion.text)
+        made = tool_results(answer.messages)
         tokens: tuple[int, ...] = ()
-        if not (terminated or truncated):
-            tokens = self.renderer.observation(messages, ended=completion.stop_reason == "stop")
-            if context.length + len(tokens) + self._sampling.max_tokens > self._sampling.max_context:
-                tokens, truncated = (), True
-                extra["cause"] = "context length"
-            elif self._sampling.max_calls is not None and calls >= self._sampling.max_calls:
-                tokens, truncated = (), True
-                extra["cause"] = "call limit"
+        if not answer.over:
+            tokens = self.renderer.observation(answer.messages, ended=completion.stop_reason == "stop")
+            if cause := self._limit(context.length + len(tokens), turn.calls + made):
+                tokens, answer = (), answer.cut(cause)
         self.cost.sampled_tokens += len(completion.token_ids)
         self.cost.prefill_tokens += len(tokens)
-        self.cost.tool_calls += tool_results(messages)
+        self.cost.tool_calls += made
         node = Node(
             parent=ROOT,
             action=completion,
             observation=tokens,
-            messages=messages,
-            reward=float(reward),
-            reward_terms=dict(info.get("reward_terms", {})),
-            terminated=terminated,
-            truncated=truncated,
-            state_key=env.state_key(),
-            info=extra,
+            messages=answer.messages,
+            reward=answer.reward,
+            reward_terms=answer.reward_terms,
+            terminated=answer.terminated,
+            truncated=answer.truncated,
+            state_key=answer.state_key,
+            info=answer.info,
         )
-        if terminated or truncated:
+        if answer.over:
             env.close()  # nothing goes on from here
-            return Turn(context, None, node, turn, calls=calls)
-        return Turn(Context(tokens, context), env, node, turn, calls=calls)
+            return Turn(context, None, node, turn, calls=turn.calls + made)
+        return Turn(Context(tokens, context), env, node, turn, calls=turn.calls + made)
+
+    def _limit(self, tokens: int, calls: int) -> str | None:
+        """Why an episode of so many tokens and calls cannot go on."""
+        if tokens + self._sampling.max_tokens > self._sampling.max_context:
+            return "context length"
+        return "call limit" if self._sampling.max_calls is not None and calls >= self._sampling.max_calls else None
 
     def finish(self) -> RolloutTree:
         """The tree as a value; nodes in the order in which the rollouts visit them."""
@@ -226,13 +226,13 @@ class GrowingTree:
                     nodes.append(replace(turn.node, parent=index[turn.parent]))
         return RolloutTree(
             task=self.task,
-            prompt=tuple(self._prompt.context.tokens()),
-            messages=self._prompt.messages,
+            prompt=tuple(self.prompt.context.tokens()),
+            messages=self.prompt.answer.messages,
             nodes=tuple(nodes),
             leaves=tuple(index[leaf] for leaf in leaves),
             origins=tuple(self.origins[number] for number in sorted(self.rollouts)),
-            state_key=self._prompt.state_key,
-            info=self._prompt.info,
+            state_key=self.prompt.answer.state_key,
+            info=self.prompt.answer.info,
             cost=self.cost,
         )
 
@@ -262,15 +262,8 @@ class Prompt:
     """A task after reset."""
 
     env: TextEnv
-    messages: tuple[Message, ...]
-    state_key: str
-    info: dict[str, Any]
+    answer: Answer
     context: Context
-
-
-def messages_of(observation: str, info: Mapping[str, Any]) -> tuple[Message, ...]:
-    """What reset or step said, as chat."""
-    return tuple(info.get("messages") or (Message("user", observation),))
 
 
 async def in_thread(function: Callable[..., T], *arguments: Any, undo: Callable[[T], None] = lambda value: None) -> T:
@@ -286,24 +279,6 @@ async def in_thread(function: Callable[..., T], *arguments: Any, undo: Callable[
         raise
 
 
-@contextlib.contextmanager
-def closed_on_error(env: TextEnv) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        env.close()
-        raise
-
-
-def open_task(task: Task) -> tuple[TextEnv, tuple[Message, ...], dict[str, Any]]:
-    """Makes and resets the environment: (env, messages of the prompt, the rest of info)."""
-    env = task.make()
-    with closed_on_error(env):
-        observation, info = env.reset(seed=task.seed, options=dict(task.options))
-    messages = messages_of(observation, info)
-    return env, messages, {key: value for key, value in info.items() if key not in _CHAT}
-
-
 def share_prefix(prompts: Sequence[tuple[int, ...]]) -> list[Context]:
     """A context per prompt; what all of them begin with is one parent context, computed once."""
     shared = os.path.commonprefix(list(prompts))[: min(map(len, prompts)) - 1] if len(prompts) > 1 else ()
@@ -311,15 +286,16 @@ def share_prefix(prompts: Sequence[tuple[int, ...]]) -> list[Context]:
     return [Context(tuple(prompt[len(shared) :]), parent) for prompt in prompts]
 
 
-async def _open(tasks: Sequence[Task]) -> list[tuple[TextEnv, tuple[Message, ...], dict[str, Any]]]:
+async def _open(tasks: Sequence[Task], cassette: Cassette | None) -> list[tuple[TextEnv, Answer]]:
     """What open_task gives for each; all are closed again where one fails."""
     found = await asyncio.gather(
-        *(in_thread(open_task, task, undo=lambda each: each[0].close()) for task in tasks), return_exceptions=True
+        *(in_thread(open_task, task, cassette, undo=lambda each: each[0].close()) for task in tasks),
+        return_exceptions=True,
     )
     opened = [each for each in found if not isinstance(each, BaseException)]
     for failure in found:
         if isinstance(failure, BaseException):
-            for env, _, _ in opened:
+            for env, _ in opened:
                 env.close()
             raise failure
     return opened
@@ -334,16 +310,18 @@ async def grow_trees(
     *,
     seed: int = 0,
     on_tree: Callable[[RolloutTree], None] = lambda tree: None,
+    cassette: Cassette | None = None,
 ) -> list[RolloutTree]:
-    """One tree per task, in the tasks' order; all are grown at once. `on_tree` hears of each as it is done."""
-    opened = await _open(tasks)
-    contexts = share_prefix([renderer.prompt(messages) for _, messages, _ in opened])
+    """One tree per task, in the tasks' order; all are grown at once. `on_tree` hears of each as it is done. What
+    environments read from outside goes over the cassette."""
+    opened = await _open(tasks, cassette)
+    contexts = share_prefix([renderer.prompt(answer.messages) for _, answer in opened])
 
     left = len(tasks)
 
     async def grow(task: Task, prompt: Prompt) -> RolloutTree:
         nonlocal left
-        tree = GrowingTree(task, prompt, policy, renderer, sampling, seed)
+        tree = GrowingTree(task, prompt, policy, renderer, sampling, seed, cassette)
         try:
             await strategy.grow(tree)
             finished = tree.finish()
@@ -354,10 +332,7 @@ async def grow_trees(
         on_tree(finished)
         return finished
 
-    prompts = (
-        Prompt(env, messages, env.state_key(), info, context)
-        for (env, messages, info), context in zip(opened, contexts, strict=True)
-    )
+    prompts = (Prompt(env, answer, context) for (env, answer), context in zip(opened, contexts, strict=True))
     policy.expect(left)
     try:
         async with asyncio.TaskGroup() as group:

@@ -9,6 +9,8 @@ from typing import Any, Self
 
 import gymnasium
 
+from ..tools import Cassette
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
@@ -52,6 +54,14 @@ class TextEnv(gymnasium.Env[str, str]):
     @abstractmethod
     def state_key(self) -> str:
         """Equal keys mean the same situation: GiGPO's anchors, replay's check."""
+
+    @property
+    def outside(self) -> tuple[str, ...]:
+        """Names of the sources from which it reads what no seed fixes: a server, a model. On tape they are none."""
+        return ()
+
+    def tape(self, cassette: Cassette) -> None:
+        """From the next reset on the answers of such sources go over the cassette; without sources nothing happens."""
 
     def oracle(self) -> str | None:
         """An expert's next action, or None where none is known."""

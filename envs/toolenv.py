@@ -6,7 +6,7 @@ import copy
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from itertools import chain
 from typing import Any, ClassVar, Self
@@ -14,7 +14,18 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from gymnasium.error import ResetNeeded
 
-from ..tools import FunctionTool, Stateful, Tool, ToolCall, Toolkit, ToolResult, call_tools
+from ..tools import (
+    Cassette,
+    FunctionTool,
+    Playhead,
+    Recorded,
+    Stateful,
+    Tool,
+    ToolCall,
+    Toolkit,
+    ToolResult,
+    call_tools,
+)
 from .actions import Action, FormatError
 from .base import Message, TextEnv
 from .formats import action_format
@@ -43,6 +54,7 @@ class ToolEnv(TextEnv):
     instructions: str = ""  # opens the system message; the action format's own follow
     max_turns: int = MAX_TURNS
     reward_weights: Mapping[str, float] = {"exact": 1.0, "format": 0.1}
+    sources: ClassVar[tuple[str, ...]] = ()  # names of those outside that it consults
     shared: ClassVar[frozenset[str]] = frozenset({"spec", "format", "reward_weights"})  # that forks need not copy
 
     _tool_methods: ClassVar[tuple[str, ...]] = ()
@@ -69,6 +81,7 @@ class ToolEnv(TextEnv):
             self.can_fork = False
         self.max_turns = self.max_turns if max_turns is None else max_turns
         self.reward_weights = dict(self.reward_weights if reward_weights is None else reward_weights)
+        self.playhead: Playhead | None = None
         self._clear()
 
     def _clear(self) -> None:
@@ -97,7 +110,24 @@ class ToolEnv(TextEnv):
     def tools(self) -> dict[str, Tool]:
         """The tools by name: those given, then the methods marked @tool."""
         methods = (getattr(self, name) for name in self._tool_methods)
-        return {tool.name: tool for tool in (*self._flat(), *methods)}
+        return {tool.name: self._taped(tool) for tool in (*self._flat(), *methods)}
+
+    def _taped(self, tool: Tool) -> Tool:
+        return tool if self.playhead is None or not getattr(tool, "outside", "") else Recorded(tool, self.playhead)
+
+    @property
+    def outside(self) -> tuple[str, ...]:
+        named = (*self.sources, *(getattr(tool, "outside", "") for tool in self._flat()))
+        return () if self.playhead else tuple(dict.fromkeys(filter(None, named)))
+
+    def tape(self, cassette: Cassette) -> None:
+        if self.outside:
+            self.playhead = Playhead(cassette)
+
+    def consult(self, source: str, question: Any, ask: Callable[[], Any]) -> Any:
+        """What a source outside (a judge, a simulated user), one of `sources`, answers to a question. Question and
+        answer are JSON, the question with all that the answer depends on; on tape it is asked once."""
+        return self.playhead.ask(source, question, ask) if self.playhead else ask()
 
     def _flat(self) -> Iterator[Tool]:
         """The given tools and those of the toolkits among them."""
@@ -109,6 +139,8 @@ class ToolEnv(TextEnv):
         super().reset(seed=seed)
         self._clear()
         self.seed_key = digest([str(self.np_random.bit_generator.state), options or {}])
+        if self.playhead:
+            self.playhead.rewind(self.seed_key)
         for tool in self.given_tools:
             if isinstance(tool, Stateful):
                 tool.reset(int(self.np_random.integers(2**32)))

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .errors import ScenarioError
+from .replay import replay_command
 from .runs import runs_app
 from .terminal import UsageError, console, say
 from .view import view_command
@@ -30,6 +31,7 @@ models_app = typer.Typer(help="The models that treegym knows by name.", invoke_w
 app.add_typer(models_app, name="models")
 app.add_typer(runs_app, name="runs")
 app.command("view")(view_command)
+app.command("replay")(replay_command)
 
 Changes = Annotated[
     list[str] | None,

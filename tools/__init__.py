@@ -2,6 +2,7 @@
 
 from .backends import open_sandbox
 from .calls import Backoff, call_tool, call_tools
+from .cassette import Cassette, NotOnTape, Playhead, Recorded
 from .deadline import left_behind
 from .dense import DenseIndex, Encoder, StaticEncoder, TransformerEncoder
 from .function import FunctionTool, tool
@@ -17,6 +18,7 @@ from .workspace import Workspace
 
 __all__ = [
     "Backoff",
+    "Cassette",
     "Conduct",
     "DenseIndex",
     "Encoder",
@@ -29,9 +31,12 @@ __all__ = [
     "Limits",
     "MCPServer",
     "MCPTool",
+    "NotOnTape",
     "Outcome",
     "Passage",
+    "Playhead",
     "PythonTool",
+    "Recorded",
     "RemoteSearch",
     "Retriever",
     "Sandbox",

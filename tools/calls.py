@@ -102,7 +102,7 @@ def _owner(tool: Tool | None) -> object:
     """What keeps the state that a call depends on."""
     if isinstance(tool, FunctionTool):
         return tool.instance
-    return getattr(tool, "owner", tool) if isinstance(tool, Stateful) else None
+    return getattr(tool, "owner", tool if isinstance(tool, Stateful) else None)
 
 
 @functools.cache

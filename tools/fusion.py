@@ -21,6 +21,10 @@ class Fused:
     k: int = 60
     depth: int = 100  # ranks of each retriever that count; as many as are asked for, if that is more
 
+    @property
+    def outside(self) -> str:
+        return ", ".join(filter(None, (getattr(retriever, "outside", "") for retriever in self.retrievers)))
+
     def search(self, query: str, k: int) -> list[Hit]:
         return self.search_many([query], k)[0]
 

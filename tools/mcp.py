@@ -173,6 +173,10 @@ class MCPTool:
     def name(self) -> str:
         return self.server.prefix + self.remote_name
 
+    @property
+    def outside(self) -> str:
+        return str(self.server)
+
     def __call__(self, /, **arguments: Any) -> ToolResult:
         self._check(arguments)
         return self.server.call(self.remote_name, arguments)

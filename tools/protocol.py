@@ -78,6 +78,7 @@ class Tool(Protocol):
         """An independent copy of the state; the tool itself when it has none.
 
         A tool that cannot be copied has an attribute can_fork = False; a ToolEnv that is given it cannot fork either.
+        One whose answers come from outside (a server, a model) has an attribute `outside` that names the source.
         """
         ...
 

@@ -54,6 +54,7 @@ class RemoteSearch:
         if address.scheme not in ("http", "https") or not address.host:
             raise ValueError(f"no address of a search server: {url!r}; such as http://127.0.0.1:8000/retrieve")
         self.url, self.timeout, self.attempts, self.window = url, timeout, attempts, window
+        self.outside = url
         self._client = httpx2.Client(timeout=timeout)
         self._random = random.Random()
         self._lock = threading.Condition()

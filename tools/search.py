@@ -196,6 +196,11 @@ class SearchTool:
     description: str = "Find short texts by keywords."
 
     @property
+    def outside(self) -> str:
+        """Where the index is, if that is not in this process."""
+        return getattr(self.index, "outside", "")
+
+    @property
     def parameters(self) -> Mapping[str, Any]:
         return PARAMETERS
 

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ..agents import EpisodeStore, append_line, read_lines
+from ..tools import Cassette
 
 
 @dataclass(slots=True)
@@ -29,14 +30,16 @@ class Progress:
 class Run:
     """scenario.yaml, metrics.jsonl, trees.jsonl.zst, checkpoints/, model/ and summary.json in one directory.
 
-    A run that began with trees.jsonl, of schema 1, goes on with it. Where TensorBoard is installed, tensorboard/ shows
-    the numbers of metrics.jsonl; `close` completes it.
+    A run that began with trees.jsonl, of schema 1, goes on with it. Where an environment reads from outside,
+    cassette.jsonl holds what it was answered. Where TensorBoard is installed, tensorboard/ shows the numbers of
+    metrics.jsonl; `close` completes it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
         self.trees = EpisodeStore(trees_file(path))
+        self.cassette = Cassette(path / "cassette.jsonl")
         self._metrics = path / "metrics.jsonl"
         self._checkpoints = path / "checkpoints"
         self._board: Board | None = None

@@ -312,7 +312,18 @@ class Trainer:
             _trim()
             self.policy.refresh(self._progress.weights_version)
             self._stale = False
-        return asyncio.run(grow_trees(tasks, strategy, self.policy, self.renderer, sampling, seed=seed, on_tree=heard))
+        return asyncio.run(
+            grow_trees(
+                tasks,
+                strategy,
+                self.policy,
+                self.renderer,
+                sampling,
+                seed=seed,
+                on_tree=heard,
+                cassette=self.run.cassette,
+            )
+        )
 
     def _update(
         self, learner: Learner, trees: Sequence[RolloutTree], advantages: Sequence[Advantages]
