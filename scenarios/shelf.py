@@ -17,7 +17,7 @@ import yaml
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from ..agents import EpisodeStore, Node, RolloutTree, TreeSummary, read_lines
+from ..agents import EpisodeStore, Node, Record, RolloutTree, TreeSummary, read_lines
 
 T = TypeVar("T")
 
@@ -141,7 +141,7 @@ class Volume:
         self.name, self.path, self.store = name, path, store
         self._summaries = Reading(store, store.summaries)
         self._search: tuple[str, Reading[bool]] = ("", Reading(store, lambda: iter(())))
-        self._read: dict[int, tuple[dict[str, Any], RolloutTree]] = {}  # the trees of the last questions
+        self._read: dict[int, Record] = {}  # the trees of the last questions
         self._lock = threading.Lock()
 
     def card(self) -> dict[str, Any]:
@@ -210,13 +210,15 @@ class Volume:
         """A tree with the texts of its tokens. IndexError where there is none."""
         with self._lock:
             if number not in self._read:
-                found = self.store.read(number)
+                found = self.store.record(number)
                 self._read = {**dict(islice(reversed(self._read.items()), 3)), number: found}
-            labels, tree = self._read[number]
+            record = self._read[number]
+        tree = record.tree
         return {
             "run": self.name,
             "number": number,
-            "labels": labels,
+            "labels": record.labels,
+            "advantages": record.advantages,  # [rollout][turn]
             "task": asdict(tree.task),
             "messages": [asdict(message) for message in tree.messages],
             "prompt": len(tree.prompt),
@@ -244,7 +246,7 @@ class Volume:
     def _row(self, tree: TreeSummary) -> dict[str, Any]:
         return {
             **{field.name: getattr(tree, field.name) for field in fields(tree) if field.name != "labels"},
-            "stage": tree.labels.get("stage"),  # labels may hold the advantages of every turn
+            "stage": tree.labels.get("stage"),
             "step": tree.labels.get("step"),
             "success": self._success(tree),
         }

@@ -91,7 +91,6 @@ async function readTree(run, number) {
     const tree = await source.tree(run, number);
     tree.paths = tree.leaves.map((leaf) => pathTo(tree, leaf));
     tree.turns = tree.nodes.map((_, node) => pathTo(tree, node).length);
-    tree.advantages = tree.labels.advantages ?? null; // [rollout][turn]
     lastTrees.set(key, tree);
     if (lastTrees.size > 6) lastTrees.delete(lastTrees.keys().next().value);
   }
