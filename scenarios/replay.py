@@ -387,9 +387,9 @@ def _continue(
                 say(str(error))
                 return 1
             raise UsageError(str(error)) if isinstance(error, ValueError) else group from error
-        episode = f"{number}.{rollout}"
+        place = f"{number}.{rollout}"
         new_run.trees.append(
-            grown, stage="continued", step=0, source=str(run.path), episode=episode, turn=turn, policy=policy
+            grown, stage="continued", step=0, source=str(run.path), episode=place, turn=turn, policy=policy
         )
     _show_continuation(tree, rollout, turn, grown, policy, scenario.environment.success)
     return 0

@@ -22,7 +22,6 @@ from treegym.agents import (
     ChatRenderer,
     Completion,
     Continuation,
-    EpisodeStore,
     FollowOracle,
     ReplayMismatch,
     RewardTerm,
@@ -38,6 +37,7 @@ from treegym.agents.nano import build_nano
 from treegym.envs import Message, Task, TextEnv
 from treegym.scenarios import load_scenario, train
 from treegym.scenarios.cli import main
+from treegym.trainers import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore:the sandbox 'local'")
 LONG = Sampling(max_context=1 << 20)
