@@ -150,7 +150,7 @@ def trees(draw: st.DrawFn) -> RolloutTree:
     )  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(trees(), min_size=1, max_size=4), st.booleans(), st.randoms())
 def test_what_is_written_is_read(grown: list[RolloutTree], plain: bool, random: Any) -> None:
     with TemporaryStore(".jsonl" if plain else ".jsonl.zst") as store:
