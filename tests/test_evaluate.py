@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import binomtest
 
 from treegym.agents import ROOT, Completion, Evaluation, Node, RolloutTree, paired_difference, succeeded
-from treegym.agents.evaluate import bootstrap, wilson
+from treegym.agents.statistics import bootstrap, wilson
 from treegym.envs import Message, Task
 
 
@@ -74,7 +74,7 @@ def test_an_evaluation_counts_rollouts() -> None:
     assert result.success == [0.5, 1.0, 0.0] and result.hops == [1, 2, 2] and result.rollouts == 6
     assert (result.turns, result.tool_calls, result.sampled_tokens, result.seconds) == (2, 1, 5, 3.0)
     assert result.interval == bootstrap(result.success)
-    assert result.by_hops() == {1: bootstrap([0.5]), 2: bootstrap([1.0, 0.0])}
+    assert result.by_hops() == {1: wilson(0.5, 1), 2: bootstrap([1.0, 0.0])}
     assert succeeded(tree(1, 1.0, 0.5, 1.5), "exact") == [True, False, True]
     assert succeeded(tree(1, 1.0), "format") == [False]
 
