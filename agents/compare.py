@@ -69,10 +69,7 @@ def paired(a: Sequence[TaskOutcome], b: Sequence[TaskOutcome]) -> PairedResult:
         difference, p = paired_proportions(only_b, only_a, n), mcnemar(only_b, only_a)
     else:
         difference, p = difference_interval(differences), sign_flips(differences)
-    if min(samples) > 1:
-        noise = noise_floor([[task.successes for task in side] for side in (a, b)], samples)
-    else:
-        noise = Z * spread / math.sqrt(n)
+    noise = noise_floor([[task.successes for task in side] for side in (a, b)], samples) if min(samples) > 1 else 0.0
     return PairedResult(
         tasks=n,
         samples=samples,
@@ -81,7 +78,7 @@ def paired(a: Sequence[TaskOutcome], b: Sequence[TaskOutcome]) -> PairedResult:
         difference=difference,
         p=p,
         test="McNemar, exact" if samples == (1, 1) else "random signs of tasks",
-        noise=noise,
+        noise=noise or Z * spread / math.sqrt(n),
         detectable=detectable(spread, n),
     )
 

@@ -131,13 +131,12 @@ def compare(a: Side, b: Side, *, shared: bool = False, curve: bool = False) -> C
 def show_comparison(comparison: Comparison) -> None:
     result = comparison.result
     say(f"A: {comparison.a}\nB: {comparison.b}")
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     for name in ("", "tasks", "A", "B", "B - A", "95% interval", "p", "B is"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
-    table.add_row("all", *_cells(result, result.p), result.verdict)
+    table.add_row("all", *_cells(result, result.p))
     for (name, group), p in zip(comparison.groups.items(), comparison.adjusted, strict=True):
-        verdict = judged(group.difference.mean, p)
-        table.add_row(f"  difficulty {name}", *_cells(group, p), verdict, style="dim")
+        table.add_row(f"  difficulty {name}", *_cells(group, p), style="dim")
     console.print(table)
     also = ", those of difficulties adjusted by Holm's method" if comparison.groups else ""
     say(f"p: {result.test}{also}; tries a task: {result.samples[0]} and {result.samples[1]}")
@@ -159,7 +158,8 @@ def verdict_line(result: PairedResult) -> str:
 def _cells(result: PairedResult, p: float) -> Sequence[str]:
     low, high = result.difference.low, result.difference.high
     means = f"{result.a.mean:.1%}", f"{result.b.mean:.1%}", f"{result.difference.mean:+.1%}"
-    return str(result.tasks), *means, f"{low:+.1%} … {high:+.1%}", f"{p:.3f}" if p >= 0.001 else "< 0.001"
+    verdict = judged(result.difference.mean, p).removeprefix("within ")
+    return str(result.tasks), *means, f"{low:+.1%} … {high:+.1%}", f"{p:.3f}" if p >= 0.001 else "< 0.001", verdict
 
 
 def _show_flips(found: Sequence[Flip]) -> None:
@@ -181,7 +181,7 @@ def _share(tries: tuple[int, int]) -> str:
 
 
 def _show_curves(found: Curves) -> None:
-    table = Table("pass@k", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table = Table("pass@k", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     for name in ("A", "95% interval", "B", "95% interval", "B - A", "95% interval"):
         table.add_column(name, justify="right", no_wrap=True)
     for k, a, b, difference in zip(found.ks, found.a, found.b, found.difference, strict=True):

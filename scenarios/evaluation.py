@@ -232,7 +232,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def show_evaluation(result: Mapping[str, Any], folder: Path) -> None:
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     for name in ("", "tasks", "success", "95% interval"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     table.add_row("all", str(result["tasks"]), *_percents(result["success"]))
