@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from dataclasses import replace
 from datetime import datetime
@@ -171,7 +170,7 @@ def play_command(
         renderer = ChatRenderer(load_tokenizer(tokenizer, texts=texts))
     except (FileNotFoundError, ValueError) as error:
         raise UsageError(f"--tokenizer {tokenizer}: {error}") from error
-    tree = asyncio.run(play(task, renderer))
+    tree = play(task, renderer)
     if not tree.nodes:
         say("nothing was played, nothing is recorded")
         return

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import FrameType
 
 from ..agents import GrowingTree, Player, Sampling, grow_trees
 from ..agents.chat import ChatRenderer
@@ -25,6 +27,9 @@ class Left(Exception):
 class Person(Player):
     """Reads actions from standard input. Left where it ends, or at Ctrl-C."""
 
+    def __init__(self) -> None:
+        self.left = False  # Ctrl-C came while the environment was at work
+
     async def act(self, env: TextEnv, chat: Sequence[Message], seed: int) -> str:
         show(_unseen(chat))
         if not any(message.role == "assistant" for message in chat):
@@ -36,6 +41,8 @@ class Person(Player):
         return text
 
     def _read(self) -> str:
+        if self.left:
+            raise Left("the person left")
         console.print("[bold green]assistant (you)[/]")
         with _interruptible():
             try:
@@ -63,9 +70,20 @@ class _UntilLeft:
         tree.end(0, turn)
 
 
-async def play(task: Task, renderer: ChatRenderer) -> RolloutTree:
-    """The episode that the person at the terminal plays, as far as they play it."""
-    [tree] = await grow_trees([task], _UntilLeft(), Person(), renderer, Sampling(max_context=1 << 30))
+def play(task: Task, renderer: ChatRenderer) -> RolloutTree:
+    """The episode that the person at the terminal plays, as far as they play it; a second Ctrl-C in a step loses it."""
+    person = Person()
+
+    def leave(signum: int, frame: FrameType | None) -> None:
+        if person.left:
+            raise KeyboardInterrupt
+        person.left = True
+
+    before = signal.signal(signal.SIGINT, leave)
+    try:
+        [tree] = asyncio.run(grow_trees([task], _UntilLeft(), person, renderer, Sampling(max_context=1 << 30)))
+    finally:
+        signal.signal(signal.SIGINT, before)
     return tree
 
 
@@ -83,7 +101,7 @@ def _unseen(chat: Sequence[Message]) -> Sequence[Message]:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """Ctrl-C is KeyboardInterrupt at once; asyncio would wait for the present step, which waits for the person."""
+    """Ctrl-C is KeyboardInterrupt at once; elsewhere it waits for the present step, which here waits for the person."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield

@@ -19,7 +19,7 @@ import pytest
 
 from treegym.agents import Outcome, TaskOutcome, curves, flips, paired
 from treegym.agents.statistics import wilson
-from treegym.envs import Task, ToolEnv
+from treegym.envs import Message, Task, ToolEnv
 from treegym.scenarios.cli import main
 from treegym.trainers import Run
 
@@ -292,6 +292,9 @@ def test_compare_pairs_tasks_and_says_where_it_cannot(
 # a person
 
 
+PROMPT = "assistant (you)\r\n> "
+
+
 class Terminal:
     """The command in a terminal of its own."""
 
@@ -332,17 +335,16 @@ def test_a_person_plays_sees_what_an_agent_sees_and_is_recorded(tmp_path: Path) 
     _, info = env.reset(seed=task.seed)
     arguments = ("play", task.env, "--seed", "4", "--setting", "hops=[2]", "--out", "plays")
     terminal = Terminal(tmp_path, *arguments)
-    said = terminal.read_until("> ")
+    said = terminal.read_until(PROMPT)
     for message in info["messages"]:
         assert message.role in said and message.text.replace("\n", "\r\n") in said
     terminal.type(":help\n")
-    assert "Ctrl-D or Ctrl-C leaves" in terminal.read_until("> ")
+    assert "Ctrl-D or Ctrl-C leaves" in terminal.read_until(PROMPT)
     actions = [f"I look.\n{env.oracle()}"]
     terminal.type(f'"""\n{actions[0]}\n"""\n')
-    terminal.read_until("assistant (you)")
     _, _, _, _, info = env.step(actions[0])
     while (action := env.oracle()) is not None:
-        said = terminal.read_until("> ") if len(actions) > 1 else said
+        terminal.read_until(PROMPT)
         terminal.type(f"{action}\n")
         actions.append(action)
         env.step(action)
@@ -351,13 +353,13 @@ def test_a_person_plays_sees_what_an_agent_sees_and_is_recorded(tmp_path: Path) 
 
     for leave in ("\x04", "\x03"):
         terminal = Terminal(tmp_path, *arguments)
-        terminal.read_until("> ")
+        terminal.read_until(PROMPT)
         terminal.type(f"{actions[0].splitlines()[1]}\n")
-        terminal.read_until("> ")
+        terminal.read_until(PROMPT)
         terminal.type(leave)
         assert "the episode has not ended" in terminal.end()
     terminal = Terminal(tmp_path, *arguments)
-    terminal.read_until("> ")
+    terminal.read_until(PROMPT)
     terminal.type("\x04")
     assert "nothing is recorded" in terminal.end()
 
@@ -369,7 +371,8 @@ def test_a_person_plays_sees_what_an_agent_sees_and_is_recorded(tmp_path: Path) 
         _, info = replayed.reset(seed=tree.task.seed, options=dict(tree.task.options))
         assert tuple(info["messages"]) == tree.messages and replayed.state_key() == tree.state_key
         for node in tree.nodes:
-            _, reward, terminated, truncated, info = replayed.step(node.action.text)
-            assert (tuple(info["messages"]), reward, terminated, truncated, replayed.state_key()) == (
+            observation, reward, terminated, truncated, info = replayed.step(node.action.text)
+            messages = tuple(info["messages"]) or (Message("user", observation),)
+            assert (messages, reward, terminated, truncated, replayed.state_key()) == (
                 node.messages, node.reward, node.terminated, node.truncated, node.state_key,
             )  # fmt: skip
