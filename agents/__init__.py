@@ -3,18 +3,22 @@
 from .answer import LENIENT, STRICT, Answer, Comparison, Difference, OutsideSource, ReplayMismatch
 from .attention import bring_attention, causal_mask, grouped_attention, tree_logits
 from .chat import ChatRenderer
-from .evaluate import Evaluation, Interval, paired_difference, succeeded
+from .compare import Curves, Flip, PairedResult, curves, flips, paired
+from .evaluate import AnswerReader, Evaluation, Outcome, TaskOutcome, by_difficulty, figures, succeeded
 from .forward import is_plain_llama, native_dtype, rotate
 from .frames import DamagedStore, StoreError
 from .index import Range, TreeSummary, Where
 from .lora import add_lora, merged_state
-from .policy import Completion, Context, Policy, Sample, Sampling, derive_seed
+from .openai_policy import ChatPlayer, OpenAIPolicy, Server, ServerError
+from .players import OraclePlayer, RandomPlayer
+from .policy import Completion, Context, Player, Policy, Sample, Sampling, derive_seed
 from .records import Record
 from .replay import Continuation, Divergence, Episode, RewardTerm, played, rescore, verify
 from .rollout import GrowingTree, Turn, grow_trees
 from .salvage import migrate, salvage
 from .sampler import TransformersPolicy
 from .scripted import ScriptedPolicy
+from .statistics import Interval, paired_difference
 from .store import EpisodeStore, Loss, StoreLocked, append_line, read_lines
 from .strategies import (
     Budgeted,
@@ -32,14 +36,17 @@ __all__ = [
     "ROOT",
     "STRICT",
     "Answer",
+    "AnswerReader",
     "Budgeted",
     "Chains",
+    "ChatPlayer",
     "ChatRenderer",
     "Comparison",
     "Completion",
     "Context",
     "Continuation",
     "Cost",
+    "Curves",
     "DamagedStore",
     "Difference",
     "Divergence",
@@ -47,13 +54,20 @@ __all__ = [
     "Episode",
     "EpisodeStore",
     "Evaluation",
+    "Flip",
     "FollowOracle",
     "GrowingTree",
     "Interval",
     "Loss",
     "Node",
+    "OpenAIPolicy",
+    "OraclePlayer",
+    "Outcome",
     "OutsideSource",
+    "PairedResult",
+    "Player",
     "Policy",
+    "RandomPlayer",
     "Range",
     "Record",
     "ReplayMismatch",
@@ -63,8 +77,11 @@ __all__ = [
     "Sample",
     "Sampling",
     "ScriptedPolicy",
+    "Server",
+    "ServerError",
     "StoreError",
     "StoreLocked",
+    "TaskOutcome",
     "TransformersPolicy",
     "TreeExpansion",
     "TreeSummary",
@@ -73,8 +90,12 @@ __all__ = [
     "add_lora",
     "append_line",
     "bring_attention",
+    "by_difficulty",
     "causal_mask",
+    "curves",
     "derive_seed",
+    "figures",
+    "flips",
     "grouped_attention",
     "grow_trees",
     "is_plain_llama",
@@ -82,6 +103,7 @@ __all__ = [
     "migrate",
     "native_dtype",
     "normalized_entropy",
+    "paired",
     "paired_difference",
     "played",
     "read_lines",

@@ -1,26 +1,208 @@
-"""Evaluation: a policy's success on tasks, with honest intervals."""
+"""Evaluation: what a policy did on tasks, rollout by rollout, and the figures that follow."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from statistics import NormalDist, fmean
-from typing import Any, NamedTuple
+from statistics import fmean
+from typing import Any
 
 import numpy as np
 
+from ..envs import Action, Task, TextEnv, ToolEnv
+from .statistics import (
+    Interval,
+    bootstrap_rows,
+    pass_at,
+    pass_hat,
+    powers_of_two,
+    success_interval,
+    unique_rate,
+)
 from .tree import RolloutTree, tool_results
 
-_Z95 = NormalDist().inv_cdf(0.975)
+Difficulty = int | float | str
+_DIFFICULTY = ("difficulty", "hops", "steps")  # keys of reset's info, the first that is there
 
 
-class Interval(NamedTuple):
-    """An estimate and its 95% interval."""
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one rollout."""
 
-    mean: float
-    low: float
-    high: float
+    success: bool
+    total: float  # the return
+    terms: Mapping[str, float]  # reward terms, summed over its turns
+    turns: int
+    tool_calls: int
+    failed_calls: int
+    malformed: int  # turns that were no action
+    cut: int  # replies that reached the limit of their tokens
+    sampled_tokens: int
+    sent_tokens: int  # contexts of all its turns, as a server that is asked turn by turn counts its prompts
+    cause: str | None  # of truncation
+    answer: str | None = None  # None: it gave none, or nobody asked
+
+
+@dataclass(frozen=True, slots=True)
+class TaskOutcome:
+    """What came of a task, rollout by rollout."""
+
+    tree: int  # its number in the store
+    task: Task
+    split: str
+    difficulty: Difficulty | None
+    rollouts: tuple[Outcome, ...]
+
+    @classmethod
+    def of(
+        cls, number: int, tree: RolloutTree, term: str, answer: Callable[[Task, str], str | None] | None = None
+    ) -> TaskOutcome:
+        """`term` is the reward term that is 1 (or more) where a rollout succeeded; `answer` reads that of an action."""
+        return cls(
+            tree=number,
+            task=tree.task,
+            split=str(tree.info.get("split", tree.task.options.get("split", ""))),
+            difficulty=difficulty(tree.info),
+            rollouts=tuple(_outcome(tree, path, term, answer) for path in tree.paths),
+        )
+
+    @property
+    def successes(self) -> int:
+        return sum(rollout.success for rollout in self.rollouts)
+
+    @property
+    def share(self) -> float:
+        """Of its rollouts that succeeded."""
+        return self.successes / len(self.rollouts)
+
+    @property
+    def key(self) -> str:
+        """Equal keys: the same task."""
+        return json.dumps(asdict(self.task), sort_keys=True, ensure_ascii=False)
+
+
+def _outcome(
+    tree: RolloutTree, path: tuple[int, ...], term: str, read: Callable[[Task, str], str | None] | None
+) -> Outcome:
+    nodes = [tree.nodes[i] for i in path]
+    names = sorted({name for node in nodes for name in node.reward_terms})
+    terms = {name: sum(node.reward_terms.get(name) or 0.0 for node in nodes) for name in names}
+    sent, context = 0, len(tree.prompt)
+    for node in nodes:
+        sent += context
+        context += len(node.action.token_ids) + len(node.observation)
+    last = nodes[-1] if nodes else None
+    return Outcome(
+        success=terms.get(term, 0.0) >= 1,
+        total=sum(node.reward for node in nodes),
+        terms=terms,
+        turns=len(nodes),
+        tool_calls=sum(tool_results(node.messages) for node in nodes),
+        failed_calls=sum(int(node.info.get("failed_calls", 0)) for node in nodes),
+        malformed=sum(int(node.info.get("malformed", 0)) for node in nodes),
+        cut=sum(node.action.stop_reason == "length" for node in nodes),
+        sampled_tokens=sum(len(node.action.token_ids) for node in nodes),
+        sent_tokens=sent,
+        cause=str(last.info.get("cause")) if last and last.truncated else None,
+        answer=read(tree.task, last.action.text) if read and last and last.terminated else None,
+    )
+
+
+def difficulty(info: Mapping[str, Any]) -> Difficulty | None:
+    """What reset's info tells of how hard a task is."""
+    return next((info[key] for key in _DIFFICULTY if isinstance(info.get(key), int | float | str)), None)
+
+
+class AnswerReader:
+    """The answer in the action that ended an episode, blanks and case aside. Close it: it makes environments."""
+
+    def __init__(self) -> None:
+        self._envs: dict[str, TextEnv] = {}
+
+    def __call__(self, task: Task, action: str) -> str:
+        key = json.dumps([task.env, dict(task.settings)], sort_keys=True)
+        env = self._envs.get(key) or self._envs.setdefault(key, task.make())
+        parsed = env.format.parse(action, env.tools) if isinstance(env, ToolEnv) else None
+        text = parsed.answer if isinstance(parsed, Action) and parsed.answer is not None else action
+        return " ".join(text.split()).casefold()
+
+    def close(self) -> None:
+        for env in self._envs.values():
+            env.close()
+
+
+def figures(tasks: Sequence[TaskOutcome]) -> dict[str, Any]:
+    """All that an evaluation says, as JSON; means are per rollout. Groups have the same figures."""
+    return _figures(tasks) | {
+        "by_split": _by(tasks, lambda task: task.split),
+        "by_difficulty": _by([task for task in tasks if task.difficulty is not None], lambda task: task.difficulty),
+    }
+
+
+def by_difficulty(tasks: Iterable[TaskOutcome]) -> list[Difficulty]:
+    """The difficulties there are, in order."""
+    found = {task.difficulty for task in tasks if task.difficulty is not None}
+    return sorted(found, key=lambda value: (isinstance(value, str), value))
+
+
+def _by(tasks: Sequence[TaskOutcome], key: Callable[[TaskOutcome], Any]) -> dict[str, Any]:
+    groups: dict[Any, list[TaskOutcome]] = {}
+    for task in tasks:
+        groups.setdefault(key(task), []).append(task)
+    ordered = sorted(groups, key=lambda value: (isinstance(value, str), value))
+    return {str(value): _figures(groups[value]) for value in ordered}
+
+
+def _figures(tasks: Sequence[TaskOutcome]) -> dict[str, Any]:
+    rollouts = [rollout for task in tasks for rollout in task.rollouts]
+    samples = min(len(task.rollouts) for task in tasks)
+    names = sorted({name for rollout in rollouts for name in rollout.terms})
+    answers = [[r.answer for r in task.rollouts if r.answer is not None] for task in tasks]
+    unique = [unique_rate(given) for given in answers if given]
+    causes = Counter(rollout.cause for rollout in rollouts if rollout.cause)
+    ks = powers_of_two(samples)
+    return {
+        "tasks": len(tasks),
+        "samples": samples,
+        "rollouts": len(rollouts),
+        "success": success_interval([task.share for task in tasks], samples)._asdict(),
+        "pass_at": {str(k): i._asdict() for k, i in zip(ks, pass_curve(tasks, ks), strict=True)},
+        "pass_hat": {str(k): i._asdict() for k, i in zip(ks, pass_curve(tasks, ks, pass_hat), strict=True)},
+        "unique_answers": fmean(unique) if unique and samples > 1 else None,
+        "return": fmean(rollout.total for rollout in rollouts),
+        "terms": {name: fmean(rollout.terms.get(name, 0.0) for rollout in rollouts) for name in names},
+        "means": {name: fmean(getattr(rollout, name) for rollout in rollouts) for name in _MEANS},
+        "tokens": {
+            "sent": sum(rollout.sent_tokens for rollout in rollouts),
+            "sampled": sum(rollout.sampled_tokens for rollout in rollouts),
+        },
+        "truncated": {cause: causes[cause] / len(rollouts) for cause in sorted(causes)},
+    }
+
+
+_MEANS = ("turns", "tool_calls", "failed_calls", "malformed", "cut", "sampled_tokens", "sent_tokens")
+
+
+def pass_curve(
+    tasks: Sequence[TaskOutcome], ks: Sequence[int], estimate: Callable[[int, int, int], float] = pass_at
+) -> list[Interval]:
+    """pass@k (or pass^k) at every k. At k = 1 it is the success, with its interval; else bootstrapped over tasks."""
+    rows = pass_rows(tasks, ks, estimate)
+    intervals = bootstrap_rows(rows)
+    samples = min(len(task.rollouts) for task in tasks)
+    return [
+        success_interval(row.tolist(), samples) if k == 1 or row.min() == row.max() else interval
+        for k, row, interval in zip(ks, rows, intervals, strict=True)
+    ]
+
+
+def pass_rows(
+    tasks: Sequence[TaskOutcome], ks: Sequence[int], estimate: Callable[[int, int, int], float] = pass_at
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Estimates [k, task]."""
+    return np.array([[estimate(k, task.successes, len(task.rollouts)) for task in tasks] for k in ks])
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,32 +220,35 @@ class Evaluation:
     @classmethod
     def of(cls, trees: Sequence[RolloutTree], term: str, seconds: float = 0.0) -> Evaluation:
         """`term` is the reward term that is 1 (or more) where a rollout succeeded."""
-        paths = [[tree.nodes[i] for i in path] for tree in trees for path in tree.paths]
+        tasks = [TaskOutcome.of(number, tree, term) for number, tree in enumerate(trees)]
+        return cls.over(tasks, [int(tree.info.get("hops", 0)) for tree in trees], seconds)
+
+    @classmethod
+    def over(cls, tasks: Sequence[TaskOutcome], hops: list[int], seconds: float = 0.0) -> Evaluation:
+        rollouts = [rollout for task in tasks for rollout in task.rollouts]
         return cls(
-            success=[fmean(succeeded(tree, term)) for tree in trees],
-            hops=[int(tree.info.get("hops", 0)) for tree in trees],
-            rollouts=len(paths),
-            turns=fmean(len(path) for path in paths),
-            tool_calls=fmean(tool_calls(path) for path in paths),
-            sampled_tokens=fmean(sum(len(node.action.token_ids) for node in path) for path in paths),
+            success=[task.share for task in tasks],
+            hops=hops,
+            rollouts=len(rollouts),
+            turns=fmean(rollout.turns for rollout in rollouts),
+            tool_calls=fmean(rollout.tool_calls for rollout in rollouts),
+            sampled_tokens=fmean(rollout.sampled_tokens for rollout in rollouts),
             seconds=seconds,
         )
 
     @property
     def interval(self) -> Interval:
         """Mean success: Wilson's interval for one rollout a task, else bootstrapped over tasks."""
-        if self.rollouts == len(self.success):
-            return wilson(round(sum(self.success)), len(self.success))
-        return bootstrap(self.success)
+        return self._interval(self.success)
 
     def by_hops(self) -> dict[int, Interval]:
         groups: dict[int, list[float]] = {}
         for hops, success in zip(self.hops, self.success, strict=True):
             groups.setdefault(hops, []).append(success)
-        return {
-            hops: bootstrap(group) if self.rollouts > len(self.success) else wilson(round(sum(group)), len(group))
-            for hops, group in sorted(groups.items())
-        }
+        return {hops: self._interval(group) for hops, group in sorted(groups.items())}
+
+    def _interval(self, shares: Sequence[float]) -> Interval:
+        return success_interval(shares, 1 if self.rollouts == len(self.success) else 2)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -72,32 +257,3 @@ class Evaluation:
 def succeeded(tree: RolloutTree, term: str) -> list[bool]:
     """Whether each rollout reached 1 in a reward term."""
     return [value >= 1 for value in tree.term(term)]
-
-
-def tool_calls(path: Sequence[Any]) -> int:
-    """Tool results along a path of nodes."""
-    return sum(tool_results(node.messages) for node in path)
-
-
-def wilson(successes: int, n: int) -> Interval:
-    """Wilson's score interval of a proportion at 95% (Wilson 1927)."""
-    p, z2 = successes / n, _Z95**2
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return Interval(p, max(0.0, centre - half), min(1.0, centre + half))
-
-
-def bootstrap(values: Sequence[float], *, seed: int = 0, resamples: int = 10_000) -> Interval:
-    """Mean with its percentile bootstrap interval at 95%; the values are the units that are resampled."""
-    data = np.asarray(values, dtype=float)
-    generator = np.random.default_rng(seed)
-    means = data[generator.integers(len(data), size=(resamples, len(data)))].mean(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Interval(float(data.mean()), float(low), float(high))
-
-
-def paired_difference(after: Sequence[float], before: Sequence[float]) -> Interval:
-    """Mean of after - before over the same tasks, bootstrapped over tasks."""
-    if len(after) != len(before):
-        raise ValueError(f"pairs need the same tasks, got {len(after)} and {len(before)}")
-    return bootstrap([a - b for a, b in zip(after, before, strict=True)])

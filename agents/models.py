@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock
 from rich.console import Console
@@ -18,6 +18,8 @@ from . import smollm2
 if TYPE_CHECKING:  # torch and transformers take seconds to import; a list of models needs neither
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,22 +77,36 @@ def load(
 
     A name from `list_models`, a transformers directory, or owner/name on the hub. `texts` and `seed` are for "nano".
     """
-    name = str(name_or_path)
-    if name == "nano":
+    if str(name_or_path) == "nano":
         from .nano import build_nano
 
         nano, vocabulary = build_nano(texts, seed)
         return (nano.to(dtype) if dtype else nano), vocabulary  # type: ignore[arg-type]
+    return _found(name_or_path, lambda source, local: _read(source, dtype, local=local))
+
+
+def load_tokenizer(name_or_path: str | Path, *, texts: Iterable[str] = (), seed: int = 0) -> PreTrainedTokenizerBase:
+    """The tokenizer alone of what `load` takes."""
+    from transformers import AutoTokenizer
+
+    if str(name_or_path) == "nano":
+        return load("nano", texts=texts, seed=seed)[1]
+    return _found(name_or_path, lambda source, local: AutoTokenizer.from_pretrained(source, local_files_only=local))
+
+
+def _found(name_or_path: str | Path, read: Callable[[str | Path, bool], T]) -> T:
+    """What `read(source, whether it is on the disk)` gives. FileNotFoundError where there is no such model."""
+    name = str(name_or_path)
     if name in MODELS:
-        return _read(fetch(name), dtype)
+        return read(fetch(name), True)
     if Path(name).is_dir():
-        return _read(Path(name), dtype)
+        return read(Path(name), True)
     tried = f"no model {name!r}: not one of {', '.join(MODELS)}, no such directory"
     if isinstance(name_or_path, Path) or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         raise FileNotFoundError(f"{tried}, not owner/name on the hub")
     refusal = _hub_refusal(name)
     try:
-        return _read(name, dtype, local=refusal is not None)
+        return read(name, refusal is not None)
     except OSError as error:
         raise FileNotFoundError(f"{tried}, and the hub says: {refusal or error}") from error
 

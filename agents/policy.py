@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
+
+from ..envs import Message, TextEnv
 
 StopReason = Literal["stop", "length"]
 
@@ -87,6 +91,21 @@ class Policy(Protocol):
 
     def expect(self, callers: int) -> None:
         """Told that there are so many callers more, or fewer: a batch that waits for all does not depend on timing."""
+        return
+
+
+class Player(Policy):
+    """A policy that writes words instead of tokens, and may look at the environment itself: an oracle, a person."""
+
+    @abstractmethod
+    async def act(self, env: TextEnv, chat: Sequence[Message], seed: int) -> str:
+        """The next action after these messages; `env` is in the state they led to and is not to be changed.
+
+        Whoever looks at `env` does so before the first await: it may be stepped then.
+        """
+
+    async def sample(self, context: Context, seed: int, sampling: Sampling) -> Sample:
+        raise TypeError(f"{type(self).__name__} acts in an environment; it cannot continue tokens alone")
 
 
 def derive_seed(*parts: int | str) -> int:

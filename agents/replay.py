@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from ..envs import Message, Task, TextEnv
 from ..tools import Cassette
@@ -23,7 +22,6 @@ from .answer import (
 )
 from .policy import Completion, Context, Sample
 from .rollout import CUTS, GrowingTree, Turn
-from .strategies import follow_oracle
 from .tree import ROOT, Node, RolloutTree
 
 
@@ -222,7 +220,7 @@ class Continuation:
     rollout: int
     turn: int  # after which the rollouts go on; 0: the prompt
     n: int = 8
-    player: Literal["policy", "oracle", "recorded"] = "policy"
+    recorded_end: bool = False  # go on with the recorded turns instead, once
 
     @property
     def prefix(self) -> tuple[int, ...]:
@@ -248,14 +246,12 @@ class Continuation:
             if turn.done:
                 assert turn.node is not None
                 raise ValueError(f"the episode ends at turn {turn.depth}: {turn.node.info.get('cause', 'the end')}")
-        if self.player == "policy":
+        if not self.recorded_end:
             await tree.together(*(tree.rollout(turn, number) for number in range(self.n)))
-        elif self.player == "oracle":
-            tree.end(0, await follow_oracle(tree, turn))
-        else:
-            for number in self.recorded.paths[self.rollout][self.turn :]:
-                turn = await self._take(tree, turn, number, keep)
-            tree.end(0, turn)
+            return
+        for number in self.recorded.paths[self.rollout][self.turn :]:
+            turn = await self._take(tree, turn, number, keep)
+        tree.end(0, turn)
 
     async def _take(self, tree: GrowingTree, turn: Turn, number: int, keep: bool) -> Turn:
         """A recorded turn again."""

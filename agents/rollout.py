@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..envs import Task, TextEnv
+from ..envs import Message, Task, TextEnv
 from ..tools import Cassette
 from .answer import STATE, Answer, ReplayMismatch, act, answer_of, closed_on_error, open_task
 from .chat import ChatRenderer
-from .policy import Completion, Context, Policy, Sample, Sampling, derive_seed
+from .policy import Completion, Context, Player, Policy, Sample, Sampling, derive_seed
 from .tree import ROOT, Cost, Node, RolloutTree, tool_results
 
 if TYPE_CHECKING:
@@ -119,6 +120,8 @@ class GrowingTree:
         sampling = self._sampling
         if entropy:
             sampling = replace(sampling, entropy=True, entropy_top=entropy_top)
+        if isinstance(self._policy, Player):
+            return await self.attach(turn, await self._said(self._policy, turn, seed))
         return await self.attach(turn, await self._policy.sample(turn.context, seed, sampling))
 
     def end(self, number: int, turn: Turn, origin: int | None = None) -> None:
@@ -148,6 +151,22 @@ class GrowingTree:
             return child
         turn.children[tokens] = asyncio.create_task(self._step(turn, sample.completion, sample.context))
         return await turn.children[tokens]
+
+    async def _said(self, player: Player, turn: Turn, seed: int) -> Sample:
+        """A player's reply, as tokens."""
+        chat = [*self.prompt.answer.messages]
+        for past in _path(turn):
+            if past.node is not None:
+                chat += [Message("assistant", past.node.action.text), *past.node.messages]
+        if turn.env is not None:
+            text = await player.act(turn.env, chat, seed)
+        else:  # a sibling went on with it
+            self.cost.replays += 1
+            with contextlib.closing(await in_thread(self._replay, turn, undo=lambda env: env.close())) as env:
+                text = await player.act(env, chat, seed)
+        text = text.encode("utf-8", "replace").decode()  # lone surrogates are no text to store
+        tokens = self.renderer.reply(text)
+        return Sample(Completion(text, tokens), Context(tokens, turn.context))
 
     async def _env(self, turn: Turn) -> TextEnv:
         """The environment after a turn, for a child to step: a copy, or itself, or one that was played up to there."""

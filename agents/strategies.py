@@ -42,18 +42,14 @@ class FollowOracle:
     """One rollout that the environment's oracle plays: a demonstration. ValueError where it knows no action."""
 
     async def grow(self, tree: GrowingTree) -> None:
-        tree.end(0, await follow_oracle(tree, tree.root))
-
-
-async def follow_oracle(tree: GrowingTree, turn: Turn) -> Turn:
-    """Plays on from a turn as the oracle would; the last turn. ValueError where it knows no action."""
-    while not turn.done:
-        action = turn.env.oracle() if turn.env else None
-        if action is None:
-            raise ValueError(f"the oracle of {tree.task.env} knows no action at turn {turn.depth} of {tree.task}")
-        tokens = tree.renderer.reply(action)
-        turn = await tree.attach(turn, Sample(Completion(action, tokens), Context(tokens, turn.context)))
-    return turn
+        turn = tree.root
+        while not turn.done:
+            action = turn.env.oracle() if turn.env else None
+            if action is None:
+                raise ValueError(f"the oracle of {tree.task.env} knows no action at turn {turn.depth} of {tree.task}")
+            tokens = tree.renderer.reply(action)
+            turn = await tree.attach(turn, Sample(Completion(action, tokens), Context(tokens, turn.context)))
+        tree.end(0, turn)
 
 
 @dataclass(frozen=True, slots=True)

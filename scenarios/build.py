@@ -41,7 +41,7 @@ def train(scenario: Scenario, out: str | Path, *, resume: bool = False) -> dict[
         with ProgressBars() as bars:
             trainer = build_trainer(scenario, run, bars)
             part = file.with_suffix(".part")
-            part.write_text(dump_scenario(_settled(scenario, trainer.dtype)), encoding="utf-8")
+            part.write_text(dump_scenario(settled(scenario, trainer.dtype)), encoding="utf-8")
             part.replace(file)
             results = trainer.train()
     finally:
@@ -62,7 +62,7 @@ def build_trainer(scenario: Scenario, run: Run, watcher: Watcher) -> Trainer:
     check_weights(scenario, try_environment(scenario.environment))
     torch.set_num_threads(scenario.threads or os.cpu_count() or 1)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    model, renderer = _load(scenario)
+    model, renderer = load_model(scenario)
     return Trainer(
         scenario.plan(),
         model,
@@ -74,7 +74,7 @@ def build_trainer(scenario: Scenario, run: Run, watcher: Watcher) -> Trainer:
     )
 
 
-def _settled(scenario: Scenario, dtype: torch.dtype) -> Scenario:
+def settled(scenario: Scenario, dtype: torch.dtype) -> Scenario:
     """The scenario with the dtype that the run computes in: resumed elsewhere, it still does."""
     name: Any = str(dtype).removeprefix("torch.")
     return replace(scenario, model=replace(scenario.model, dtype=name))
@@ -108,8 +108,9 @@ def check_weights(scenario: Scenario, env: TextEnv) -> None:
         raise ScenarioError(f"improvement.reward_weights: {name!r} is {'missing' if name in terms else 'no term'}")
 
 
-def _load(scenario: Scenario) -> tuple[PreTrainedModel, ChatRenderer]:
-    texts = _vocabulary(scenario) if scenario.model.name == "nano" else ()
+def load_model(scenario: Scenario) -> tuple[PreTrainedModel, ChatRenderer]:
+    """The scenario's model and what renders its chats. ScenarioError where there is none."""
+    texts = vocabulary(scenario) if scenario.model.name == "nano" else ()
     try:
         model, tokenizer = load(scenario.model.name, texts=texts, seed=scenario.seed)
     except FileNotFoundError as error:
@@ -119,7 +120,7 @@ def _load(scenario: Scenario) -> tuple[PreTrainedModel, ChatRenderer]:
     return model, ChatRenderer(tokenizer)
 
 
-def _vocabulary(scenario: Scenario) -> Iterable[str]:
+def vocabulary(scenario: Scenario) -> Iterable[str]:
     """What a model made from scratch must be able to read: some of the environment's episodes."""
     environment = scenario.environment
     for number in range(200):

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
-import json
 import sys
-import tempfile
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -16,8 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 from .errors import ScenarioError
+from .evaluating import compare_command, eval_command, play_command
 from .replay import replay_command
 from .runs import runs_app
+from .tasks import begin, values
 from .terminal import UsageError, console, say
 from .view import view_command
 
@@ -27,6 +26,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command("eval")(eval_command)
+app.command("compare")(compare_command)
+app.command("play")(play_command)
 models_app = typer.Typer(help="The models that treegym knows by name.", invoke_without_command=True)
 app.add_typer(models_app, name="models")
 app.add_typer(runs_app, name="runs")
@@ -82,36 +84,6 @@ def train(
         raise typer.Exit(130) from None
 
 
-@app.command("eval")
-def evaluate(
-    scenario: Annotated[
-        Path, typer.Argument(help="A scenario file or name: says the environment and the held-out tasks.")
-    ],
-    model: Annotated[
-        str | None, typer.Option(help="A run's model directory, or a model name. Default: the scenario's.")
-    ] = None,
-    change: Changes = None,
-    json_out: Annotated[Path | None, typer.Option("--json", help="Write the results here.")] = None,
-) -> None:
-    """Measure a model on the scenario's held-out tasks."""
-    from ..trainers import Run
-    from .build import build_trainer
-    from .schema import load_scenario
-    from .watch import ProgressBars, results_table, summary
-
-    named = [f"model.name={json.dumps(model, ensure_ascii=False)}"] if model else []
-    chosen = load_scenario(scenario, [*(change or ()), *named])
-    if not chosen.heldout.tasks:
-        raise UsageError("heldout.tasks is 0: there is nothing to measure")
-    with tempfile.TemporaryDirectory() as folder, ProgressBars() as bars:
-        run = Run(Path(folder))
-        result = build_trainer(chosen, run, bars).measure("model", chosen.heldout.tasks)
-        run.close()
-    console.print(results_table({"model": result}))
-    if json_out:
-        json_out.write_text(json.dumps(summary({"model": result}, success=result.success), indent=1) + "\n")
-
-
 @app.command()
 def envs(
     env: Annotated[str | None, typer.Argument(help="An id, such as treegym/FactSearch-v0.")] = None,
@@ -132,35 +104,8 @@ def envs(
     _play(Task(env, seed, values("--option", option), values("--setting", setting)))
 
 
-def values(name: str, pairs: list[str] | None) -> dict[str, Any]:
-    import yaml
-
-    try:
-        return {key: yaml.safe_load(value) for key, value in (pair.split("=", 1) for pair in pairs or ())}
-    except (ValueError, yaml.YAMLError) as error:
-        raise UsageError(f"{name} takes KEY=VALUE, the value in YAML") from error
-
-
-def _begin(task: Any) -> tuple[Any, dict[str, Any]]:
-    """The environment after reset, and what reset told."""
-    import gymnasium
-
-    from ..envs import registered
-
-    if task.env not in registered() and ":" not in task.env:
-        near = difflib.get_close_matches(task.env, registered(), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(registered())}"
-        raise UsageError(f"no environment {task.env!r}; {hint}")
-    try:
-        env = task.make()
-        _, info = env.reset(seed=task.seed, options=dict(task.options))
-    except (ImportError, TypeError, ValueError, gymnasium.error.Error) as error:
-        raise UsageError(f"{task.env}: {error}") from error
-    return env, info
-
-
 def _play(task: Any) -> None:
-    env, info = _begin(task)
+    env, info = begin(task)
     done, rewards = False, 0.0
     while True:
         for message in info["messages"]:
@@ -208,7 +153,7 @@ def serve_tools_command(
     from ..tools import serve_tools
 
     with contextlib.redirect_stdout(sys.stderr):  # which is not for the protocol
-        made, info = _begin(Task(env, seed, settings=values("--set", setting)))
+        made, info = begin(Task(env, seed, settings=values("--set", setting)))
     with contextlib.closing(made):
         if not (isinstance(made, ToolEnv) and made.tools):
             raise UsageError(f"{env} has no tools")

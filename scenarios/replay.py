@@ -25,9 +25,11 @@ from rich.table import Table
 from .terminal import UsageError, console, say
 
 if TYPE_CHECKING:
-    from ..agents import Divergence, Episode, RewardTerm, RolloutTree
+    from ..agents import Continuation, Divergence, Episode, RewardTerm, RolloutTree
+    from ..envs import Task
     from ..tools import Cassette
     from ..trainers import Run
+    from .schema import Scenario
 
 SHOWN = 20  # numbers of trees that a list names
 
@@ -63,7 +65,7 @@ def replay_command(
     turn: Annotated[int | None, typer.Option("--from", min=0, help="Go on after this turn; 0: the prompt.")] = None,
     policy: Annotated[
         str | None,
-        typer.Option(help="Who goes on: a model's name, a run or its model directory, oracle, or recorded."),
+        typer.Option(help="Who goes on: recorded, a run, or what treegym eval takes."),
     ] = None,
     n: Annotated[int, typer.Option("--n", min=1, help="How often; oracle and recorded play once.")] = 8,
     out: Annotated[Path | None, typer.Option(help="Write the new trees to this directory, as a run.")] = None,
@@ -350,10 +352,8 @@ def _weights(weighted: list[str], run: Run, terms: list[RewardTerm]) -> dict[str
 def _continue(
     run: Run, tree: RolloutTree, episode: tuple[int, int | None], turn: int, policy: str, n: int, out: Path | None
 ) -> int:
-    from ..agents import Continuation, ReplayMismatch, derive_seed, grow_trees
-    from .build import build_trainer
+    from ..agents import Continuation, ReplayMismatch, derive_seed
     from .schema import load_scenario
-    from .watch import ProgressBars
 
     number, rollout = episode
     if rollout is None:
@@ -364,21 +364,13 @@ def _continue(
         raise UsageError(f"{number}.{rollout} ends with turn {len(tree.paths[rollout])}: --from takes an earlier one")
     if not (run.path / "scenario.yaml").exists():
         raise UsageError(f"{run.path} has no scenario.yaml, which tells how episodes are sampled")
-    player: Any = policy if policy in ("oracle", "recorded") else "policy"
-    named = [f"model.name={json.dumps(model, ensure_ascii=False)}" for model in [_model(run, policy)] if model]
-    scenario = load_scenario(run.path / "scenario.yaml", named)
+    scenario = load_scenario(run.path / "scenario.yaml")
+    once = policy in ("oracle", "recorded")
+    how = Continuation(tree, rollout, turn, 1 if once else n, recorded_end=policy == "recorded")
+    seed = derive_seed(scenario.seed, "continuation", number, rollout, turn)
     with ExitStack() as stack:
         new_run = _new_run(out or Path(stack.enter_context(tempfile.TemporaryDirectory())), run)
-        trainer = build_trainer(scenario, new_run, ProgressBars())
-        growing = grow_trees(
-            [tree.task],
-            Continuation(tree, rollout, turn, n, player),
-            trainer.policy,
-            trainer.renderer,
-            scenario.sampling,
-            seed=derive_seed(scenario.seed, "continuation", number, rollout, turn),
-            cassette=new_run.cassette,
-        )
+        growing = _grow(run, policy, scenario, tree.task, how, seed, new_run.cassette)
         try:
             [grown] = asyncio.run(growing)
         except ExceptionGroup as group:
@@ -395,18 +387,32 @@ def _continue(
     return 0
 
 
-def _model(run: Run, policy: str) -> str | None:
-    """The model's name for a scenario; None for the scenario's own."""
-    if policy in ("oracle", "recorded"):  # whose words are tokens of the run's model
-        return str(run.path / "model") if (run.path / "model").is_dir() else None
-    return str(Path(policy) / "model") if (Path(policy) / "model").is_dir() else policy
+async def _grow(
+    run: Run, policy: str, scenario: Scenario, task: Task, how: Continuation, seed: int, cassette: Cassette
+) -> list[RolloutTree]:
+    from ..agents import grow_trees
+    from .policies import open_policy
+
+    own = run.path / "model"
+    of_run = Path(policy) / "model"
+    opened = open_policy(
+        "oracle" if policy == "recorded" else str(of_run) if of_run.is_dir() else policy,
+        scenario,
+        tokenizer=str(own) if own.is_dir() else None,  # of who plays in words, as those of the record are tokens
+    )
+    try:
+        return await grow_trees(
+            [task], how, opened.policy, opened.renderer, opened.sampling, seed=seed, cassette=cassette
+        )
+    finally:
+        await opened.close()
 
 
 def _show_continuation(
     tree: RolloutTree, rollout: int, turn: int, grown: RolloutTree, policy: str, success: str
 ) -> None:
     from ..agents import succeeded
-    from ..agents.evaluate import bootstrap, wilson
+    from ..agents.statistics import bootstrap, wilson
 
     table = Table("", "return", success, "turns", "end")
 

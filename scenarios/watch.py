@@ -21,7 +21,8 @@ class ProgressBars:
     The first Ctrl-C saves and stops, a second one stops at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, shown: bool = True) -> None:
+        self._shown = shown
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description:<26}"),
@@ -36,7 +37,8 @@ class ProgressBars:
 
     def __enter__(self) -> Self:
         self._before = signal.signal(signal.SIGINT, self._interrupt)
-        self._bars.start()
+        if self._shown:
+            self._bars.start()
         return self
 
     def __exit__(
@@ -52,7 +54,7 @@ class ProgressBars:
         self._bars.update(self._task, completed=0, total=total)
 
     def advance(self, note: str = "") -> None:
-        if self._task is not None:
+        if self._task is not None and self._shown:
             fields: dict[str, Any] = {"note": note} if note else {}
             self._bars.update(self._task, advance=1, **fields)
             if note and not console.is_terminal:

@@ -23,6 +23,8 @@ from treegym.agents import (
     Completion,
     Continuation,
     FollowOracle,
+    OraclePlayer,
+    Policy,
     ReplayMismatch,
     RewardTerm,
     RolloutStrategy,
@@ -292,10 +294,11 @@ def test_live_terms_are_not_computed_of_another_episode(
 # another future
 
 
-def continued(renderer: ChatRenderer, tree: RolloutTree, sampling: Sampling = LONG, **named: Any) -> RolloutTree:
-    policy = ScriptedPolicy(renderer, script)
-    how = Continuation(tree, **named)
-    [grown] = asyncio.run(grow_trees([tree.task], how, policy, renderer, sampling, seed=3))
+def continued(
+    renderer: ChatRenderer, tree: RolloutTree, policy: Policy | None = None, sampling: Sampling = LONG, **named: Any
+) -> RolloutTree:
+    policy = policy or ScriptedPolicy(renderer, script)
+    [grown] = asyncio.run(grow_trees([tree.task], Continuation(tree, **named), policy, renderer, sampling, seed=3))
     return grown
 
 
@@ -315,7 +318,7 @@ def test_continuations_begin_with_the_recorded_turns(
                 replace(tree.nodes[i], parent=0) for i in path[:turn]
             ]
         assert verify(grown) == []
-        again = continued(renderer, tree, rollout=rollout, turn=turn, player="recorded")
+        again = continued(renderer, tree, rollout=rollout, turn=turn, recorded_end=True)
         assert [node.action for node in again.nodes] == [tree.nodes[i].action for i in path]
         assert again.returns == (tree.returns[rollout],)
 
@@ -328,7 +331,7 @@ def test_from_the_prompt_a_policy_plays_as_in_training(renderer: ChatRenderer) -
 def test_the_oracle_goes_on_from_a_turn(renderer: ChatRenderer) -> None:
     [tree] = grow(renderer, [Task(LOOKUP, 1, settings={"max_turns": 12})], Chains(1))
     assert tree.term("exact") == (0.0,)
-    grown = continued(renderer, tree, rollout=0, turn=1, player="oracle")
+    grown = continued(renderer, tree, OraclePlayer(), rollout=0, turn=1, n=1)
     assert grown.term("exact") == (1.0,) and grown.nodes[0] == tree.nodes[0]
 
 

@@ -381,8 +381,10 @@ def test_from_training_to_evaluation(scenario: Path, tmp_path: Path, capsys: pyt
     assert "is finished" in command(capsys, "train", file, "--resume", "--runs", str(folder))[1]
 
     model, results = str(out / "model"), tmp_path / "results.json"
-    status, said, _ = command(capsys, "eval", file, "--model", model, "--json", str(results))
-    assert status == 0 and "model" in said
+    status, said, _ = command(
+        capsys, "eval", file, "--model", model, "--json", str(results), "--out", str(tmp_path / "e")
+    )
+    assert status == 0 and "success" in said
     measured = json.loads(results.read_text())
     assert measured["stages"]["model"]["success"] == trained and len(measured["success"]) == 4
 

@@ -1,0 +1,184 @@
+"""OpenAIPolicy: a model on a server, asked over HTTP in OpenAI's protocol; and ChatPlayer, where it only chats."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..envs import Message, TextEnv
+from .chat import ChatRenderer
+from .policy import Completion, Context, Player, Policy, Sample, Sampling, derive_seed
+
+TIMEOUT = 120.0  # seconds of a request
+ATTEMPTS = 5
+FIRST_WAIT = 0.5  # seconds, at most, before the second attempt; each further wait may be twice as long
+_WHOLE = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}  # else the model's folder may cut it
+
+
+class ServerError(ConnectionError):
+    """A server that does not answer as it must, in one line."""
+
+
+class Server:
+    """Requests to an OpenAI-compatible server, so many at a time.
+
+    A request is made again, after a random wait, where the connection fails, no answer comes in time, the server is at
+    fault (5xx) or overrun (429). A server belongs to the event loop it is first asked in; close it there.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        key: str = "",
+        at_once: int = 32,
+        timeout: float = TIMEOUT,
+        attempts: int = ATTEMPTS,
+    ) -> None:
+        try:
+            import httpx2
+        except ImportError:
+            raise ImportError("asking a server needs httpx2: pip install 'treegym[search]'") from None
+        self.url, self.timeout, self.attempts = url.rstrip("/"), timeout, attempts
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        limits = httpx2.Limits(max_connections=at_once, max_keepalive_connections=at_once)
+        self._client = httpx2.AsyncClient(timeout=timeout, limits=limits, headers=headers)
+        self._slots = asyncio.Semaphore(at_once)
+        self._random = random.Random()
+
+    async def ask(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The JSON object that answers a POST of `body`, or a GET without one. ServerError."""
+        async with self._slots:
+            return await self._ask(f"{self.url}/{path}", body)
+
+    async def _ask(self, url: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+        import httpx2
+
+        fault = ""
+        for attempt in range(self.attempts):
+            if attempt:
+                await asyncio.sleep(self._random.uniform(0, FIRST_WAIT * 2 ** (attempt - 1)))
+            try:
+                reply = await (self._client.get(url) if body is None else self._client.post(url, json=body))
+            except httpx2.TimeoutException:
+                fault = f"{url} has not answered within {self.timeout:g} s"
+                continue
+            except httpx2.TransportError as error:
+                fault = f"{url} cannot be reached ({error or type(error).__name__})"
+                continue
+            except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+                raise ServerError(f"{url}: {error}") from None
+            if reply.status_code == 200:
+                return _object(reply.text, url)
+            fault = f"{url} answered {reply.status_code}: {_reason(reply.text)}"
+            if reply.status_code < 500 and reply.status_code != 429:
+                raise ServerError(fault)
+        raise ServerError(f"{fault}; {self.attempts} attempts")
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+
+def _object(text: str, url: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise ServerError(f"{url} answered with something else than a JSON object: {text[:80]!r}")
+    return value
+
+
+def _strange(server: Server, error: Exception) -> ServerError:
+    return ServerError(f"{server.url} answered in another shape: {type(error).__name__}: {error}")
+
+
+def _reason(text: str) -> str:
+    """What a refusal says of its cause, on one line."""
+    try:
+        row = json.loads(text)
+        text = str(row["error"]["message"] if isinstance(row["error"], dict) else row["error"])
+    except (ValueError, LookupError, TypeError):
+        pass
+    return " ".join(text.split())[:300]
+
+
+class OpenAIPolicy(Policy):
+    """Samples from /completions with token ids in and out, as vLLM serves them; `renderer` has the model's tokenizer.
+
+    Log-probabilities are the server's: of the model itself, so that they are left out at temperatures other than 0
+    and 1, where others were sampled from. The server draws from its own generator, seeded by rollout and turn.
+    """
+
+    def __init__(self, server: Server, model: str, renderer: ChatRenderer) -> None:
+        self._server, self._model, self._renderer = server, model, renderer
+
+    async def sample(self, context: Context, seed: int, sampling: Sampling) -> Sample:
+        if sampling.entropy:
+            raise ValueError(f"{self._server.url} gives no entropies; a policy in this process does")
+        body = {
+            "model": self._model,
+            "prompt": context.tokens(),
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "seed": derive_seed(seed, context.length),
+            "logprobs": 0,
+            "return_token_ids": True,
+            "ignore_eos": True,  # the turn ends with the chat template's token alone
+            "stop_token_ids": [self._renderer.end_of_turn],
+            "skip_special_tokens": False,
+            **_WHOLE,
+        }
+        completion = self._read(await self._server.ask("completions", body), sampling)
+        return Sample(completion, Context(completion.token_ids, context))
+
+    def _read(self, reply: Mapping[str, Any], sampling: Sampling) -> Completion:
+        try:
+            choice = reply["choices"][0]
+            given = choice.get("token_ids")
+            if given is None:
+                raise ServerError(
+                    f"{self._server.url} gives no token ids with its completions, so that its tokens would have to be "
+                    f"guessed from its text; vLLM does (return_token_ids). Text alone: chat+{self._server.url}"
+                )
+            tokens = tuple(int(token) for token in given)
+            logprobs = tuple(float(p) for p in choice["logprobs"]["token_logprobs"])
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise _strange(self._server, error) from None
+        if not tokens or len(logprobs) != len(tokens):
+            raise ServerError(f"{self._server.url} gave {len(tokens)} tokens and {len(logprobs)} log-probabilities")
+        return Completion(
+            text=self._renderer.text(tokens),
+            token_ids=tokens,
+            logprobs=logprobs if sampling.temperature in (0.0, 1.0) else (),
+            stop_reason="stop" if tokens[-1] == self._renderer.end_of_turn else "length",
+        )
+
+
+class ChatPlayer(Player):
+    """Asks /chat/completions for text: for servers that take messages only.
+
+    Its tokens are those of this side's tokenizer, it has no log-probabilities, and the server renders the chat its own
+    way; success can be measured so, training cannot start from it. Tool results are sent as the user's messages.
+    """
+
+    def __init__(self, server: Server, model: str, sampling: Sampling) -> None:
+        self._server, self._model, self._sampling = server, model, sampling
+
+    async def act(self, env: TextEnv, chat: Sequence[Message], seed: int) -> str:
+        messages = [{"role": "user" if m.role == "tool" else m.role, "content": m.text} for m in chat]
+        body = {
+            "model": self._model,
+            "messages": messages,
+            "max_tokens": self._sampling.max_tokens,
+            "temperature": self._sampling.temperature,
+            "seed": derive_seed(seed, len(chat)),
+        }
+        reply = await self._server.ask("chat/completions", body)
+        try:
+            return str(reply["choices"][0]["message"]["content"] or "")
+        except (LookupError, TypeError) as error:
+            raise _strange(self._server, error) from None

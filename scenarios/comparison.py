@@ -1,0 +1,200 @@
+"""Comparisons of evaluations, and of the held-out stages of training runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from ..agents import Curves, Flip, Interval, PairedResult, TaskOutcome, by_difficulty, curves, flips, paired
+from ..agents.compare import judged
+from ..agents.statistics import holm
+from ..trainers import Run
+from .evaluation import STAGE, read_outcomes
+from .terminal import UsageError, console, say
+
+SHOWN = 10  # flips in each direction
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of the two."""
+
+    name: str
+    tasks: list[TaskOutcome]
+
+
+def read_side(name: str, term: str | None) -> Side:
+    """`FOLDER` or `FOLDER@STAGE`; without a stage an evaluation, or the run's last held-out stage. UsageError."""
+    folder, stage = Path(name), ""
+    if not folder.is_dir():
+        path, _, stage = name.rpartition("@")
+        folder = Path(path)
+    if not name or not (folder / "scenario.yaml").exists():
+        raise UsageError(f"{name}: no evaluation and no run; write FOLDER or FOLDER@STAGE")
+    stage = stage or (STAGE if (folder / "evaluation.json").exists() else "trained")
+    scenario = yaml.safe_load((folder / "scenario.yaml").read_text(encoding="utf-8"))
+    success = term or scenario.get("environment", {}).get("success", "exact")
+    run = Run(folder)
+    tasks = read_outcomes(run, success, stage=stage)
+    if not tasks:
+        found = sorted({str(labels.get("stage")) for labels, _ in run.trees})
+        raise UsageError(f"{name}: no trees of the stage {stage!r}; stages: {', '.join(found) or 'none'}")
+    if not any(success in rollout.terms for task in tasks for rollout in task.rollouts):
+        terms = sorted({term for task in tasks for rollout in task.rollouts for term in rollout.terms})
+        raise UsageError(f"{name}: no episode has the reward term {success!r}; terms: {', '.join(terms)}")
+    return Side(name, tasks)
+
+
+def matched(a: Side, b: Side, *, shared: bool) -> tuple[list[TaskOutcome], list[TaskOutcome]]:
+    """The tasks of both, in A's order. UsageError where some are of one alone, unless the shared ones are asked for."""
+    ours, theirs = ({task.key: task for task in side.tasks} for side in (a, b))
+    keys = [key for key in ours if key in theirs]
+    if not keys or (len(keys) < max(len(ours), len(theirs)) and not shared):
+        hint = "; --shared compares these" if keys else _difference(a.tasks[0], b.tasks[0])
+        raise UsageError(f"{a.name} has {len(ours)} tasks, {b.name} {len(theirs)}, {len(keys)} are shared{hint}")
+    return [ours[key] for key in keys], [theirs[key] for key in keys]
+
+
+def _difference(a: TaskOutcome, b: TaskOutcome) -> str:
+    """In what the first tasks differ."""
+    for name in ("env", "settings", "options", "seed"):
+        one, other = getattr(a.task, name), getattr(b.task, name)
+        if one != other:
+            return f"; the first differ in {name}: {one!r} and {other!r}"
+    return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """B against A on the tasks of both."""
+
+    a: str
+    b: str
+    result: PairedResult
+    groups: dict[str, PairedResult]  # by difficulty
+    adjusted: list[float]  # p of the groups, together (Holm)
+    flips: list[Flip]
+    curves: Curves | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        groups = {
+            name: {**_row(group), "p": p, "verdict": judged(group.difference.mean, p)}
+            for (name, group), p in zip(self.groups.items(), self.adjusted, strict=True)
+        }
+        curve = None
+        if self.curves:
+            curve = {**asdict(self.curves), "verdict": self.curves.verdict}
+            curve |= {key: [i._asdict() for i in getattr(self.curves, key)] for key in ("a", "b", "difference")}
+        return {
+            "a": self.a,
+            "b": self.b,
+            **{key: value for key, value in _row(self.result).items() if key not in ("a", "b")},
+            "success": {"a": self.result.a._asdict(), "b": self.result.b._asdict()},
+            "by_difficulty": groups,
+            "flips": [{**asdict(flip), "change": flip.change} for flip in self.flips],
+            "curve": curve,
+        }
+
+
+def _row(result: PairedResult) -> dict[str, Any]:
+    intervals = {key: getattr(result, key)._asdict() for key in ("a", "b", "difference")}
+    return {**asdict(result), **intervals, "verdict": result.verdict}
+
+
+def compare(a: Side, b: Side, *, shared: bool = False, curve: bool = False) -> Comparison:
+    """UsageError where the tasks are not the same, or a curve is asked for of single tries."""
+    ours, theirs = matched(a, b, shared=shared)
+    if curve and min(len(task.rollouts) for task in (*ours, *theirs)) < 2:
+        raise UsageError("a curve needs several tries a task: treegym eval … --samples 64")
+    groups: dict[str, PairedResult] = {}
+    levels = by_difficulty(ours)
+    for level in levels if len(levels) > 1 else ():
+        places = [i for i, task in enumerate(ours) if task.difficulty == level]
+        groups[str(level)] = paired([ours[i] for i in places], [theirs[i] for i in places])
+    return Comparison(
+        a=a.name,
+        b=b.name,
+        result=paired(ours, theirs),
+        groups=groups,
+        adjusted=holm([group.p for group in groups.values()]),
+        flips=flips(ours, theirs),
+        curves=curves(ours, theirs) if curve else None,
+    )
+
+
+def show_comparison(comparison: Comparison) -> None:
+    result = comparison.result
+    say(f"A: {comparison.a}\nB: {comparison.b}")
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    for name in ("", "tasks", "A", "B", "B - A", "95% interval", "p", "B is"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    table.add_row("all", *_cells(result, result.p))
+    for (name, group), p in zip(comparison.groups.items(), comparison.adjusted, strict=True):
+        table.add_row(f"  difficulty {name}", *_cells(group, p), style="dim")
+    console.print(table)
+    also = ", those of difficulties adjusted by Holm's method" if comparison.groups else ""
+    say(f"p: {result.test}{also}; tries a task: {result.samples[0]} and {result.samples[1]}")
+    say(verdict_line(result))
+    _show_flips(comparison.flips)
+    if comparison.curves:
+        _show_curves(comparison.curves)
+
+
+def verdict_line(result: PairedResult) -> str:
+    change = f"{result.difference.mean:+.1%} ({result.difference.low:+.1%} … {result.difference.high:+.1%})"
+    noise = f"chance alone stays below {result.noise:.1%}"
+    seen = f"a difference of {result.detectable:.1%} would be found in 8 of 10 such comparisons"
+    if result.verdict == "within noise":
+        return f"within noise: B - A is {change}; {noise}, and {seen}"
+    return f"B is {result.verdict}: B - A is {change}; {noise}"
+
+
+def _cells(result: PairedResult, p: float) -> Sequence[str]:
+    low, high = result.difference.low, result.difference.high
+    means = f"{result.a.mean:.1%}", f"{result.b.mean:.1%}", f"{result.difference.mean:+.1%}"
+    verdict = judged(result.difference.mean, p).removeprefix("within ")
+    return str(result.tasks), *means, f"{low:+.1%} … {high:+.1%}", f"{p:.3f}" if p >= 0.001 else "< 0.001", verdict
+
+
+def _show_flips(found: Sequence[Flip]) -> None:
+    for verb, part in (
+        ("gained", [flip for flip in found if flip.change > 0]),
+        ("lost", [flip for flip in reversed(found) if flip.change < 0]),
+    ):
+        if part:
+            say(f"tasks {verb}: {len(part)} (episodes of A and of B as TREE.ROLLOUT)")
+        for flip in part[:SHOWN]:
+            level = "" if flip.difficulty is None else f"  difficulty {flip.difficulty}"
+            say(f"  {flip.episodes[0]} → {flip.episodes[1]}  {_share(flip.a)} → {_share(flip.b)}{level}")
+        if len(part) > SHOWN:
+            say(f"  and {len(part) - SHOWN} more")
+
+
+def _share(tries: tuple[int, int]) -> str:
+    return f"{tries[0]}/{tries[1]}"
+
+
+def _show_curves(found: Curves) -> None:
+    table = Table("pass@k", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    for name in ("A", "95% interval", "B", "95% interval", "B - A", "95% interval"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for k, a, b, difference in zip(found.ks, found.a, found.b, found.difference, strict=True):
+        table.add_row(str(k), *_percents(a), *_percents(b), *_percents(difference, "+"))
+    console.print(table)
+    say(found.verdict)
+    say("the curves do not cross" if found.crossing is None else f"the curves cross before {found.crossing} tries")
+    for name, trees in (("A", found.only_a), ("B", found.only_b)):
+        more = " …" if len(trees) > SHOWN else ""
+        listed = f" (trees {', '.join(trees[:SHOWN])}{more})" if trees else ""
+        say(f"solved by {name} alone: {len(trees)} tasks{listed}")
+
+
+def _percents(interval: Interval, sign: str = "") -> tuple[str, str]:
+    mean, low, high = (f"{value:{sign}.1%}" for value in interval)
+    return mean, f"{low} … {high}"

@@ -1,0 +1,189 @@
+"""The commands that measure: eval, compare and play."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .terminal import UsageError, console, say
+
+
+class Splits(StrEnum):
+    """Which tasks."""
+
+    heldout = "heldout"
+    train = "train"
+    both = "both"
+
+
+def eval_command(
+    scenario: Annotated[
+        Path | None, typer.Argument(help="A scenario file or name: says the environment and the held-out tasks.")
+    ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            "--policy",
+            "--model",
+            help="A model's directory or name, oracle, random, human, scripted:FILE.py, or a server: "
+            "http://HOST:PORT/v1#MODEL (vLLM), chat+http://… (text only). Default: the scenario's model.",
+        ),
+    ] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Tries a task.")] = None,
+    tasks: Annotated[int | None, typer.Option(min=1, help="How many tasks, the first ones.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0.0, help="Of sampling; 0: the likeliest tokens.")] = None,
+    split: Annotated[Splits, typer.Option(help="Which tasks.")] = Splits.heldout,
+    seed: Annotated[int, typer.Option(help="Of the draws; the tasks stay the same.")] = 0,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="Episodes at a time.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="A model's directory or name whose tokenizer a server's model has.")
+    ] = None,
+    max_tokens_total: Annotated[
+        int | None, typer.Option(min=1, help="Stop before more tokens than this, sent and sampled.")
+    ] = None,
+    max_cost: Annotated[float | None, typer.Option(min=0.0, help="Stop before this cost; needs the prices.")] = None,
+    price_sent: Annotated[float, typer.Option(min=0.0, help="Of a million tokens that are sent.")] = 0.0,
+    price_sampled: Annotated[float, typer.Option(min=0.0, help="Of a million tokens that are sampled.")] = 0.0,
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change a field of the scenario; repeatable."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to save. Default: evaluations/NAME-TIME.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with the evaluation in --out.")] = False,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write the summary here too.")] = None,
+) -> None:
+    """Measure a policy on the scenario's held-out tasks.
+
+    A killed evaluation goes on with --resume and ends in the same numbers.
+
+    Example: treegym eval quickstart --policy runs/first/model --samples 8 --tasks 100
+    """
+    from ..trainers import Stopped
+    from .evaluation import Budget, Setting, evaluate, read_setting, show_evaluation
+    from .schema import find, load_scenario
+    from .watch import ProgressBars
+
+    if max_cost is not None and not (price_sent or price_sampled):
+        raise UsageError("--max-cost needs a price: --price-sent, --price-sampled")
+    budget = Budget(max_tokens_total, max_cost, price_sent, price_sampled)
+    if resume:
+        if out is None or not (out / "evaluation.json").exists():
+            raise UsageError(f"nothing to resume: {out or 'without --out there'} holds no evaluation")
+        setting, chosen, folder = read_setting(out), load_scenario(out / "scenario.yaml"), out
+        setting = replace(setting, budget=budget)
+    else:
+        if scenario is None:
+            raise UsageError("which scenario? A file, or the name of a bundled one, such as quickstart")
+        folder = out or Path("evaluations") / f"{find(scenario).stem}-{datetime.now():%Y%m%d-%H%M%S}"
+        if (folder / "scenario.yaml").exists():
+            raise UsageError(f"{folder} holds an evaluation or a run already: --resume, or another --out")
+        fields = {
+            "heldout.rollouts": samples,
+            "heldout.tasks": tasks,
+            "heldout.temperature": temperature,
+            "model.max_rows": concurrency,
+        }
+        chosen = load_scenario(
+            scenario, [*(change or ()), *(f"{key}={value}" for key, value in fields.items() if value is not None)]
+        )
+        if not chosen.heldout.tasks:
+            raise UsageError("heldout.tasks is 0: there is nothing to measure")
+        setting = Setting(policy, tokenizer, split.value, seed, budget)
+    try:
+        with ProgressBars(shown=setting.policy != "human") as bars:
+            result = evaluate(chosen, setting, folder, bars)
+    except (Stopped, KeyboardInterrupt) as stopped:
+        say(f"{str(stopped) or 'stopped'}; go on with: treegym eval --resume --out {folder}")
+        raise typer.Exit(130) from None
+    show_evaluation(result, folder)
+    if json_out:
+        json_out.write_bytes((folder / "summary.json").read_bytes())
+
+
+def compare_command(
+    a: Annotated[str, typer.Argument(help="An evaluation or a run, FOLDER or FOLDER@STAGE.")],
+    b: Annotated[str, typer.Argument(help="What is compared with it.")],
+    curve: Annotated[bool, typer.Option("--curve", help="Compare pass@k at every k; needs several tries.")] = False,
+    shared: Annotated[bool, typer.Option("--shared", help="Compare the tasks of both where they differ.")] = False,
+    success: Annotated[str | None, typer.Option(help="The reward term that is 1 at success. Default: A's.")] = None,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write the results here.")] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Draw the curves of --curve here, as SVG.")] = None,
+) -> None:
+    """Say whether B is better than A on the same tasks, worse, or within noise.
+
+    Tries are paired by task and seed. Stages of a training run are compared by name.
+
+    Example: treegym compare "runs/first@warmed up" runs/first@trained
+    """
+    from .charts import save_chart
+    from .comparison import compare, read_side, show_comparison
+
+    if plot and not curve:
+        raise UsageError("--plot draws the curves of --curve")
+    result = compare(read_side(a, success), read_side(b, success), shared=shared, curve=curve)
+    show_comparison(result)
+    if json_out:
+        json_out.write_text(json.dumps(result.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if plot and result.curves:
+        ks = [str(k) for k in result.curves.ks]
+        lines = {
+            f"A: {a}": list(zip(ks, result.curves.a, strict=True)),
+            f"B: {b}": list(zip(ks, result.curves.b, strict=True)),
+        }
+        save_chart(plot, "pass@k", "k, tries", lines)
+
+
+def play_command(
+    env: Annotated[str, typer.Argument(help="An id, such as treegym/Maze-v0, or module:id.")],
+    seed: Annotated[int, typer.Option(help="Which episode.")] = 0,
+    option: Annotated[list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="A reset option.")] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--setting", metavar="KEY=VALUE", help="A constructor setting.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the episode is recorded. Default: plays/NAME.")] = None,
+    tokenizer: Annotated[str, typer.Option(help="A model's directory or name; its tokens are recorded.")] = "nano",
+) -> None:
+    """Play an episode yourself: you see what an agent sees, and the episode is recorded like any other.
+
+    Example: treegym play treegym/Maze-v0 --seed 3
+    """
+    from ..agents import ChatRenderer
+    from ..agents.models import load_tokenizer
+    from ..envs import Task
+    from ..trainers import Environment, Run
+    from .evaluation import write_text
+    from .person import play, show
+    from .schema import Scenario, dump_scenario
+    from .tasks import begin, values
+
+    task = Task(env, seed, values("--option", option), values("--setting", setting))
+    tried, info = begin(task)
+    tried.close()
+    texts = [message.text for message in info["messages"]] if "messages" in info else []
+    try:
+        renderer = ChatRenderer(load_tokenizer(tokenizer, texts=texts))
+    except (FileNotFoundError, ValueError) as error:
+        raise UsageError(f"--tokenizer {tokenizer}: {error}") from error
+    tree = play(task, renderer)
+    if not tree.nodes:
+        say("nothing was played, nothing is recorded")
+        return
+    last = tree.nodes[tree.leaves[0]]
+    if last.terminated or last.truncated:
+        show(last.messages)
+        say(f"reward {tree.returns[0]:.2f} {dict(last.reward_terms)}")
+    else:
+        console.print("[dim]the episode has not ended[/dim]")
+    folder = out or Path("plays") / env.rpartition("/")[2]
+    run = Run(folder)
+    number = len(run.trees)
+    if not (folder / "scenario.yaml").exists():
+        write_text(folder / "scenario.yaml", dump_scenario(Scenario(Environment(env, task.settings))))
+    run.trees.append(tree, stage="play", step=number)
+    say(f"recorded as {number}.0 in {folder}")

@@ -1,0 +1,293 @@
+"""A policy behind a server: the tokens and log-probabilities of this process, and clear words where it fails."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("httpx2", reason="pip install 'treegym[search]'")
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from treegym.agents import (
+    Chains,
+    ChatPlayer,
+    ChatRenderer,
+    Context,
+    OpenAIPolicy,
+    Policy,
+    RolloutTree,
+    Sample,
+    Sampling,
+    Server,
+    ServerError,
+    TransformersPolicy,
+    derive_seed,
+    grow_trees,
+)
+from treegym.agents.models import load
+from treegym.agents.nano import build_nano
+from treegym.envs import Message, Task, lookup
+from treegym.tools.searchserver import bind
+
+TASKS = [Task("treegym/Lookup-v0", seed) for seed in range(3)]
+SAMPLING = Sampling(max_tokens=6)
+Answer = Callable[[dict[str, Any]], Awaitable[Response]]
+
+
+@pytest.fixture(scope="module")
+def nano() -> tuple[TransformersPolicy, ChatRenderer]:
+    model, tokenizer = build_nano(lookup.vocabulary())
+    renderer = ChatRenderer(tokenizer)
+    return TransformersPolicy(model, renderer, dtype=torch.float32, lockstep=False), renderer
+
+
+@contextmanager
+def serving(answer: Answer) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """The address of a server in a thread that answers every POST so, and the bodies it got."""
+    seen: list[dict[str, Any]] = []
+
+    async def post(request: Request) -> Response:
+        seen.append(await request.json())
+        return await answer(seen[-1])
+
+    routes = [Route("/v1/completions", post, methods=["POST"]), Route("/v1/chat/completions", post, methods=["POST"])]
+    with bind("127.0.0.1", 0) as listener:
+        listener.listen()
+        server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), log_level="critical", lifespan="off"))
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1", seen
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def completions(policy: Policy) -> Answer:
+    """What vLLM's /completions gives, from a policy in this process."""
+
+    async def answer(body: dict[str, Any]) -> Response:
+        sampling = Sampling(temperature=body["temperature"], max_tokens=body["max_tokens"])
+        completion = (await policy.sample(Context(tuple(body["prompt"])), body["seed"], sampling)).completion
+        choice = {
+            "text": completion.text,
+            "token_ids": list(completion.token_ids),
+            "logprobs": {"token_logprobs": list(completion.logprobs)},
+            "finish_reason": completion.stop_reason,
+        }
+        return JSONResponse({"choices": [choice]})
+
+    return answer
+
+
+@asynccontextmanager
+async def connected(url: str, **settings: Any) -> AsyncIterator[Server]:
+    server = Server(url, **settings)
+    try:
+        yield server
+    finally:
+        await server.close()
+
+
+async def grown(url: str, renderer: ChatRenderer, sampling: Sampling = SAMPLING, **settings: Any) -> list[RolloutTree]:
+    async with connected(url, **settings) as server:
+        policy = OpenAIPolicy(server, "nano", renderer)
+        return await grow_trees(TASKS, Chains(3), policy, renderer, sampling, seed=1)
+
+
+class SeededByTurn(Policy):
+    """Draws as a server is told to."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+
+    async def sample(self, context: Context, seed: int, sampling: Sampling) -> Sample:
+        return await self._policy.sample(context, derive_seed(seed, context.length), sampling)
+
+
+def test_a_served_model_plays_as_it_does_here(nano: tuple[TransformersPolicy, ChatRenderer]) -> None:
+    policy, renderer = nano
+    with serving(completions(policy)) as (url, seen):
+        served = asyncio.run(grown(url, renderer, at_once=4))
+        again = asyncio.run(grown(url, renderer, at_once=2))
+        greedy = asyncio.run(grown(url, renderer, Sampling(temperature=0, max_tokens=6)))
+        warm = asyncio.run(grown(url, renderer, Sampling(temperature=0.5, max_tokens=6)))
+    here = asyncio.run(grow_trees(TASKS, Chains(3), SeededByTurn(policy), renderer, SAMPLING, seed=1))
+    assert [said(tree) for tree in served] == [said(tree) for tree in again] == [said(tree) for tree in here]
+    for one, other in zip(served, here, strict=True):
+        for a, b in zip(one.nodes, other.nodes, strict=True):
+            assert a.action.logprobs == pytest.approx(b.action.logprobs, abs=1e-4)
+    assert all(len({path for path in tree.paths}) == 1 for tree in greedy)
+    assert not any(node.action.logprobs for tree in warm for node in tree.nodes)  # not of what was sampled from
+    asked = seen[0]
+    assert asked["stop_token_ids"] == [renderer.end_of_turn] and asked["ignore_eos"] and asked["top_p"] == 1
+
+
+def said(tree: RolloutTree) -> list[tuple[int, ...]]:
+    return [tree.tokens(path) for path in tree.paths]
+
+
+def test_no_more_requests_at_a_time_than_allowed(nano: tuple[TransformersPolicy, ChatRenderer]) -> None:
+    policy, renderer = nano
+    under_way, most = 0, 0
+    answer = completions(policy)
+
+    async def counted(body: dict[str, Any]) -> Response:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        try:
+            return await answer(body)
+        finally:
+            under_way -= 1
+
+    with serving(counted) as (url, _):
+        asyncio.run(grown(url, renderer, at_once=2))
+    assert 1 <= most <= 2
+
+
+def test_passing_faults_are_tried_again(
+    nano: tuple[TransformersPolicy, ChatRenderer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, renderer = nano
+    monkeypatch.setattr("treegym.agents.openai_policy.FIRST_WAIT", 0.0)
+    calls, answer = 0, completions(policy)
+
+    async def flaky(body: dict[str, Any]) -> Response:
+        nonlocal calls
+        calls += 1
+        if calls % 2:
+            return JSONResponse({"error": {"message": "overrun"}}, 503 if calls % 3 else 429)
+        return await answer(body)
+
+    with serving(flaky) as (url, _):
+        trees = asyncio.run(grown(url, renderer, at_once=1))
+    here = asyncio.run(grow_trees(TASKS, Chains(3), SeededByTurn(policy), renderer, SAMPLING, seed=1))
+    assert [said(tree) for tree in trees] == [said(tree) for tree in here]
+
+
+async def one(url: str, renderer: ChatRenderer, **settings: Any) -> Sample:
+    async with connected(url, **settings) as server:
+        return await OpenAIPolicy(server, "nano", renderer).sample(Context((5, 6)), 0, SAMPLING)
+
+
+TEXT_ALONE = {"choices": [{"text": "hello", "logprobs": None}]}
+
+
+@pytest.mark.parametrize(
+    ("status", "reply", "says"),
+    [
+        (200, TEXT_ALONE, r"gives no token ids .* vLLM does \(return_token_ids\)\. Text alone: chat\+http://127"),
+        (200, {"choices": []}, "answered in another shape: IndexError"),
+        (200, {"choices": [{"token_ids": [], "logprobs": {"token_logprobs": []}}]}, "gave 0 tokens and 0 log-prob"),
+        (200, {"choices": [{"token_ids": [1], "logprobs": None}]}, "answered in another shape: TypeError"),
+        (200, [1], r"something else than a JSON object: '\[1\]'"),
+        (404, {"error": {"message": "The model `nano`\ndoes not exist."}}, "answered 404: The model `nano` does not"),
+        (400, {"error": "too long"}, "answered 400: too long"),
+        (500, {"detail": "down"}, r"answered 500: \{\"detail\":\"down\"\}; 2 attempts"),
+    ],
+)
+def test_wrong_answers_are_one_line(
+    status: int, reply: Any, says: str, nano: tuple[TransformersPolicy, ChatRenderer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("treegym.agents.openai_policy.FIRST_WAIT", 0.0)
+
+    async def answer(body: dict[str, Any]) -> Response:
+        return JSONResponse(reply, status)
+
+    with serving(answer) as (url, seen), pytest.raises(ServerError, match=says) as caught:
+        asyncio.run(one(url, nano[1], attempts=2))
+    assert "\n" not in str(caught.value) and len(seen) == (2 if status == 500 else 1)
+
+
+def test_silence_and_absence_are_told_apart(
+    nano: tuple[TransformersPolicy, ChatRenderer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("treegym.agents.openai_policy.FIRST_WAIT", 0.0)
+    with bind("127.0.0.1", 0) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        with pytest.raises(ServerError, match="cannot be reached"):  # nobody listens
+            asyncio.run(one(url, nano[1], attempts=2))
+        listener.listen()
+        with pytest.raises(ServerError, match=r"has not answered within 0\.2 s; 2 attempts"):
+            asyncio.run(one(url, nano[1], attempts=2, timeout=0.2))
+
+
+def test_a_chat_server_is_asked_for_text(nano: tuple[TransformersPolicy, ChatRenderer]) -> None:
+    """It gets the chat so far, tool results as the user's words; what it writes is what is done."""
+
+    async def oracle(body: dict[str, Any]) -> Response:
+        messages = body["messages"]
+        env = next(task.make() for task in TASKS if prompt(task) == messages[: len(prompt(task))])
+        env.reset(seed=next(task.seed for task in TASKS if prompt(task) == messages[: len(prompt(task))]))
+        for message in messages:
+            if message["role"] == "assistant":
+                env.step(message["content"])
+        return JSONResponse({"choices": [{"message": {"role": "assistant", "content": env.oracle()}}]})
+
+    async def play(url: str) -> list[RolloutTree]:
+        async with connected(url) as server:
+            return await grow_trees(TASKS, Chains(2), ChatPlayer(server, "m", SAMPLING), nano[1], Sampling(), seed=1)
+
+    with serving(oracle) as (url, seen):
+        trees = asyncio.run(play(url))
+    assert all(tree.term("exact") == (1.0, 1.0) for tree in trees)
+    assert {message["role"] for body in seen for message in body["messages"]} == {"system", "user", "assistant"}
+
+
+def prompt(task: Task) -> Sequence[dict[str, str]]:
+    messages: list[Message] = task.make().reset(seed=task.seed)[1]["messages"]
+    return [{"role": message.role, "content": message.text} for message in messages]
+
+
+VLLM = os.environ.get("TREEGYM_VLLM", "")  # http://127.0.0.1:8000/v1#MODEL, which serves smollm2 in float32
+
+
+@pytest.mark.skipif(not VLLM, reason="TREEGYM_VLLM names no vLLM server of smollm2, as http://HOST:PORT/v1#MODEL")
+def test_vllm_samples_what_this_process_would() -> None:
+    model, tokenizer = load("smollm2")
+    renderer = ChatRenderer(tokenizer)
+    url, _, name = VLLM.partition("#")
+
+    async def ask(sampling: Sampling) -> list[RolloutTree]:
+        async with connected(url, at_once=8) as server:
+            policy = OpenAIPolicy(server, name, renderer)
+            return await grow_trees(tasks, Chains(3), policy, renderer, sampling, seed=1)
+
+    tasks = [Task("treegym/Lookup-v0", 0, settings={"max_turns": 2})]
+    sampling = Sampling(max_tokens=8)
+    trees = asyncio.run(ask(sampling))
+    assert [said(tree) for tree in asyncio.run(ask(sampling))] == [said(tree) for tree in trees]
+    assert all(len({tree.nodes[path[0]].action.text for path in tree.paths}) > 1 for tree in trees)
+    for tree in trees:
+        for path in tree.paths:
+            check_logprobs(model, tree, path)
+    greedy = Sampling(temperature=0, max_tokens=8)
+    policy = TransformersPolicy(model, renderer, dtype=torch.float32)
+    here = asyncio.run(grow_trees(tasks, Chains(1), policy, renderer, greedy, seed=1))
+    served = asyncio.run(ask(greedy))
+    assert [said(tree)[0] for tree in served] == [said(tree)[0] for tree in here]
+
+
+@torch.no_grad()
+def check_logprobs(model: Any, tree: RolloutTree, path: tuple[int, ...]) -> None:
+    """The server's log-probabilities are those of the model's own forward pass."""
+    tokens = torch.tensor(tree.tokens(path))
+    expected = torch.log_softmax(model(tokens[None]).logits[0].float(), -1)
+    place = len(tree.prompt)
+    for node in (tree.nodes[i] for i in path):
+        ids = torch.tensor(node.action.token_ids)
+        found = expected[place - 1 : place - 1 + len(ids)].gather(1, ids[:, None])[:, 0]
+        assert node.action.logprobs == pytest.approx(found.tolist(), abs=2e-3)
+        place += len(ids) + len(node.observation)
