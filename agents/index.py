@@ -14,10 +14,9 @@ import sqlite3
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from .tree import RolloutTree, tool_results
@@ -55,13 +54,18 @@ class TreeSummary:
             seed=tree.task.seed,
             rollouts=len(tree.leaves),
             nodes=len(tree.nodes),
-            mean_return=fmean(tree.returns),
+            mean_return=_mean(tree.returns),
             best_return=max(tree.returns),
-            terms={name: fmean(tree.term(name)) for name in names},
+            terms={name: _mean(tree.term(name)) for name in names},
             causes=Counter(str(tree.nodes[i].info.get("cause")) for i in tree.leaves if tree.nodes[i].truncated),
             sampled_tokens=tree.num_sampled_tokens,
             tool_calls=sum(tool_results(node.messages) for node in tree.nodes),
         )
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Of any floats: fmean refuses sums that are too large."""
+    return sum(value / len(values) for value in values)
 
 
 @dataclass(frozen=True, slots=True)

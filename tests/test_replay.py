@@ -361,7 +361,7 @@ def test_another_tokenizer_writes_the_turns_anew(renderer: ChatRenderer) -> None
 def test_a_turn_that_cannot_be_restored_is_an_error(renderer: ChatRenderer, monkeypatch: pytest.MonkeyPatch) -> None:
     [tree] = grow(renderer, [Task(LOOKUP, 1)], Chains(1))
     with pytest.raises(ExceptionGroup) as short:
-        continued(renderer, tree, replace(LONG, max_calls=1), rollout=0, turn=2)
+        continued(renderer, tree, sampling=replace(LONG, max_calls=1), rollout=0, turn=2)
     assert "the episode ends at turn 1: call limit" in str(short.value.exceptions[0])
     change(monkeypatch, KINDS[LOOKUP], tree.nodes[0].state_key, another_word)
     with pytest.raises(ExceptionGroup) as other:
