@@ -14,10 +14,9 @@ import sqlite3
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from .tree import RolloutTree, tool_results
@@ -47,6 +46,8 @@ class TreeSummary:
 
     @classmethod
     def of(cls, number: int, labels: Mapping[str, Any], tree: RolloutTree) -> TreeSummary:
+        if not tree.leaves:
+            raise ValueError(f"the tree of {tree.task.env}, seed {tree.task.seed}, has no rollout to tell of")
         names = sorted({name for node in tree.nodes for name in node.reward_terms})
         return cls(
             number=number,
@@ -55,13 +56,18 @@ class TreeSummary:
             seed=tree.task.seed,
             rollouts=len(tree.leaves),
             nodes=len(tree.nodes),
-            mean_return=fmean(tree.returns),
+            mean_return=_mean(tree.returns),
             best_return=max(tree.returns),
-            terms={name: fmean(tree.term(name)) for name in names},
+            terms={name: _mean(tree.term(name)) for name in names},
             causes=Counter(str(tree.nodes[i].info.get("cause")) for i in tree.leaves if tree.nodes[i].truncated),
             sampled_tokens=tree.num_sampled_tokens,
             tool_calls=sum(tool_results(node.messages) for node in tree.nodes),
         )
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Infinite where the sum is, which statistics.fmean refuses."""
+    return sum(values) / len(values)
 
 
 @dataclass(frozen=True, slots=True)
