@@ -46,6 +46,8 @@ class TreeSummary:
 
     @classmethod
     def of(cls, number: int, labels: Mapping[str, Any], tree: RolloutTree) -> TreeSummary:
+        if not tree.leaves:
+            raise ValueError(f"the tree of {tree.task.env}, seed {tree.task.seed}, has no rollout to tell of")
         names = sorted({name for node in tree.nodes for name in node.reward_terms})
         return cls(
             number=number,
@@ -64,8 +66,8 @@ class TreeSummary:
 
 
 def _mean(values: Sequence[float]) -> float:
-    """Of any floats: fmean refuses sums that are too large."""
-    return sum(value / len(values) for value in values)
+    """Infinite where the sum is, which statistics.fmean refuses."""
+    return sum(values) / len(values)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,14 @@ SUITES = ROOT / ".venv-suites" / "bin" / "python"
 ROUNDS = 200
 LIVE = 200
 HEAD = "| | median ms | p95 ms |\n|---|---|---|"
-WORK = "import time\nstart = time.perf_counter()\n6 * 7\nprint(time.perf_counter() - start)"
+WORK = "import math\ntotal = sum(math.sqrt(i) for i in range(10))\nprint(total)"
+ALONE = f"""
+import time
+def alone():
+    start = time.perf_counter()
+    exec(compile({WORK!r}, "alone", "exec"), {{"print": str}})
+    return time.perf_counter() - start
+"""
 THEIRS = """
 import json, statistics, sys, time
 if sys.argv[1] == "smolagents":
@@ -61,21 +68,22 @@ def row(name: str, times: list[float]) -> str:
 
 
 def calls(sandbox: Sandbox) -> Iterator[str]:
-    """A warm call, over the code's own time; and a cold `python -c` of the same code, in Docker by `docker exec`."""
+    """A warm call; what Python itself takes of it, to compile and run the same code; and a cold `python -c` of it, in
+    Docker by `docker exec`."""
     cold_name, command = "`python -c`, no sandbox", [sys.executable]
-    warm, cold = [], []
+    warm, own, cold = [], [], []
     with contextlib.closing(sandbox.start(Limits(), 0)) as interpreter:
-        interpreter.run(WORK)
+        interpreter.run(ALONE)
         if isinstance(interpreter, Contained):
             cold_name, command = "`docker exec`", ["docker", "exec", interpreter.container_id, PYTHON]
         for i in range(ROUNDS):
-            start = time.perf_counter()
-            inside = float(interpreter.run(WORK).text)
-            warm.append((time.perf_counter() - start - inside) * 1e3)
+            warm.append(timed(lambda: interpreter.run(WORK)))
+            own.append(float(interpreter.run("alone()").text) * 1e3)
             if i % 10 == 0:
                 cold.append(timed(lambda: subprocess.run([*command, "-c", WORK], check=True, capture_output=True)))
-    yield from (HEAD, row("warm call", warm), row(cold_name, cold), "")
-    yield f"A warm call takes 1/{median(cold) / median(warm):,.0f} of a cold one."
+    yield from (HEAD, row("warm call", warm), row("of it Python itself", own), row(cold_name, cold), "")
+    more, ratio = median(warm) - median(own), median(cold) / median(warm)
+    yield f"A warm call takes {more:.3f} ms more than Python itself, and 1/{ratio:,.0f} of a cold one."
 
 
 def episodes(sandbox: Sandbox) -> Iterator[str]:

@@ -339,7 +339,7 @@ def test_an_opening_that_was_damaged_meanwhile_is_not_built_on(path: Path) -> No
 
 def test_a_tree_that_cannot_be_summed_up_is_not_written(path: Path) -> None:
     store = EpisodeStore(path)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="has no rollout"):
         store.append(replace(tree(0), leaves=()))
     assert store.size == 0
     store.append(tree(1))
