@@ -26,14 +26,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command("eval")(eval_command)
-app.command("compare")(compare_command)
-app.command("play")(play_command)
 models_app = typer.Typer(help="The models that treegym knows by name.", invoke_without_command=True)
 app.add_typer(models_app, name="models")
-app.add_typer(runs_app, name="runs")
-app.command("view")(view_command)
-app.command("replay")(replay_command)
 
 Changes = Annotated[
     list[str] | None,
@@ -82,6 +76,14 @@ def train(
     except (Stopped, KeyboardInterrupt) as stopped:
         say(f"{str(stopped) or 'stopped'}; go on with: treegym train --resume --out {folder}")
         raise typer.Exit(130) from None
+
+
+app.command("eval")(eval_command)
+app.command("compare")(compare_command)
+app.command("replay")(replay_command)
+app.command("view")(view_command)
+app.command("play")(play_command)
+app.add_typer(runs_app, name="runs")
 
 
 @app.command()
