@@ -282,6 +282,7 @@ def test_a_growing_run_is_read_on_and_a_shorter_one_anew(tmp_path: Path) -> None
     run.trees.append(simple(10), step=3)
     assert volume.numbers(Filter()) == [0, 1, 2, 3] and volume.numbers(Filter(text="go 1")) == [1, 3]
     run.trees.truncate(0)
+    run.close()
     make_run(tmp_path, [(simple(n), {"step": n}) for n in range(20, 26)])
     assert [row["seed"] for row in volume.listing(Filter())["rows"]] == list(range(20, 26))
 

@@ -41,6 +41,7 @@ LIBRARIES = (
     "numpy.random",
 )
 GRACE = 5.0  # seconds that a sandbox's own processes have for an answer
+SPARES = 4  # kinds of episodes that one is made ahead of
 MAX_CODE = 100_000  # characters of an agent's call
 
 
@@ -204,7 +205,8 @@ class Link:
 class Zygote:
     """A running `inside.py` that serves episodes; started at first use.
 
-    One episode is always made ahead, its interpreter too: to enter a cgroup alone takes the kernel 10 ms or more.
+    An episode of each of the last few limits is made ahead, its interpreter too: to enter a cgroup alone takes the
+    kernel 10 ms or more.
     """
 
     def __init__(
@@ -223,7 +225,7 @@ class Zygote:
 
     def _settle(self) -> None:
         self._owner = os.getpid()
-        self._spare: Future[Branch] | None = None
+        self._spares: dict[Limits, Future[Branch]] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self._link = Link()
 
@@ -233,21 +235,27 @@ class Zygote:
             if self._owner != os.getpid():
                 self._settle()  # in a fork of the host: what was made is the parent's
             branch = self._take_spare(limits) or _launcher(self._owner).submit(self._begin, limits).result()
-            self._spare = _launcher(self._owner).submit(self._begin, limits)
+            self._spares[limits] = _launcher(self._owner).submit(self._begin, limits)
+            if len(self._spares) > SPARES:
+                self._end_spare(next(iter(self._spares)))
         branch.reseed(seed)
         return branch
 
-    def _take_spare(self, limits: Limits | None) -> Branch | None:
-        """The episode made ahead, if it has these limits and lives; else it is ended."""
-        spare, self._spare = self._spare, None
+    def _take_spare(self, limits: Limits) -> Branch | None:
+        """The episode that was made ahead, if it lives."""
+        spare = self._spares.pop(limits, None)
         try:
             branch = spare.result() if spare else None
         except (SandboxError, OSError):  # which whoever begins the next one meets again
             return None
-        if branch and not (branch.limits == limits and self._process and self._process.poll() is None):
+        if branch and not (self._process and self._process.poll() is None):
             branch.close()
             return None
         return branch
+
+    def _end_spare(self, limits: Limits) -> None:
+        if branch := self._take_spare(limits):
+            branch.close()
 
     def _begin(self, limits: Limits) -> Branch:
         link = Link()
@@ -301,7 +309,8 @@ class Zygote:
     def close(self) -> None:
         """Ends it and, with it, every episode."""
         with self._lock:
-            self._take_spare(None)
+            for limits in list(self._spares):
+                self._end_spare(limits)
             self._end()
 
     def _end(self) -> None:
