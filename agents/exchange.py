@@ -153,6 +153,8 @@ def _turns(tree: RolloutTree, rollout: int, known: Grammar | None) -> Iterator[R
         results = [message for message in node.messages if message.role == "tool"]
         matched = iter(ids if len(ids) == len(results) else ())
         for message in node.messages:
+            if not message.text and message.role != "tool":
+                continue  # an environment that has nothing to say when the episode ends
             source = next(matched, None) if message.role == "tool" else None
             role = "user" if message.role == "tool" and source is None else message.role
             yield {"role": role, **({"tool_call_id": source} if source else {}), "content": message.text}

@@ -209,6 +209,8 @@ def test_chat_messages_have_calls_where_the_format_is_known(records: list[Record
             ids = [call["id"] for m in said for call in m.get("tool_calls", ())]
             assert ids == [m["tool_call_id"] for m in row["messages"] if m["role"] == "tool"]
             assert len(set(ids)) == len(ids)
+            if nodes[-1].terminated:
+                assert row["messages"][-1]["role"] == "assistant"  # nothing follows the answer
             assert [m["role"] for m in row["messages"]][:2] != ["system", "system"]
             system = [m["content"] for m in row["messages"] if m["role"] == "system"]
             assert not any("Each turn, write" in text for text in system)
