@@ -17,6 +17,7 @@ from socket import AF_INET6
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+from ..agents import StoreError
 from .shelf import MAX_ROWS, Filter, Shelf, to_json
 
 PAGE = Path(__file__).parent / "page"
@@ -89,6 +90,8 @@ class Site:
             return _json(HTTPStatus.NOT_FOUND, {"error": str(error.args[0])})
         except ValueError as error:
             return _json(HTTPStatus.BAD_REQUEST, {"error": str(error)})
+        except (OSError, StoreError) as error:  # a run that is damaged, or removed
+            return _json(HTTPStatus.INTERNAL_SERVER_ERROR, {"error": str(error)})
 
     def _ask(self, path: str, values: dict[str, str]) -> Any:
         if path == "/api/runs":

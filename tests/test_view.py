@@ -20,7 +20,7 @@ from treegym.agents.nano import build_nano
 from treegym.envs import Message, Task
 from treegym.scenarios.cli import main
 from treegym.scenarios.shelf import Filter, Reading, Shelf, pieces
-from treegym.scenarios.site import ViewServer, exported, serve
+from treegym.scenarios.site import Site, ViewServer, exported, serve
 from treegym.trainers import Run
 
 SCENARIO = "environment: {{id: treegym/Lookup-v0, success: exact}}\nalgorithm: {{name: {}}}\nseed: 3\n"
@@ -268,6 +268,16 @@ def test_every_answer_forbids_what_the_page_does_not_need(server: ViewServer) ->
         policy = headers["Content-Security-Policy"]
         assert "default-src 'none'" in policy and "script-src 'self'" in policy and "unsafe" not in policy
         assert headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_damage_is_told_in_words(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "spoilt", [(simple(n), {"step": n}) for n in range(3)])
+    run.close()
+    data = bytearray(run.trees.path.read_bytes())
+    data[len(data) // 2] ^= 1
+    run.trees.path.write_bytes(data)
+    answer = Site(shelf_of(tmp_path)).answer("/api/tree?run=spoilt&tree=1")
+    assert answer.status == 500 and "record 1 at byte" in json.loads(answer.body)["error"]
 
 
 def test_numbers_reach_a_browser_as_they_are(server: ViewServer) -> None:
