@@ -41,11 +41,11 @@ class Person(Player):
         return text
 
     def _read(self) -> str:
-        if self.left:
-            raise Left("the person left")
         console.print("[bold green]assistant (you)[/]")
         with _interruptible():
             try:
+                if self.left:
+                    raise KeyboardInterrupt
                 line = input("> ")
                 if line.strip() != QUOTES:
                     return line

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -315,12 +316,15 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self.master, text.encode())
 
-    def end(self) -> str:
-        """What it says to its end."""
+    def end(self, key: str = "") -> str:
+        """What it says to its end, while the key is pressed: a terminal drops one that comes as its mode changes."""
         said = b""
         try:
-            while part := os.read(self.master, 4096):
-                said += part
+            while True:
+                if select.select([self.master], [], [], 2.0)[0]:
+                    said += os.read(self.master, 4096)
+                else:
+                    self.type(key)
         except OSError:  # nobody holds the other side any more
             pass
         os.close(self.master)
@@ -357,11 +361,11 @@ def test_a_person_plays_sees_what_an_agent_sees_and_is_recorded(tmp_path: Path) 
         terminal.type(f"{actions[0].splitlines()[1]}\n")
         terminal.read_until(PROMPT)
         terminal.type(leave)
-        assert "the episode has not ended" in terminal.end()
+        assert "the episode has not ended" in terminal.end(leave)
     terminal = Terminal(tmp_path, *arguments)
     terminal.read_until(PROMPT)
     terminal.type("\x04")
-    assert "nothing is recorded" in terminal.end()
+    assert "nothing is recorded" in terminal.end("\x04")
 
     trees = [tree for _, tree in Run(tmp_path / "plays").trees]
     assert [len(tree.nodes) for tree in trees] == [len(actions), 1, 1]

@@ -358,22 +358,26 @@ class Keeper:
         self.works: dict[int, str] = {}  # folders of their files, by branch
 
     def serve(self) -> NoReturn:
-        while True:
-            try:
+        with contextlib.suppress(OSError, EOFError):  # the host is gone
+            message, fds = self.channel.receive()
+            while message is not None:
+                self.channel.send(error=self._do(message, fds))
                 message, fds = self.channel.receive()
-            except (OSError, EOFError):
-                message, fds = None, []
-            if message is None:
-                self._end()
-            try:
-                getattr(self, "do_" + message.pop("do"))(*fds, **message)
-                self.channel.send(error=None)
-            except Exception as error:  # whatever an agent's files made of it: the host is told
-                self.channel.send(error=f"{type(error).__name__}: {error}")
+        self._end()
+
+    def _do(self, message: dict[str, Any], fds: list[int]) -> str | None:
+        """What went wrong, whatever an agent's files made of it."""
+        try:
+            getattr(self, "do_" + message.pop("do"))(*fds, **message)
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        return None
 
     def do_start(self, fd: int, *, branch: int, work: str, seed: int) -> None:
         """A new interpreter over the branch's files."""
         if branch not in self.works:
+            if not self.isolated and not self.works:
+                os.mkdir(os.path.dirname(work), 0o700)  # here, so that a host that is killed leaves none
             self.works[branch] = work
             os.makedirs(os.path.join(work, ".tmp"), exist_ok=True)
             if self.isolated:

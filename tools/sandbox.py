@@ -358,7 +358,7 @@ class Episode:
             branch = next(self.numbers)
             self.living.add(branch)
             if self.work is None and not self.folder:
-                self.folder = tempfile.mkdtemp(prefix="treegym-")
+                self.folder = os.path.join(tempfile.gettempdir(), f"treegym-{secrets.token_hex(8)}")
             return branch, self.work or f"{self.folder}/{branch}"
 
     def ask(self, fds: Sequence[int] = (), **message: Any) -> None:
