@@ -11,7 +11,6 @@ from treegym.envs import LookupEnv, Task, TextEnv, check_env, registered
 from treegym.envs.formats import FORMATS
 from treegym.tools import tool
 
-
 SANDBOXED = ("treegym/Code-v0", "treegym/PythonMath-v0")  # slow; a format changes nothing inside their walls
 
 
