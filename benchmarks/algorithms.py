@@ -1,26 +1,28 @@
 """GRPO, GiGPO, ARPO, Tree-GRPO and AT2PO side by side: success against what the rollouts cost.
 
-    python benchmarks/algorithms.py                 # everything; finished runs are kept, interrupted ones go on
+    python benchmarks/algorithms.py                 # all that docs/results/algorithms.json does not hold yet
     python benchmarks/algorithms.py maze --seeds 5 --jobs 2
     python benchmarks/algorithms.py --report        # the page alone, from the runs that there are
+    rm docs/results/algorithms.json                 # everything again
 
 In each environment one policy is warmed up and saved; every algorithm and seed goes on from it, with as many leaves a
-task. The runs lie in runs/algorithms, the page is docs/results/algorithms.md.
+task. The runs lie in runs/algorithms, where an interrupted one goes on; the curve of a finished one is kept in
+docs/results/algorithms.json, the page is docs/results/algorithms.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, median, stdev
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -32,6 +34,7 @@ from matplotlib import pyplot
 ROOT = Path(__file__).parent.parent
 RUNS = ROOT / "runs" / "algorithms"
 RESULTS = ROOT / "docs" / "results"
+CURVES = RESULTS / "algorithms.json"
 LEAVES = 8  # of a task, for every algorithm
 ALGORITHMS = {
     "grpo": {"n": LEAVES},
@@ -47,7 +50,9 @@ Every run has as many leaves a task and as many tasks a step. Sampled tokens and
 rollout or its fork was given, as engines pay for them that do not join equal replies; "shared" counts what rollouts of
 a task have in common once, as treegym computes it. Success is on held-out tasks, the same for all runs; means over
 seeds with 95% intervals (Student's t), linear between evaluations. Budgets are the largest that every run spent.
+On another kind of machine the warm-up may end in other weights; runs are paired where they share them.
 """
+Curves = dict[str, list["Curve"]]  # by environment
 
 
 @dataclass(frozen=True)
@@ -86,10 +91,11 @@ class Training:
     def finished(self) -> bool:
         return (self.folder / "summary.json").is_file()
 
-    def run(self) -> None:
-        """Goes on where it stands, on one thread. SystemExit with the end of its log where it fails."""
+    def run(self) -> Path:
+        """Its folder, once it is finished; it goes on where it stands, on one thread. SystemExit with the end of its
+        log where it fails."""
         if self.finished:
-            return
+            return self.folder
         self.folder.mkdir(parents=True, exist_ok=True)
         changes = [word for change in ("threads=1", *self.changes) for word in ("--set", change)]
         command = [sys.executable, "-m", "treegym", "train", self.scenario, *changes]
@@ -103,6 +109,7 @@ class Training:
         if done.returncode:
             raise SystemExit(f"{' '.join(command)}\n{log.read_text()[-2000:]}")
         print(self.folder.relative_to(RUNS), flush=True)
+        return self.folder
 
 
 def warm_up(name: str) -> Training:
@@ -132,6 +139,7 @@ class Curve:
 
     algorithm: str
     seed: int
+    start: str  # the first digits of the SHA-256 of the warmed-up weights
     spent: dict[str, list[float]]  # by unit: before each evaluation
     success: list[float]
 
@@ -153,7 +161,14 @@ class Curve:
                 success.append(row["success"])
                 for unit in UNITS:
                     points[unit].append(spent[unit])
-        return cls(algorithm, int(seed), points, success)
+        weights = folder.with_name("warm-up") / "model" / "model.safetensors"
+        start = hashlib.sha256(weights.read_bytes()).hexdigest()[:12]
+        return cls(algorithm, int(seed), start, points, success)
+
+    @property
+    def run(self) -> str:
+        """The name of its run's folder."""
+        return f"{self.algorithm}-{self.seed}"
 
     def at(self, unit: str, budget: float) -> float:
         """Success when so much was spent, linear between evaluations."""
@@ -180,32 +195,59 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-class Page:
-    """docs/results/algorithms.md, .json and a plot for each environment."""
+def read_curves() -> Curves:
+    found = json.loads(CURVES.read_text()) if CURVES.exists() else {}
+    return {name: [Curve(**curve) for curve in found.get(name, [])] for name in CONTESTS}
 
-    def __init__(self, seeds: int) -> None:
-        self.seeds = seeds
-        self.numbers: dict[str, Any] = {}
 
-    def section(self, name: str) -> list[str]:
-        """The environment's tables; its plot is drawn."""
-        finished = [training for training in trainings(name, self.seeds) if training.finished]
-        curves: dict[str, list[Curve]] = {}
-        for training in finished:
-            curve = Curve.of(training.folder)
-            curves.setdefault(curve.algorithm, []).append(curve)
-        self.numbers[name] = {key: [asdict(curve) for curve in found] for key, found in curves.items()}
-        if not curves:
-            return [f"## {name}", "", "No run is finished."]
-        everyone = [curve for found in curves.values() for curve in found]
-        common = {unit: min(curve.spent[unit][-1] for curve in everyone) for unit in UNITS}
-        goal = self._goal(everyone)
-        plot(curves, RESULTS / f"algorithms-{name}.svg")
+def keep(curves: Curves, name: str, curve: Curve) -> None:
+    """Adds the curve to those on disk: a comparison may take several machines, one after the other."""
+    curves[name].append(curve)
+    curves[name].sort(key=lambda curve: (list(ALGORITHMS).index(curve.algorithm), curve.seed))
+    rows = {name: [asdict(curve) for curve in found] for name, found in curves.items()}
+    lines = (f'"{name}": [\n' + ",\n".join(map(json.dumps, found)) + "\n]" for name, found in rows.items())
+    CURVES.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def compare(curves: Curves, name: str, seeds: int, jobs: int) -> None:
+    """Makes the runs that are missing."""
+    kept = {curve.run for curve in curves[name]}
+    missing = [training for training in trainings(name, seeds) if training.folder.name not in kept]
+    if not missing:
+        return
+    warm_up(name).run()
+    with ThreadPoolExecutor(jobs) as pool:
+        for done in as_completed([pool.submit(training.run) for training in missing]):
+            keep(curves, name, Curve.of(done.result()))
+
+
+class Section:
+    """What the page says about one environment."""
+
+    def __init__(self, name: str, found: Sequence[Curve]) -> None:
+        self.name = name
+        self.curves: dict[str, list[Curve]] = {}
+        for curve in found:
+            self.curves.setdefault(curve.algorithm, []).append(curve)
+        self.everyone = found
+
+    def lines(self) -> list[str]:
+        """Its tables; its plot is drawn."""
+        contest, curves = CONTESTS[self.name], self.curves
         lines = [
-            f"## {name}",
+            f"## {self.name}",
             "",
-            f"`treegym train {CONTESTS[name].scenario}` with {', '.join(f'`{c}`' for c in CONTESTS[name].changes)}.",
-            f"The warmed-up policy succeeds in {everyone[0].success[0]:.1%} of the held-out tasks.",
+            f"`treegym train {contest.scenario}` with {', '.join(f'`{change}`' for change in contest.changes)}.",
+        ]
+        if not self.everyone:
+            return [*lines, "No run is finished."]
+        common = {unit: min(curve.spent[unit][-1] for curve in self.everyone) for unit in UNITS}
+        goal = self._goal()
+        plot(curves, RESULTS / f"algorithms-{self.name}.svg")
+        starts = sorted({(curve.start, curve.success[0]) for curve in self.everyone})
+        succeeds = " or ".join(f"{success:.1%}" for _, success in starts)
+        lines += [
+            f"The warmed-up policy succeeds in {succeeds} of the held-out tasks.",
             "",
             f"| held-out success | seeds | {' | '.join(f'after {common[unit]:,.0f} {unit}' for unit in UNITS)} |",
             "|---" * (2 + len(UNITS)) + "|",
@@ -213,26 +255,26 @@ class Page:
         for algorithm, found in curves.items():
             cells = [percent(*mean_interval([curve.at(unit, common[unit]) for curve in found])) for unit in UNITS]
             lines.append(f"| {algorithm} | {len(found)} | {' | '.join(cells)} |")
-        if "grpo" in curves and len(curves["grpo"]) > 1:
-            lines += ["", *self._differences(curves, common)]
+        if len(curves.get("grpo", ())) > 1:
+            lines += ["", *self._differences(common)]
         lines += ["", f"| spent until {goal:.0%} | reached by | {' | '.join(UNITS)} |", "|---" * (2 + len(UNITS)) + "|"]
         for algorithm, found in curves.items():
             reached = [curve for curve in found if curve.reaches("steps", goal) is not None]
             cells = [f"{median(curve.reaches(unit, goal) for curve in reached):,.0f}" if reached else "-"
                      for unit in UNITS]  # fmt: skip
             lines.append(f"| {algorithm} | {len(reached)} of {len(found)} | {' | '.join(cells)} |")
-        return [*lines, "", f"![success by budget](algorithms-{name}.svg)"]
+        return [*lines, "", f"![success by budget](algorithms-{self.name}.svg)"]
 
-    def _goal(self, curves: Sequence[Curve]) -> float:
+    def _goal(self) -> float:
         """Four fifths of the way from the warmed-up success to the median of the last ones, in twentieths, down."""
-        start, end = curves[0].success[0], median(curve.success[-1] for curve in curves)
+        start, end = self.everyone[0].success[0], median(curve.success[-1] for curve in self.everyone)
         return max(start, int((start + 0.8 * (end - start)) * 20) / 20)
 
-    def _differences(self, curves: dict[str, list[Curve]], common: dict[str, float]) -> list[str]:
+    def _differences(self, common: dict[str, float]) -> list[str]:
         lines = [f"| less GRPO's, paired by seed | {' | '.join(UNITS)} |", "|---" * (1 + len(UNITS)) + "|"]
-        baseline = {curve.seed: curve for curve in curves["grpo"]}
-        for algorithm, found in curves.items():
-            pairs = [(curve, baseline[curve.seed]) for curve in found if curve.seed in baseline]
+        baseline = {(curve.seed, curve.start): curve for curve in self.curves["grpo"]}
+        for algorithm, found in self.curves.items():
+            pairs = [(curve, baseline[key]) for curve in found if (key := (curve.seed, curve.start)) in baseline]
             if algorithm != "grpo" and len(pairs) > 1:
                 cells = [
                     percent(
@@ -274,17 +316,14 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time, a thread each")
     parser.add_argument("--report", action="store_true", help="only write the page")
     args = parser.parse_args()
-    for name in args.environments or CONTESTS:
-        if not args.report:
-            warm_up(name).run()
-            with ThreadPoolExecutor(args.jobs) as pool:
-                list(pool.map(Training.run, trainings(name, args.seeds)))
-    page = Page(args.seeds)
-    sections = [line for name in CONTESTS for line in ["", *page.section(name)]]
+    curves = read_curves()
+    if not args.report:
+        for name in args.environments or CONTESTS:
+            compare(curves, name, args.seeds, args.jobs)
+    sections = [line for name, found in curves.items() for line in ["", *Section(name, found).lines()]]
     file = RESULTS / "algorithms.md"
     by_hand = file.read_text().partition(MARK)[0] if file.exists() else "# Algorithms compared\n\n"
     file.write_text("\n".join([f"{by_hand}{MARK}", HEAD, *sections]) + "\n")
-    (RESULTS / "algorithms.json").write_text(json.dumps(page.numbers) + "\n")
 
 
 if __name__ == "__main__":
