@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding, linear, rms_norm, silu
+from torch.nn.functional import embedding, linear, silu
 from transformers import PreTrainedModel
 
 from .attention import Attend, bring_attention, tree_logits
@@ -98,7 +98,12 @@ class _Linear:
 
 
 class LlamaForward:
-    """Llama, Mistral and Qwen2 blocks with merged projections and pre-packed weights in one dtype."""
+    """Llama, Mistral and Qwen2 blocks with merged projections and pre-packed weights in one dtype.
+
+    A norm's weight times the root of the width is part of the projections behind it: what remains of the norm is a
+    division by the length of the vector. Inside a head, the two dimensions that rotary embedding turns together lie
+    side by side, a complex number; scores are the same.
+    """
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
         self._model = model
@@ -107,58 +112,70 @@ class LlamaForward:
         self._heads: int = config.num_attention_heads
         self._kv_heads: int = config.num_key_value_heads
         self._dim: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self._eps: float = config.rms_norm_eps
+        self._root: float = config.hidden_size**0.5
+        self._least = torch.tensor(self._root * config.rms_norm_eps**0.5, device=model.device)  # of a length, so to say
         self.refresh()
 
     @torch.no_grad()
     def refresh(self) -> None:
         model: Any = self._model
         self._embedding = model.model.embed_tokens.weight.detach().to(self._dtype)
-        self._rotary = model.model.rotary_emb
-        self._norm = self._cast(model.model.norm.weight)
-        self._head = self._merge(model.lm_head)
+        self._frequencies = model.model.rotary_emb.inv_freq.float()  # [d / 2]
+        self._head = self._merge(model.lm_head, norm=model.model.norm)
         self._layers = [self._layer(layer) for layer in model.model.layers]
 
     def release(self) -> None:
         self._layers = []
         nothing: Any = None
-        self._embedding = self._norm = self._head = nothing
+        self._embedding = self._head = nothing
 
-    def _cast(self, weight: Tensor) -> Tensor:
-        return weight.detach().to(self._dtype)
+    def _merge(self, *modules: torch.nn.Linear, norm: Any = None, turned: int = 0) -> _Linear:
+        """The modules side by side, behind a norm; the first ones turn by rotary embedding."""
+        weights = [merged_weight(module) for module in modules]
+        biases = [module.bias.detach() for module in modules if module.bias is not None]
+        weights[:turned], biases[:turned] = map(self._paired, weights[:turned]), map(self._paired, biases[:turned])
+        weight = torch.cat(weights)
+        if norm is not None:
+            weight = weight.float() * (norm.weight.detach().float() * self._root)
+        return _Linear(weight.to(self._dtype), torch.cat(biases).to(self._dtype) if biases else None)
 
-    def _merge(self, *modules: torch.nn.Linear) -> _Linear:
-        weight = torch.cat([merged_weight(module).to(self._dtype) for module in modules])
-        biases = [self._cast(module.bias) for module in modules if module.bias is not None]
-        return _Linear(weight, torch.cat(biases) if biases else None)
+    def _paired(self, rows: Tensor) -> Tensor:
+        """[heads · d, …], in each head row i + d / 2 behind row i."""
+        return rows.unflatten(0, (-1, 2, self._dim // 2)).transpose(1, 2).flatten(0, 2)
 
-    def _layer(self, layer: Any) -> tuple[Tensor, _Linear, _Linear, Tensor, _Linear, _Linear]:
+    def _layer(self, layer: Any) -> tuple[_Linear, _Linear, _Linear, _Linear]:
         attention, mlp = layer.self_attn, layer.mlp
         return (
-            self._cast(layer.input_layernorm.weight),
-            self._merge(attention.q_proj, attention.k_proj, attention.v_proj),
+            self._merge(attention.q_proj, attention.k_proj, attention.v_proj, norm=layer.input_layernorm, turned=2),
             self._merge(attention.o_proj),
-            self._cast(layer.post_attention_layernorm.weight),
-            self._merge(mlp.gate_proj, mlp.up_proj),
+            self._merge(mlp.gate_proj, mlp.up_proj, norm=layer.post_attention_layernorm),
             self._merge(mlp.down_proj),
         )
 
     @torch.no_grad()
     def __call__(self, tokens: Tensor, positions: Tensor, attend: Attend, rows: Tensor) -> Tensor:
         x = embedding(tokens, self._embedding)  # [T, width]
-        cos, sin = self._rotary(x, positions[None])  # [1, T, d] each
-        turned = self._heads + self._kv_heads
-        for index, (norm, qkv, out, mlp_norm, gate_up, down) in enumerate(self._layers):
-            heads = qkv(self._normed(x, norm)).view(len(x), -1, self._dim).transpose(0, 1)  # [heads, T, d]
-            rotated = rotate(heads[:turned], cos, sin)
-            seen = attend(index, rotated[: self._heads], rotated[self._heads :], heads[turned:], None)
+        angles = positions[:, None] * self._frequencies
+        turns = torch.polar(torch.ones_like(angles), angles)  # [T, d / 2]
+        keys, values = self._heads, self._heads + self._kv_heads  # where they begin
+        for index, (qkv, out, gate_up, down) in enumerate(self._layers):
+            heads = qkv(self._normed(x)).view(len(x), -1, self._dim).transpose(0, 1)  # [heads, T, d]
+            turn(heads[:values], turns)
+            seen = attend(index, heads[:keys], heads[keys:values], heads[values:], None)
             x = x + out(seen.transpose(0, 1).reshape(len(x), -1))
-            gate, up = gate_up(self._normed(x, mlp_norm)).chunk(2, dim=-1)
+            gate, up = gate_up(self._normed(x)).chunk(2, dim=-1)
             x = x + down(silu(gate) * up)
-        return self._head(self._normed(x[rows], self._norm))
+        return self._head(self._normed(x[rows]))
 
-    def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
-        return rms_norm(x, weight.shape, weight, self._eps)
+    def _normed(self, x: Tensor) -> Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        return (x / torch.hypot(length, self._least)).to(x.dtype)
+
+
+def turn(heads: Tensor, turns: Tensor) -> None:
+    """Rotary position embedding of [heads, T, d], in place, by complex numbers [T, d / 2]."""
+    pairs = torch.view_as_complex(heads.float().unflatten(-1, (-1, 2)))
+    heads.copy_(torch.view_as_real(pairs * turns).flatten(-2))
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from .attention import causal_mask, grouped_attention
 
@@ -25,11 +24,11 @@ class Line:
 
 
 class KVSlab:
-    """[layers, 2, rows, kv heads, capacity, d]: a row holds one context's keys and values; made larger as needed."""
+    """[layers, 2, kv heads, rows, capacity, d]: a row holds one context's keys and values; made larger as needed."""
 
     def __init__(self, layers: int, kv_heads: int, dim: int, dtype: torch.dtype, device: torch.device) -> None:
         self._zeros = partial(_zeros, dtype=dtype, device=device)
-        self._empty = (layers, 2, 0, kv_heads, 0, dim)
+        self._empty = (layers, 2, kv_heads, 0, 0, dim)
         self.clear()
 
     def clear(self) -> None:
@@ -38,24 +37,24 @@ class KVSlab:
 
     def reserve(self, rows: int, capacity: int, keep: Iterable[tuple[int, int]] = ()) -> None:
         """Makes room for this many rows of this many tokens; of what was written, `keep` stays: (row, tokens)."""
-        layers, two, have, kv_heads, length, dim = self.data.shape
+        layers, two, kv_heads, have, length, dim = self.data.shape
         if rows <= have and capacity <= length:
             return
-        grown = self._zeros((layers, two, max(rows, have), kv_heads, max(capacity, length), dim))
+        grown = self._zeros((layers, two, kv_heads, max(rows, have), max(capacity, length), dim))
         for row, n in keep:
-            grown[:, :, row, :, :n] = self.data[:, :, row, :, :n]
+            grown[:, :, :, row, :n] = self.data[:, :, :, row, :n]
         self.data = grown
 
     def write(self, row: int, start: int, span: Tensor) -> None:
         """Puts a span [layers, 2, kv heads, n, d] at tokens start … start + n."""
-        self.data[:, :, row, :, start : start + span.shape[3]] = span
+        self.data[:, :, :, row, start : start + span.shape[3]] = span
 
     def read(self, row: int, start: int, end: int) -> Tensor:
         """A copy of tokens start … end: [layers, 2, kv heads, end - start, d]."""
-        return self.data[:, :, row, :, start:end].clone()
+        return self.data[:, :, :, row, start:end].clone()
 
     def copy(self, source: int, target: int, length: int) -> None:
-        self.data[:, :, target, :, :length] = self.data[:, :, source, :, :length]
+        self.data[:, :, :, target, :length] = self.data[:, :, :, source, :length]
 
 
 class SlabAttend:
@@ -66,8 +65,8 @@ class SlabAttend:
         device = slab.data.device
         rows = [line.row for line in lines for _ in line.tokens]
         positions = [line.start + i for line in lines for i in range(len(line.tokens))]
-        self.rows = torch.tensor(rows, device=device)
         self.positions = torch.tensor(positions, device=device)
+        self._places = torch.tensor(rows, device=device) * slab.data.shape[4] + self.positions  # [T], in the slab
         ends = torch.tensor([len(line.tokens) for line in lines], device=device).cumsum(0)
         self.last = ends - 1  # [lines], each line's last token
         self._long = [
@@ -75,42 +74,50 @@ class SlabAttend:
             for line, end in zip(lines, ends.tolist(), strict=True)
             if len(line.tokens) > 1
         ]
+        self._masks = [causal_mask(end - begin, start + end - begin, self.data) for _, begin, end, start in self._long]
         short = [i for i, line in enumerate(lines) if len(line.tokens) == 1]
-        self._short = self.last[short]  # [n] token indices
-        self._short_rows = self.rows[self._short]
-        self._width = max((lines[i].row for i in short), default=-1) + 1
+        decoding = [lines[i].row for i in short]
+        self._short = self.last[short]  # [n], their tokens
+        self._short_rows = torch.tensor(decoding, dtype=torch.long, device=device)
+        self._dense = not self._long and decoding == [*range(len(lines))]  # token i is that of slab row i
+        self._width = max(decoding, default=-1) + 1
         self._depth = max((lines[i].start for i in short), default=-1) + 1
         lengths = torch.ones(self._width, dtype=torch.long, device=device)  # an idle row sees one key: no NaN
         lengths[self._short_rows] = self.positions[self._short] + 1
         hidden = torch.arange(self._depth, device=device)[None] >= lengths[:, None]
-        self._mask = hidden[:, None, None].to(self.data.dtype).masked_fill_(hidden[:, None, None], float("-inf"))
-        self._masks = [causal_mask(end - begin, start + end - begin, self.data) for _, begin, end, start in self._long]
+        self._mask = torch.zeros_like(hidden, dtype=torch.float32).masked_fill_(hidden, float("-inf"))[:, None]
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        keys, values = self.data[layer]  # [rows, kv heads, capacity, d]
-        keys[self.rows, :, self.positions] = key.transpose(0, 1).to(keys.dtype)
-        values[self.rows, :, self.positions] = value.transpose(0, 1).to(keys.dtype)
-        query = query.to(keys.dtype)
+        slab = self.data[layer]
+        flat = slab.flatten(2, 3)  # [2, kv heads, rows · capacity, d]
+        for kind, given in enumerate((key, value)):
+            flat[kind].index_copy_(1, self._places, given.to(slab.dtype))
+        query = query.to(slab.dtype)
+        if self._dense:
+            return self._decode(query, slab, scale)
         out = torch.empty_like(query)
         for (row, begin, end, start), mask in zip(self._long, self._masks, strict=True):
-            seen = start + end - begin
-            out[:, begin:end] = grouped_attention(
-                query[:, begin:end], keys[row, :, :seen], values[row, :, :seen], mask, scale
-            )
+            keys, values = slab[:, :, row, : start + end - begin]
+            out[:, begin:end] = grouped_attention(query[:, begin:end], keys, values, mask, scale)
         if len(self._short):
-            out[:, self._short] = self._decode(query[:, self._short], keys, values, scale)
+            rows = query.new_zeros(len(query), self._width, query.shape[2])
+            rows[:, self._short_rows] = query[:, self._short]
+            out[:, self._short] = self._decode(rows, slab, scale)[:, self._short_rows]
         return out
 
-    def _decode(self, query: Tensor, keys: Tensor, values: Tensor, scale: float | None) -> Tensor:
-        heads, count, dim = query.shape
-        kv_heads = keys.shape[1]
-        rows = query.new_zeros(self._width, kv_heads, heads // kv_heads, dim)
-        rows[self._short_rows] = query.transpose(0, 1).reshape(count, kv_heads, heads // kv_heads, dim)
-        depth = self._depth
-        out = scaled_dot_product_attention(
-            rows, keys[: self._width, :, :depth], values[: self._width, :, :depth], self._mask, scale=scale
-        )
-        return out[self._short_rows].reshape(count, heads, dim).transpose(0, 1)
+    def _decode(self, query: Tensor, slab: Tensor, scale: float | None) -> Tensor:
+        """[heads, width, d] -> the same: the query of each row over its keys.
+
+        In products over all rows at once: torch's attention multiplies a few rows of one head at a time, which takes
+        half as long again. Scores are float32, as they are there.
+        """
+        keys, values = slab[:, :, : self._width, : self._depth]  # [kv heads, width, depth, d]
+        kv_heads, width, _, dim = keys.shape
+        queries = query.unflatten(0, (kv_heads, -1)).transpose(1, 2).float() * (scale or dim**-0.5)
+        scores = torch.bmm(queries.flatten(0, 1), keys.float().flatten(0, 1).transpose(1, 2))  # [·, groups, depth]
+        weights = scores.unflatten(0, (kv_heads, width)).add_(self._mask).softmax(-1).to(values.dtype)
+        out = torch.bmm(weights.flatten(0, 1), values.flatten(0, 1))
+        return out.unflatten(0, (kv_heads, width)).transpose(1, 2).flatten(0, 1)
 
 
 def _zeros(shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -274,13 +274,17 @@ class TransformersPolicy:
     def _draw(self, rows: list[_Row], logits: Tensor) -> list[_Row]:
         """Samples a token for each request from its row's logits [rows, vocabulary]; the rows it makes of these."""
         samplings = [row.sampling for row in rows]
-        temperature = torch.tensor([s.temperature or 1.0 for s in samplings], device=self._device)
-        logprobs = torch.log_softmax(logits.float() / temperature[:, None], dim=-1)
+        temperatures = [s.temperature or 1.0 for s in samplings]
+        logits = logits.float()
+        if set(temperatures) != {1.0}:
+            logits = logits / torch.tensor(temperatures, device=self._device)[:, None]
+        logprobs = logits.log_softmax(-1)
         draws = [[uniform(request.seed, row.position) for request in row.requests] for row in rows]
         most = max(map(len, draws))
         padded = torch.tensor([draw + [0.0] * (most - len(draw)) for draw in draws], device=self._device)
-        greedy = torch.tensor([s.temperature == 0 for s in samplings], device=self._device)
-        chosen = torch.where(greedy[:, None], logprobs.argmax(-1, keepdim=True), draw(logprobs, padded))
+        chosen = draw(logprobs, padded)
+        if greedy := [i for i, s in enumerate(samplings) if s.temperature == 0]:
+            chosen[greedy] = logprobs[greedy].argmax(-1, keepdim=True)
         picked = logprobs.gather(1, chosen).tolist()
         entropies: dict[int, float] = {}
         for top in {s.entropy_top for s in samplings if s.entropy}:
