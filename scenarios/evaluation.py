@@ -133,7 +133,7 @@ async def _play(
         run = Run(out)
         write_json(out / "evaluation.json", asdict(setting))
         write_text(out / "scenario.yaml", dump_scenario(_recorded(opened, scenario)))
-        done, seconds = _restore(run)
+        done, before = _restore(run)
         samples = scenario.heldout.rollouts
         parts = -(-len(tasks) * samples // opened.rollouts)
         size = -(-len(tasks) // parts)
@@ -141,11 +141,11 @@ async def _play(
         watcher.begin("evaluating", len(tasks))
         for _ in range(done):
             watcher.advance()
+        begun = time.monotonic()
         for place in range(done, len(tasks), size):
             part = tasks[place : place + size]
             if why := setting.budget.refusal(sent, sampled, len(part) / place if place else 0.0):
-                return run, why, seconds
-            begun = time.monotonic()
+                return run, why, before
             trees = await grow_trees(
                 part, Chains(samples), opened.policy, opened.renderer, opened.sampling,
                 seed=setting.rollout_seed, on_tree=lambda tree: watcher.advance(), cassette=run.cassette,
@@ -153,11 +153,11 @@ async def _play(
             for tree in trees:
                 run.trees.append(tree, stage=STAGE, step=0)
                 sent, sampled = sent + _tokens(tree)[0], sampled + _tokens(tree)[1]
-            done, seconds = place + len(part), seconds + time.monotonic() - begun
+            done, seconds = place + len(part), before + time.monotonic() - begun
             write_json(out / "progress.json", {"tasks": done, "trees_size": run.trees.size, "seconds": seconds})
             if watcher.should_stop() and done < len(tasks):
                 raise Stopped(f"saved after {done} of {len(tasks)} tasks")
-        return run, "", seconds
+        return run, "", before
 
 
 def _recorded(opened: OpenedPolicy, scenario: Scenario) -> Scenario:

@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -146,11 +147,18 @@ def test_dice_are_seeded_and_err_now_and_then(
 
 def test_a_script_plays(scenario: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script = tmp_path / "some.py"
-    script.write_text("def script(text, seed):\n    return '<answer>moon</answer>' if 'follow 2' in text else 'hm'\n")
+    script.write_text(
+        "import time\n\n\ndef script(text, seed):\n    time.sleep(0.05)\n"
+        "    return '<answer>moon</answer>' if 'follow 2' in text else 'hm'\n"
+    )
+    begun = time.monotonic()
     result = measured(capsys, scenario, tmp_path / "out", "--policy", f"scripted:{script}", "--samples", "1")
+    seconds = time.monotonic() - begun
     assert result["by_difficulty"]["2"]["means"]["malformed"] == 0
     assert result["by_difficulty"]["1"]["means"]["malformed"] == 3
     assert result["by_difficulty"]["1"]["truncated"] == {"turn limit": 1.0}
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["stages"]["model"]["seconds"] <= seconds
 
 
 def test_a_budget_stops_an_evaluation_and_more_of_it_goes_on(
