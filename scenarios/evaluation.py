@@ -50,6 +50,10 @@ class Budget:
     sent_price: float = 0.0  # of a million tokens
     sampled_price: float = 0.0
 
+    @property
+    def limited(self) -> bool:
+        return self.tokens is not None or self.cost is not None
+
     def cost_of(self, sent: float, sampled: float) -> float:
         return (sent * self.sent_price + sampled * self.sampled_price) / 1e6
 
@@ -91,8 +95,9 @@ def read_setting(folder: Path) -> Setting:
 def evaluate(scenario: Scenario, setting: Setting, out: Path, watcher: Watcher) -> dict[str, Any]:
     """The figures, as results.json in `out` holds them; goes on with what is there.
 
-    Trees are written a part at a time, a part being the tasks that are played at once. A part that was cut off is
-    played again as a whole, so that an interruption changes nothing. Stopped after Ctrl-C.
+    Trees are written a part at a time, a part being the tasks that are played at once: what the policy takes, less
+    where the budget is about to end. A part that was cut off is played again as a whole, so that an interruption
+    changes nothing. Stopped after Ctrl-C.
     """
     start = time.monotonic()
     env = try_environment(scenario.environment)
@@ -142,10 +147,13 @@ async def _play(
         for _ in range(done):
             watcher.advance()
         begun = time.monotonic()
-        for place in range(done, len(tasks), size):
-            part = tasks[place : place + size]
-            if why := setting.budget.refusal(sent, sampled, len(part) / place if place else 0.0):
-                return run, why, before
+        while done < len(tasks):
+            one = setting.budget.limited and not done  # it tells what the others are likely to take
+            part = tasks[done : done + (1 if one else size)]
+            while done and (why := setting.budget.refusal(sent, sampled, len(part) / done)):
+                if len(part) == 1:
+                    return run, why, before
+                part = part[: len(part) // 2]
             trees = await grow_trees(
                 part, Chains(samples), opened.policy, opened.renderer, opened.sampling,
                 seed=setting.rollout_seed, on_tree=lambda tree: watcher.advance(), cassette=run.cassette,
@@ -153,7 +161,7 @@ async def _play(
             for tree in trees:
                 run.trees.append(tree, stage=STAGE, step=0)
                 sent, sampled = sent + _tokens(tree)[0], sampled + _tokens(tree)[1]
-            done, seconds = place + len(part), before + time.monotonic() - begun
+            done, seconds = done + len(part), before + time.monotonic() - begun
             write_json(out / "progress.json", {"tasks": done, "trees_size": run.trees.size, "seconds": seconds})
             if watcher.should_stop() and done < len(tasks):
                 raise Stopped(f"saved after {done} of {len(tasks)} tasks")

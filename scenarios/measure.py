@@ -45,9 +45,13 @@ def eval_command(
         str | None, typer.Option(help="A model's directory or name whose tokenizer a server's model has.")
     ] = None,
     max_tokens_total: Annotated[
-        int | None, typer.Option(min=1, help="Stop before more tokens than this, sent and sampled.")
+        int | None,
+        typer.Option(min=1, help="Stop where the next task is likely to take more tokens than this, sent and sampled."),
     ] = None,
-    max_cost: Annotated[float | None, typer.Option(min=0.0, help="Stop before this cost; needs the prices.")] = None,
+    max_cost: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Stop where the next task is likely to take more than this; needs the prices."),
+    ] = None,
     price_sent: Annotated[float, typer.Option(min=0.0, help="Of a million tokens that are sent.")] = 0.0,
     price_sampled: Annotated[float, typer.Option(min=0.0, help="Of a million tokens that are sampled.")] = 0.0,
     change: Annotated[

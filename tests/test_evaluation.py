@@ -166,7 +166,8 @@ def test_a_budget_stops_an_evaluation_and_more_of_it_goes_on(
 ) -> None:
     whole, out = measured(capsys, scenario, tmp_path / "whole", "--policy", "random"), tmp_path / "part"
     total = whole["tokens"]["sent"] + whole["tokens"]["sampled"]
-    part = measured(capsys, scenario, out, "--policy", "random", "--max-tokens-total", str(total * 2 // 3))
+    at_once = ("--concurrency", "64")  # all tasks, were there no limit
+    part = measured(capsys, scenario, out, "--policy", "random", *at_once, "--max-tokens-total", str(total * 2 // 3))
     assert 0 < part["tasks"] < 6 == part["planned_tasks"] and "tokens" in part["stopped_by"]
     assert part["tokens"]["sent"] + part["tokens"]["sampled"] <= total * 2 // 3
     prices = ("--price-sent", "1", "--price-sampled", "10")
