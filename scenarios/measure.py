@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -38,8 +38,8 @@ def eval_command(
     samples: Annotated[int | None, typer.Option(min=1, help="Tries a task.")] = None,
     tasks: Annotated[int | None, typer.Option(min=1, help="How many tasks, the first ones.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0.0, help="Of sampling; 0: the likeliest tokens.")] = None,
-    split: Annotated[Splits, typer.Option(help="Which tasks.")] = Splits.heldout,
-    seed: Annotated[int, typer.Option(help="Of the draws; the tasks stay the same.")] = 0,
+    split: Annotated[Splits | None, typer.Option(help="Which tasks. Default: heldout.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the draws; the tasks stay the same. Default: 0.")] = None,
     concurrency: Annotated[int | None, typer.Option(min=1, help="Episodes at a time.")] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="A model's directory or name whose tokenizer a server's model has.")
@@ -52,14 +52,16 @@ def eval_command(
         float | None,
         typer.Option(min=0.0, help="Stop where the next task is likely to take more than this; needs the prices."),
     ] = None,
-    price_sent: Annotated[float, typer.Option(min=0.0, help="Of a million tokens that are sent.")] = 0.0,
-    price_sampled: Annotated[float, typer.Option(min=0.0, help="Of a million tokens that are sampled.")] = 0.0,
+    price_sent: Annotated[float | None, typer.Option(min=0.0, help="Of a million tokens that are sent.")] = None,
+    price_sampled: Annotated[float | None, typer.Option(min=0.0, help="Of a million tokens that are sampled.")] = None,
     change: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change a field of the scenario; repeatable."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Where to save. Default: evaluations/NAME-TIME.")] = None,
-    resume: Annotated[bool, typer.Option(help="Go on with the evaluation in --out.")] = False,
+    resume: Annotated[
+        bool, typer.Option(help="Go on with the evaluation in --out; only the budget can be new.")
+    ] = False,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the summary here too.")] = None,
 ) -> None:
     """Measure a policy on the scenario's held-out tasks.
@@ -73,14 +75,21 @@ def eval_command(
     from .schema import find, load_scenario
     from .watch import ProgressBars
 
-    if max_cost is not None and not (price_sent or price_sampled):
-        raise UsageError("--max-cost needs a price: --price-sent, --price-sampled")
-    budget = Budget(max_tokens_total, max_cost, price_sent, price_sampled)
+    limits: dict[str, Any] = {
+        "tokens": max_tokens_total,
+        "cost": max_cost,
+        "sent_price": price_sent,
+        "sampled_price": price_sampled,
+    }
+    given = {name: value for name, value in limits.items() if value is not None}
     if resume:
         if out is None or not (out / "evaluation.json").exists():
             raise UsageError(f"nothing to resume: {out or 'without --out there'} holds no evaluation")
+        fixed = (scenario, policy, samples, tasks, temperature, split, seed, concurrency, tokenizer, change or None)
+        if any(value is not None for value in fixed):
+            raise UsageError("--resume takes the scenario, policy and tasks from --out; only the budget can be new")
         setting, chosen, folder = read_setting(out), load_scenario(out / "scenario.yaml"), out
-        setting = replace(setting, budget=budget)
+        setting = replace(setting, budget=replace(setting.budget, **given))
     else:
         if scenario is None:
             raise UsageError("which scenario? A file, or the name of a bundled one, such as quickstart")
@@ -98,7 +107,9 @@ def eval_command(
         )
         if not chosen.heldout.tasks:
             raise UsageError("heldout.tasks is 0: there is nothing to measure")
-        setting = Setting(policy, tokenizer, split.value, seed, budget)
+        setting = Setting(policy, tokenizer, (split or Splits.heldout).value, seed or 0, Budget(**given))
+    if setting.budget.cost is not None and not (setting.budget.sent_price or setting.budget.sampled_price):
+        raise UsageError("--max-cost needs a price: --price-sent, --price-sampled")
     try:
         with ProgressBars(shown=setting.policy != "human") as bars:
             result = evaluate(chosen, setting, folder, bars)

@@ -174,9 +174,16 @@ def test_a_budget_stops_an_evaluation_and_more_of_it_goes_on(
     cost = (whole["tokens"]["sent"] + 10 * whole["tokens"]["sampled"]) / 1e6
     status, said, _ = command(capsys, "eval", "--resume", "--out", str(out), "--max-cost", str(cost / 2), *prices)
     assert status == 0 and "the figures stand on" in said
+    stopped = (out / "results.json").read_bytes()
     assert command(capsys, "eval", "--resume", "--out", str(out))[0] == 0
-    assert (out / "results.json").read_bytes() == (tmp_path / "whole" / "results.json").read_bytes()
+    assert (out / "results.json").read_bytes() == stopped  # the limits are kept
+    more = ("--max-tokens-total", str(2 * total), "--max-cost", str(2 * cost))
+    assert command(capsys, "eval", "--resume", "--out", str(out), *more)[0] == 0
+    assert json.loads((out / "results.json").read_text()) == {**whole, "cost": cost}
     assert (out / "trees.jsonl.zst").read_bytes() == (tmp_path / "whole" / "trees.jsonl.zst").read_bytes()
+    for fixed in (["--policy", "oracle"], ["--seed", "1"], ["--set", "seed=1"], [scenario]):
+        status, _, said = command(capsys, "eval", "--resume", "--out", str(out), *fixed)
+        assert status == 2 and "only the budget can be new" in said
 
 
 class MuteEnv(ToolEnv):
