@@ -71,6 +71,7 @@ def eval_command(
     Example: treegym eval quickstart --policy runs/first/model --samples 8 --tasks 100
     """
     from ..trainers import Stopped
+    from ..trainers.run import trees_file
     from .evaluation import Budget, Setting, evaluate, read_setting, show_evaluation
     from .schema import find, load_scenario
     from .watch import ProgressBars
@@ -94,7 +95,7 @@ def eval_command(
         if scenario is None:
             raise UsageError("which scenario? A file, or the name of a bundled one, such as quickstart")
         folder = out or Path("evaluations") / f"{find(scenario).stem}-{datetime.now():%Y%m%d-%H%M%S}"
-        if (folder / "scenario.yaml").exists():
+        if (folder / "scenario.yaml").exists() or trees_file(folder).exists():
             raise UsageError(f"{folder} holds an evaluation or a run already: --resume, or another --out")
         fields = {
             "heldout.rollouts": samples,

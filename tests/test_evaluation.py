@@ -216,6 +216,13 @@ def test_refusals_leave_nothing_behind(
     assert not (tmp_path / "out").exists()
 
 
+def test_trees_that_came_from_elsewhere_stay(scenario: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "trees.jsonl").write_text("imported\n")
+    status, _, said = command(capsys, "eval", scenario, "--policy", "random", "--out", str(tmp_path))
+    assert status == 2 and "another --out" in said
+    assert (tmp_path / "trees.jsonl").read_text() == "imported\n"
+
+
 # comparison
 
 
