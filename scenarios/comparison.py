@@ -27,6 +27,7 @@ class Side:
 
     name: str
     tasks: list[TaskOutcome]
+    success: str  # the reward term that told it
 
 
 def read_side(name: str, term: str | None) -> Side:
@@ -48,7 +49,7 @@ def read_side(name: str, term: str | None) -> Side:
     if not any(success in rollout.terms for task in tasks for rollout in task.rollouts):
         terms = sorted({term for task in tasks for rollout in task.rollouts for term in rollout.terms})
         raise UsageError(f"{name}: no episode has the reward term {success!r}; terms: {', '.join(terms)}")
-    return Side(name, tasks)
+    return Side(name, tasks, success)
 
 
 def matched(a: Side, b: Side, *, shared: bool) -> tuple[list[TaskOutcome], list[TaskOutcome]]:

@@ -142,7 +142,8 @@ def compare_command(
 
     if plot and not curve:
         raise UsageError("--plot draws the curves of --curve")
-    result = compare(read_side(a, success), read_side(b, success), shared=shared, curve=curve)
+    one = read_side(a, success)
+    result = compare(one, read_side(b, one.success), shared=shared, curve=curve)
     show_comparison(result)
     if json_out:
         json_out.write_text(json.dumps(result.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

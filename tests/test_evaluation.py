@@ -301,6 +301,10 @@ def test_compare_pairs_tasks_and_says_where_it_cannot(
     for flip in row["flips"]:
         one, other = (side[int(name.split(".")[0])] for side, name in zip(trees, flip["episodes"], strict=True))
         assert one.task == other.task and one.task.seed == flip["seed"]
+    file = a / "scenario.yaml"
+    file.write_text(file.read_text().replace("success: exact", "success: format"))
+    assert command(capsys, "compare", str(b), str(a), "--json", str(results))[0] == 0  # B by what is success to A
+    assert json.loads(results.read_text())["success"]["b"] == row["success"]["a"]
     status, said, _ = command(capsys, "compare", str(b), str(b))
     assert status == 0 and "within noise: B - A is +0.0%" in said
     status, _, said = command(capsys, "compare", str(b), str(c))
