@@ -150,10 +150,14 @@ def show_comparison(comparison: Comparison) -> None:
 def verdict_line(result: PairedResult) -> str:
     change = f"{result.difference.mean:+.1%} ({result.difference.low:+.1%} … {result.difference.high:+.1%})"
     noise = f"chance alone stays below {result.noise:.1%}"
+    if min(result.samples) > 1:
+        noise = f"chance in the tries alone makes {result.noise:.1%} at most"
+    if result.verdict != "within noise":
+        return f"B is {result.verdict}: B - A is {change}; {noise}"
     seen = f"a difference of {result.detectable:.1%} would be found in 8 of 10 such comparisons"
-    if result.verdict == "within noise":
-        return f"within noise: B - A is {change}; {noise}, and {seen}"
-    return f"B is {result.verdict}: B - A is {change}; {noise}"
+    if min(result.samples) > 1 and abs(result.difference.mean) > result.noise:
+        noise += ", so what is within noise is the choice of tasks"
+    return f"within noise: B - A is {change}; {noise}; {seen}"
 
 
 def _cells(result: PairedResult, p: float) -> Sequence[str]:

@@ -23,6 +23,7 @@ from treegym.agents import Outcome, TaskOutcome, curves, flips, paired
 from treegym.agents.statistics import wilson
 from treegym.envs import Message, Task, ToolEnv
 from treegym.scenarios.cli import main
+from treegym.scenarios.comparison import verdict_line
 from treegym.trainers import Run
 
 SCENARIO = """
@@ -263,6 +264,18 @@ def test_a_comparison_is_the_other_way_round_for_the_other() -> None:
     assert flips(a, b)[0].episodes == ("20.0", "20.0")
 
 
+def test_the_noise_of_the_tries_and_that_of_the_choice_of_tasks_are_told_apart() -> None:
+    """Three tasks of twenty are gained, in all tries: nothing that other tries would change."""
+    none, some = [0] * 20, [1] * 3 + [0] * 17
+    said = verdict_line(paired(outcomes(none, 4), outcomes([4 * x for x in some], 4)))
+    assert "+15.0%" in said and "makes 0.0% at most, so what is within noise is the choice of tasks" in said
+    half = outcomes([1] * 9, 2)
+    assert "chance in the tries alone makes 46.2% at most; a difference" in verdict_line(paired(half, half))
+    assert "chance alone stays below" in verdict_line(paired(outcomes(none, 1), outcomes(some, 1)))
+    uneven = [*outcomes([4], 4), *outcomes([2], 2)]
+    assert paired(uneven, uneven).noise == 0
+
+
 def test_flips_name_tries_that_differ() -> None:
     [flip] = flips(outcomes([1, 2], 4), outcomes([4, 3], 4))
     assert (flip.a, flip.b, flip.episodes) == ((1, 4), (4, 4), ("0.1", "0.1"))
@@ -279,6 +292,8 @@ def test_curves_tell_sharpening_from_something_new() -> None:
     new = curves(able, outcomes([8] * 50 + [0] * 10, 32))
     assert new.verdict == "found something new: B is ahead at one try and still at 32 tries"
     assert new.only_b == [str(tree) for tree in range(30, 50)] and new.crossing is None
+    wise = curves(outcomes([8] * 60, 32), outcomes([24] * 60, 32))
+    assert wise.verdict == "sharpened, as far as these tasks tell: B is ahead at one try, within noise at 32 tries"
     assert curves(able, able).verdict == "within noise at one try and at 32 tries"
     assert curves(sharp, base).verdict == "broadened: B is behind at one try, ahead at 32 tries"
 
