@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
@@ -175,6 +176,23 @@ def test_passing_faults_are_tried_again(
         trees = asyncio.run(grown(url, renderer, at_once=1))
     here = asyncio.run(grow_trees(TASKS, Chains(3), SeededByTurn(policy), renderer, SAMPLING, seed=1))
     assert [said(tree) for tree in trees] == [said(tree) for tree in here]
+
+
+def test_a_server_is_left_alone_for_as_long_as_it_asks_for_within_reason(
+    nano: tuple[TransformersPolicy, ChatRenderer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("treegym.agents.openai_policy.FIRST_WAIT", 0.0)
+    monkeypatch.setattr("treegym.agents.openai_policy.LONGEST_WAIT", 0.5)
+    answer, times = completions(nano[0]), []
+
+    async def busy(body: dict[str, Any]) -> Response:
+        times.append(time.monotonic())
+        headers = {1: {"Retry-After": "3600"}, 2: {"Retry-After": "Fri, 31 Dec 1999 23:59:59 GMT"}}.get(len(times))
+        return JSONResponse({}, 429, headers) if headers else await answer(body)
+
+    with serving(busy) as (url, _):
+        asyncio.run(one(url, nano[1]))
+    assert len(times) == 3 and times[1] - times[0] >= 0.5
 
 
 async def one(url: str, renderer: ChatRenderer, **settings: Any) -> Sample:
