@@ -117,6 +117,10 @@ def eval_command(
     except (Stopped, KeyboardInterrupt) as stopped:
         say(f"{str(stopped) or 'stopped'}; go on with: treegym eval --resume --out {folder}")
         raise typer.Exit(130) from None
+    except ConnectionError as error:
+        if not (folder / "evaluation.json").exists():
+            raise
+        raise ConnectionError(f"{error}; go on with: treegym eval --resume --out {folder}") from error
     show_evaluation(result, folder)
     if json_out:
         json_out.write_bytes((folder / "summary.json").read_bytes())

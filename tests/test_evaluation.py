@@ -217,6 +217,16 @@ def test_refusals_leave_nothing_behind(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_server_that_fails_leaves_an_evaluation_to_go_on_with(
+    scenario: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("httpx2", reason="pip install 'treegym[search]'")
+    monkeypatch.setattr("treegym.agents.openai_policy.FIRST_WAIT", 0.0)
+    arguments = ("--policy", "chat+http://127.0.0.1:1/v1#m", "--out", str(tmp_path / "out"))
+    status, _, said = command(capsys, "eval", scenario, *arguments)
+    assert status == 2 and said.endswith(f"; go on with: treegym eval --resume --out {tmp_path / 'out'}\n")
+
+
 def test_trees_that_came_from_elsewhere_stay(scenario: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "trees.jsonl").write_text("imported\n")
     status, _, said = command(capsys, "eval", scenario, "--policy", "random", "--out", str(tmp_path))
