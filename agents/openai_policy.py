@@ -10,7 +10,7 @@ from typing import Any
 
 from ..envs import Message, TextEnv
 from .chat import ChatRenderer
-from .policy import Completion, Context, Player, Policy, Sample, Sampling, derive_seed
+from .policy import Completion, Context, CutReply, Player, Policy, Sample, Sampling, derive_seed
 
 TIMEOUT = 120.0  # seconds of a request
 ATTEMPTS = 5
@@ -188,6 +188,8 @@ class ChatPlayer(Player):
         }
         reply = await self._server.ask("chat/completions", body)
         try:
-            return str(reply["choices"][0]["message"]["content"] or "")
-        except (LookupError, TypeError) as error:
+            choice = reply["choices"][0]
+            text = str(choice["message"]["content"] or "")
+            return CutReply(text) if choice.get("finish_reason") == "length" else text
+        except (LookupError, TypeError, AttributeError) as error:
             raise _strange(self._server, error) from None

@@ -264,6 +264,25 @@ def test_a_chat_server_is_asked_for_text(nano: tuple[TransformersPolicy, ChatRen
     assert {message["role"] for body in seen for message in body["messages"]} == {"system", "user", "assistant"}
 
 
+def test_a_chat_server_s_replies_are_cut_as_it_says(nano: tuple[TransformersPolicy, ChatRenderer]) -> None:
+    renderer = nano[1]
+
+    async def breaks_off(body: dict[str, Any]) -> Response:
+        text = "" if len(body["messages"]) > 2 else "hm"
+        return JSONResponse({"choices": [{"message": {"content": text}, "finish_reason": "length"}]})
+
+    async def play(url: str) -> list[RolloutTree]:
+        async with connected(url) as server:
+            return await grow_trees(TASKS[:1], Chains(1), ChatPlayer(server, "m", SAMPLING), renderer, Sampling())
+
+    with serving(breaks_off) as (url, _):
+        [tree] = asyncio.run(play(url))
+    assert [node.action.text for node in tree.nodes] == ["hm", *[""] * (len(tree.nodes) - 1)] and len(tree.nodes) > 1
+    assert {node.action.stop_reason for node in tree.nodes} == {"length"}
+    chat = [*tree.messages, Message("assistant", "hm"), *tree.nodes[0].messages]
+    assert tree.tokens(tree.paths[0][:1]) == renderer.prompt(chat)  # the reply is ended once
+
+
 def prompt(task: Task) -> Sequence[dict[str, str]]:
     messages: list[Message] = task.make().reset(seed=task.seed)[1]["messages"]
     return [{"role": message.role, "content": message.text} for message in messages]
