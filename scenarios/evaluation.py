@@ -27,7 +27,7 @@ from ..agents import (
 )
 from ..envs import Task
 from ..trainers import Run, Stopped, Watcher
-from ..trainers.run import write_json
+from ..trainers.run import write_json, write_text
 from .build import try_environment
 from .charts import save_chart
 from .errors import ScenarioError
@@ -138,6 +138,7 @@ async def _play(
         run = Run(out)
         write_json(out / "evaluation.json", asdict(setting))
         write_text(out / "scenario.yaml", dump_scenario(_recorded(opened, scenario)))
+        run.save_tokenizer(opened.renderer.tokenizer)
         done, before = _restore(run)
         samples = scenario.heldout.rollouts
         parts = -(-len(tasks) * samples // opened.rollouts)
@@ -227,13 +228,6 @@ def _save_chart(path: Path, result: Mapping[str, Any]) -> None:
 
 def _points(intervals: Mapping[str, Mapping[str, float]]) -> list[tuple[str, Interval]]:
     return [(name, Interval(**interval)) for name, interval in intervals.items()]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replaces a file as a whole."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
 
 
 # in the terminal

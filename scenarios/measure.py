@@ -178,7 +178,7 @@ def play_command(
     from ..agents.models import load_tokenizer
     from ..envs import Task
     from ..trainers import Environment, Run
-    from .evaluation import write_text
+    from ..trainers.run import write_text
     from .person import play, show
     from .schema import Scenario, dump_scenario
     from .tasks import begin, values
@@ -206,5 +206,6 @@ def play_command(
     number = len(run.trees)
     if not (folder / "scenario.yaml").exists():
         write_text(folder / "scenario.yaml", dump_scenario(Scenario(Environment(env, task.settings))))
+    run.save_tokenizer(renderer.tokenizer)
     run.trees.append(tree, stage="play", step=number)
     say(f"recorded as {number}.0 in {folder}")

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from ..agents import EpisodeStore, Node, Record, RolloutTree, TreeSummary, read_lines
+from ..trainers.run import tokenizer_file
 
 T = TypeVar("T")
 
@@ -292,7 +293,7 @@ class Volume:
         return self._search[1]
 
     def _pieces(self, tokens: Sequence[int], text: str) -> list[str] | None:
-        file = self.path / "model" / "tokenizer.json"
+        file = tokenizer_file(self.path)
         return pieces(_tokenizer(file, file.stat().st_mtime_ns), tokens, text) if tokens and file.is_file() else None
 
     def _summary(self) -> dict[str, Any] | None:

@@ -24,6 +24,7 @@ from treegym.agents.statistics import wilson
 from treegym.envs import Message, Task, ToolEnv
 from treegym.scenarios.cli import main
 from treegym.scenarios.comparison import verdict_line
+from treegym.scenarios.shelf import Shelf
 from treegym.trainers import Run
 
 SCENARIO = """
@@ -95,6 +96,9 @@ def test_an_evaluation_tells_all(evaluations: Path) -> None:
     assert set(result["pass_at"]) == set(result["pass_hat"]) == {"1", "2"}
     assert set(result["terms"]) == {"exact", "format"}
     ElementTree.parse(evaluations / "whole" / "results.svg")
+    volume = Shelf(evaluations / "whole", lambda path: Run(path).trees).volume("whole")
+    nodes = [node for number in range(6) for node in volume.tree(number)["nodes"]]
+    assert all(node["pieces"] for node in nodes if "\N{REPLACEMENT CHARACTER}" not in node["text"])  # for shading
 
 
 def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -422,6 +426,7 @@ def test_a_person_plays_sees_what_an_agent_sees_and_is_recorded(tmp_path: Path) 
     trees = [tree for _, tree in Run(tmp_path / "plays").trees]
     assert [len(tree.nodes) for tree in trees] == [len(actions), 1, 1]
     assert [node.action.text for node in trees[0].nodes] == actions
+    assert (tmp_path / "plays" / "tokenizer.json").exists()
     for tree in trees:
         replayed = tree.task.make()
         _, info = replayed.reset(seed=tree.task.seed, options=dict(tree.task.options))

@@ -131,7 +131,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     interval = {"mean": 0.5, "low": 0.4, "high": 0.6}
     first.summarize({"stages": {"trained": {"success": interval}}, "gain": interval})
     make_run(root / "deep" / "hostile", [(hostile(), {"stage": HOSTILE, "step": 0})], algorithm="gigpo")
-    make_run(root / "some", [(simple(n), {"stage": "trained", "step": n // 10}) for n in range(SOME)])
+    some = make_run(root / "some", [(simple(n), {"stage": "trained", "step": n // 10}) for n in range(SOME)])
+    change = {"mean": 0.0, "low": -0.1, "high": 0.1}
+    some.summarize({"stages": {"model": {"success": interval}}, "gain": change})
     make_run(root / "many", [(simple(n), {"stage": "trained", "step": n // 100}) for n in range(MANY)])
     return root
 
@@ -469,6 +471,9 @@ def visitor(browser: Any) -> Iterator[Visitor]:
 def test_from_the_runs_to_a_tree_by_keyboard(visitor: Visitor, server: ViewServer) -> None:
     visitor.goto(server.url)
     assert "finished" in visitor.text("tr:has-text('first')")
+    cells = (visitor.page.locator(row).all_inner_texts() for row in ("thead th", "tr:has-text('some') > *"))
+    row = dict(zip(*cells, strict=True))
+    assert (row["evaluated"], row["trained"], row["gain, points"]) == ("50.0%", "\N{EN DASH}", "0")
     visitor.press("j")
     visitor.page.wait_for_selector("tr.at:has-text('first')")
     visitor.page.wait_for_selector("figure:has-text('success') svg[aria-label*='first from 0 to 0.97']")

@@ -1,7 +1,7 @@
 "use strict";
 // The runs, and the curves of one or two of them.
 
-const STAGES = ["untrained", "warmed up", "trained"];
+const STAGES = { untrained: "untrained", "warmed up": "warmed up", trained: "trained", model: "evaluated" }; // their headings
 
 /** A share with its interval as a bar under the number. */
 function share(result) {
@@ -31,13 +31,13 @@ async function showRuns(main, parameters) {
       h("td", null, run.model ?? "–"),
       h("td", { class: "number" }, run.seed ?? "–"),
       h("td", { class: run.finished ? "" : "quiet" }, run.finished ? "finished" : "unfinished"),
-      STAGES.map((stage) => h("td", { class: "number" }, share(run.stages[stage]))),
-      h("td", { class: "number" }, run.gain ? h("span", { title: `95%: ${percent(run.gain.low)} to ${percent(run.gain.high)}` }, `${signed(100 * run.gain.mean).slice(0, -1)}`) : "–"),
+      Object.keys(STAGES).map((stage) => h("td", { class: "number" }, share(run.stages[stage]))),
+      h("td", { class: "number" }, run.gain ? h("span", { title: `95%: ${percent(run.gain.low)} to ${percent(run.gain.high)}` }, signed(100 * run.gain.mean).replace(/(\.\d)\d$/, "$1")) : "–"),
       h("td", { class: "number" }, size(run.bytes)),
     ),
   );
   body.append(...rows);
-  const head = ["", "run", "environment", "algorithm", "model", "seed", "state", ...STAGES, "gain, points", "trees"];
+  const head = ["", "run", "environment", "algorithm", "model", "seed", "state", ...Object.values(STAGES), "gain, points", "trees"];
   put(main,
     h("h1", null, title, h("span", { class: "quiet" }, plural(runs.length, "run"))),
     h("div", { class: "scroll" }, h("table", { class: "runs", role: "grid", "aria-label": "runs" },
