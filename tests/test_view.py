@@ -646,6 +646,24 @@ def test_two_episodes_are_compared_and_the_first_difference_is_marked(visitor: V
     assert visitor.text("h1 .quiet") == "the episodes are equal"
 
 
+def test_an_episode_that_is_kept_goes_along_until_it_is_dropped(visitor: Visitor, server: ViewServer) -> None:
+    scrolled = "() => document.getElementById('main').scrollTop"
+    visitor.goto(f"{server.url}#episode?run=first&tree=0&rollout=0")
+    visitor.page.set_viewport_size({"width": 1280, "height": 300})
+    visitor.page.evaluate(f"{scrolled} = 40")
+    visitor.press("c")
+    assert visitor.page.evaluate(scrolled) == 40 and visitor.text(".tools button") == "compare with the kept one"
+    visitor.page.click(".chip:text-is('#1')")
+    visitor.page.wait_for_selector("h1:has-text('episode 0.1')")
+    assert visitor.hash()["keep"] == "first:0.0"
+    visitor.page.click("[aria-label='keep it no longer']")
+    visitor.settle()
+    assert visitor.page.evaluate("() => document.activeElement.id") == "main"
+    visitor.page.click(".chip:text-is('#2')")
+    visitor.page.wait_for_selector("h1:has-text('episode 0.2')")
+    assert "keep" not in visitor.hash()
+
+
 def test_two_runs_are_compared(visitor: Visitor, server: ViewServer) -> None:
     visitor.goto(f"{server.url}#compare?a=first&b=deep%2Fhostile")
     assert "algorithm.name" in visitor.text("tr.first")

@@ -15,7 +15,7 @@ function pin(run, tree, rollout) {
   const kept = comparing();
   if (kept && kept !== name) return go("compare", { a: kept, b: name });
   keep({ keep: kept ? null : name });
-  showTop();
+  showAgain();
 }
 
 /** What an episode says in order: [{turn, what, text}]. */
