@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import threading
@@ -15,7 +16,7 @@ from urllib.parse import parse_qsl, urlencode
 
 import pytest
 
-from treegym.agents import Completion, EpisodeStore, Node, RolloutTree, append_line
+from treegym.agents import Completion, EpisodeStore, Node, RolloutTree, TreeSummary, append_line
 from treegym.agents.nano import build_nano
 from treegym.envs import Message, Task
 from treegym.scenarios.cli import main
@@ -303,7 +304,7 @@ def test_a_store_that_cannot_be_read_on_says_so_every_time(tmp_path: Path) -> No
     store = EpisodeStore(tmp_path / "trees.jsonl")
     store.append(simple(0))
 
-    def broken() -> Iterator[int]:
+    def broken(start: int) -> Iterator[int]:
         yield 1
         raise ValueError("damaged")
 
@@ -319,10 +320,32 @@ def test_a_reading_that_is_interrupted_goes_on_where_it_was(tmp_path: Path) -> N
     for number in range(5):
         store.append(simple(number))
     begun = []
-    reading = Reading(store, lambda: begun.append(1) or store.summaries())  # type: ignore[func-returns-value]
+
+    def read(start: int) -> Iterator[TreeSummary]:
+        begun.append(start)
+        return store.summaries(start=start)
+
+    reading = Reading(store, read)
     answers = [reading.read_on(seconds=0) for _ in range(6)]
-    assert answers == [False] * 5 + [True] and len(begun) == 1
+    assert answers == [False] * 5 + [True] and begun == [0]
     assert [summary.seed for summary in reading.known] == list(range(5))
+    store.append(simple(5))
+    assert reading.read_on() and begun == [0, 4] and len(reading.known) == 6  # the last known is compared
+
+
+def test_searches_side_by_side_all_come_to_their_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run(tmp_path, [(simple(n), {"step": n}) for n in range(5)])
+    volume = shelf_of(tmp_path).volume(tmp_path.name)
+    monkeypatch.setattr(Reading.read_on, "__defaults__", (0.0,))  # one tree a question
+    for _ in range(7):
+        answers = [volume.listing(Filter(text=f"go {n}")) for n in range(4)]
+    assert [(answer["complete"], answer["matching"]) for answer in answers] == [(True, 1)] * 4
+
+
+def test_a_tree_without_a_mean_return_passes_where_returns_do_not_matter() -> None:
+    summary = TreeSummary.of(0, {}, branching(1, nodes=(node(-1, "go", math.nan),), leaves=(0,)))
+    assert math.isnan(summary.mean_return)
+    assert Filter().passes(summary, None) and not Filter(returns="..1").passes(summary, None)
 
 
 @pytest.mark.parametrize(

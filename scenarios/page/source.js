@@ -67,7 +67,7 @@ function passes(row, question) {
     (!question.stage || question.stage === String(row.stage ?? "")) &&
     (!question.env || question.env === row.env) &&
     (!question.step || within(Number(row.step ?? -1), span("step", question.step))) &&
-    within(row.mean_return, span("returns", question.returns)) &&
+    (!question.returns || (row.mean_return !== null && within(row.mean_return, span("returns", question.returns)))) &&
     (!question.success || (share !== null && success[question.success])) &&
     (!question.cause || question.cause in row.causes)
   );
