@@ -8,6 +8,7 @@ import re
 import shutil
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from http.client import HTTPConnection
 from pathlib import Path
@@ -143,14 +144,22 @@ def shelf_of(root: Path) -> Shelf:
     return Shelf(root, lambda path: Run(path).trees)
 
 
-@pytest.fixture(scope="module")
-def server(runs: Path) -> Iterator[ViewServer]:
-    with serve(shelf_of(runs)) as server:
+@contextmanager
+def serving(root: Path) -> Iterator[ViewServer]:
+    with serve(shelf_of(root)) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def server(runs: Path) -> Iterator[ViewServer]:
+    with serving(runs) as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def fetch(server: ViewServer, path: str, host: str = "localhost") -> tuple[int, Mapping[str, str], bytes]:
@@ -574,16 +583,12 @@ def test_tokens_are_shaded_by_what_was_recorded(visitor: Visitor, tmp_path: Path
     )
     run = make_run(tmp_path / "shaded", [(tree, {})])
     tokenizer.save_pretrained(run.path / "model")
-    with serve(shelf_of(run.path)) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+    with serving(run.path) as server:
         levels = {}
         for shade in ("log-probability", "entropy"):
             visitor.goto(f"{server.url}#episode?run=shaded&tree=0&shade={shade}")
             found = visitor.page.locator(".token").all()
             levels[shade] = [(each.inner_text().strip(), str(each.get_attribute("class")).split()[1]) for each in found]
-        server.shutdown()
-        thread.join()
     assert levels["log-probability"] == [("go", "h0"), ("left", "h8"), ("<|im_end|>", "h2")]
     assert levels["entropy"] == [("go", "h0"), ("left", "h4"), ("<|im_end|>", "h8")]
 
@@ -802,14 +807,24 @@ def test_help_lists_the_keys_of_the_page(visitor: Visitor, server: ViewServer) -
 
 def test_a_run_that_grows_is_shown_as_it_grows(visitor: Visitor, tmp_path: Path) -> None:
     run = make_run(tmp_path / "growing", [(simple(1), {"step": 0})])
-    with serve(shelf_of(run.path)) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+    with serving(run.path) as server:
         visitor.goto(f"{server.url}#trees?run=growing")
         assert visitor.text(".count") == "1 tree"
+        visitor.page.route("**/api/trees?*", lambda route: route.abort(), times=1)
+        visitor.page.wait_for_selector(".count [role=alert]")
+        visitor.troubles.clear()  # the browser notes the failure
         run.trees.append(simple(2), step=1)
         visitor.page.wait_for_selector(".count:has-text('2 trees')")
         visitor.page.wait_for_selector(".row:nth-child(2):has-text('1')")
         visitor.page.goto("about:blank")
-        server.shutdown()
-        thread.join()
+
+
+def test_a_tree_in_the_address_is_sought_until_it_is_read(
+    visitor: Visitor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Reading.read_on, "__defaults__", (0.0,))  # one tree a question
+    run = make_run(tmp_path / "some", [(simple(n), {"step": n}) for n in range(6)])
+    with serving(run.path) as server:
+        visitor.goto(f"{server.url}#trees?run=some&step=1..&at=4")
+        assert visitor.page.locator(".row.at .c-number").all_inner_texts() == ["4"]
+        visitor.page.goto("about:blank")

@@ -6,7 +6,7 @@ const FILTERS = ["stage", "step", "env", "returns", "success", "cause", "text", 
 async function ask(path, parameters) {
   const answer = await fetch(`api/${path}?${new URLSearchParams(parameters)}`);
   const content = await answer.json();
-  if (!answer.ok) throw new Error(content.error);
+  if (!answer.ok) throw Object.assign(new Error(content.error), { refused: answer.status < 500 }); // asking again is no use
   return content;
 }
 
