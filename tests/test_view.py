@@ -809,7 +809,7 @@ def test_a_run_that_grows_is_shown_as_it_grows(visitor: Visitor, tmp_path: Path)
     run = make_run(tmp_path / "growing", [(simple(1), {"step": 0})])
     with serving(run.path) as server:
         visitor.goto(server.url)
-        assert visitor.text(".curves .quiet:last-child") == "no metrics yet"
+        assert visitor.text(".curves > .quiet") == "no metrics yet"
         append_line(run.path / "metrics.jsonl", {"stage": "improvement", "step": 0, "success": 0.5})
         visitor.page.wait_for_selector("figure:has-text('success') svg[aria-label*='growing from 0.50 to 0.50']")
         visitor.goto(f"{server.url}#trees?run=growing")
