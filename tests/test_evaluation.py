@@ -373,13 +373,13 @@ class Terminal:
         os.write(self.master, text.encode())
 
     def end(self, key: str = "") -> str:
-        """What it says to its end, while the key is pressed: a terminal drops one that comes as its mode changes."""
+        """What it says to its end; the key is pressed until it leaves, for a terminal drops one as its mode changes."""
         said = b""
         try:
             while True:
                 if select.select([self.master], [], [], 2.0)[0]:
                     said += os.read(self.master, 4096)
-                else:
+                elif b"recorded" not in said:
                     self.type(key)
         except OSError:  # nobody holds the other side any more
             pass

@@ -482,6 +482,7 @@ class Visitor:
     def press(self, *keys: str) -> None:
         for key in keys:
             self.page.keyboard.press(key)
+            self.page.evaluate("() => new Promise(setTimeout)")  # an address that changed is heard of later
             self.settle()
 
     def text(self, selector: str) -> str:
