@@ -38,7 +38,7 @@ class PairedResult:
     difference: Interval  # B - A
     p: float  # of no difference
     test: str
-    noise: float  # a difference that chance alone stays below in 95 of 100 comparisons
+    noise: float  # what chance makes in 95 of 100 comparisons at most; of several tries, chance in the tries alone
     detectable: float  # one that a comparison of this size finds in 80 of 100 cases
 
     @property
@@ -69,7 +69,9 @@ def paired(a: Sequence[TaskOutcome], b: Sequence[TaskOutcome]) -> PairedResult:
         difference, p = paired_proportions(only_b, only_a, n), mcnemar(only_b, only_a)
     else:
         difference, p = difference_interval(differences), sign_flips(differences)
-    noise = noise_floor([[task.successes for task in side] for side in (a, b)], samples) if min(samples) > 1 else 0.0
+    noise = Z * spread / math.sqrt(n)
+    if min(samples) > 1:
+        noise = noise_floor([[(task.successes, len(task.rollouts)) for task in side] for side in (a, b)])
     return PairedResult(
         tasks=n,
         samples=samples,
@@ -78,7 +80,7 @@ def paired(a: Sequence[TaskOutcome], b: Sequence[TaskOutcome]) -> PairedResult:
         difference=difference,
         p=p,
         test="McNemar, exact" if samples == (1, 1) else "random signs of tasks",
-        noise=noise or Z * spread / math.sqrt(n),
+        noise=noise,
         detectable=detectable(spread, n),
     )
 
@@ -144,7 +146,7 @@ class Curves:
             case ("better", "better"):
                 return f"found something new: B is ahead {one} and still {many}"
             case ("better", "within noise"):
-                return f"sharpened: B is ahead {one}, but A does as well {many}"
+                return f"sharpened, as far as these tasks tell: B is ahead {one}, within noise {many}"
             case ("better", "worse"):
                 return f"sharpened, and narrowed: B is ahead {one}, A {many}"
             case ("within noise", "better"):

@@ -160,7 +160,7 @@ def _figures(tasks: Sequence[TaskOutcome]) -> dict[str, Any]:
     samples = min(len(task.rollouts) for task in tasks)
     names = sorted({name for rollout in rollouts for name in rollout.terms})
     answers = [[r.answer for r in task.rollouts if r.answer is not None] for task in tasks]
-    unique = [unique_rate(given) for given in answers if given]
+    unique = [unique_rate(given) for given in answers if len(given) > 1]
     causes = Counter(rollout.cause for rollout in rollouts if rollout.cause)
     ks = powers_of_two(samples)
     return {
@@ -170,7 +170,7 @@ def _figures(tasks: Sequence[TaskOutcome]) -> dict[str, Any]:
         "success": success_interval([task.share for task in tasks], samples)._asdict(),
         "pass_at": {str(k): i._asdict() for k, i in zip(ks, pass_curve(tasks, ks), strict=True)},
         "pass_hat": {str(k): i._asdict() for k, i in zip(ks, pass_curve(tasks, ks, pass_hat), strict=True)},
-        "unique_answers": fmean(unique) if unique and samples > 1 else None,
+        "unique_answers": fmean(unique) if unique else None,
         "return": fmean(rollout.total for rollout in rollouts),
         "terms": {name: fmean(rollout.terms.get(name, 0.0) for rollout in rollouts) for name in names},
         "means": {name: fmean(getattr(rollout, name) for rollout in rollouts) for name in _MEANS},

@@ -10,11 +10,12 @@ from typing import Any
 
 from ..envs import Message, TextEnv
 from .chat import ChatRenderer
-from .policy import Completion, Context, Player, Policy, Sample, Sampling, derive_seed
+from .policy import Completion, Context, CutReply, Player, Policy, Sample, Sampling, derive_seed
 
 TIMEOUT = 120.0  # seconds of a request
 ATTEMPTS = 5
 FIRST_WAIT = 0.5  # seconds, at most, before the second attempt; each further wait may be twice as long
+LONGEST_WAIT = 60.0  # seconds that a server may ask for
 _WHOLE = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}  # else the model's folder may cut it
 
 
@@ -25,8 +26,9 @@ class ServerError(ConnectionError):
 class Server:
     """Requests to an OpenAI-compatible server, so many at a time.
 
-    A request is made again, after a random wait, where the connection fails, no answer comes in time, the server is at
-    fault (5xx) or overrun (429). A server belongs to the event loop it is first asked in; close it there.
+    A request is made again, after a random wait or the one that Retry-After asks for, where the connection fails, no
+    answer comes in time, the server is at fault (5xx) or overrun (429). A server belongs to the event loop it is first
+    asked in; close it there.
     """
 
     def __init__(
@@ -57,10 +59,11 @@ class Server:
     async def _ask(self, url: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
         import httpx2
 
-        fault = ""
+        fault, asked = "", 0.0
         for attempt in range(self.attempts):
             if attempt:
-                await asyncio.sleep(self._random.uniform(0, FIRST_WAIT * 2 ** (attempt - 1)))
+                await asyncio.sleep(asked + self._random.uniform(0, FIRST_WAIT * 2 ** (attempt - 1)))
+            asked = 0.0
             try:
                 reply = await (self._client.get(url) if body is None else self._client.post(url, json=body))
             except httpx2.TimeoutException:
@@ -76,10 +79,16 @@ class Server:
             fault = f"{url} answered {reply.status_code}: {_reason(reply.text)}"
             if reply.status_code < 500 and reply.status_code != 429:
                 raise ServerError(fault)
+            asked = _seconds(reply.headers.get("Retry-After", ""))
         raise ServerError(f"{fault}; {self.attempts} attempts")
 
     async def close(self) -> None:
         await self._client.aclose()
+
+
+def _seconds(text: str) -> float:
+    """Of a Retry-After header; 0 where it names a date instead."""
+    return min(float(text), LONGEST_WAIT) if text.isdecimal() else 0.0
 
 
 def _object(text: str, url: str) -> dict[str, Any]:
@@ -179,6 +188,8 @@ class ChatPlayer(Player):
         }
         reply = await self._server.ask("chat/completions", body)
         try:
-            return str(reply["choices"][0]["message"]["content"] or "")
-        except (LookupError, TypeError) as error:
+            choice = reply["choices"][0]
+            text = str(choice["message"]["content"] or "")
+            return CutReply(text) if choice.get("finish_reason") == "length" else text
+        except (LookupError, TypeError, AttributeError) as error:
             raise _strange(self._server, error) from None

@@ -94,6 +94,12 @@ class Policy(Protocol):
         return
 
 
+class CutReply(str):
+    """An action that reached the limit of its tokens before its end."""
+
+    __slots__ = ()
+
+
 class Player(Policy):
     """A policy that writes words instead of tokens, and may look at the environment itself: an oracle, a person."""
 

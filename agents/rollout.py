@@ -14,7 +14,7 @@ from ..envs import Message, Task, TextEnv
 from ..tools import Cassette
 from .answer import STATE, Answer, ReplayMismatch, act, answer_of, closed_on_error, open_task
 from .chat import ChatRenderer
-from .policy import Completion, Context, Player, Policy, Sample, Sampling, derive_seed
+from .policy import Completion, Context, CutReply, Player, Policy, Sample, Sampling, derive_seed
 from .tree import ROOT, Cost, Node, RolloutTree, tool_results
 
 if TYPE_CHECKING:
@@ -164,9 +164,10 @@ class GrowingTree:
             self.cost.replays += 1
             with contextlib.closing(await in_thread(self._replay, turn, undo=lambda env: env.close())) as env:
                 text = await player.act(env, chat, seed)
+        cut = isinstance(text, CutReply)
         text = text.encode("utf-8", "replace").decode()  # lone surrogates are no text to store
-        tokens = self.renderer.reply(text)
-        return Sample(Completion(text, tokens), Context(tokens, turn.context))
+        tokens = self.renderer.reply(text)[: -1 if cut else None]  # without the one that ends a turn
+        return Sample(Completion(text, tokens, stop_reason="length" if cut else "stop"), Context(tokens, turn.context))
 
     async def _env(self, turn: Turn) -> TextEnv:
         """The environment after a turn, for a child to step: a copy, or itself, or one that was played up to there."""

@@ -182,14 +182,14 @@ def detectable(deviation: float, n: int, power: float = 0.8) -> float:
     return (Z + NormalDist().inv_cdf(power)) * deviation / math.sqrt(n)
 
 
-def noise_floor(successes: Sequence[Sequence[int]], samples: Sequence[int]) -> float:
-    """The difference between two policies that chance alone stays below in 95 of 100 comparisons, over the same tasks.
+def noise_floor(policies: Sequence[Sequence[tuple[int, int]]]) -> float:
+    """The difference between equal policies that chance in the tries stays below in 95 of 100 comparisons, tasks fixed.
 
-    From repeated tries: `successes[policy][task]` of `samples[policy]` >= 2 tries each. A task's mean of n tries has
-    the variance c (n - c) / (n^2 (n - 1)), unbiased; the floor is z sqrt(sum of these over policies and tasks) / tasks.
+    `policies[policy][task]` is (successes, tries), 2 or more. A task's mean of n tries has the variance
+    c (n - c) / (n^2 (n - 1)), unbiased; the floor is z sqrt(sum of these over policies and tasks) / tasks.
     """
-    variance = sum(c * (n - c) / (n * n * (n - 1)) for side, n in zip(successes, samples, strict=True) for c in side)
-    return Z * math.sqrt(variance) / len(successes[0])
+    variance = sum(c * (n - c) / (n * n * (n - 1)) for tasks in policies for c, n in tasks)
+    return Z * math.sqrt(variance) / len(policies[0])
 
 
 def deviation(values: Iterable[float]) -> float:

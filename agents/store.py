@@ -150,13 +150,14 @@ class EpisodeStore:
         for record in self.records():
             yield record.labels, record.tree
 
-    def records(self) -> Iterator[Record]:
-        """Every whole record, read one at a time."""
+    def records(self, start: int = 0) -> Iterator[Record]:
+        """Every whole record from a number on, read one at a time."""
         self._fresh_index()
-        if not self.path.exists():
+        offset = self._place(start) if start else 0
+        if offset is None or not self.path.exists():
             return
         with self.path.open("rb") as file:
-            for number, piece in enumerate(self._pieces(file, 0, 0)):
+            for number, piece in enumerate(self._pieces(file, offset, start), start):
                 yield self._decode(file, piece, number)
 
     def __len__(self) -> int:
@@ -170,10 +171,7 @@ class EpisodeStore:
 
     def record(self, number: int) -> Record:
         """The same with its advantages."""
-        offset = self._fresh_index().place(number)
-        if offset is None:
-            self._catch_up()
-            offset = self._fresh_index().place(number)
+        offset = self._place(number)
         if offset is None:
             raise IndexError(f"{self.path} holds no tree {number}; it has {len(self)}, numbered from 0")
         with self.path.open("rb") as file:
@@ -181,9 +179,8 @@ class EpisodeStore:
                 return self._decode(file, piece, number)
         raise self._damaged(number, offset, CUT_OFF)
 
-    def summaries(self, where: Where = _ALL) -> Iterator[TreeSummary]:
-        """Of every tree that is meant, in the order of writing; trees themselves are read only to catch up."""
-        start = 0
+    def summaries(self, where: Where = _ALL, start: int = 0) -> Iterator[TreeSummary]:
+        """Of every tree from a number on that is meant, in the order of writing; trees are read only to catch up."""
         while True:
             index = self._fresh_index()
             known = index.count
@@ -248,6 +245,14 @@ class EpisodeStore:
         return self.size - self._fresh_index().end
 
     # records
+
+    def _place(self, number: int) -> int | None:
+        """The offset of a record; None where there is none of that number."""
+        offset = self._fresh_index().place(number)
+        if offset is None:
+            self._catch_up()
+            offset = self._fresh_index().place(number)
+        return offset
 
     def _pieces(self, file: BinaryIO, offset: int, number: int) -> Iterator[Piece]:
         """Records from the one with this offset and number on."""

@@ -17,6 +17,7 @@ from ..agents import ChatRenderer, Evaluation, add_lora
 from ..agents.models import load
 from ..envs import TextEnv
 from ..trainers import Environment, Run, Trainer, Watcher
+from ..trainers.run import write_text
 from .errors import ScenarioError
 from .schema import Scenario, dump_scenario
 from .watch import ProgressBars, show_results, summary
@@ -40,9 +41,8 @@ def train(scenario: Scenario, out: str | Path, *, resume: bool = False) -> dict[
     try:
         with ProgressBars() as bars:
             trainer = build_trainer(scenario, run, bars)
-            part = file.with_suffix(".part")
-            part.write_text(dump_scenario(settled(scenario, trainer.dtype)), encoding="utf-8")
-            part.replace(file)
+            write_text(file, dump_scenario(settled(scenario, trainer.dtype)))
+            run.save_tokenizer(trainer.renderer.tokenizer)
             results = trainer.train()
     finally:
         run.close()

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .errors import ScenarioError
-from .evaluating import compare_command, eval_command, play_command
+from .measure import compare_command, eval_command, play_command
 from .replay import replay_command
 from .runs import runs_app
 from .tasks import begin, values

@@ -27,6 +27,7 @@ class Side:
 
     name: str
     tasks: list[TaskOutcome]
+    success: str  # the reward term that told it
 
 
 def read_side(name: str, term: str | None) -> Side:
@@ -48,7 +49,7 @@ def read_side(name: str, term: str | None) -> Side:
     if not any(success in rollout.terms for task in tasks for rollout in task.rollouts):
         terms = sorted({term for task in tasks for rollout in task.rollouts for term in rollout.terms})
         raise UsageError(f"{name}: no episode has the reward term {success!r}; terms: {', '.join(terms)}")
-    return Side(name, tasks)
+    return Side(name, tasks, success)
 
 
 def matched(a: Side, b: Side, *, shared: bool) -> tuple[list[TaskOutcome], list[TaskOutcome]]:
@@ -149,10 +150,14 @@ def show_comparison(comparison: Comparison) -> None:
 def verdict_line(result: PairedResult) -> str:
     change = f"{result.difference.mean:+.1%} ({result.difference.low:+.1%} … {result.difference.high:+.1%})"
     noise = f"chance alone stays below {result.noise:.1%}"
+    if min(result.samples) > 1:
+        noise = f"chance in the tries alone makes {result.noise:.1%} at most"
+    if result.verdict != "within noise":
+        return f"B is {result.verdict}: B - A is {change}; {noise}"
     seen = f"a difference of {result.detectable:.1%} would be found in 8 of 10 such comparisons"
-    if result.verdict == "within noise":
-        return f"within noise: B - A is {change}; {noise}, and {seen}"
-    return f"B is {result.verdict}: B - A is {change}; {noise}"
+    if min(result.samples) > 1 and abs(result.difference.mean) > result.noise:
+        noise += ", so what is within noise is the choice of tasks"
+    return f"within noise: B - A is {change}; {noise}; {seen}"
 
 
 def _cells(result: PairedResult, p: float) -> Sequence[str]:

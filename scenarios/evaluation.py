@@ -27,7 +27,7 @@ from ..agents import (
 )
 from ..envs import Task
 from ..trainers import Run, Stopped, Watcher
-from ..trainers.run import write_json
+from ..trainers.run import write_json, write_text
 from .build import try_environment
 from .charts import save_chart
 from .errors import ScenarioError
@@ -49,6 +49,10 @@ class Budget:
     cost: float | None = None
     sent_price: float = 0.0  # of a million tokens
     sampled_price: float = 0.0
+
+    @property
+    def limited(self) -> bool:
+        return self.tokens is not None or self.cost is not None
 
     def cost_of(self, sent: float, sampled: float) -> float:
         return (sent * self.sent_price + sampled * self.sampled_price) / 1e6
@@ -91,8 +95,9 @@ def read_setting(folder: Path) -> Setting:
 def evaluate(scenario: Scenario, setting: Setting, out: Path, watcher: Watcher) -> dict[str, Any]:
     """The figures, as results.json in `out` holds them; goes on with what is there.
 
-    Trees are written a part at a time, a part being the tasks that are played at once. A part that was cut off is
-    played again as a whole, so that an interruption changes nothing. Stopped after Ctrl-C.
+    Trees are written a part at a time, a part being the tasks that are played at once: what the policy takes, less
+    where the budget is about to end. A part that was cut off is played again as a whole, so that an interruption
+    changes nothing. Stopped after Ctrl-C.
     """
     start = time.monotonic()
     env = try_environment(scenario.environment)
@@ -133,7 +138,8 @@ async def _play(
         run = Run(out)
         write_json(out / "evaluation.json", asdict(setting))
         write_text(out / "scenario.yaml", dump_scenario(_recorded(opened, scenario)))
-        done, seconds = _restore(run)
+        run.save_tokenizer(opened.renderer.tokenizer)
+        done, before = _restore(run)
         samples = scenario.heldout.rollouts
         parts = -(-len(tasks) * samples // opened.rollouts)
         size = -(-len(tasks) // parts)
@@ -141,11 +147,14 @@ async def _play(
         watcher.begin("evaluating", len(tasks))
         for _ in range(done):
             watcher.advance()
-        for place in range(done, len(tasks), size):
-            part = tasks[place : place + size]
-            if why := setting.budget.refusal(sent, sampled, len(part) / place if place else 0.0):
-                return run, why, seconds
-            begun = time.monotonic()
+        begun = time.monotonic()
+        while done < len(tasks):
+            one = setting.budget.limited and not done  # it tells what the others are likely to take
+            part = tasks[done : done + (1 if one else size)]
+            while done and (why := setting.budget.refusal(sent, sampled, len(part) / done)):
+                if len(part) == 1:
+                    return run, why, before
+                part = part[: len(part) // 2]
             trees = await grow_trees(
                 part, Chains(samples), opened.policy, opened.renderer, opened.sampling,
                 seed=setting.rollout_seed, on_tree=lambda tree: watcher.advance(), cassette=run.cassette,
@@ -153,11 +162,11 @@ async def _play(
             for tree in trees:
                 run.trees.append(tree, stage=STAGE, step=0)
                 sent, sampled = sent + _tokens(tree)[0], sampled + _tokens(tree)[1]
-            done, seconds = place + len(part), seconds + time.monotonic() - begun
+            done, seconds = done + len(part), before + time.monotonic() - begun
             write_json(out / "progress.json", {"tasks": done, "trees_size": run.trees.size, "seconds": seconds})
             if watcher.should_stop() and done < len(tasks):
                 raise Stopped(f"saved after {done} of {len(tasks)} tasks")
-        return run, "", seconds
+        return run, "", before
 
 
 def _recorded(opened: OpenedPolicy, scenario: Scenario) -> Scenario:
@@ -219,13 +228,6 @@ def _save_chart(path: Path, result: Mapping[str, Any]) -> None:
 
 def _points(intervals: Mapping[str, Mapping[str, float]]) -> list[tuple[str, Interval]]:
     return [(name, Interval(**interval)) for name, interval in intervals.items()]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replaces a file as a whole."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
 
 
 # in the terminal

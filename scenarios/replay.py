@@ -143,13 +143,14 @@ def _chosen(run: Run, episode: str | None, doing: str) -> Iterator[tuple[int, Ma
 
 
 def _new_run(out: Path, source: Run) -> Run:
-    """A run beside another, with its scenario and its tape."""
+    """A run beside another, with its scenario, its tokenizer and its tape."""
     from ..trainers import Run
+    from ..trainers.run import tokenizer_file
 
     if out.exists() and any(out.iterdir()):
         raise UsageError(f"{out} is not empty; --out makes a new directory")
     run = Run(out)
-    for file in (source.path / "scenario.yaml", source.cassette.path):
+    for file in (source.path / "scenario.yaml", tokenizer_file(source.path), source.cassette.path):
         if file.exists():
             shutil.copy(file, out)
     return run
@@ -370,7 +371,7 @@ def _continue(
     seed = derive_seed(scenario.seed, "continuation", number, rollout, turn)
     with ExitStack() as stack:
         new_run = _new_run(out or Path(stack.enter_context(tempfile.TemporaryDirectory())), run)
-        growing = _grow(run, policy, scenario, tree.task, how, seed, new_run.cassette)
+        growing = _grow(run, policy, scenario, tree.task, how, seed, new_run)
         try:
             [grown] = asyncio.run(growing)
         except ExceptionGroup as group:
@@ -388,7 +389,7 @@ def _continue(
 
 
 async def _grow(
-    run: Run, policy: str, scenario: Scenario, task: Task, how: Continuation, seed: int, cassette: Cassette
+    run: Run, policy: str, scenario: Scenario, task: Task, how: Continuation, seed: int, new_run: Run
 ) -> list[RolloutTree]:
     from ..agents import grow_trees
     from .policies import open_policy
@@ -401,8 +402,9 @@ async def _grow(
         tokenizer=str(own) if own.is_dir() else None,  # of who plays in words, as those of the record are tokens
     )
     try:
+        new_run.save_tokenizer(opened.renderer.tokenizer)
         return await grow_trees(
-            [task], how, opened.policy, opened.renderer, opened.sampling, seed=seed, cassette=cassette
+            [task], how, opened.policy, opened.renderer, opened.sampling, seed=seed, cassette=new_run.cassette
         )
     finally:
         await opened.close()

@@ -18,19 +18,24 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from ..agents import EpisodeStore, Node, Record, RolloutTree, TreeSummary, read_lines
+from ..trainers.run import tokenizer_file
 
 T = TypeVar("T")
 
 DEPTH = 4  # folders below the shelf's in which runs are looked for
 PATIENCE = 0.2  # seconds that a question reads on for
+SEARCHES = 4  # of a run, that are gone on with
 MAX_ROWS = 1000  # of a listing in one answer
 EXACT = 1 << 53  # JavaScript's numbers round integers beyond it
 
 
 class Reading(Generic[T]):
-    """What a growing store is read for, of every tree; each question reads on for a moment."""
+    """What a growing store is read for, of every tree; each question reads on for a moment.
 
-    def __init__(self, store: EpisodeStore, read: Callable[[], Iterator[T]]) -> None:
+    `read` gives it of the trees from a number on.
+    """
+
+    def __init__(self, store: EpisodeStore, read: Callable[[int], Iterator[T]]) -> None:
         self.known: list[T] = []  # by number of the tree
         self._store, self._read = store, read
         self._rest: Iterator[T] | None = None
@@ -61,11 +66,11 @@ class Reading(Generic[T]):
     def _begin(self) -> Iterator[T]:
         """What follows the known; everything anew where the last known is no longer what it was."""
         if self.known:
-            rest = islice(self._read(), len(self.known) - 1, None)
+            rest = self._read(len(self.known) - 1)
             if next(rest, None) == self.known[-1]:
                 return rest
             self.known = []
-        return self._read()
+        return self._read(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +103,7 @@ class Filter:
             self.stage in ("", str(tree.labels.get("stage", "")))
             and self.env in ("", tree.env)
             and (not self.step or low <= _step(tree) <= high)
-            and least <= tree.mean_return <= most
+            and (not self.returns or least <= tree.mean_return <= most)  # which may be no number
             and (not self.success or (success is not None and SUCCESS[self.success](success)))
             and (not self.cause or self.cause in tree.causes)
         )
@@ -139,8 +144,8 @@ class Volume:
 
     def __init__(self, name: str, path: Path, store: EpisodeStore) -> None:
         self.name, self.path, self.store = name, path, store
-        self._summaries = Reading(store, store.summaries)
-        self._search: tuple[str, Reading[bool]] = ("", Reading(store, lambda: iter(())))
+        self._summaries = Reading(store, lambda start: store.summaries(start=start))
+        self._searches: dict[str, Reading[bool]] = {}  # the last ones, by text
         self._read: dict[int, Record] = {}  # the trees of the last questions
         self._lock = threading.Lock()
 
@@ -285,14 +290,21 @@ class Volume:
         return any(self._term in node.reward_terms for node in tree.nodes)
 
     def _found(self, text: str) -> Reading[bool]:
-        """Which trees hold a text; the last search is kept."""
-        if self._search[0] != text:
-            needle = text.casefold()
-            self._search = text, Reading(self.store, lambda: (_holds(tree, needle) for _, tree in self.store))
-        return self._search[1]
+        """Which trees hold a text; the last searches are kept, so that several pages can go on with theirs."""
+        needle = text.casefold()
+
+        def read(start: int) -> Iterator[bool]:
+            return (_holds(record.tree, needle) for record in self.store.records(start))
+
+        with self._lock:
+            found = self._searches.pop(text, None) or Reading(self.store, read)
+            self._searches[text] = found
+            if len(self._searches) > SEARCHES:
+                del self._searches[next(iter(self._searches))]
+        return found
 
     def _pieces(self, tokens: Sequence[int], text: str) -> list[str] | None:
-        file = self.path / "model" / "tokenizer.json"
+        file = tokenizer_file(self.path)
         return pieces(_tokenizer(file, file.stat().st_mtime_ns), tokens, text) if tokens and file.is_file() else None
 
     def _summary(self) -> dict[str, Any] | None:

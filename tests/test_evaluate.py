@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from treegym.agents import ROOT, Completion, Evaluation, Node, RolloutTree, succeeded
+from treegym.agents import ROOT, Completion, Evaluation, Node, Outcome, RolloutTree, TaskOutcome, figures, succeeded
 from treegym.agents.statistics import bootstrap, wilson
 from treegym.envs import Message, Task
 
@@ -32,6 +32,15 @@ def test_one_rollout_a_task_is_a_proportion() -> None:
     assert result.interval == wilson(3, 4)
     assert result.by_hops() == {0: wilson(1, 1), 1: wilson(1, 1), 3: wilson(1, 2)}
     assert list(result.by_hops()) == [0, 1, 3]
+
+
+def test_one_answer_is_not_a_unique_one() -> None:
+    def answered(*answers: str | None) -> TaskOutcome:
+        tries = tuple(Outcome(False, 0.0, {}, 1, 0, 0, 0, 0, 1, 1, None, answer) for answer in answers)
+        return TaskOutcome(0, Task("none", 0), "", None, tries)
+
+    assert figures([answered("a", "a"), answered("b", None)])["unique_answers"] == 0.5
+    assert figures([answered("b", None)])["unique_answers"] is None
 
 
 def test_evaluations_survive_json() -> None:

@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from treegym.agents import Outcome, TaskOutcome, curves, flips, paired
 from treegym.agents.statistics import wilson
 from treegym.envs import Message, Task, ToolEnv
 from treegym.scenarios.cli import main
+from treegym.scenarios.comparison import verdict_line
+from treegym.scenarios.shelf import Shelf
 from treegym.trainers import Run
 
 SCENARIO = """
@@ -93,6 +96,9 @@ def test_an_evaluation_tells_all(evaluations: Path) -> None:
     assert set(result["pass_at"]) == set(result["pass_hat"]) == {"1", "2"}
     assert set(result["terms"]) == {"exact", "format"}
     ElementTree.parse(evaluations / "whole" / "results.svg")
+    volume = Shelf(evaluations / "whole", lambda path: Run(path).trees).volume("whole")
+    nodes = [node for number in range(6) for node in volume.tree(number)["nodes"]]
+    assert all(node["pieces"] for node in nodes if "\N{REPLACEMENT CHARACTER}" not in node["text"])  # for shading
 
 
 def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -146,11 +152,18 @@ def test_dice_are_seeded_and_err_now_and_then(
 
 def test_a_script_plays(scenario: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script = tmp_path / "some.py"
-    script.write_text("def script(text, seed):\n    return '<answer>moon</answer>' if 'follow 2' in text else 'hm'\n")
+    script.write_text(
+        "import time\n\n\ndef script(text, seed):\n    time.sleep(0.05)\n"
+        "    return '<answer>moon</answer>' if 'follow 2' in text else 'hm'\n"
+    )
+    begun = time.monotonic()
     result = measured(capsys, scenario, tmp_path / "out", "--policy", f"scripted:{script}", "--samples", "1")
+    seconds = time.monotonic() - begun
     assert result["by_difficulty"]["2"]["means"]["malformed"] == 0
     assert result["by_difficulty"]["1"]["means"]["malformed"] == 3
     assert result["by_difficulty"]["1"]["truncated"] == {"turn limit": 1.0}
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["stages"]["model"]["seconds"] <= seconds
 
 
 def test_a_budget_stops_an_evaluation_and_more_of_it_goes_on(
@@ -158,16 +171,24 @@ def test_a_budget_stops_an_evaluation_and_more_of_it_goes_on(
 ) -> None:
     whole, out = measured(capsys, scenario, tmp_path / "whole", "--policy", "random"), tmp_path / "part"
     total = whole["tokens"]["sent"] + whole["tokens"]["sampled"]
-    part = measured(capsys, scenario, out, "--policy", "random", "--max-tokens-total", str(total * 2 // 3))
+    at_once = ("--concurrency", "64")  # all tasks, were there no limit
+    part = measured(capsys, scenario, out, "--policy", "random", *at_once, "--max-tokens-total", str(total * 2 // 3))
     assert 0 < part["tasks"] < 6 == part["planned_tasks"] and "tokens" in part["stopped_by"]
     assert part["tokens"]["sent"] + part["tokens"]["sampled"] <= total * 2 // 3
     prices = ("--price-sent", "1", "--price-sampled", "10")
     cost = (whole["tokens"]["sent"] + 10 * whole["tokens"]["sampled"]) / 1e6
     status, said, _ = command(capsys, "eval", "--resume", "--out", str(out), "--max-cost", str(cost / 2), *prices)
     assert status == 0 and "the figures stand on" in said
+    stopped = (out / "results.json").read_bytes()
     assert command(capsys, "eval", "--resume", "--out", str(out))[0] == 0
-    assert (out / "results.json").read_bytes() == (tmp_path / "whole" / "results.json").read_bytes()
+    assert (out / "results.json").read_bytes() == stopped  # the limits are kept
+    more = ("--max-tokens-total", str(2 * total), "--max-cost", str(2 * cost))
+    assert command(capsys, "eval", "--resume", "--out", str(out), *more)[0] == 0
+    assert json.loads((out / "results.json").read_text()) == {**whole, "cost": cost}
     assert (out / "trees.jsonl.zst").read_bytes() == (tmp_path / "whole" / "trees.jsonl.zst").read_bytes()
+    for fixed in (["--policy", "oracle"], ["--seed", "1"], ["--set", "seed=1"], [scenario]):
+        status, _, said = command(capsys, "eval", "--resume", "--out", str(out), *fixed)
+        assert status == 2 and "only the budget can be new" in said
 
 
 class MuteEnv(ToolEnv):
@@ -198,6 +219,23 @@ def test_refusals_leave_nothing_behind(
     status, _, said = command(capsys, "eval", scenario, "--out", str(tmp_path / "out"), *arguments)
     assert status == 2 and says in said and said.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_server_that_fails_leaves_an_evaluation_to_go_on_with(
+    scenario: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("httpx2", reason="pip install 'treegym[search]'")
+    monkeypatch.setattr("treegym.agents.openai_policy.FIRST_WAIT", 0.0)
+    arguments = ("--policy", "chat+http://127.0.0.1:1/v1#m", "--out", str(tmp_path / "out"))
+    status, _, said = command(capsys, "eval", scenario, *arguments)
+    assert status == 2 and said.endswith(f"; go on with: treegym eval --resume --out {tmp_path / 'out'}\n")
+
+
+def test_trees_that_came_from_elsewhere_stay(scenario: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "trees.jsonl").write_text("imported\n")
+    status, _, said = command(capsys, "eval", scenario, "--policy", "random", "--out", str(tmp_path))
+    assert status == 2 and "another --out" in said
+    assert (tmp_path / "trees.jsonl").read_text() == "imported\n"
 
 
 # comparison
@@ -240,6 +278,18 @@ def test_a_comparison_is_the_other_way_round_for_the_other() -> None:
     assert flips(a, b)[0].episodes == ("20.0", "20.0")
 
 
+def test_the_noise_of_the_tries_and_that_of_the_choice_of_tasks_are_told_apart() -> None:
+    """Three tasks of twenty are gained, in all tries: nothing that other tries would change."""
+    none, some = [0] * 20, [1] * 3 + [0] * 17
+    said = verdict_line(paired(outcomes(none, 4), outcomes([4 * x for x in some], 4)))
+    assert "+15.0%" in said and "makes 0.0% at most, so what is within noise is the choice of tasks" in said
+    half = outcomes([1] * 9, 2)
+    assert "chance in the tries alone makes 46.2% at most; a difference" in verdict_line(paired(half, half))
+    assert "chance alone stays below" in verdict_line(paired(outcomes(none, 1), outcomes(some, 1)))
+    uneven = [*outcomes([4], 4), *outcomes([2], 2)]
+    assert paired(uneven, uneven).noise == 0
+
+
 def test_flips_name_tries_that_differ() -> None:
     [flip] = flips(outcomes([1, 2], 4), outcomes([4, 3], 4))
     assert (flip.a, flip.b, flip.episodes) == ((1, 4), (4, 4), ("0.1", "0.1"))
@@ -256,6 +306,8 @@ def test_curves_tell_sharpening_from_something_new() -> None:
     new = curves(able, outcomes([8] * 50 + [0] * 10, 32))
     assert new.verdict == "found something new: B is ahead at one try and still at 32 tries"
     assert new.only_b == [str(tree) for tree in range(30, 50)] and new.crossing is None
+    wise = curves(outcomes([8] * 60, 32), outcomes([24] * 60, 32))
+    assert wise.verdict == "sharpened, as far as these tasks tell: B is ahead at one try, within noise at 32 tries"
     assert curves(able, able).verdict == "within noise at one try and at 32 tries"
     assert curves(sharp, base).verdict == "broadened: B is behind at one try, ahead at 32 tries"
 
@@ -278,6 +330,10 @@ def test_compare_pairs_tasks_and_says_where_it_cannot(
     for flip in row["flips"]:
         one, other = (side[int(name.split(".")[0])] for side, name in zip(trees, flip["episodes"], strict=True))
         assert one.task == other.task and one.task.seed == flip["seed"]
+    file = a / "scenario.yaml"
+    file.write_text(file.read_text().replace("success: exact", "success: format"))
+    assert command(capsys, "compare", str(b), str(a), "--json", str(results))[0] == 0  # B by what is success to A
+    assert json.loads(results.read_text())["success"]["b"] == row["success"]["a"]
     status, said, _ = command(capsys, "compare", str(b), str(b))
     assert status == 0 and "within noise: B - A is +0.0%" in said
     status, _, said = command(capsys, "compare", str(b), str(c))
@@ -317,13 +373,13 @@ class Terminal:
         os.write(self.master, text.encode())
 
     def end(self, key: str = "") -> str:
-        """What it says to its end, while the key is pressed: a terminal drops one that comes as its mode changes."""
+        """What it says to its end; the key is pressed until it leaves, for a terminal drops one as its mode changes."""
         said = b""
         try:
             while True:
                 if select.select([self.master], [], [], 2.0)[0]:
                     said += os.read(self.master, 4096)
-                else:
+                elif b"recorded" not in said:
                     self.type(key)
         except OSError:  # nobody holds the other side any more
             pass
@@ -370,6 +426,7 @@ def test_a_person_plays_sees_what_an_agent_sees_and_is_recorded(tmp_path: Path) 
     trees = [tree for _, tree in Run(tmp_path / "plays").trees]
     assert [len(tree.nodes) for tree in trees] == [len(actions), 1, 1]
     assert [node.action.text for node in trees[0].nodes] == actions
+    assert (tmp_path / "plays" / "tokenizer.json").exists()
     for tree in trees:
         replayed = tree.task.make()
         _, info = replayed.reset(seed=tree.task.seed, options=dict(tree.task.options))

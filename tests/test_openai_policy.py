@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
@@ -177,6 +178,23 @@ def test_passing_faults_are_tried_again(
     assert [said(tree) for tree in trees] == [said(tree) for tree in here]
 
 
+def test_a_server_is_left_alone_for_as_long_as_it_asks_for_within_reason(
+    nano: tuple[TransformersPolicy, ChatRenderer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("treegym.agents.openai_policy.FIRST_WAIT", 0.0)
+    monkeypatch.setattr("treegym.agents.openai_policy.LONGEST_WAIT", 0.5)
+    answer, times = completions(nano[0]), []
+
+    async def busy(body: dict[str, Any]) -> Response:
+        times.append(time.monotonic())
+        headers = {1: {"Retry-After": "3600"}, 2: {"Retry-After": "Fri, 31 Dec 1999 23:59:59 GMT"}}.get(len(times))
+        return JSONResponse({}, 429, headers) if headers else await answer(body)
+
+    with serving(busy) as (url, _):
+        asyncio.run(one(url, nano[1]))
+    assert len(times) == 3 and times[1] - times[0] >= 0.5
+
+
 async def one(url: str, renderer: ChatRenderer, **settings: Any) -> Sample:
     async with connected(url, **settings) as server:
         return await OpenAIPolicy(server, "nano", renderer).sample(Context((5, 6)), 0, SAMPLING)
@@ -244,6 +262,25 @@ def test_a_chat_server_is_asked_for_text(nano: tuple[TransformersPolicy, ChatRen
         trees = asyncio.run(play(url))
     assert all(tree.term("exact") == (1.0, 1.0) for tree in trees)
     assert {message["role"] for body in seen for message in body["messages"]} == {"system", "user", "assistant"}
+
+
+def test_a_chat_server_s_replies_are_cut_as_it_says(nano: tuple[TransformersPolicy, ChatRenderer]) -> None:
+    renderer = nano[1]
+
+    async def breaks_off(body: dict[str, Any]) -> Response:
+        text = "" if len(body["messages"]) > 2 else "hm"
+        return JSONResponse({"choices": [{"message": {"content": text}, "finish_reason": "length"}]})
+
+    async def play(url: str) -> list[RolloutTree]:
+        async with connected(url) as server:
+            return await grow_trees(TASKS[:1], Chains(1), ChatPlayer(server, "m", SAMPLING), renderer, Sampling())
+
+    with serving(breaks_off) as (url, _):
+        [tree] = asyncio.run(play(url))
+    assert [node.action.text for node in tree.nodes] == ["hm", *[""] * (len(tree.nodes) - 1)] and len(tree.nodes) > 1
+    assert {node.action.stop_reason for node in tree.nodes} == {"length"}
+    chat = [*tree.messages, Message("assistant", "hm"), *tree.nodes[0].messages]
+    assert tree.tokens(tree.paths[0][:1]) == renderer.prompt(chat)  # the reply is ended once
 
 
 def prompt(task: Task) -> Sequence[dict[str, str]]:

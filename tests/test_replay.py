@@ -14,6 +14,7 @@ from unittest.mock import ANY
 
 import gymnasium
 import pytest
+from tokenizers import Tokenizer
 from wander import ENVS, Wander, sandboxed, tasks
 
 from treegym.agents import (
@@ -39,6 +40,7 @@ from treegym.agents.nano import build_nano
 from treegym.envs import Message, Task, TextEnv
 from treegym.scenarios import load_scenario, train
 from treegym.scenarios.cli import main
+from treegym.scenarios.shelf import pieces
 from treegym.trainers import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore:the sandbox 'local'")
@@ -386,10 +388,11 @@ def run(tmp_path: Path, renderer: ChatRenderer) -> Path:
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "scenario.yaml").write_text(SCENARIO)
-    store = Run(folder).trees
+    run = Run(folder)
+    run.save_tokenizer(renderer.tokenizer)
     chosen = [Task(LOOKUP, seed, {"hops": [2]}) for seed in range(2)]
     for tree in (*grow(renderer, chosen, FollowOracle()), *grow(renderer, tasks(LOOKUP, 1))):
-        store.append(tree, stage="test", step=0)
+        run.trees.append(tree, stage="test", step=0)
     return folder
 
 
@@ -491,6 +494,7 @@ def test_new_rewards_are_compared_and_stored(run: Path, tmp_path: Path, capsys: 
         assert labels == {"stage": "test", "step": 0, "rescored": ["haste", "fate"]}
         expected = [3 * exact - len(path) for exact, path in zip(before.term("exact"), before.paths, strict=True)]
         assert list(tree.returns) == expected
+    assert (out / "tokenizer.json").read_bytes() == (run / "tokenizer.json").read_bytes()
     assert "is not empty" in command(capsys, str(run), *named, str(out))[2]
     said = command(capsys, str(run), *named[:4], "--live")[1]
     assert "fate is None on" in said and "live environment" not in said
@@ -506,6 +510,9 @@ def test_episodes_are_continued_from_the_command_line(
     assert status == 0 and "3 from turn 1 on: return" in said and "nano 2" in said
     [(labels, grown)] = Run(out).trees
     assert labels["episode"] == "1.0" and labels["turn"] == 1 and labels["policy"] == "nano" and len(grown.leaves) == 3
+    tokenizer = Tokenizer.from_file(str(out / "tokenizer.json"))
+    said = [node.action for node in grown.nodes if "\N{REPLACEMENT CHARACTER}" not in node.action.text]
+    assert all(pieces(tokenizer, action.token_ids, action.text) for action in said)
     assert command(capsys, str(out), "--verify")[0] == 0
 
 

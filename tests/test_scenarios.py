@@ -371,6 +371,7 @@ def test_from_training_to_evaluation(scenario: Path, tmp_path: Path, capsys: pyt
         "model",
         "scenario.yaml",
         "summary.json",
+        "tokenizer.json",
         "trees.jsonl.zst",
         "trees.jsonl.zst.index",
     }

@@ -254,8 +254,10 @@ def test_the_noise_floor_is_what_a_policy_differs_from_itself() -> None:
     generator = np.random.default_rng(0)
     chances = generator.beta(0.5, 0.8, 60)
     one, two = generator.binomial(4, chances, (2, EXPERIMENTS, 60))
-    below = [abs((b - a).mean() / 4) <= noise_floor([list(a), list(b)], [4, 4]) for a, b in zip(one, two, strict=True)]
+    floors = [noise_floor([[(c, 4) for c in side] for side in sides]) for sides in zip(one, two, strict=True)]
+    below = [abs((b - a).mean() / 4) <= floor for a, b, floor in zip(one, two, floors, strict=True)]
     assert 0.92 <= fmean(below) <= 0.98
+    assert noise_floor([[(4, 4), (1, 2)]] * 2) == pytest.approx(1.96 * math.sqrt(2 * 0.25) / 2, rel=1e-4)  # uneven
 
 
 def test_the_detectable_difference_is_detected_in_four_of_five_cases() -> None:

@@ -256,6 +256,10 @@ def test_summaries_are_those_of_the_trees(path: Path) -> None:
     assert list(EpisodeStore(path).summaries()) == expected
     EpisodeStore(path).index_path.unlink()
     assert list(EpisodeStore(path).summaries()) == expected  # built again
+    store = EpisodeStore(path)
+    records = list(store.records())
+    for start in range(6):
+        assert list(store.summaries(start=start)) == expected[start:] and list(store.records(start)) == records[start:]
 
 
 def test_filters_choose_as_a_reader_of_the_trees_would(path: Path) -> None:

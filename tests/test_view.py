@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from http.client import HTTPConnection
 from pathlib import Path
@@ -15,7 +17,7 @@ from urllib.parse import parse_qsl, urlencode
 
 import pytest
 
-from treegym.agents import Completion, EpisodeStore, Node, RolloutTree, append_line
+from treegym.agents import Completion, EpisodeStore, Node, RolloutTree, TreeSummary, append_line
 from treegym.agents.nano import build_nano
 from treegym.envs import Message, Task
 from treegym.scenarios.cli import main
@@ -131,7 +133,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     interval = {"mean": 0.5, "low": 0.4, "high": 0.6}
     first.summarize({"stages": {"trained": {"success": interval}}, "gain": interval})
     make_run(root / "deep" / "hostile", [(hostile(), {"stage": HOSTILE, "step": 0})], algorithm="gigpo")
-    make_run(root / "some", [(simple(n), {"stage": "trained", "step": n // 10}) for n in range(SOME)])
+    some = make_run(root / "some", [(simple(n), {"stage": "trained", "step": n // 10}) for n in range(SOME)])
+    change = {"mean": 0.0, "low": -0.1, "high": 0.1}
+    some.summarize({"stages": {"model": {"success": interval}}, "gain": change})
     make_run(root / "many", [(simple(n), {"stage": "trained", "step": n // 100}) for n in range(MANY)])
     return root
 
@@ -140,14 +144,22 @@ def shelf_of(root: Path) -> Shelf:
     return Shelf(root, lambda path: Run(path).trees)
 
 
-@pytest.fixture(scope="module")
-def server(runs: Path) -> Iterator[ViewServer]:
-    with serve(shelf_of(runs)) as server:
+@contextmanager
+def serving(root: Path) -> Iterator[ViewServer]:
+    with serve(shelf_of(root)) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def server(runs: Path) -> Iterator[ViewServer]:
+    with serving(runs) as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def fetch(server: ViewServer, path: str, host: str = "localhost") -> tuple[int, Mapping[str, str], bytes]:
@@ -301,7 +313,7 @@ def test_a_store_that_cannot_be_read_on_says_so_every_time(tmp_path: Path) -> No
     store = EpisodeStore(tmp_path / "trees.jsonl")
     store.append(simple(0))
 
-    def broken() -> Iterator[int]:
+    def broken(start: int) -> Iterator[int]:
         yield 1
         raise ValueError("damaged")
 
@@ -317,10 +329,32 @@ def test_a_reading_that_is_interrupted_goes_on_where_it_was(tmp_path: Path) -> N
     for number in range(5):
         store.append(simple(number))
     begun = []
-    reading = Reading(store, lambda: begun.append(1) or store.summaries())  # type: ignore[func-returns-value]
+
+    def read(start: int) -> Iterator[TreeSummary]:
+        begun.append(start)
+        return store.summaries(start=start)
+
+    reading = Reading(store, read)
     answers = [reading.read_on(seconds=0) for _ in range(6)]
-    assert answers == [False] * 5 + [True] and len(begun) == 1
+    assert answers == [False] * 5 + [True] and begun == [0]
     assert [summary.seed for summary in reading.known] == list(range(5))
+    store.append(simple(5))
+    assert reading.read_on() and begun == [0, 4] and len(reading.known) == 6  # the last known is compared
+
+
+def test_searches_side_by_side_all_come_to_their_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run(tmp_path, [(simple(n), {"step": n}) for n in range(5)])
+    volume = shelf_of(tmp_path).volume(tmp_path.name)
+    monkeypatch.setattr(Reading.read_on, "__defaults__", (0.0,))  # one tree a question
+    for _ in range(7):
+        answers = [volume.listing(Filter(text=f"go {n}")) for n in range(4)]
+    assert [(answer["complete"], answer["matching"]) for answer in answers] == [(True, 1)] * 4
+
+
+def test_a_tree_without_a_mean_return_passes_where_returns_do_not_matter() -> None:
+    summary = TreeSummary.of(0, {}, branching(1, nodes=(node(-1, "go", math.nan),), leaves=(0,)))
+    assert math.isnan(summary.mean_return)
+    assert Filter().passes(summary, None) and not Filter(returns="..1").passes(summary, None)
 
 
 @pytest.mark.parametrize(
@@ -448,6 +482,7 @@ class Visitor:
     def press(self, *keys: str) -> None:
         for key in keys:
             self.page.keyboard.press(key)
+            self.page.evaluate("() => new Promise(setTimeout)")  # an address that changed is heard of later
             self.settle()
 
     def text(self, selector: str) -> str:
@@ -469,6 +504,9 @@ def visitor(browser: Any) -> Iterator[Visitor]:
 def test_from_the_runs_to_a_tree_by_keyboard(visitor: Visitor, server: ViewServer) -> None:
     visitor.goto(server.url)
     assert "finished" in visitor.text("tr:has-text('first')")
+    cells = (visitor.page.locator(row).all_inner_texts() for row in ("thead th", "tr:has-text('some') > *"))
+    row = dict(zip(*cells, strict=True))
+    assert (row["evaluated"], row["trained"], row["gain, points"]) == ("50.0%", "\N{EN DASH}", "0")
     visitor.press("j")
     visitor.page.wait_for_selector("tr.at:has-text('first')")
     visitor.page.wait_for_selector("figure:has-text('success') svg[aria-label*='first from 0 to 0.97']")
@@ -546,16 +584,12 @@ def test_tokens_are_shaded_by_what_was_recorded(visitor: Visitor, tmp_path: Path
     )
     run = make_run(tmp_path / "shaded", [(tree, {})])
     tokenizer.save_pretrained(run.path / "model")
-    with serve(shelf_of(run.path)) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+    with serving(run.path) as server:
         levels = {}
         for shade in ("log-probability", "entropy"):
             visitor.goto(f"{server.url}#episode?run=shaded&tree=0&shade={shade}")
             found = visitor.page.locator(".token").all()
             levels[shade] = [(each.inner_text().strip(), str(each.get_attribute("class")).split()[1]) for each in found]
-        server.shutdown()
-        thread.join()
     assert levels["log-probability"] == [("go", "h0"), ("left", "h8"), ("<|im_end|>", "h2")]
     assert levels["entropy"] == [("go", "h0"), ("left", "h4"), ("<|im_end|>", "h8")]
 
@@ -639,6 +673,24 @@ def test_two_episodes_are_compared_and_the_first_difference_is_marked(visitor: V
     assert "answer to" in visitor.text(".pair.at")
     visitor.goto(f"{server.url}#compare?a=first%3A0.0&b=first%3A1.0")
     assert visitor.text("h1 .quiet") == "the episodes are equal"
+
+
+def test_an_episode_that_is_kept_goes_along_until_it_is_dropped(visitor: Visitor, server: ViewServer) -> None:
+    scrolled = "() => document.getElementById('main').scrollTop"
+    visitor.goto(f"{server.url}#episode?run=first&tree=0&rollout=0")
+    visitor.page.set_viewport_size({"width": 1280, "height": 300})
+    visitor.page.evaluate(f"{scrolled} = 40")
+    visitor.press("c")
+    assert visitor.page.evaluate(scrolled) == 40 and visitor.text(".tools button") == "compare with the kept one"
+    visitor.page.click(".chip:text-is('#1')")
+    visitor.page.wait_for_selector("h1:has-text('episode 0.1')")
+    assert visitor.hash()["keep"] == "first:0.0"
+    visitor.page.click("[aria-label='keep it no longer']")
+    visitor.settle()
+    assert visitor.page.evaluate("() => document.activeElement.id") == "main"
+    visitor.page.click(".chip:text-is('#2')")
+    visitor.page.wait_for_selector("h1:has-text('episode 0.2')")
+    assert "keep" not in visitor.hash()
 
 
 def test_two_runs_are_compared(visitor: Visitor, server: ViewServer) -> None:
@@ -756,14 +808,28 @@ def test_help_lists_the_keys_of_the_page(visitor: Visitor, server: ViewServer) -
 
 def test_a_run_that_grows_is_shown_as_it_grows(visitor: Visitor, tmp_path: Path) -> None:
     run = make_run(tmp_path / "growing", [(simple(1), {"step": 0})])
-    with serve(shelf_of(run.path)) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+    with serving(run.path) as server:
+        visitor.goto(server.url)
+        assert visitor.text(".curves > .quiet") == "no metrics yet"
+        append_line(run.path / "metrics.jsonl", {"stage": "improvement", "step": 0, "success": 0.5})
+        visitor.page.wait_for_selector("figure:has-text('success') svg[aria-label*='growing from 0.50 to 0.50']")
         visitor.goto(f"{server.url}#trees?run=growing")
         assert visitor.text(".count") == "1 tree"
+        visitor.page.route("**/api/trees?*", lambda route: route.abort(), times=1)
+        visitor.page.wait_for_selector(".count [role=alert]")
+        visitor.troubles.clear()  # the browser notes the failure
         run.trees.append(simple(2), step=1)
         visitor.page.wait_for_selector(".count:has-text('2 trees')")
         visitor.page.wait_for_selector(".row:nth-child(2):has-text('1')")
         visitor.page.goto("about:blank")
-        server.shutdown()
-        thread.join()
+
+
+def test_a_tree_in_the_address_is_sought_until_it_is_read(
+    visitor: Visitor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Reading.read_on, "__defaults__", (0.0,))  # one tree a question
+    run = make_run(tmp_path / "some", [(simple(n), {"step": n}) for n in range(6)])
+    with serving(run.path) as server:
+        visitor.goto(f"{server.url}#trees?run=some&step=1..&at=4")
+        assert visitor.page.locator(".row.at .c-number").all_inner_texts() == ["4"]
+        visitor.page.goto("about:blank")

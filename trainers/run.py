@@ -8,13 +8,16 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from ..agents import EpisodeStore, append_line, read_lines
 from ..tools import Cassette
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(slots=True)
@@ -28,7 +31,7 @@ class Progress:
 
 
 class Run:
-    """scenario.yaml, metrics.jsonl, trees.jsonl.zst, checkpoints/, model/ and summary.json in one directory.
+    """A directory of scenario.yaml, metrics.jsonl, trees.jsonl.zst, tokenizer.json, checkpoints/, model/, summary.json.
 
     A run that began with trees.jsonl, of schema 1, goes on with it. Where an environment reads from outside,
     cassette.jsonl holds what it was answered. Where TensorBoard is installed, tensorboard/ shows the numbers of
@@ -55,6 +58,12 @@ class Run:
 
     def metrics(self) -> list[dict[str, Any]]:
         return list(read_lines(self._metrics))
+
+    def save_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """What the token ids in its trees are read with, one by one."""
+        own = getattr(tokenizer, "backend_tokenizer", None)
+        if own is not None:  # one that is written in Python has no such file
+            write_text(self.path / "tokenizer.json", own.to_str())
 
     def summarize(self, summary: Mapping[str, Any]) -> None:
         write_json(self.path / "summary.json", summary)
@@ -126,6 +135,12 @@ def trees_file(folder: Path) -> Path:
     return plain if plain.exists() and not packed.exists() else packed
 
 
+def tokenizer_file(folder: Path) -> Path:
+    """Where a run's tokenizer is: tokenizer.json, or its model's if there is only that."""
+    own, models = folder / "tokenizer.json", folder / "model" / "tokenizer.json"
+    return models if models.exists() and not own.exists() else own
+
+
 class Board:
     """The numbers of metric rows as TensorBoard scalars, named stage/metric; does nothing where it is not installed.
 
@@ -170,9 +185,13 @@ def _shards(tensors: Mapping[str, torch.Tensor], size: int = 1 << 27) -> Iterato
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
     """Replaces a file as a whole."""
     part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.write_text(text, encoding="utf-8")
     _sync(part)
     part.replace(path)
 

@@ -53,6 +53,14 @@ async function show() {
   }
 }
 
+/** Shows the page anew where it was scrolled to: what its links carry along has changed. */
+async function showAgain() {
+  const main = document.getElementById("main");
+  const { scrollTop } = main;
+  await show();
+  main.scrollTop = scrollTop;
+}
+
 function showTop() {
   const { view, parameters } = current;
   const [run, tree, rollout] = ["run", "tree", "rollout"].map((name) => parameters.get(name));
@@ -66,7 +74,7 @@ function showTop() {
     h("a", { class: "brand", href: "#runs" }, "treegym"),
     h("nav", { "aria-label": "breadcrumb" }, way.map((step, i) => [i > 0 && h("span", { class: "quiet", "aria-hidden": "true" }, "/"), step])),
     h("span", { class: "gap" }),
-    kept && h("span", { class: "kept" }, `kept: ${kept}`, h("button", { type: "button", "aria-label": "keep it no longer", onclick: () => { keep({ keep: null }); showTop(); } }, "×")),
+    kept && h("span", { class: "kept" }, `kept: ${kept}`, h("button", { type: "button", "aria-label": "keep it no longer", onclick: () => { keep({ keep: null }); showAgain(); } }, "×")),
     h("button", { type: "button", "aria-label": "dark or light", onclick: turnTheme }, "theme"),
     h("button", { type: "button", "aria-label": "keys", onclick: showHelp }, "?"));
 }

@@ -1,7 +1,7 @@
 "use strict";
 // The runs, and the curves of one or two of them.
 
-const STAGES = ["untrained", "warmed up", "trained"];
+const STAGES = { untrained: "untrained", "warmed up": "warmed up", trained: "trained", model: "evaluated" }; // their headings
 
 /** A share with its interval as a bar under the number. */
 function share(result) {
@@ -17,9 +17,15 @@ function size(bytes) {
   return bytes > 1e6 ? `${(bytes / 1e6).toFixed(1)} MB` : bytes ? `${Math.ceil(bytes / 1e3)} kB` : "–";
 }
 
-async function showRuns(main, parameters) {
+const sectionOf = (element) => element.closest("section").getAttribute("aria-label");
+
+async function showRuns(main, parameters, signal) {
   const { title, runs } = await source.runs();
   let at = Math.max(0, runs.findIndex((run) => run.name === parameters.get("run")));
+  let chosen = []; // names of those whose curves are shown
+  let plotted = ""; // what they were drawn from
+  let later; // the next look at one that is being written
+  signal.addEventListener("abort", () => clearTimeout(later));
   const body = h("tbody");
   const curves = h("div", { class: "curves" });
   const rows = runs.map((run, i) =>
@@ -31,13 +37,13 @@ async function showRuns(main, parameters) {
       h("td", null, run.model ?? "–"),
       h("td", { class: "number" }, run.seed ?? "–"),
       h("td", { class: run.finished ? "" : "quiet" }, run.finished ? "finished" : "unfinished"),
-      STAGES.map((stage) => h("td", { class: "number" }, share(run.stages[stage]))),
-      h("td", { class: "number" }, run.gain ? h("span", { title: `95%: ${percent(run.gain.low)} to ${percent(run.gain.high)}` }, `${signed(100 * run.gain.mean).slice(0, -1)}`) : "–"),
+      Object.keys(STAGES).map((stage) => h("td", { class: "number" }, share(run.stages[stage]))),
+      h("td", { class: "number" }, run.gain ? h("span", { title: `95%: ${percent(run.gain.low)} to ${percent(run.gain.high)}` }, signed(100 * run.gain.mean).replace(/(\.\d)\d$/, "$1")) : "–"),
       h("td", { class: "number" }, size(run.bytes)),
     ),
   );
   body.append(...rows);
-  const head = ["", "run", "environment", "algorithm", "model", "seed", "state", ...STAGES, "gain, points", "trees"];
+  const head = ["", "run", "environment", "algorithm", "model", "seed", "state", ...Object.values(STAGES), "gain, points", "trees"];
   put(main,
     h("h1", null, title, h("span", { class: "quiet" }, plural(runs.length, "run"))),
     h("div", { class: "scroll" }, h("table", { class: "runs", role: "grid", "aria-label": "runs" },
@@ -56,7 +62,7 @@ async function showRuns(main, parameters) {
   }
   async function draw() {
     const other = current.parameters.get("with");
-    const chosen = [runs[at].name, ...(other && other !== runs[at].name ? [other] : [])];
+    chosen = [runs[at].name, ...(other && other !== runs[at].name ? [other] : [])];
     rows.forEach((row, i) => {
       row.classList.toggle("at", i === at);
       row.setAttribute("aria-selected", String(i === at));
@@ -65,8 +71,24 @@ async function showRuns(main, parameters) {
       button.setAttribute("aria-pressed", String(runs[i].name === other));
     });
     rows[at].scrollIntoView({ block: "nearest" });
-    const read = await Promise.all(chosen.map(source.curves));
-    if (runs[at].name !== chosen[0] || !curves.isConnected) return; // the cursor has moved on
+    await follow();
+  }
+  async function follow() {
+    clearTimeout(later);
+    const asked = chosen;
+    const read = await Promise.all(asked.map(source.curves));
+    if (asked !== chosen || !curves.isConnected) return; // the cursor has moved on
+    const content = JSON.stringify(read);
+    if (content !== plotted) plot(read);
+    plotted = content;
+    if (source.live && !read.every((each) => each.finished)) again();
+  }
+  function again() {
+    clearTimeout(later);
+    if (!signal.aborted) later = setTimeout(() => follow().catch(again), 4000);
+  }
+  function plot(read) {
+    const open = [...curves.querySelectorAll("details[open]")].map(sectionOf);
     const names = chosen.map((name, run) => h("span", { class: `name run${run}` }, name));
     put(curves,
       h("p", { class: "legend" }, names,
@@ -75,6 +97,7 @@ async function showRuns(main, parameters) {
       charts(read),
     );
     if (!read.some((each) => each.metrics.length)) curves.append(h("p", { class: "quiet" }, "no metrics yet"));
+    for (const details of curves.querySelectorAll("details")) details.open = open.includes(sectionOf(details));
   }
   if (runs.length) await draw();
   else main.append(h("p", { class: "quiet" }, "no runs here"));

@@ -6,7 +6,7 @@ const FILTERS = ["stage", "step", "env", "returns", "success", "cause", "text", 
 async function ask(path, parameters) {
   const answer = await fetch(`api/${path}?${new URLSearchParams(parameters)}`);
   const content = await answer.json();
-  if (!answer.ok) throw new Error(content.error);
+  if (!answer.ok) throw Object.assign(new Error(content.error), { refused: answer.status < 500 }); // asking again is no use
   return content;
 }
 
@@ -67,7 +67,7 @@ function passes(row, question) {
     (!question.stage || question.stage === String(row.stage ?? "")) &&
     (!question.env || question.env === row.env) &&
     (!question.step || within(Number(row.step ?? -1), span("step", question.step))) &&
-    within(row.mean_return, span("returns", question.returns)) &&
+    (!question.returns || (row.mean_return !== null && within(row.mean_return, span("returns", question.returns)))) &&
     (!question.success || (share !== null && success[question.success])) &&
     (!question.cause || question.cause in row.causes)
   );

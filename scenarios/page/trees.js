@@ -40,6 +40,7 @@ async function showTrees(main, parameters, signal) {
   let at = 0; // place of the cursor
   let generation = 0; // of the question: answers to an older one come too late
   let later; // the next reading
+  let seeking; // the tree in the address is yet to be found, and nobody has moved
 
   const field = (name, label, attributes) =>
     h("label", null, label, h("input", { name, type: "text", autocomplete: "off", spellcheck: "false", value: parameters.get(name) ?? "", oninput: changed, ...attributes }));
@@ -58,7 +59,7 @@ async function showTrees(main, parameters, signal) {
   const head = h("div", { class: "row head", role: "row" }, COLUMNS.map(([name, label, sorts]) =>
     h("span", { role: "columnheader", class: `c-${name}` }, sorts === false ? label : h("button", { type: "button", "data-order": name, onclick: () => sort(name) }, label))));
   const space = h("div", { class: "space", role: "rowgroup" });
-  const list = h("div", { class: "list", role: "grid", tabindex: 0, "aria-label": "trees", onscroll: draw }, head, space);
+  const list = h("div", { class: "list", role: "grid", tabindex: 0, "aria-label": "trees", onscroll: draw, onwheel: settle, onpointerdown: settle }, head, space);
   put(main, h("h1", null, h("span", null, `trees of ${run}`)), form, count, list);
 
   function options(name, values) {
@@ -91,8 +92,16 @@ async function showTrees(main, parameters, signal) {
     pages = new Map();
     at = 0;
     generation++;
+    seeking = current.parameters.has("at");
     list.scrollTop = 0;
     return read();
+  }
+  function settle() {
+    seeking = false;
+  }
+  function again(wait) {
+    clearTimeout(later);
+    later = setTimeout(read, wait);
   }
 
   /** A page of the list; nothing where the question has changed since. */
@@ -102,16 +111,16 @@ async function showTrees(main, parameters, signal) {
       const answer = await source.trees(run, { ...chosenFilters(), offset: number * PAGE, limit: PAGE, ...more });
       return mine === generation && !signal.aborted ? answer : null;
     } catch (error) {
-      if (mine === generation && !signal.aborted) put(count, h("span", { class: "error", role: "alert" }, error.message));
+      if (mine !== generation || signal.aborted) return null;
+      put(count, h("span", { class: "error", role: "alert" }, error.message));
+      if (source.live && !error.refused) again(4000);
       return null;
     }
   }
   async function read() {
     const number = sight()[0];
-    const wanted = current.parameters.get("at");
-    const answer = await page(number, wanted !== null && { at: wanted });
+    const answer = await page(number, seeking && { at: current.parameters.get("at") });
     if (!answer) return;
-    const first = !pages.size;
     if (answer.matching !== state.matching) pages.clear(); // rows have moved, or a page has filled
     state = answer;
     pages.set(number, answer.rows);
@@ -121,16 +130,16 @@ async function showTrees(main, parameters, signal) {
     options("success", ["all", "some", "mixed", "none"]);
     list.setAttribute("aria-busy", String(!answer.complete));
     space.style.height = `${answer.matching * ROW}px`;
-    if (first && wanted !== null && answer.place >= 0) {
+    if (seeking && answer.place >= 0) {
       at = answer.place;
       reveal();
     }
+    seeking &&= answer.place < 0 && !answer.complete;
     const total = answer.complete ? plural(answer.known, "tree") : `${answer.known.toLocaleString("en")} trees read so far`;
     const filtered = Object.keys(chosenFilters()).some((name) => name !== "order");
     put(count, filtered ? `${answer.matching.toLocaleString("en")} of ${total}` : total);
     draw();
-    clearTimeout(later);
-    if (!answer.complete || source.live) later = setTimeout(read, answer.complete ? 4000 : 50);
+    if (!answer.complete || source.live) again(answer.complete ? 4000 : 50);
   }
   signal.addEventListener("abort", () => clearTimeout(later));
   function sight() {
@@ -189,13 +198,14 @@ async function showTrees(main, parameters, signal) {
     else if ((at + 1) * ROW > list.scrollTop + body) list.scrollTop = (at + 1) * ROW - body;
   }
   function move(by) {
+    settle();
     at = Math.min(Math.max(at + by, 0), Math.max(0, state.matching - 1));
     reveal();
     draw();
     const row = rowAt(at);
     if (row) keep({ at: row.number });
   }
-  await read();
+  await begin();
   return {
     keys: {
       j: () => move(1),

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -38,24 +38,30 @@ def eval_command(
     samples: Annotated[int | None, typer.Option(min=1, help="Tries a task.")] = None,
     tasks: Annotated[int | None, typer.Option(min=1, help="How many tasks, the first ones.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0.0, help="Of sampling; 0: the likeliest tokens.")] = None,
-    split: Annotated[Splits, typer.Option(help="Which tasks.")] = Splits.heldout,
-    seed: Annotated[int, typer.Option(help="Of the draws; the tasks stay the same.")] = 0,
+    split: Annotated[Splits | None, typer.Option(help="Which tasks. Default: heldout.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the draws; the tasks stay the same. Default: 0.")] = None,
     concurrency: Annotated[int | None, typer.Option(min=1, help="Episodes at a time.")] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="A model's directory or name whose tokenizer a server's model has.")
     ] = None,
     max_tokens_total: Annotated[
-        int | None, typer.Option(min=1, help="Stop before more tokens than this, sent and sampled.")
+        int | None,
+        typer.Option(min=1, help="Stop where the next task is likely to take more tokens than this, sent and sampled."),
     ] = None,
-    max_cost: Annotated[float | None, typer.Option(min=0.0, help="Stop before this cost; needs the prices.")] = None,
-    price_sent: Annotated[float, typer.Option(min=0.0, help="Of a million tokens that are sent.")] = 0.0,
-    price_sampled: Annotated[float, typer.Option(min=0.0, help="Of a million tokens that are sampled.")] = 0.0,
+    max_cost: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Stop where the next task is likely to take more than this; needs the prices."),
+    ] = None,
+    price_sent: Annotated[float | None, typer.Option(min=0.0, help="Of a million tokens that are sent.")] = None,
+    price_sampled: Annotated[float | None, typer.Option(min=0.0, help="Of a million tokens that are sampled.")] = None,
     change: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change a field of the scenario; repeatable."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Where to save. Default: evaluations/NAME-TIME.")] = None,
-    resume: Annotated[bool, typer.Option(help="Go on with the evaluation in --out.")] = False,
+    resume: Annotated[
+        bool, typer.Option(help="Go on with the evaluation in --out; only the budget can be new.")
+    ] = False,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the summary here too.")] = None,
 ) -> None:
     """Measure a policy on the scenario's held-out tasks.
@@ -65,23 +71,31 @@ def eval_command(
     Example: treegym eval quickstart --policy runs/first/model --samples 8 --tasks 100
     """
     from ..trainers import Stopped
+    from ..trainers.run import trees_file
     from .evaluation import Budget, Setting, evaluate, read_setting, show_evaluation
     from .schema import find, load_scenario
     from .watch import ProgressBars
 
-    if max_cost is not None and not (price_sent or price_sampled):
-        raise UsageError("--max-cost needs a price: --price-sent, --price-sampled")
-    budget = Budget(max_tokens_total, max_cost, price_sent, price_sampled)
+    limits: dict[str, Any] = {
+        "tokens": max_tokens_total,
+        "cost": max_cost,
+        "sent_price": price_sent,
+        "sampled_price": price_sampled,
+    }
+    given = {name: value for name, value in limits.items() if value is not None}
     if resume:
         if out is None or not (out / "evaluation.json").exists():
             raise UsageError(f"nothing to resume: {out or 'without --out there'} holds no evaluation")
+        fixed = (scenario, policy, samples, tasks, temperature, split, seed, concurrency, tokenizer, change or None)
+        if any(value is not None for value in fixed):
+            raise UsageError("--resume takes the scenario, policy and tasks from --out; only the budget can be new")
         setting, chosen, folder = read_setting(out), load_scenario(out / "scenario.yaml"), out
-        setting = replace(setting, budget=budget)
+        setting = replace(setting, budget=replace(setting.budget, **given))
     else:
         if scenario is None:
             raise UsageError("which scenario? A file, or the name of a bundled one, such as quickstart")
         folder = out or Path("evaluations") / f"{find(scenario).stem}-{datetime.now():%Y%m%d-%H%M%S}"
-        if (folder / "scenario.yaml").exists():
+        if (folder / "scenario.yaml").exists() or trees_file(folder).exists():
             raise UsageError(f"{folder} holds an evaluation or a run already: --resume, or another --out")
         fields = {
             "heldout.rollouts": samples,
@@ -94,13 +108,19 @@ def eval_command(
         )
         if not chosen.heldout.tasks:
             raise UsageError("heldout.tasks is 0: there is nothing to measure")
-        setting = Setting(policy, tokenizer, split.value, seed, budget)
+        setting = Setting(policy, tokenizer, (split or Splits.heldout).value, seed or 0, Budget(**given))
+    if setting.budget.cost is not None and not (setting.budget.sent_price or setting.budget.sampled_price):
+        raise UsageError("--max-cost needs a price: --price-sent, --price-sampled")
     try:
         with ProgressBars(shown=setting.policy != "human") as bars:
             result = evaluate(chosen, setting, folder, bars)
     except (Stopped, KeyboardInterrupt) as stopped:
         say(f"{str(stopped) or 'stopped'}; go on with: treegym eval --resume --out {folder}")
         raise typer.Exit(130) from None
+    except ConnectionError as error:
+        if not (folder / "evaluation.json").exists():
+            raise
+        raise ConnectionError(f"{error}; go on with: treegym eval --resume --out {folder}") from error
     show_evaluation(result, folder)
     if json_out:
         json_out.write_bytes((folder / "summary.json").read_bytes())
@@ -126,7 +146,8 @@ def compare_command(
 
     if plot and not curve:
         raise UsageError("--plot draws the curves of --curve")
-    result = compare(read_side(a, success), read_side(b, success), shared=shared, curve=curve)
+    one = read_side(a, success)
+    result = compare(one, read_side(b, one.success), shared=shared, curve=curve)
     show_comparison(result)
     if json_out:
         json_out.write_text(json.dumps(result.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -157,7 +178,7 @@ def play_command(
     from ..agents.models import load_tokenizer
     from ..envs import Task
     from ..trainers import Environment, Run
-    from .evaluation import write_text
+    from ..trainers.run import write_text
     from .person import play, show
     from .schema import Scenario, dump_scenario
     from .tasks import begin, values
@@ -185,5 +206,6 @@ def play_command(
     number = len(run.trees)
     if not (folder / "scenario.yaml").exists():
         write_text(folder / "scenario.yaml", dump_scenario(Scenario(Environment(env, task.settings))))
+    run.save_tokenizer(renderer.tokenizer)
     run.trees.append(tree, stage="play", step=number)
     say(f"recorded as {number}.0 in {folder}")
