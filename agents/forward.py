@@ -141,7 +141,7 @@ class LlamaForward:
 
     def _paired(self, rows: Tensor) -> Tensor:
         """[heads · d, …], in each head row i + d / 2 behind row i."""
-        return rows.unflatten(0, (-1, 2, self._dim // 2)).transpose(1, 2).flatten(0, 2)
+        return rows.view(-1, 2, self._dim // 2, *rows.shape[1:]).transpose(1, 2).flatten(0, 2)
 
     def _layer(self, layer: Any) -> tuple[_Linear, _Linear, _Linear, _Linear]:
         attention, mlp = layer.self_attn, layer.mlp
@@ -174,7 +174,7 @@ class LlamaForward:
 
 def turn(heads: Tensor, turns: Tensor) -> None:
     """Rotary position embedding of [heads, T, d], in place, by complex numbers [T, d / 2]."""
-    pairs = torch.view_as_complex(heads.float().unflatten(-1, (-1, 2)))
+    pairs = torch.view_as_complex(heads.float().reshape(*heads.shape[:2], -1, 2))
     heads.copy_(torch.view_as_real(pairs * turns).flatten(-2))
 
 

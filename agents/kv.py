@@ -113,11 +113,11 @@ class SlabAttend:
         """
         keys, values = slab[:, :, : self._width, : self._depth]  # [kv heads, width, depth, d]
         kv_heads, width, _, dim = keys.shape
-        queries = query.unflatten(0, (kv_heads, -1)).transpose(1, 2).float() * (scale or dim**-0.5)
+        queries = query.view(kv_heads, -1, width, dim).transpose(1, 2).float() * (scale or dim**-0.5)
         scores = torch.bmm(queries.flatten(0, 1), keys.float().flatten(0, 1).transpose(1, 2))  # [·, groups, depth]
-        weights = scores.unflatten(0, (kv_heads, width)).add_(self._mask).softmax(-1).to(values.dtype)
+        weights = scores.view(kv_heads, width, -1, self._depth).add_(self._mask).softmax(-1).to(values.dtype)
         out = torch.bmm(weights.flatten(0, 1), values.flatten(0, 1))
-        return out.unflatten(0, (kv_heads, width)).transpose(1, 2).flatten(0, 1)
+        return out.view(kv_heads, width, -1, dim).transpose(1, 2).flatten(0, 1)
 
 
 def _zeros(shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:
