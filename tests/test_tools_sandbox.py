@@ -17,7 +17,16 @@ import pytest
 
 from treegym.tools import PythonTool, open_sandbox
 from treegym.tools.cgroup import Cgroup
-from treegym.tools.sandbox import ForkRefused, Interpreter, Limits, Sandbox, SandboxUnavailable
+from treegym.tools.sandbox import (
+    Episode,
+    ForkRefused,
+    Interpreter,
+    Limits,
+    Link,
+    Sandbox,
+    SandboxError,
+    SandboxUnavailable,
+)
 
 sys.path.insert(0, str(Path(__file__).parent))
 from attacks import ATTACKS, GREED, MACHINERY
@@ -237,6 +246,19 @@ def test_a_fork_of_a_branch_in_another_folder_keeps_its_open_files(branch: Inter
         branch.run("f.write(b'parent')")
         assert text(twin, "os.path.basename(os.getcwd()), open('../log').read()") == "('sub', 'abtwin')\n"
         assert text(branch, "open('../log').read()") == "'abparent'\n"
+
+def test_a_keeper_that_answers_late_is_waited_for_at_the_next_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("treegym.tools.sandbox.GRACE", 0.05)
+    ours, theirs = socket.socketpair()
+    with contextlib.closing(Link(ours=ours)) as link, contextlib.closing(Link(ours=theirs)) as keeper:
+        episode = Episode(link, LIMITS, None, None)
+        with pytest.raises(SandboxError, match="does not answer"):
+            episode.ask(do="something")
+        keeper.send(error=None)
+        keeper.send(error="it has no such branch")
+        with pytest.raises(SandboxError, match="no such branch"):
+            episode.ask(do="something else")
+        assert episode.owed == 0
 
 
 # Attacks

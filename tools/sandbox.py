@@ -377,8 +377,8 @@ class Episode:
         """Waits until the keeper has done what it was told. SandboxError where it could not."""
         with self.lock, self._answering():
             while self.owed:
+                answer = self.link.receive(GRACE)  # which may come late: then it is owed still
                 self.owed -= 1
-                answer = self.link.receive(GRACE)
                 if answer.get("error"):
                     raise SandboxError(f"sandbox: {answer['error']}")
 
