@@ -73,6 +73,7 @@ ATTACKS: dict[str, str] = {
     "unmount": _call("umount2", "b'/proc'", "2"),
     "new mount interface": _call("syscall", "430", "b'tmpfs'", "0"),
     "open_tree": _call("syscall", "428", "-100", "b'/'", "1"),
+    "open_tree_attr": _call("syscall", "467", "-100", "b'/'", "1", "None", "0"),
     "a user namespace": _call("unshare", "0x10000000"),
     "a user and mount namespace": _call("unshare", "0x10020000"),
     "a network namespace": _call("unshare", "0x40000000"),
