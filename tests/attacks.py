@@ -28,6 +28,9 @@ ATTACKS: dict[str, str] = {
     "netlink": _attempt("socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0).send(b'x' * 16)"),
     "listening": _attempt("s = socket.socket(); s.bind(('127.0.0.1', 0)); s.listen()"),
     "socket by system call": _call("syscall", "41", "2", "1", "0"),
+    "a datagram to whoever listens": _attempt("socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)"),
+    "a packet to whoever listens": _attempt("socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)"),
+    "a name for a socket": _attempt("socket.socketpair()[0].bind(chr(0) + 'treegym-was-here')"),
     # the host's files
     "shadow": _attempt("open('/etc/shadow').read()"),
     "a secret by path": _attempt("open({secret!r}).read()"),

@@ -450,6 +450,33 @@ def test_a_branch_cannot_reach_its_siblings() -> None:
             assert text(parent, "open('file').read()") == "'parent'\n"
 
 
+def test_an_episode_cannot_reach_the_terminals_of_another() -> None:
+    with contextlib.ExitStack() as stack:
+        one, other = (
+            stack.enter_context(contextlib.closing(opened("bubblewrap").start(LIMITS, 0))) for _ in range(2)
+        )
+        made = one.run("import os; ours, theirs = os.openpty(); os.ttyname(theirs)")
+        assert made.text == "'/dev/pts/0'\n", made
+        assert "FileNotFoundError" in text(other, "import os; os.open('/dev/pts/0', os.O_RDWR | os.O_NOCTTY)")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import asyncio\nasync def f(): await asyncio.sleep(0.01); return 'done'\nprint(asyncio.run(f()))",
+        "import asyncio\nasync def f():\n    process = await asyncio.create_subprocess_exec('echo', 'done', stdout=-1)\n"
+        "    return (await process.communicate())[0].decode().strip()\nprint(asyncio.run(f()))",
+        "import multiprocessing as mp\nwith mp.get_context('fork').Pool(2) as pool: print(*pool.map(str, ['done']))",
+        "import multiprocessing as mp\nours, theirs = mp.Pipe(); theirs.send('done'); print(ours.recv())",
+        "import subprocess\nprint(subprocess.run(['echo', 'done'], capture_output=True, text=True).stdout.strip())",
+        "import os, pty\nours, theirs = pty.openpty(); os.write(theirs, b'done\\n'); print(os.read(ours, 9).split()[0].decode())",
+    ],
+)
+def test_the_filter_lets_ordinary_programs_run(code: str) -> None:
+    with contextlib.closing(opened("bubblewrap").start(LIMITS, 0)) as interpreter:
+        assert text(interpreter, code) == "done\n"
+
+
 def running(name: str) -> bool:
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):

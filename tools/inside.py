@@ -526,6 +526,8 @@ def keep(fd: int, limits: dict[str, Any], isolated: bool, filter_: bytes, cgroup
     if isolated:
         checked(libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None), "mount", "/")
         checked(libc.mount(b"proc", b"/proc", b"proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, None), "mount", "/proc")
+        terminals = b"newinstance,ptmxmode=0666,mode=620"
+        checked(libc.mount(b"devpts", b"/dev/pts", b"devpts", MS_NOSUID | MS_NOEXEC, terminals), "mount", "/dev/pts")
         mount_files(WORK, limits["disk"])
         checked(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))
     Keeper(fd, limits, isolated, filter_).serve()

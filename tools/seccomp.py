@@ -14,14 +14,15 @@ from .inside import CLONE_NEWNS
 from .sandbox import SandboxError, SandboxUnavailable
 
 DENIED = """
-    socket ptrace process_vm_readv process_vm_writev kcmp pidfd_getfd mount umount umount2 pivot_root chroot setns
-    mount_setattr move_mount open_tree open_tree_attr fsopen fsmount fsconfig fspick memfd_create memfd_secret bpf
-    perf_event_open userfaultfd add_key request_key keyctl init_module finit_module delete_module kexec_load
-    kexec_file_load reboot swapon swapoff acct quotactl quotactl_fd syslog open_by_handle_at name_to_handle_at
-    fanotify_init personality io_uring_setup io_uring_enter io_uring_register sethostname setdomainname settimeofday
-    clock_settime clock_adjtime adjtimex lookup_dcookie vhangup iopl ioperm modify_ldt nfsservctl shmget msgget semget
-    mq_open landlock_create_ruleset
+    socket bind connect listen ptrace process_vm_readv process_vm_writev kcmp pidfd_getfd mount umount umount2 pivot_root
+    chroot setns mount_setattr move_mount open_tree open_tree_attr fsopen fsmount fsconfig fspick memfd_create
+    memfd_secret bpf perf_event_open userfaultfd add_key request_key keyctl init_module finit_module delete_module
+    kexec_load kexec_file_load reboot swapon swapoff acct quotactl quotactl_fd syslog open_by_handle_at
+    name_to_handle_at fanotify_init personality io_uring_setup io_uring_enter io_uring_register sethostname
+    setdomainname settimeofday clock_settime clock_adjtime adjtimex lookup_dcookie vhangup iopl ioperm modify_ldt
+    nfsservctl shmget msgget semget mq_open landlock_create_ruleset
 """.split()
+NO_STREAM = (2, 4, 8)  # of the lowest four bits of a socket's type SOCK_STREAM has none, and every other type one
 NEWEST = 451  # cachestat, of Linux 6.5, on every architecture; what came later nobody has looked at
 NAMESPACES = (0x00020000, 0x02000000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000)
 TERMINALS = (0x5412, 0x541C)  # TIOCSTI and TIOCLINUX: input forged for a terminal
@@ -36,6 +37,8 @@ def filter_rules(*, fork: bool) -> Iterator[Rule]:
         yield "clone", errno.EPERM, (0, "&", flag)
     yield "clone3", errno.ENOSYS, None  # its flags are in memory, where a filter cannot look
     yield "unshare", errno.EPERM, (0, "!=", CLONE_NEWNS) if fork else None
+    for bit in NO_STREAM:  # a datagram finds every socket with a name, those of other episodes too
+        yield "socketpair", errno.EPERM, (1, "&", bit)
     for request in TERMINALS:
         yield "ioctl", errno.EPERM, (1, "==", request)
 
