@@ -55,9 +55,7 @@ ATTACKS: dict[str, str] = {
     "making a device": _attempt("os.mknod('disk', 0o60600, os.makedev(8, 0)); open('disk', 'rb').read(1)"),
     "open by handle": _call("syscall", "304", "-100", "ctypes.create_string_buffer(24)", "0"),
     # other processes
-    "environment of the first process": _attempt(
-        "text = open('/proc/1/environ').read(); assert {marker!r} not in text; raise OSError('clean')"
-    ),
+    "environment of the first process": "try: text = open('/proc/1/environ').read()\nexcept OSError as error: text = str(error)\nprint('ESCAPED' if {marker!r} in text else 'held')",
     "its own environment": "import os\nprint('ESCAPED' if {marker!r} in str(os.environ) else 'held')",
     "memory of the first process": _attempt("open('/proc/1/mem', 'rb')"),
     "the parent's memory": _attempt("open(f'/proc/{{os.getppid()}}/mem', 'r+b')"),
