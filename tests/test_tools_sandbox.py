@@ -177,6 +177,18 @@ def test_a_fork_of_the_host_makes_interpreters_of_its_own(forking: Sandbox, bran
     assert text(branch, "x") == "1\n"
 
 
+def test_a_fork_of_the_host_ends_nothing_of_its_parents(sandbox: Sandbox, interpreter: Interpreter) -> None:
+    """As the workers of multiprocessing do, which collect what they inherited."""
+    interpreter.run("x = 1")
+    if not (pid := os.fork()):
+        with contextlib.suppress(BaseException):
+            interpreter.close()
+            sandbox.close()
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert text(interpreter, "x") == "1\n"
+
+
 def test_a_tool_forks_only_when_it_must_and_comes_back_from_a_pickle(sandbox: Sandbox) -> None:
     import pickle
 
@@ -189,6 +201,24 @@ def test_a_tool_forks_only_when_it_must_and_comes_back_from_a_pickle(sandbox: Sa
     assert again(code="x").text == "[1, 2]\n"
     for each in (tool, twin, again):
         each.close()
+
+
+def test_a_tool_in_a_fork_of_the_host_runs_the_calls_again(forking: Sandbox) -> None:
+    tool = PythonTool(forking.name, LIMITS)
+    tool(code="x = 1")
+    read, write = os.pipe()
+    if not (pid := os.fork()):
+        with contextlib.suppress(BaseException):
+            os.write(write, tool(code="x += 1; x").text.encode())
+            tool.close()
+            forking.close()
+        os._exit(0)
+    os.close(write)
+    with open(read, "rb") as pipe:
+        assert pipe.read() == b"2\n"
+    os.waitpid(pid, 0)
+    assert tool(code="x").text == "1\n"
+    tool.close()
 
 
 def test_a_tool_whose_interpreter_cannot_fork_runs_the_calls_again(sandbox: Sandbox) -> None:

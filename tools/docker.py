@@ -133,14 +133,8 @@ class Contained(Remote):
     def fork(self) -> Contained:
         raise ForkRefused("a container cannot fork")
 
-    def close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            try:
-                if self._link:
-                    self._link.close()  # killing a container hangs while an attached stream is not read
-            finally:
-                self._container.remove(force=True)
+    def _leave(self) -> None:
+        self._container.remove(force=True)  # which would hang while an attached stream is not read
 
 
 class _Stream(Link):

@@ -307,7 +307,9 @@ class Zygote:
                 raise SandboxUnavailable(f"{command[0]} does not start: {said or 'it said nothing'}") from None
 
     def close(self) -> None:
-        """Ends it and, with it, every episode."""
+        """Ends it and, with it, every episode; in a fork of the host nothing, for they are its parent's."""
+        if self._owner != os.getpid():
+            return
         with self._lock:
             for limits in list(self._spares):
                 self._end_spare(limits)
@@ -418,11 +420,15 @@ class Remote:
         self.limits = limits
         self._link: Link | None = None
         self._closed = False
+        self._owner = os.getpid()
 
     def _start(self) -> Link:
         raise NotImplementedError
 
     def _kill(self) -> None:
+        raise NotImplementedError
+
+    def _leave(self) -> None:
         raise NotImplementedError
 
     def run(self, code: str, *, apart: bool = False) -> Outcome:
@@ -442,8 +448,8 @@ class Remote:
             return self._lose("the interpreter ended: it exited, was killed, or used too much memory or CPU time")
 
     def _living(self) -> Link:
-        if self._closed:
-            raise SandboxError("this interpreter is closed")
+        if self._closed or self._owner != os.getpid():
+            raise SandboxError("this interpreter is closed, or that of a process whose fork this is")
         if self._link is None:
             self._link = self._start()
         return self._link
@@ -455,6 +461,17 @@ class Remote:
             self._link.close()
             self._link = None
         return Outcome("", failed=True, lost=why)
+
+    def close(self) -> None:
+        """In a fork of the host it ends nothing, for the interpreter is its parent's."""
+        if not self._closed:
+            self._closed = True
+            try:
+                if self._link:
+                    self._link.close()
+            finally:
+                if self._owner == os.getpid():
+                    self._leave()
 
 
 class Branch(Remote):
@@ -522,12 +539,8 @@ class Branch(Remote):
                 os.close(fd)
         return twin
 
-    def close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            if self._link:
-                self._link.close()
-            self._episode.leave(self._number)
+    def _leave(self) -> None:
+        self._episode.leave(self._number)
 
 
 def _outcome(message: dict[str, Any], limits: Limits) -> Outcome:
