@@ -145,6 +145,15 @@ def test_a_deadline_takes_the_variables_and_keeps_the_files(interpreter: Interpr
     assert text(interpreter, "open('kept').read()") == "'y'\n"
 
 
+@pytest.mark.parametrize("instead", ["pass", "open('.tmp', 'w').close()"])
+def test_an_interpreter_without_its_folder_for_temporary_files_can_be_lost(
+    interpreter: Interpreter, instead: str
+) -> None:
+    interpreter.run(f"import os, shutil; shutil.rmtree('.tmp'); {instead}; open('kept', 'w').write('y')")
+    assert interpreter.run("import os; os._exit(0)").lost
+    assert text(interpreter, "import os; open('kept').read(), os.path.exists('.tmp')") == "('y', True)\n"
+
+
 def test_a_deadline_in_a_fork_leaves_its_parent_alone(branch: Interpreter) -> None:
     branch.run("x = 1")
     with contextlib.closing(branch.fork()) as twin:

@@ -132,8 +132,8 @@ class Interpreter:
         self._open_output()
 
     def _open_output(self) -> None:
-        folder = os.path.join(self.limits["work"], ".tmp")
-        self.output = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        flags = os.O_TMPFILE | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC
+        self.output = os.open(self.limits["work"], flags, 0o600)
 
     def serve(self) -> NoReturn:
         while True:
@@ -298,8 +298,11 @@ def _bind(limits: dict[str, Any]) -> None:
     for name in ("AS", "NPROC", "FSIZE", "NOFILE"):
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limits[name], limits[name]))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    temporary = os.path.join(limits["work"], ".tmp")
+    with contextlib.suppress(OSError):  # the disk is full, or another file has its name
+        os.makedirs(temporary, exist_ok=True)
     os.chdir(limits["work"])
-    os.environ.update(HOME=limits["work"], TMPDIR=os.path.join(limits["work"], ".tmp"))
+    os.environ.update(HOME=limits["work"], TMPDIR=temporary)
     seed(limits["seed"])
 
 
@@ -379,7 +382,6 @@ class Keeper:
             if not self.isolated and not self.works:
                 os.mkdir(os.path.dirname(work), 0o700)  # here, so that a host that is killed leaves none
             self.works[branch] = work
-            os.makedirs(os.path.join(work, ".tmp"), exist_ok=True)
             if self.isolated:
                 self.rooms[branch] = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         pid = os.fork()
@@ -563,7 +565,6 @@ def serve_pipes(limits: dict[str, Any]) -> NoReturn:
     null = os.open("/dev/null", os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(null, standard)
-    os.makedirs(os.path.join(limits["work"], ".tmp"), exist_ok=True)
     _bind(limits)
     interpreter = Interpreter(channel, limits, isolated=False)
     channel.send(ready=True)
