@@ -82,6 +82,56 @@ def test_an_error_shows_the_agents_own_frames_and_lines(interpreter: Interpreter
     assert "return 1 / 0" in outcome.text and "inside.py" not in outcome.text
 
 
+def test_code_is_compiled_as_python_compiles_it(branch: Interpreter) -> None:
+    assert text(branch, "def f(x: int): pass\nf.__annotations__") == "{'x': <class 'int'>}\n"
+    assert text(branch, "from __future__ import annotations\ndef f(x: int): pass\nf.__annotations__") == "{'x': 'int'}\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "shown"),
+    [
+        ("1\n2", "2\n"),
+        ("\n\n'a'\n\n", "'a'\n"),
+        ("x = 1; x", "1\n"),
+        ("(1 +\n2)", "3\n"),
+        ("max(\n1, 2\n)", "2\n"),
+        ("x = '''\n5\n'''\nx", "'\\n5\\n'\n"),
+        ("'''\n5'''", "'\\n5'\n"),
+        ("x = 3 \\\n- 1", ""),
+        ("3 \\\n- 1", "2\n"),
+        ("# why \\\n7", "7\n"),
+        ("7\n# why", "7\n"),
+        ("if True:\n    x = 8\nx", "8\n"),
+        ("if True:\n    9", ""),
+        ("x = 1\rx", "1\n"),
+        ("x = 1\r\nx", "1\n"),
+        ("*(1, 2), 3", "(1, 2, 3)\n"),
+        ("f = lambda: 4\nf()", "4\n"),
+        ("x = 5", ""),
+        ("None", ""),
+        ("", ""),
+    ],
+)
+def test_the_last_expression_is_shown_however_it_is_written(branch: Interpreter, code: str, shown: str) -> None:
+    outcome = branch.run(code)
+    assert (outcome.text, outcome.failed) == (shown, False)
+
+
+@pytest.mark.parametrize(
+    ("code", "line"),
+    [("\n\n1 / 0", 3), ("x = 1\n\n1 / 0", 3), ("x = 1\n\n(1 /\n0)", 3), ("x = 1; 1 / 0", 1), ("x = 1\r1 / 0", 2)],
+)
+def test_tracebacks_count_lines_from_the_beginning(branch: Interpreter, code: str, line: int) -> None:
+    assert f'File "<call 1>", line {line}, in <module>' in text(branch, code)
+
+
+@pytest.mark.parametrize("code", ["x = = 1", "x = 1\nx +", "try:\n    x\nx", "@f\nx", "if x:\nx", "return 1\n1", "x \\\n"])
+def test_an_error_of_syntax_is_told_without_our_own_code(branch: Interpreter, code: str) -> None:
+    outcome = branch.run(code)
+    assert outcome.failed and 'File "<call 1>"' in outcome.text
+    assert "Error: " in outcome.text and "ast.py" not in outcome.text and "Traceback" not in outcome.text
+
+
 def test_forks_have_variables_files_and_positions_of_their_own(branch: Interpreter) -> None:
     branch.run("import numpy as np; x = np.arange(3); open('a', 'w').write('hello'); f = open('a', 'rb', 0); f.read(1)")
     branch.run("g = (i for i in range(9)); next(g)")

@@ -29,6 +29,7 @@ import threading
 import time
 import traceback
 from collections.abc import Sequence
+from types import CodeType
 from typing import Any, NoReturn
 
 HEADER = struct.Struct("!I")
@@ -179,13 +180,10 @@ class Interpreter:
 
     def _execute(self, code: str, name: str, names: dict[str, Any]) -> bool:
         try:
-            tree = ast.parse(code, name)
-            last = tree.body[-1] if tree.body else None
-            if isinstance(last, ast.Expr):
-                tree.body.pop()
-            exec(compile(tree, name, "exec"), names)
-            if isinstance(last, ast.Expr):
-                value = eval(compile(ast.Expression(last.value), name, "eval"), names)
+            body, last = compiled(code, name)
+            exec(body, names)
+            if last:
+                value = eval(last, names)
                 if value is not None:
                     names["_"] = value
                     print(repr(value))
@@ -271,6 +269,21 @@ class Interpreter:
                     info = dict(line.split(":\t") for line in file.read().splitlines()[:2])
                 found.append((number, target, int(info["flags"], 8), int(info["pos"])))
         return found
+
+
+def compiled(code: str, name: str) -> tuple[CodeType, CodeType | None]:
+    """The code, and the expression that it ends in, if any, apart."""
+    text = code.rstrip("\n")
+    start = text.rfind("\n") + 1
+    above, line = text[:start], text[start:]
+    if "\r" not in text and not line[:1].isspace():
+        with contextlib.suppress(SyntaxError):  # else the last line is an expression, and what is above it is whole
+            last = compile("\n" * above.count("\n") + line, name, "eval", dont_inherit=True)
+            return compile(above, name, "exec", dont_inherit=True), last
+    tree: Any = compile(code, name, "exec", ast.PyCF_ONLY_AST, dont_inherit=True)
+    end = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+    body = compile(tree, name, "exec", dont_inherit=True)
+    return body, compile(ast.Expression(end.value), name, "eval", dont_inherit=True) if end else None
 
 
 def begin(fd: int, limits: dict[str, Any], isolated: bool, filter_: bytes) -> NoReturn:
