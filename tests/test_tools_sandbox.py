@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import socket
 import subprocess
@@ -84,7 +85,9 @@ def test_an_error_shows_the_agents_own_frames_and_lines(interpreter: Interpreter
 
 def test_code_is_compiled_as_python_compiles_it(branch: Interpreter) -> None:
     assert text(branch, "def f(x: int): pass\nf.__annotations__") == "{'x': <class 'int'>}\n"
-    assert text(branch, "from __future__ import annotations\ndef f(x: int): pass\nf.__annotations__") == "{'x': 'int'}\n"
+    assert (
+        text(branch, "from __future__ import annotations\ndef f(x: int): pass\nf.__annotations__") == "{'x': 'int'}\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -125,7 +128,9 @@ def test_tracebacks_count_lines_from_the_beginning(branch: Interpreter, code: st
     assert f'File "<call 1>", line {line}, in <module>' in text(branch, code)
 
 
-@pytest.mark.parametrize("code", ["x = = 1", "x = 1\nx +", "try:\n    x\nx", "@f\nx", "if x:\nx", "return 1\n1", "x \\\n"])
+@pytest.mark.parametrize(
+    "code", ["x = = 1", "x = 1\nx +", "try:\n    x\nx", "@f\nx", "if x:\nx", "return 1\n1", "x \\\n"]
+)
 def test_an_error_of_syntax_is_told_without_our_own_code(branch: Interpreter, code: str) -> None:
     outcome = branch.run(code)
     assert outcome.failed and 'File "<call 1>"' in outcome.text
@@ -177,6 +182,15 @@ def test_a_fork_outlives_its_parent(forking: Sandbox) -> None:
         ("import threading, time; threading.Thread(target=time.sleep, args=(2,), name='ticker').start()", "ticker"),
         ("import socket; a, b = socket.socketpair()", "socket"),
         ("import os; r, w = os.pipe()", "pipe"),
+        ("import os; f = os.open('.', os.O_RDONLY)", "file descriptor"),
+        ("import os; os.mkdir('sub'); f = os.open('sub', os.O_RDONLY)", "sub"),
+        ("import os; f = open('a', 'w'); os.remove('a')", "a .deleted."),
+        ("import os; ours, theirs = os.openpty()", "/dev/pt"),
+        ("import mmap; m = mmap.mmap(-1, 4096)", "memory is shared"),
+        ("import mmap, os; open('a', 'wb').write(bytes(9)); m = mmap.mmap(os.open('a', os.O_RDONLY), 9, prot=1)", "/a"),
+        ("import subprocess; p = subprocess.Popen(['sleep', '9'])", "a process"),
+        ("import subprocess; p = subprocess.Popen(['true']); import time; time.sleep(0.1)", "a process"),
+        ("import os; os.system('sleep 9 &')", "a process"),
     ],
 )
 def test_what_cannot_be_copied_is_refused_by_name(branch: Interpreter, code: str, reason: str) -> None:
@@ -184,6 +198,58 @@ def test_what_cannot_be_copied_is_refused_by_name(branch: Interpreter, code: str
     with pytest.raises(ForkRefused, match=reason):
         branch.fork()
     assert text(branch, "1") == "1\n"
+
+
+def test_forks_read_on_in_files_of_the_system_by_themselves(branch: Interpreter) -> None:
+    branch.run("import ast; f = open(ast.__file__, 'rb', 0); null = open('/dev/null', 'w'); f.read(9)")
+    with contextlib.closing(branch.fork()) as twin:
+        assert text(twin, "f.seek(0); f.tell()") == "0\n"
+        assert text(branch, "f.tell()") == "9\n"
+
+
+def test_forks_that_end_leave_nothing_to_wait_for(branch: Interpreter) -> None:
+    branch.run("import os; x = 1")
+    for _ in range(LIMITS.processes + 6):
+        branch.fork().close()
+    assert "ChildProcessError" in text(branch, "os.wait()")
+    assert text(branch, "x") == "1\n"
+
+
+def test_where_there_are_too_many_processes_the_interpreter_stays(forking: Sandbox) -> None:
+    limits = dataclasses.replace(LIMITS, processes=8)
+    with contextlib.ExitStack() as stack:
+        branch = stack.enter_context(contextlib.closing(forking.start(limits, 0)))
+        branch.run("x = 1")
+        if forking.name == "local" and not os.geteuid():
+            pytest.skip("the processes of root are not counted")
+        with pytest.raises(ForkRefused, match="no process more"):
+            for _ in range(9):
+                stack.enter_context(contextlib.closing(branch.fork()))
+        assert text(branch, "x") == "1\n"
+
+
+def test_what_a_fork_leaves_behind_is_not_its_parents(branch: Interpreter) -> None:
+    """Neither the processes of a fork that died, nor its own forks."""
+    branch.run("import os, time")
+    with contextlib.closing(branch.fork()) as twin, contextlib.closing(twin.fork()) as own:
+        assert twin.run("if os.fork() == 0: time.sleep(30)\nos._exit(0)").lost
+        assert "ChildProcessError" in text(branch, "os.wait()")
+        assert text(own, "1 + 1") == "2\n"
+        branch.fork().close()
+
+
+def test_a_signal_to_a_forks_group_is_not_its_parents(branch: Interpreter) -> None:
+    branch.run("import os, signal; x = 1")
+    with contextlib.closing(branch.fork()) as twin:
+        assert twin.run("os.killpg(0, signal.SIGKILL)").lost
+    assert text(branch, "x") == "1\n"
+
+
+def test_an_interpreter_that_died_leaves_no_process(walls: Sandbox, host: Host) -> None:
+    with contextlib.closing(walls.start(LIMITS, 0)) as interpreter:
+        end = "time.sleep(0.5); os._exit(0)"
+        assert interpreter.run(f"{GREED['a daemon']}\nimport time; {end}".format(**host.facts())).lost
+        assert any(not running(host.daemon) or time.sleep(0.1) for _ in range(20))
 
 
 def test_a_deadline_takes_the_variables_and_keeps_the_files(interpreter: Interpreter) -> None:
@@ -335,6 +401,7 @@ def test_a_fork_of_a_branch_in_another_folder_keeps_its_open_files(branch: Inter
         branch.run("f.write(b'parent')")
         assert text(twin, "os.path.basename(os.getcwd()), open('../log').read()") == "('sub', 'abtwin')\n"
         assert text(branch, "open('../log').read()") == "'abparent'\n"
+
 
 def test_a_keeper_that_answers_late_is_waited_for_at_the_next_question(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("treegym.tools.sandbox.GRACE", 0.05)
@@ -517,11 +584,11 @@ def seen_by_all(*paths: Path) -> Iterator[str]:
 
 def test_no_process_outlives_its_episode(walls: Sandbox, host: Host) -> None:
     interpreter = walls.start(LIMITS, 0)
-    interpreter.run(GREED["a daemon"].format(**host.facts()))
     with contextlib.ExitStack() as stack:
         if walls.name != "docker":  # which does not fork
             twin = stack.enter_context(contextlib.closing(interpreter.fork()))
             twin.run(GREED["a daemon"].format(**host.facts()))
+        interpreter.run(GREED["a daemon"].format(**host.facts()))
         assert any(running(host.daemon) or time.sleep(0.1) for _ in range(50))
         interpreter.close()
     assert not running(host.daemon)
@@ -544,9 +611,7 @@ def test_a_branch_cannot_reach_its_siblings() -> None:
 
 def test_an_episode_cannot_reach_the_terminals_of_another() -> None:
     with contextlib.ExitStack() as stack:
-        one, other = (
-            stack.enter_context(contextlib.closing(opened("bubblewrap").start(LIMITS, 0))) for _ in range(2)
-        )
+        one, other = (stack.enter_context(contextlib.closing(opened("bubblewrap").start(LIMITS, 0))) for _ in range(2))
         made = one.run("import os; ours, theirs = os.openpty(); os.ttyname(theirs)")
         assert made.text == "'/dev/pts/0'\n", made
         assert "FileNotFoundError" in text(other, "import os; os.open('/dev/pts/0', os.O_RDWR | os.O_NOCTTY)")
@@ -556,12 +621,13 @@ def test_an_episode_cannot_reach_the_terminals_of_another() -> None:
     "code",
     [
         "import asyncio\nasync def f(): await asyncio.sleep(0.01); return 'done'\nprint(asyncio.run(f()))",
-        "import asyncio\nasync def f():\n    process = await asyncio.create_subprocess_exec('echo', 'done', stdout=-1)\n"
-        "    return (await process.communicate())[0].decode().strip()\nprint(asyncio.run(f()))",
-        "import multiprocessing as mp\nwith mp.get_context('fork').Pool(2) as pool: print(*pool.map(str, ['done']))",
+        "import asyncio\nasync def f():\n    echo = await asyncio.create_subprocess_exec('echo', 'done', stdout=-1)\n"
+        "    return (await echo.communicate())[0].decode().strip()\nprint(asyncio.run(f()))",
+        "import multiprocessing as mp\nmp.get_context('fork').Process(target=print, args=['done']).start()\n"
+        "[each.join() for each in mp.active_children()]; None",
         "import multiprocessing as mp\nours, theirs = mp.Pipe(); theirs.send('done'); print(ours.recv())",
         "import subprocess\nprint(subprocess.run(['echo', 'done'], capture_output=True, text=True).stdout.strip())",
-        "import os, pty\nours, theirs = pty.openpty(); os.write(theirs, b'done\\n'); print(os.read(ours, 9).split()[0].decode())",
+        "import os\nours, theirs = os.openpty(); os.write(theirs, b'done\\n'); os.read(ours, 9)\nprint('done')",
     ],
 )
 def test_the_filter_lets_ordinary_programs_run(code: str) -> None:

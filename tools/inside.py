@@ -29,17 +29,21 @@ import threading
 import time
 import traceback
 from collections.abc import Sequence
+from stat import S_ISREG
 from types import CodeType
 from typing import Any, NoReturn
 
 HEADER = struct.Struct("!I")
-CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWPID = 0x00020000, 0x08000000, 0x20000000
+DEVICES = {os.makedev(1, minor) for minor in (3, 5, 7, 8, 9)}  # null, zero, full, random, urandom
+CLONE = {"x86_64": 56, "aarch64": 220}  # the system call's number
+CLONE_PARENT, CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWPID = 0x00008000, 0x00020000, 0x08000000, 0x20000000
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_MOVE, MS_PRIVATE = 2, 4, 8, 1 << 14, 1 << 13, 1 << 18
 MNT_DETACH = 2
 PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 4, 22, 24, 36, 38
 CAP_SYS_ADMIN, LAST_CAP = 21, 40
 WORK = "/episode"
 libc = ctypes.CDLL(None, use_errno=True)
+python = ctypes.PyDLL(None, use_errno=True)  # the same functions, and Python's own, without another thread meanwhile
 
 
 def checked(result: int, *about: object) -> int:
@@ -119,6 +123,10 @@ class Pipes(Channel):
 
 
 # The interpreter
+
+
+class Uncopyable(Exception):
+    """Why a copy of an interpreter would not be whole."""
 
 
 class Interpreter:
@@ -206,69 +214,103 @@ class Interpreter:
 
     def fork(self, fd: int, work: str) -> None:
         """Forks; the child answers on the descriptor, the parent on its own channel."""
-        descriptors = self._descriptors()
-        reason = self._obstacle(descriptors, {self.channel.socket.fileno(), self.output, fd})
-        if reason:
-            os.close(fd)
-            self.channel.send(refused=reason)
-            return
         with contextlib.suppress(Exception):
             sys.stdout.flush()
-        files = self._files(descriptors)
-        drawn = random.getstate()
-        pid = os.fork()
-        if pid:
+        drawn, copied, refused = random.getstate(), False, None
+        try:
+            self._check_processes()
+            files = self._files(but={1, 2, self.channel.socket.fileno(), self.output, fd})
+            copied = fork_beside()
+            if copied:
+                random.setstate(drawn)  # which Python seeds anew in a child
+                self.channel.close()
+                self.channel = Channel(fd)
+                self._settle(work, files)
+        except Exception as error:
+            refused = str(error) if isinstance(error, Uncopyable) else repr(error)
+        if not copied:
             os.close(fd)
-            self.channel.send(refused=None)
-            return
-        random.setstate(drawn)  # which Python seeds anew in a child
-        self.channel.close()
-        self.channel = Channel(fd)
+        self.channel.send(refused=refused)
+
+    def _settle(self, work: str, files: list[tuple[int, str, int, int]]) -> None:
+        """Moves this process, a copy, to files of its own."""
         folder, room = os.getcwd(), []
         if self.isolated:
             checked(libc.unshare(CLONE_NEWNS), "unshare")
             room = [os.open("/proc/self/ns/mnt", os.O_RDONLY)]
         os.close(self.output)
         self.channel.send(room, pid=os.getpid())
+        self._check_memory()  # only now, for it takes as long as the keeper does
         self.channel.receive()  # its files are there
         for fd in room:
             os.close(fd)
         old, self.limits = self.limits["work"], {**self.limits, "work": work}
         os.chdir(folder.replace(old, work, 1))
+        os.environ |= {name: path.replace(old, work, 1) for name, path in os.environ.items() if path.startswith(old)}
         for number, path, flags, offset in files:
             new = os.open(path.replace(old, work, 1), flags & ~(os.O_TRUNC | os.O_CREAT | os.O_EXCL))
             os.lseek(new, offset, os.SEEK_SET)
-            os.dup2(new, number, inheritable=False)
+            os.dup2(new, number, inheritable=not flags & os.O_CLOEXEC)
             os.close(new)
         self._open_output()
-        self.channel.send(ready=True)
 
-    def _obstacle(self, descriptors: list[tuple[int, str]], ours: set[int]) -> str | None:
-        """Why a copy of this process would not be whole; None when it would."""
-        names = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+    def _check_processes(self) -> None:
+        """Uncopyable where there are threads or children."""
         if len(os.listdir("/proc/self/task")) > 1:
-            return f"threads are running: {', '.join(names) or 'not of Python'}"
-        for number, target in descriptors:
-            if number not in ours and number > 2 and target.startswith(("socket:", "pipe:", "anon_inode:")):
-                return f"file descriptor {number} is a {target.partition(':')[0]}"
-        return None
+            names = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+            raise Uncopyable(f"threads are running: {', '.join(names) or 'not of Python'}")
+        with contextlib.suppress(ChildProcessError):  # there is none
+            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            raise Uncopyable("a process that it started runs, or ended and was not waited for")
 
-    def _descriptors(self) -> list[tuple[int, str]]:
+    def _check_memory(self) -> None:
+        """Uncopyable where memory is shared, to be written or with a file of the episode's."""
+        work = self.limits["work"].encode()
+        with open("/proc/self/maps", "rb") as file:
+            for line in file:
+                _, rights, rest = line.split(b" ", 2)
+                if rights.endswith(b"s") and (b"w" in rights or b" " + work in rest):
+                    raise Uncopyable(f"memory is shared: {line.decode(errors='replace').strip()}")
+
+    def _files(self, but: set[int]) -> list[tuple[int, str, int, int]]:
+        """Number, path, flags and offset of each open file. Uncopyable where one is no file, or has no name."""
         found = []
         for name in os.listdir("/proc/self/fd"):
-            with contextlib.suppress(OSError):
-                found.append((int(name), os.readlink(f"/proc/self/fd/{name}")))
+            with contextlib.suppress(FileNotFoundError):  # that of the listing itself
+                number, path = int(name), os.readlink(f"/proc/self/fd/{name}")
+                if number not in but and (file := self._file(number, path)):
+                    found.append(file)
         return found
 
-    def _files(self, descriptors: list[tuple[int, str]]) -> list[tuple[int, str, int, int]]:
-        """Open files among the episode's own: number, path, flags and offset of each."""
-        found = []
-        for number, target in descriptors:
-            if number > 2 and number != self.output and target.startswith(self.limits["work"] + "/"):
-                with open(f"/proc/self/fdinfo/{number}") as file:
-                    info = dict(line.split(":\t") for line in file.read().splitlines()[:2])
-                found.append((number, target, int(info["flags"], 8), int(info["pos"])))
-        return found
+    def _file(self, number: int, path: str) -> tuple[int, str, int, int] | None:
+        """None for a device without a state."""
+        status = os.fstat(number)
+        if status.st_rdev in DEVICES:
+            return None
+        if not S_ISREG(status.st_mode) or not status.st_nlink:
+            raise Uncopyable(f"file descriptor {number} is {path}")
+        with open(f"/proc/self/fdinfo/{number}") as file:
+            info = dict(line.split(":\t") for line in file.read().splitlines()[:2])
+        return number, path, int(info["flags"], 8), int(info["pos"])
+
+
+def fork_beside() -> bool:
+    """Forks as os.fork() does, but a child of this process's parent, the keeper; whether this is the copy.
+
+    So nothing comes to this process when the copy ends: neither its remains nor what it started nor its own copies.
+    """
+    number, zero = CLONE[os.uname().machine], ctypes.c_long(0)
+    python.PyOS_BeforeFork()
+    pid = python.syscall(number, CLONE_PARENT | signal.SIGCHLD, zero, zero, zero, zero)
+    if pid:
+        python.PyOS_AfterFork_Parent()
+        if pid < 0:
+            raise Uncopyable(f"no process more: {os.strerror(ctypes.get_errno())}")
+        return False
+    python.PyOS_AfterFork_Child()
+    os.setpgid(0, 0)  # a signal to its group is not to its parent
+    checked(libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+    return True
 
 
 def compiled(code: str, name: str) -> tuple[CodeType, CodeType | None]:
@@ -410,7 +452,7 @@ class Keeper:
 
     def do_adopt(self, room: int = -1, *, branch: int, parent: int, pid: int, work: str) -> None:
         """Gives a forked interpreter, whose mount namespace is `room`, files of its own: a copy of its parent's."""
-        if pid in self.pids.values() or parent_of(pid) != self.pids[parent]:
+        if pid in self.pids.values() or parent_of(pid) != os.getpid():
             raise OSError(f"{pid} is no fork of its parent")
         if not self.isolated:
             shutil.copytree(self.works[parent], work, symlinks=True)
@@ -433,10 +475,10 @@ class Keeper:
         self.pids[branch] = pid
 
     def do_kill(self, *, branch: int) -> None:
-        """Ends the branch's interpreter and what it started, not its forks."""
-        pid = self.pids.pop(branch, None)
+        """Ends the branch's interpreter and what it started, and what an interpreter that died left behind."""
+        self.pids.pop(branch, None)
         others, stopped = set(self.pids.values()), set[int]()
-        while pid is not None and (fresh := set(descendants(pid, others)) - stopped):
+        while fresh := below(os.getpid(), others) - stopped:
             _signal(fresh, signal.SIGSTOP)  # what stands still starts nothing
             stopped |= fresh
         _signal(stopped, signal.SIGKILL)
@@ -486,8 +528,8 @@ def stat(pid: int | str) -> list[str]:
         os.close(fd)
 
 
-def descendants(pid: int, stop: set[int]) -> list[int]:
-    """The process and those below it that live, without the ones to stop at and what is below those."""
+def below(pid: int, but: set[int]) -> set[int]:
+    """The processes below this one that live, without these and those below them."""
     children: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
@@ -495,10 +537,11 @@ def descendants(pid: int, stop: set[int]) -> list[int]:
                 state, parent = stat(name)[:2]
                 if state != "Z":
                     children.setdefault(int(parent), []).append(int(name))
-    found, ahead = [], [pid]
+    found, ahead = set[int](), [pid]
     while ahead:
-        found.append(ahead.pop())
-        ahead += [child for child in children.get(found[-1], []) if child not in stop]
+        fresh = set(children.get(ahead.pop(), [])) - but
+        found |= fresh
+        ahead += fresh
     return found
 
 

@@ -54,7 +54,7 @@ class SandboxUnavailable(SandboxError):
 
 
 class ForkRefused(RuntimeError):
-    """An interpreter holds what cannot be copied: a thread, a socket, a pipe."""
+    """An interpreter holds what cannot be copied: a thread, a pipe, a process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -513,34 +513,50 @@ class Branch(Remote):
         self._episode.ask(do="kill", branch=self._number)
 
     def fork(self) -> Branch:
+        with self._episode.lock:  # no other branch ends meanwhile, and with it what the keeper does not know yet
+            return self._fork()
+
+    def _fork(self) -> Branch:
         parent = self._living()
         twin = Branch(self._episode, self._seed)
         link = twin._link = Link(self.limits.message)
-        room: list[int] = []  # the copy's mount namespace
         try:
             parent.send([link.give()], do="fork", work=twin._work)
             link.gave()
-            if reason := parent.receive(GRACE).get("refused"):
-                raise ForkRefused(str(reason)[:500])
-            pid = link.receive_with(room, GRACE).get("pid")
-            if not isinstance(pid, int):
-                raise ForkRefused("the copy does not tell its number")
-            self._episode.ask(room, do="adopt", branch=twin._number, parent=self._number, pid=pid, work=twin._work)
-            link.send(go=True)
-            link.receive(GRACE)
+            try:
+                self._adopt(twin, link)
+            finally:
+                _unrefused(parent.receive(GRACE))
         except (OSError, EOFError, SandboxError) as error:
             twin.close()
             raise ForkRefused(f"the interpreter did not fork: {error!r}") from None
         except ForkRefused:
             twin.close()
             raise
+        return twin
+
+    def _adopt(self, twin: Branch, link: Link) -> None:
+        """Has the keeper take the copy in."""
+        room: list[int] = []  # its mount namespace
+        try:
+            pid = _unrefused(link.receive_with(room, GRACE)).get("pid")
+            if not isinstance(pid, int):
+                raise ForkRefused("the copy does not tell its number")
+            self._episode.ask(room, do="adopt", branch=twin._number, parent=self._number, pid=pid, work=twin._work)
         finally:
             for fd in room:
                 os.close(fd)
-        return twin
+        link.send(go=True)
+        _unrefused(link.receive(GRACE))
 
     def _leave(self) -> None:
         self._episode.leave(self._number)
+
+
+def _unrefused(message: dict[str, Any]) -> dict[str, Any]:
+    if reason := message.get("refused"):
+        raise ForkRefused(str(reason)[:500])
+    return message
 
 
 def _outcome(message: dict[str, Any], limits: Limits) -> Outcome:

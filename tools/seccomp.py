@@ -14,10 +14,10 @@ from .inside import CLONE_NEWNS
 from .sandbox import SandboxError, SandboxUnavailable
 
 DENIED = """
-    socket bind connect listen ptrace process_vm_readv process_vm_writev kcmp pidfd_getfd mount umount umount2 pivot_root
-    chroot setns mount_setattr move_mount open_tree open_tree_attr fsopen fsmount fsconfig fspick memfd_create
-    memfd_secret bpf perf_event_open userfaultfd add_key request_key keyctl init_module finit_module delete_module
-    kexec_load kexec_file_load reboot swapon swapoff acct quotactl quotactl_fd syslog open_by_handle_at
+    socket bind connect listen ptrace process_vm_readv process_vm_writev kcmp pidfd_getfd mount umount umount2
+    pivot_root chroot setns mount_setattr move_mount open_tree open_tree_attr fsopen fsmount fsconfig fspick
+    memfd_create memfd_secret bpf perf_event_open userfaultfd add_key request_key keyctl init_module finit_module
+    delete_module kexec_load kexec_file_load reboot swapon swapoff acct quotactl quotactl_fd syslog open_by_handle_at
     name_to_handle_at fanotify_init personality io_uring_setup io_uring_enter io_uring_register sethostname
     setdomainname settimeofday clock_settime clock_adjtime adjtimex lookup_dcookie vhangup iopl ioperm modify_ldt
     nfsservctl shmget msgget semget mq_open landlock_create_ruleset
