@@ -72,6 +72,12 @@ ATTACKS: dict[str, str] = {
     "bind mount": _call("mount", "b'/'", "b'/mnt'", "None", "4096", "None"),
     "remount writable": _call("mount", "None", "b'/'", "None", "4096 | 32", "None"),
     "unmount": _call("umount2", "b'/proc'", "2"),
+    "unmounting its files": _attempt(
+        "os.chdir('/'); import ctypes; libc = ctypes.CDLL(None, use_errno=True)\nif libc.umount2(b'/episode', 2): raise OSError(ctypes.get_errno(), 'umount')"
+    ),
+    "moving its files": _call("mount", "b'/episode'", "b'/tmp'", "None", "8192", "None"),
+    "what lies aside": _attempt("os.listdir('/mnt/aside')"),
+    "opening what is closed": _attempt("os.chmod('/mnt', 0o777)"),
     "new mount interface": _call("syscall", "430", "b'tmpfs'", "0"),
     "open_tree": _call("syscall", "428", "-100", "b'.'", "1"),
     "open_tree_attr": _call("syscall", "467", "-100", "b'.'", "1", "None", "0"),

@@ -148,6 +148,13 @@ def test_forks_have_variables_files_and_positions_of_their_own(branch: Interpret
         )
 
 
+def test_an_interpreter_forks_before_its_first_call(forking: Sandbox) -> None:
+    for _ in range(20):
+        with contextlib.closing(forking.start(LIMITS, 0)) as branch, contextlib.closing(branch.fork()) as twin:
+            drawn = [text(each, "import random; random.random()") for each in (branch, twin)]
+            assert drawn[0] == drawn[1]
+
+
 def test_forks_draw_the_same_numbers_as_their_parent(branch: Interpreter) -> None:
     branch.run("import random, numpy; random.random(), numpy.random.random()")
     with contextlib.closing(branch.fork()) as twin:
@@ -607,6 +614,19 @@ def test_a_branch_cannot_reach_its_siblings() -> None:
             assert "held" in outcome.text and "ESCAPED" not in outcome.text and not outcome.failed, outcome
             twin.run("open('file', 'w').write('twin')")
             assert text(parent, "open('file').read()") == "'parent'\n"
+
+
+def test_a_fork_has_no_way_to_its_parents_files() -> None:
+    with contextlib.closing(opened("bubblewrap").start(LIMITS, 0)) as parent:
+        parent.run("open('file', 'w').write('parent')")
+        with contextlib.closing(parent.fork()) as twin:
+            parent.run("open('secret', 'w').write('x')")
+            for attack in ("unmounting its files", "moving its files", "what lies aside", "opening what is closed"):
+                outcome = twin.run(ATTACKS[attack].replace("{{", "{").replace("}}", "}"))
+                assert outcome.text and "ESCAPED" not in outcome.text, outcome
+            assert text(twin, "import os; sorted(os.listdir('/episode'))") == "['.tmp', 'file']\n"
+            mounted = "[line.split()[4] for line in open('/proc/self/mountinfo')]"
+            assert text(twin, f"[m for m in {mounted} if m in ('/episode', '/mnt/aside')]") == "['/episode']\n"
 
 
 def test_an_episode_cannot_reach_the_terminals_of_another() -> None:

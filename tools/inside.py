@@ -28,7 +28,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from io import TextIOWrapper
 from stat import S_ISREG
 from types import CodeType
 from typing import Any, NoReturn
@@ -42,6 +43,8 @@ MNT_DETACH = 2
 PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 4, 22, 24, 36, 38
 CAP_SYS_ADMIN, LAST_CAP = 21, 40
 WORK = "/episode"
+ASIDE = "/mnt/aside"  # where a keeper gets and no agent's code: the folder above is closed to all without capabilities
+FIRST = "x = 6\nprint(x)\nx * 7"  # run before all calls, so that none has to wait until memory of the zygote is copied
 libc = ctypes.CDLL(None, use_errno=True)
 python = ctypes.PyDLL(None, use_errno=True)  # the same functions, and Python's own, without another thread meanwhile
 
@@ -55,11 +58,12 @@ def checked(result: int, *about: object) -> int:
 
 
 class Channel:
-    """Messages over a socket, with at most a few file descriptors beside each."""
+    """Messages over a socket, with at most a few file descriptors beside each; from the host they tell how many."""
 
     def __init__(self, fd: int) -> None:
         self.socket = socket.socket(fileno=fd)
         self.unread = bytearray()
+        self.fds: list[int] = []  # that came and whose message was not yet read
 
     def send(self, fds: Sequence[int] = (), **message: Any) -> None:
         text = json.dumps(message).encode()
@@ -68,17 +72,17 @@ class Channel:
         self.socket.sendall(data[sent:])
 
     def receive(self) -> tuple[dict[str, Any] | None, list[int]]:
-        """The next message and the descriptors that came with it; None at the end."""
-        fds: list[int] = []
-        while True:
-            message = take(self.unread)
-            if message is not None:
-                return json.loads(message), fds
+        """The next message and the descriptors that belong to it; None at the end."""
+        while (text := take(self.unread)) is None:
             part, found = self._some()
             if not part:
-                return None, fds
+                return None, []
             self.unread += part
-            fds += found
+            self.fds += found  # with the first of the messages that are read at once
+        message = json.loads(text)
+        count = message.pop("fds", 0)
+        fds, self.fds = self.fds[:count], self.fds[count:]
+        return message, fds
 
     def _some(self) -> tuple[bytes, list[int]]:
         return socket.recv_fds(self.socket, 1 << 16, 4)[:2]
@@ -111,6 +115,7 @@ class Pipes(Channel):
     def __init__(self) -> None:
         self.ends = [os.dup(fd) for fd in (0, 1)]
         self.unread = bytearray()
+        self.fds = []
 
     def send(self, fds: Sequence[int] = (), **message: Any) -> None:
         text = json.dumps(message).encode()
@@ -138,6 +143,7 @@ class Interpreter:
         self.isolated = isolated
         self.names = {"__name__": "__main__", "__builtins__": __builtins__}
         self.calls = 0
+        self.writer: TextIOWrapper | None = None
         self._open_output()
 
     def _open_output(self) -> None:
@@ -155,7 +161,6 @@ class Interpreter:
                 self.fork(fds[0], message["work"])
             elif message["do"] == "seed":
                 seed(message["seed"])
-                self.channel.send(seeded=True)
 
     def run(self, code: str, apart: bool) -> dict[str, Any]:
         """What the code printed and whether it failed; the value of a last expression is printed too.
@@ -171,15 +176,18 @@ class Interpreter:
         for fd in (1, 2):
             os.dup2(self.output, fd)
         os.ftruncate(self.output, 0)
-        writer = open(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115 (stays)
-        sys.stdout = sys.stderr = writer
+        if self.writer is None:
+            self.writer = open(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115 (stays)
+        sys.stdout = sys.stderr = writer = self.writer
         used = resource.getrusage(resource.RUSAGE_SELF)
         seconds = int(used.ru_utime + used.ru_stime + self.limits["cpu"]) + 1
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.getrlimit(resource.RLIMIT_CPU)[1]))
         failed = not self._execute(code, name, names)
-        with contextlib.suppress(Exception):
+        try:
             writer.flush()
+        except Exception:  # the disk is full, or the agent closed it: the next call gets another
+            self.writer = None
         size, data = os.fstat(self.output).st_size, b""
         if size:
             data = os.pread(self.output, 4 * self.limits["output"], 0)
@@ -343,7 +351,9 @@ def begin(fd: int, limits: dict[str, Any], isolated: bool, filter_: bytes) -> No
     checked(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))
     if filter_:
         _filter_calls(filter_)
-    Interpreter(Channel(fd), limits, isolated).serve()
+    interpreter = Interpreter(Channel(fd), limits, isolated)
+    json.dumps(interpreter.run(FIRST, apart=True))
+    interpreter.serve()
 
 
 def _bind(limits: dict[str, Any]) -> None:
@@ -411,15 +421,18 @@ class Keeper:
     def __init__(self, fd: int, limits: dict[str, Any], isolated: bool, filter_: bytes) -> None:
         self.channel = Channel(fd)
         self.limits, self.isolated, self.filter = limits, isolated, filter_
+        self.home = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC) if isolated else -1
         self.pids: dict[int, int] = {}  # of the interpreters, by branch
         self.rooms: dict[int, int] = {}  # mount namespaces of the branches: descriptors, by branch
         self.works: dict[int, str] = {}  # folders of their files, by branch
+        self.fresh: int | None = None  # the mount namespace in which a parent's files are still mounted, aside
 
     def serve(self) -> NoReturn:
         with contextlib.suppress(OSError, EOFError):  # the host is gone
             message, fds = self.channel.receive()
             while message is not None:
                 self.channel.send(error=self._do(message, fds))
+                self._tidy()
                 message, fds = self.channel.receive()
         self._end()
 
@@ -438,7 +451,7 @@ class Keeper:
                 os.mkdir(os.path.dirname(work), 0o700)  # here, so that a host that is killed leaves none
             self.works[branch] = work
             if self.isolated:
-                self.rooms[branch] = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+                self.rooms[branch] = os.dup(self.home)
         pid = os.fork()
         if not pid:
             try:
@@ -457,22 +470,35 @@ class Keeper:
         if not self.isolated:
             shutil.copytree(self.works[parent], work, symlinks=True)
         else:
-            known = {os.fstat(fd).st_ino for fd in self.rooms.values()}
+            known = {os.fstat(fd).st_ino for fd in (self.home, *self.rooms.values())}
             if os.fstat(room).st_ino in known:
                 raise OSError(f"{pid} has no mount namespace of its own")
             self.rooms[branch] = room
-            home = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                checked(libc.setns(room, CLONE_NEWNS), "setns")
-                mount_files("/mnt", self.limits["disk"])
-                _copy(WORK, "/mnt")
-                checked(libc.umount2(WORK.encode(), MNT_DETACH), "umount")
-                checked(libc.mount(b"/mnt", WORK.encode(), None, MS_MOVE, None), "move")
-            finally:
-                checked(libc.setns(home, CLONE_NEWNS), "setns")
-                os.close(home)
+            with self._inside(room):
+                os.chdir(WORK)
+                checked(libc.mount(WORK.encode(), ASIDE.encode(), None, MS_MOVE, None), "move")
+                self.fresh = room
+                mount_files(WORK, self.limits["disk"])
+                _copy(".", WORK)
         self.works[branch] = work
         self.pids[branch] = pid
+
+    def _tidy(self) -> None:
+        """Unmounts what a fork's own files replaced: the kernel takes long over it, so not while anyone waits."""
+        room, self.fresh = self.fresh, None
+        if room is not None:
+            with self._inside(room):
+                while not libc.umount2(ASIDE.encode(), MNT_DETACH):  # twice if the parent was not tidied yet
+                    pass
+
+    @contextlib.contextmanager
+    def _inside(self, room: int) -> Iterator[None]:
+        """In another mount namespace."""
+        checked(libc.setns(room, CLONE_NEWNS), "setns")
+        try:
+            yield
+        finally:
+            checked(libc.setns(self.home, CLONE_NEWNS), "setns")
 
     def do_kill(self, *, branch: int) -> None:
         """Ends the branch's interpreter and what it started, and what an interpreter that died left behind."""

@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import secrets
+import select
 import shutil
 import socket
 import subprocess
@@ -42,6 +43,7 @@ LIBRARIES = (
 )
 GRACE = 5.0  # seconds that a sandbox's own processes have for an answer
 SPARES = 4  # kinds of episodes that one is made ahead of
+PAUSE = 0.02  # seconds before it is made, in which the episode that has just begun has the processors to itself
 MAX_CODE = 100_000  # characters of an agent's call
 
 
@@ -140,16 +142,20 @@ class Link:
         if ours is None:
             ours, self.theirs = socket.socketpair()
         self.socket = ours
+        self.socket.setblocking(False)  # a timeout would be set anew, by a system call, for every message
         self._limit = limit
         self._unread = bytearray()
 
     def send(self, fds: Sequence[int] = (), **message: Any) -> None:
-        text = json.dumps(message).encode()
+        text = json.dumps(message | {"fds": len(fds)} if fds else message).encode()
         data = HEADER.pack(len(text)) + text
-        self._wait(GRACE)
-        sent = socket.send_fds(self.socket, [data], fds) if fds else 0
-        if sent < len(data):
-            self.socket.sendall(data[sent:])
+        end = time.monotonic() + GRACE
+        while data:
+            try:
+                sent = socket.send_fds(self.socket, [data], fds) if fds else self.socket.send(data)
+                data, fds = data[sent:], ()
+            except BlockingIOError:
+                self._wait(select.POLLOUT, end)
 
     def receive(self, seconds: float) -> dict[str, Any]:
         """TimeoutError when it takes longer, EOFError at the end or for what is no message."""
@@ -159,7 +165,7 @@ class Link:
         """The same, and appends a descriptor that comes with the message."""
         end = time.monotonic() + seconds
         while (text := take(self._unread, self._limit)) is None:
-            self._wait(max(end - time.monotonic(), 1e-6))
+            self._wait(select.POLLIN, end)
             self._unread += self._some(fds)
         try:
             message = json.loads(text)
@@ -169,10 +175,12 @@ class Link:
             raise EOFError("a message that is no object")
         return message
 
-    def _wait(self, seconds: float) -> None:
-        """Sets how long an operation of the socket may take; to set what is set already would be a system call."""
-        if self.socket.gettimeout() != seconds:
-            self.socket.settimeout(seconds)
+    def _wait(self, event: int, end: float) -> None:
+        """Until the socket can be read or written. TimeoutError when it cannot by then."""
+        ready = select.poll()
+        ready.register(self.socket, event)
+        if not ready.poll(max(end - time.monotonic(), 0) * 1000):
+            raise TimeoutError
 
     def _some(self, fds: list[int] | None) -> bytes:
         """What has come; one descriptor at most is taken from all of it."""
@@ -202,6 +210,18 @@ class Link:
         self.gave()
 
 
+@dataclass(frozen=True, slots=True)
+class Spare:
+    """An episode that is made ahead, a little later or once it is wanted."""
+
+    wanted: threading.Event
+    branch: Future[Branch]
+
+    def take(self) -> Branch:
+        self.wanted.set()
+        return self.branch.result()
+
+
 class Zygote:
     """A running `inside.py` that serves episodes; started at first use.
 
@@ -225,7 +245,7 @@ class Zygote:
 
     def _settle(self) -> None:
         self._owner = os.getpid()
-        self._spares: dict[Limits, Future[Branch]] = {}
+        self._spares: dict[Limits, Spare] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self._link = Link()
 
@@ -234,18 +254,28 @@ class Zygote:
         with self._lock:
             if self._owner != os.getpid():
                 self._settle()  # in a fork of the host: what was made is the parent's
+            for spare in self._spares.values():  # they are made one after the other
+                spare.wanted.set()
             branch = self._take_spare(limits) or _launcher(self._owner).submit(self._begin, limits).result()
-            self._spares[limits] = _launcher(self._owner).submit(self._begin, limits)
+            self._spares[limits] = self._prepare(limits)
             if len(self._spares) > SPARES:
                 self._end_spare(next(iter(self._spares)))
         branch.reseed(seed)
         return branch
 
+    def _prepare(self, limits: Limits) -> Spare:
+        def begin() -> Branch:
+            wanted.wait(PAUSE)
+            return self._begin(limits)
+
+        wanted = threading.Event()
+        return Spare(wanted, _launcher(self._owner).submit(begin))
+
     def _take_spare(self, limits: Limits) -> Branch | None:
         """The episode that was made ahead, if it lives."""
         spare = self._spares.pop(limits, None)
         try:
-            branch = spare.result() if spare else None
+            branch = spare.take() if spare else None
         except (SandboxError, OSError):  # which whoever begins the next one meets again
             return None
         if branch and not (self._process and self._process.poll() is None):
@@ -492,8 +522,7 @@ class Branch(Remote):
         self._episode.settle()
         try:
             self._living().send(do="seed", seed=seed)
-            self._living().receive(GRACE)
-        except (OSError, EOFError):
+        except OSError:
             self._lose("")  # the first call starts another
 
     def _start(self) -> Link:
