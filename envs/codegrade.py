@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import time
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -13,6 +14,7 @@ from ..tools import Interpreter, Limits, Outcome, SandboxError, open_sandbox
 from .codeproblems import CodeProblem
 
 LIMITS = Limits(seconds=8, cpu=2, output=200_000)  # of one call of the code, and of one run of the tests
+SECONDS = 60.0  # of all calls of the code in a grading, after which it gets no more
 MAX_LOSSES = 3  # calls that may end the code's interpreter before it gets no more
 MAX_ROUNDS = 20  # runs of the tests, each of which knows the answers to what the ones before asked
 
@@ -38,7 +40,9 @@ def grade(problem: CodeProblem, code: str, sandbox: str = "strongest") -> Verdic
     total = _total(problem, sandbox)
     if not total:
         raise ValueError(f"the problem {problem.id} cannot be graded: its own solution does not pass its tests")
-    return Verdict(min(_passed(problem, problem.tests, code, sandbox)[0], total), total)
+    passed, reached = _passed(problem, problem.tests, code, sandbox)
+    failed = reached - passed  # a test that loops over an answer may reach more assertions than there are
+    return Verdict(max(0, min(passed, total - failed)), total)
 
 
 def can_grade(problem: CodeProblem, sandbox: str = "strongest") -> bool:
@@ -82,11 +86,13 @@ class _Subject:
         self._interpreter = _start(sandbox)
         self._loaded = False
         self._losses = 0
+        self._seconds = 0.0
 
     def answer(self, call: str) -> dict[str, Any]:
         """The encoded value that the call returned, or the name of its error."""
-        if self._losses >= MAX_LOSSES:
+        if self._losses >= MAX_LOSSES or self._seconds >= SECONDS:
             return {"error": "Lost"}
+        start = time.monotonic()
         try:
             if not self._loaded:
                 self._loaded = True
@@ -95,6 +101,8 @@ class _Subject:
         except SandboxError:
             self._losses = MAX_LOSSES
             return {"error": "Lost"}
+        finally:
+            self._seconds += time.monotonic() - start
         reply = _reply(outcome)
         return reply if reply and reply.keys() in ({"value"}, {"error"}) else {"error": "Unreadable"}
 

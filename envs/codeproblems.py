@@ -34,7 +34,14 @@ class CodeProblem:
 
 def generate(rng: random.Random, steps: int, *, heldout: bool = False) -> CodeProblem:
     """A function of a list of integers that takes so many steps before the last. Held-out ones have orders of steps of
-    their own, the last included; half of all are to be repaired."""
+    their own, the last included; half of all are to be repaired. The first test tells right from wrong."""
+    while (problem := _drawn(rng, steps, heldout)) is None:  # a list sorted the wrong way has the same sum
+        pass
+    return problem
+
+
+def _drawn(rng: random.Random, steps: int, heldout: bool) -> CodeProblem | None:
+    """None where what is wrong does the same on every list."""
     while True:
         kinds = [rng.choice(list(_STEPS)) for _ in range(steps)]
         last = rng.choice(list(_LAST))
@@ -54,6 +61,8 @@ def generate(rng: random.Random, steps: int, *, heldout: bool = False) -> CodePr
     if repair:
         question = f"{name}(numbers) {told}. Repair it:\n{wrong}"
     cases = _cases(rng, solution, wrong, name)
+    if not cases:
+        return None
     id = hashlib.sha256(question.encode()).hexdigest()[:12]
     return CodeProblem(
         id, question, (name,), solution, tests="\n".join(cases), examples=cases[0], wrong=wrong, repair=repair
@@ -124,10 +133,13 @@ def _function(name: str, lines: Sequence[str]) -> str:
 
 
 def _cases(rng: random.Random, solution: str, wrong: str, name: str) -> list[str]:
-    """Assertions that the solution satisfies; one of the first lists tells it from the wrong one where any can."""
+    """Assertions that the solution satisfies and the wrong one does not, the first at least; none where it satisfies
+    all."""
     right, other = (_loaded(code, name) for code in (solution, wrong))
     drawn = [[rng.randint(-9, 20) for _ in range(rng.randint(3, 8))] for _ in range(4 * TESTS)]
     drawn.sort(key=lambda numbers: right(list(numbers)) == other(list(numbers)))
+    if right(list(drawn[0])) == other(list(drawn[0])):
+        return []
     return [f"assert {name}({numbers}) == {right(list(numbers))!r}" for numbers in [*drawn[: TESTS - 1], []]]
 
 

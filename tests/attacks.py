@@ -28,6 +28,9 @@ ATTACKS: dict[str, str] = {
     "netlink": _attempt("socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0).send(b'x' * 16)"),
     "listening": _attempt("s = socket.socket(); s.bind(('127.0.0.1', 0)); s.listen()"),
     "socket by system call": _call("syscall", "41", "2", "1", "0"),
+    "a datagram to whoever listens": _attempt("socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)"),
+    "a packet to whoever listens": _attempt("socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)"),
+    "a name for a socket": _attempt("socket.socketpair()[0].bind(chr(0) + 'treegym-was-here')"),
     # the host's files
     "shadow": _attempt("open('/etc/shadow').read()"),
     "a secret by path": _attempt("open({secret!r}).read()"),
@@ -52,9 +55,7 @@ ATTACKS: dict[str, str] = {
     "making a device": _attempt("os.mknod('disk', 0o60600, os.makedev(8, 0)); open('disk', 'rb').read(1)"),
     "open by handle": _call("syscall", "304", "-100", "ctypes.create_string_buffer(24)", "0"),
     # other processes
-    "environment of the first process": _attempt(
-        "text = open('/proc/1/environ').read(); assert {marker!r} not in text; raise OSError('clean')"
-    ),
+    "environment of the first process": "try: text = open('/proc/1/environ').read()\nexcept OSError as error: text = str(error)\nprint('ESCAPED' if {marker!r} in text else 'held')",
     "its own environment": "import os\nprint('ESCAPED' if {marker!r} in str(os.environ) else 'held')",
     "memory of the first process": _attempt("open('/proc/1/mem', 'rb')"),
     "the parent's memory": _attempt("open(f'/proc/{{os.getppid()}}/mem', 'r+b')"),
@@ -71,8 +72,15 @@ ATTACKS: dict[str, str] = {
     "bind mount": _call("mount", "b'/'", "b'/mnt'", "None", "4096", "None"),
     "remount writable": _call("mount", "None", "b'/'", "None", "4096 | 32", "None"),
     "unmount": _call("umount2", "b'/proc'", "2"),
+    "unmounting its files": _attempt(
+        "os.chdir('/'); import ctypes; libc = ctypes.CDLL(None, use_errno=True)\nif libc.umount2(b'/episode', 2): raise OSError(ctypes.get_errno(), 'umount')"
+    ),
+    "moving its files": _call("mount", "b'/episode'", "b'/tmp'", "None", "8192", "None"),
+    "what lies aside": _attempt("os.listdir('/mnt/aside')"),
+    "opening what is closed": _attempt("os.chmod('/mnt', 0o777)"),
     "new mount interface": _call("syscall", "430", "b'tmpfs'", "0"),
-    "open_tree": _call("syscall", "428", "-100", "b'/'", "1"),
+    "open_tree": _call("syscall", "428", "-100", "b'.'", "1"),
+    "open_tree_attr": _call("syscall", "467", "-100", "b'.'", "1", "None", "0"),
     "a user namespace": _call("unshare", "0x10000000"),
     "a user and mount namespace": _call("unshare", "0x10020000"),
     "a network namespace": _call("unshare", "0x40000000"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import time
 from collections import Counter, OrderedDict, deque
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,23 @@ def test_tests_may_call_a_function_on_its_own_answers() -> None:
     )
     assert grade(problem, problem.solution) == Verdict(2, 2)
     assert grade(problem, "def up(x):\n    return x + 2") == Verdict(0, 2)
+
+
+def test_assertions_that_the_solution_does_not_reach_count_where_they_fail() -> None:
+    tests = "for x in small():\n    assert x < 3"
+    problem = CodeProblem("small", "", ("small",), "def small():\n    return [1, 2]", tests)
+    assert grade(problem, problem.solution) == Verdict(2, 2)
+    assert grade(problem, "def small():\n    return [1, 2, 3]") == Verdict(1, 2)
+    assert grade(problem, "def small():\n    return [1, 2, 3, 4, 5]") == Verdict(0, 2)
+
+
+def test_the_calls_of_a_grading_have_a_time_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("treegym.envs.codegrade.SECONDS", 0.5)
+    tests = "\n".join(f"assert same({i}) == {i}" for i in range(20))
+    problem = CodeProblem("same", "", ("same",), "def same(x):\n    return x", tests)
+    start = time.monotonic()
+    verdict = grade(problem, "import time\ndef same(x):\n    time.sleep(0.3)\n    return x")
+    assert verdict == Verdict(2, 20) and time.monotonic() - start < 4
 
 
 CHEATS = {
@@ -226,13 +244,20 @@ def test_what_extends_a_plain_type_comes_over_as_that_type() -> None:
 
 @pytest.mark.parametrize("heldout", [False, True])
 def test_generated_solutions_pass_and_their_near_misses_do_not(heldout: bool) -> None:
-    told_apart = 0
     for seed in range(12):
         problem = generate(random.Random(seed), 1 + seed % 3, heldout=heldout)
         assert grade(problem, problem.solution).solved
-        told_apart += not grade(problem, problem.wrong).solved
+        assert not grade(problem, problem.wrong).solved
         assert (problem.wrong in problem.question) == problem.repair
-    assert told_apart >= 11  # some mistakes change nothing: sorting before a sum
+
+
+def test_every_generated_mistake_changes_what_the_first_test_sees() -> None:
+    for seed in range(200):
+        problem = generate(random.Random(seed), 1)
+        names: dict[str, Any] = {}
+        exec(problem.wrong, names)
+        with pytest.raises(AssertionError):
+            exec(problem.examples, names)
 
 
 def test_held_out_problems_have_orders_of_steps_of_their_own() -> None:
@@ -258,7 +283,7 @@ def test_the_oracle_is_right_and_errs_as_often_as_it_is_told_to() -> None:
     assert all(play(env, seed) == {"solved": 1.0, "passed": 1.0, "format": 1.0} for seed in range(10))
     erring = CodeEnv(oracle_error=1.0)
     terms = [play(erring, seed) for seed in range(10)]
-    assert sum(term["solved"] for term in terms) <= 1
+    assert not any(term["solved"] for term in terms)
     assert any(0 < term["passed"] < 1 for term in terms)  # dense: near misses earn something
 
 

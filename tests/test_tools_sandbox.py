@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import socket
 import subprocess
@@ -17,7 +18,16 @@ import pytest
 
 from treegym.tools import PythonTool, open_sandbox
 from treegym.tools.cgroup import Cgroup
-from treegym.tools.sandbox import ForkRefused, Interpreter, Limits, Sandbox, SandboxUnavailable
+from treegym.tools.sandbox import (
+    Episode,
+    ForkRefused,
+    Interpreter,
+    Limits,
+    Link,
+    Sandbox,
+    SandboxError,
+    SandboxUnavailable,
+)
 
 sys.path.insert(0, str(Path(__file__).parent))
 from attacks import ATTACKS, GREED, MACHINERY
@@ -73,6 +83,60 @@ def test_an_error_shows_the_agents_own_frames_and_lines(interpreter: Interpreter
     assert "return 1 / 0" in outcome.text and "inside.py" not in outcome.text
 
 
+def test_code_is_compiled_as_python_compiles_it(branch: Interpreter) -> None:
+    assert text(branch, "def f(x: int): pass\nf.__annotations__") == "{'x': <class 'int'>}\n"
+    assert (
+        text(branch, "from __future__ import annotations\ndef f(x: int): pass\nf.__annotations__") == "{'x': 'int'}\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "shown"),
+    [
+        ("1\n2", "2\n"),
+        ("\n\n'a'\n\n", "'a'\n"),
+        ("x = 1; x", "1\n"),
+        ("(1 +\n2)", "3\n"),
+        ("max(\n1, 2\n)", "2\n"),
+        ("x = '''\n5\n'''\nx", "'\\n5\\n'\n"),
+        ("'''\n5'''", "'\\n5'\n"),
+        ("x = 3 \\\n- 1", ""),
+        ("3 \\\n- 1", "2\n"),
+        ("# why \\\n7", "7\n"),
+        ("7\n# why", "7\n"),
+        ("if True:\n    x = 8\nx", "8\n"),
+        ("if True:\n    9", ""),
+        ("x = 1\rx", "1\n"),
+        ("x = 1\r\nx", "1\n"),
+        ("*(1, 2), 3", "(1, 2, 3)\n"),
+        ("f = lambda: 4\nf()", "4\n"),
+        ("x = 5", ""),
+        ("None", ""),
+        ("", ""),
+    ],
+)
+def test_the_last_expression_is_shown_however_it_is_written(branch: Interpreter, code: str, shown: str) -> None:
+    outcome = branch.run(code)
+    assert (outcome.text, outcome.failed) == (shown, False)
+
+
+@pytest.mark.parametrize(
+    ("code", "line"),
+    [("\n\n1 / 0", 3), ("x = 1\n\n1 / 0", 3), ("x = 1\n\n(1 /\n0)", 3), ("x = 1; 1 / 0", 1), ("x = 1\r1 / 0", 2)],
+)
+def test_tracebacks_count_lines_from_the_beginning(branch: Interpreter, code: str, line: int) -> None:
+    assert f'File "<call 1>", line {line}, in <module>' in text(branch, code)
+
+
+@pytest.mark.parametrize(
+    "code", ["x = = 1", "x = 1\nx +", "try:\n    x\nx", "@f\nx", "if x:\nx", "return 1\n1", "x \\\n"]
+)
+def test_an_error_of_syntax_is_told_without_our_own_code(branch: Interpreter, code: str) -> None:
+    outcome = branch.run(code)
+    assert outcome.failed and 'File "<call 1>"' in outcome.text
+    assert "Error: " in outcome.text and "ast.py" not in outcome.text and "Traceback" not in outcome.text
+
+
 def test_forks_have_variables_files_and_positions_of_their_own(branch: Interpreter) -> None:
     branch.run("import numpy as np; x = np.arange(3); open('a', 'w').write('hello'); f = open('a', 'rb', 0); f.read(1)")
     branch.run("g = (i for i in range(9)); next(g)")
@@ -82,6 +146,13 @@ def test_forks_have_variables_files_and_positions_of_their_own(branch: Interpret
         assert text(branch, "import os; x, f.read(), next(g), os.path.exists('b')") == (
             "(array([0, 1, 2]), b'ello', 1, False)\n"
         )
+
+
+def test_an_interpreter_forks_before_its_first_call(forking: Sandbox) -> None:
+    for _ in range(20):
+        with contextlib.closing(forking.start(LIMITS, 0)) as branch, contextlib.closing(branch.fork()) as twin:
+            drawn = [text(each, "import random; random.random()") for each in (branch, twin)]
+            assert drawn[0] == drawn[1]
 
 
 def test_forks_draw_the_same_numbers_as_their_parent(branch: Interpreter) -> None:
@@ -118,6 +189,15 @@ def test_a_fork_outlives_its_parent(forking: Sandbox) -> None:
         ("import threading, time; threading.Thread(target=time.sleep, args=(2,), name='ticker').start()", "ticker"),
         ("import socket; a, b = socket.socketpair()", "socket"),
         ("import os; r, w = os.pipe()", "pipe"),
+        ("import os; f = os.open('.', os.O_RDONLY)", "file descriptor"),
+        ("import os; os.mkdir('sub'); f = os.open('sub', os.O_RDONLY)", "sub"),
+        ("import os; f = open('a', 'w'); os.remove('a')", "a .deleted."),
+        ("import os; ours, theirs = os.openpty()", "/dev/pt"),
+        ("import mmap; m = mmap.mmap(-1, 4096)", "memory is shared"),
+        ("import mmap, os; open('a', 'wb').write(bytes(9)); m = mmap.mmap(os.open('a', os.O_RDONLY), 9, prot=1)", "/a"),
+        ("import subprocess; p = subprocess.Popen(['sleep', '9'])", "a process"),
+        ("import subprocess; p = subprocess.Popen(['true']); import time; time.sleep(0.1)", "a process"),
+        ("import os; os.system('sleep 9 &')", "a process"),
     ],
 )
 def test_what_cannot_be_copied_is_refused_by_name(branch: Interpreter, code: str, reason: str) -> None:
@@ -127,6 +207,58 @@ def test_what_cannot_be_copied_is_refused_by_name(branch: Interpreter, code: str
     assert text(branch, "1") == "1\n"
 
 
+def test_forks_read_on_in_files_of_the_system_by_themselves(branch: Interpreter) -> None:
+    branch.run("import ast; f = open(ast.__file__, 'rb', 0); null = open('/dev/null', 'w'); f.read(9)")
+    with contextlib.closing(branch.fork()) as twin:
+        assert text(twin, "f.seek(0); f.tell()") == "0\n"
+        assert text(branch, "f.tell()") == "9\n"
+
+
+def test_forks_that_end_leave_nothing_to_wait_for(branch: Interpreter) -> None:
+    branch.run("import os; x = 1")
+    for _ in range(LIMITS.processes + 6):
+        branch.fork().close()
+    assert "ChildProcessError" in text(branch, "os.wait()")
+    assert text(branch, "x") == "1\n"
+
+
+def test_where_there_are_too_many_processes_the_interpreter_stays(forking: Sandbox) -> None:
+    limits = dataclasses.replace(LIMITS, processes=8)
+    with contextlib.ExitStack() as stack:
+        branch = stack.enter_context(contextlib.closing(forking.start(limits, 0)))
+        branch.run("x = 1")
+        if forking.name == "local" and not os.geteuid():
+            pytest.skip("the processes of root are not counted")
+        with pytest.raises(ForkRefused, match="no process more"):
+            for _ in range(9):
+                stack.enter_context(contextlib.closing(branch.fork()))
+        assert text(branch, "x") == "1\n"
+
+
+def test_what_a_fork_leaves_behind_is_not_its_parents(branch: Interpreter) -> None:
+    """Neither the processes of a fork that died, nor its own forks."""
+    branch.run("import os, time")
+    with contextlib.closing(branch.fork()) as twin, contextlib.closing(twin.fork()) as own:
+        assert twin.run("if os.fork() == 0: time.sleep(30)\nos._exit(0)").lost
+        assert "ChildProcessError" in text(branch, "os.wait()")
+        assert text(own, "1 + 1") == "2\n"
+        branch.fork().close()
+
+
+def test_a_signal_to_a_forks_group_is_not_its_parents(branch: Interpreter) -> None:
+    branch.run("import os, signal; x = 1")
+    with contextlib.closing(branch.fork()) as twin:
+        assert twin.run("os.killpg(0, signal.SIGKILL)").lost
+    assert text(branch, "x") == "1\n"
+
+
+def test_an_interpreter_that_died_leaves_no_process(walls: Sandbox, host: Host) -> None:
+    with contextlib.closing(walls.start(LIMITS, 0)) as interpreter:
+        end = "time.sleep(0.5); os._exit(0)"
+        assert interpreter.run(f"{GREED['a daemon']}\nimport time; {end}".format(**host.facts())).lost
+        assert any(not running(host.daemon) or time.sleep(0.1) for _ in range(20))
+
+
 def test_a_deadline_takes_the_variables_and_keeps_the_files(interpreter: Interpreter) -> None:
     interpreter.run("x = 1; open('kept', 'w').write('y')")
     start = time.monotonic()
@@ -134,6 +266,15 @@ def test_a_deadline_takes_the_variables_and_keeps_the_files(interpreter: Interpr
     assert "after 3 seconds" in outcome.lost and time.monotonic() - start < 8
     assert "NameError" in text(interpreter, "x")
     assert text(interpreter, "open('kept').read()") == "'y'\n"
+
+
+@pytest.mark.parametrize("instead", ["pass", "open('.tmp', 'w').close()"])
+def test_an_interpreter_without_its_folder_for_temporary_files_can_be_lost(
+    interpreter: Interpreter, instead: str
+) -> None:
+    interpreter.run(f"import os, shutil; shutil.rmtree('.tmp'); {instead}; open('kept', 'w').write('y')")
+    assert interpreter.run("import os; os._exit(0)").lost
+    assert text(interpreter, "import os; open('kept').read(), os.path.exists('.tmp')") == "('y', True)\n"
 
 
 def test_a_deadline_in_a_fork_leaves_its_parent_alone(branch: Interpreter) -> None:
@@ -168,6 +309,18 @@ def test_a_fork_of_the_host_makes_interpreters_of_its_own(forking: Sandbox, bran
     assert text(branch, "x") == "1\n"
 
 
+def test_a_fork_of_the_host_ends_nothing_of_its_parents(sandbox: Sandbox, interpreter: Interpreter) -> None:
+    """As the workers of multiprocessing do, which collect what they inherited."""
+    interpreter.run("x = 1")
+    if not (pid := os.fork()):
+        with contextlib.suppress(BaseException):
+            interpreter.close()
+            sandbox.close()
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert text(interpreter, "x") == "1\n"
+
+
 def test_a_tool_forks_only_when_it_must_and_comes_back_from_a_pickle(sandbox: Sandbox) -> None:
     import pickle
 
@@ -180,6 +333,24 @@ def test_a_tool_forks_only_when_it_must_and_comes_back_from_a_pickle(sandbox: Sa
     assert again(code="x").text == "[1, 2]\n"
     for each in (tool, twin, again):
         each.close()
+
+
+def test_a_tool_in_a_fork_of_the_host_runs_the_calls_again(forking: Sandbox) -> None:
+    tool = PythonTool(forking.name, LIMITS)
+    tool(code="x = 1")
+    read, write = os.pipe()
+    if not (pid := os.fork()):
+        with contextlib.suppress(BaseException):
+            os.write(write, tool(code="x += 1; x").text.encode())
+            tool.close()
+            forking.close()
+        os._exit(0)
+    os.close(write)
+    with open(read, "rb") as pipe:
+        assert pipe.read() == b"2\n"
+    os.waitpid(pid, 0)
+    assert tool(code="x").text == "1\n"
+    tool.close()
 
 
 def test_a_tool_whose_interpreter_cannot_fork_runs_the_calls_again(sandbox: Sandbox) -> None:
@@ -237,6 +408,20 @@ def test_a_fork_of_a_branch_in_another_folder_keeps_its_open_files(branch: Inter
         branch.run("f.write(b'parent')")
         assert text(twin, "os.path.basename(os.getcwd()), open('../log').read()") == "('sub', 'abtwin')\n"
         assert text(branch, "open('../log').read()") == "'abparent'\n"
+
+
+def test_a_keeper_that_answers_late_is_waited_for_at_the_next_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("treegym.tools.sandbox.GRACE", 0.05)
+    ours, theirs = socket.socketpair()
+    with contextlib.closing(Link(ours=ours)) as link, contextlib.closing(Link(ours=theirs)) as keeper:
+        episode = Episode(link, LIMITS, None, None)
+        with pytest.raises(SandboxError, match="does not answer"):
+            episode.ask(do="something")
+        keeper.send(error=None)
+        keeper.send(error="it has no such branch")
+        with pytest.raises(SandboxError, match="no such branch"):
+            episode.ask(do="something else")
+        assert episode.owed == 0
 
 
 # Attacks
@@ -304,8 +489,8 @@ def walls(request: pytest.FixtureRequest) -> Sandbox:
 def test_walls_hold(walls: Sandbox, host: Host, attack: str) -> None:
     with contextlib.closing(walls.start(LIMITS, 0)) as interpreter:
         outcome = interpreter.run(ATTACKS[attack].format(**host.facts()))
-        assert "ESCAPED" not in outcome.text, outcome
-        assert "SyntaxError" not in outcome.text and "NameError" not in outcome.text, outcome
+        assert outcome.text and "ESCAPED" not in outcome.text, outcome
+        assert not outcome.failed, f"the attack did not run to its end: {outcome}"
         assert text(interpreter, "1 + 1") == "2\n"
 
 
@@ -406,11 +591,11 @@ def seen_by_all(*paths: Path) -> Iterator[str]:
 
 def test_no_process_outlives_its_episode(walls: Sandbox, host: Host) -> None:
     interpreter = walls.start(LIMITS, 0)
-    interpreter.run(GREED["a daemon"].format(**host.facts()))
     with contextlib.ExitStack() as stack:
         if walls.name != "docker":  # which does not fork
             twin = stack.enter_context(contextlib.closing(interpreter.fork()))
             twin.run(GREED["a daemon"].format(**host.facts()))
+        interpreter.run(GREED["a daemon"].format(**host.facts()))
         assert any(running(host.daemon) or time.sleep(0.1) for _ in range(50))
         interpreter.close()
     assert not running(host.daemon)
@@ -420,12 +605,54 @@ def test_a_branch_cannot_reach_its_siblings() -> None:
     with contextlib.closing(opened("bubblewrap").start(LIMITS, 0)) as parent:
         parent.run("secret = 'of the parent'; open('file', 'w').write('parent')")
         with contextlib.closing(parent.fork()) as twin:
-            twin.run(
+            outcome = twin.run(
                 "import os\nfor p in os.listdir('/proc'):\n    if p.isdigit() and int(p) != os.getpid():\n"
-                "        try: open(f'/proc/{p}/mem', 'r+b'); print('ESCAPED')\n        except OSError: pass"
+                "        for what in ('mem', 'root/episode/file', 'cwd/file'):\n"
+                "            try: open(f'/proc/{p}/{what}', 'r+b'); print('ESCAPED', p, what)\n"
+                "            except OSError: print('held')"
             )
+            assert "held" in outcome.text and "ESCAPED" not in outcome.text and not outcome.failed, outcome
             twin.run("open('file', 'w').write('twin')")
             assert text(parent, "open('file').read()") == "'parent'\n"
+
+
+def test_a_fork_has_no_way_to_its_parents_files() -> None:
+    with contextlib.closing(opened("bubblewrap").start(LIMITS, 0)) as parent:
+        parent.run("open('file', 'w').write('parent')")
+        with contextlib.closing(parent.fork()) as twin:
+            parent.run("open('secret', 'w').write('x')")
+            for attack in ("unmounting its files", "moving its files", "what lies aside", "opening what is closed"):
+                outcome = twin.run(ATTACKS[attack].replace("{{", "{").replace("}}", "}"))
+                assert outcome.text and "ESCAPED" not in outcome.text, outcome
+            assert text(twin, "import os; sorted(os.listdir('/episode'))") == "['.tmp', 'file']\n"
+            mounted = "[line.split()[4] for line in open('/proc/self/mountinfo')]"
+            assert text(twin, f"[m for m in {mounted} if m in ('/episode', '/mnt/aside')]") == "['/episode']\n"
+
+
+def test_an_episode_cannot_reach_the_terminals_of_another() -> None:
+    with contextlib.ExitStack() as stack:
+        one, other = (stack.enter_context(contextlib.closing(opened("bubblewrap").start(LIMITS, 0))) for _ in range(2))
+        made = one.run("import os; ours, theirs = os.openpty(); os.ttyname(theirs)")
+        assert made.text == "'/dev/pts/0'\n", made
+        assert "FileNotFoundError" in text(other, "import os; os.open('/dev/pts/0', os.O_RDWR | os.O_NOCTTY)")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import asyncio\nasync def f(): await asyncio.sleep(0.01); return 'done'\nprint(asyncio.run(f()))",
+        "import asyncio\nasync def f():\n    echo = await asyncio.create_subprocess_exec('echo', 'done', stdout=-1)\n"
+        "    return (await echo.communicate())[0].decode().strip()\nprint(asyncio.run(f()))",
+        "import multiprocessing as mp\nmp.get_context('fork').Process(target=print, args=['done']).start()\n"
+        "[each.join() for each in mp.active_children()]; None",
+        "import multiprocessing as mp\nours, theirs = mp.Pipe(); theirs.send('done'); print(ours.recv())",
+        "import subprocess\nprint(subprocess.run(['echo', 'done'], capture_output=True, text=True).stdout.strip())",
+        "import os\nours, theirs = os.openpty(); os.write(theirs, b'done\\n'); os.read(ours, 9)\nprint('done')",
+    ],
+)
+def test_the_filter_lets_ordinary_programs_run(code: str) -> None:
+    with contextlib.closing(opened("bubblewrap").start(LIMITS, 0)) as interpreter:
+        assert text(interpreter, code) == "done\n"
 
 
 def running(name: str) -> bool:

@@ -88,7 +88,18 @@ def test_what_fails_is_told_without_our_own_code(space: Workspace) -> None:
 def test_a_command_tells_its_status_and_leaves_nothing_running(space: Workspace) -> None:
     assert text(space.shell(command="echo out; echo err >&2; exit 3")) == "out\nerr\n[exit status 3]\n"
     space.shell(command="sleep 987 & (setsid sleep 987 &) ; sleep 0.1")
-    assert "987" not in text(space.shell(command="cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -o 'sleep 98[0-9]'"))
+    assert "987" not in text(space.shell(command=SLEEPERS))
+
+
+SLEEPERS = "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -o 'sleep 98[0-9]'"
+
+
+def test_a_command_in_a_fork_leaves_nothing_running(space: Workspace) -> None:
+    space.python(code="x = 1")
+    with contextlib.closing(space.fork()) as twin:
+        twin.shell(command="sleep 987 & (setsid sleep 987 &) ; sleep 0.1")
+        assert "987" not in text(twin.shell(command=SLEEPERS))
+        assert "987" not in text(space.shell(command=SLEEPERS))
 
 
 def test_a_command_that_takes_too_long_ends_and_the_variables_stay() -> None:

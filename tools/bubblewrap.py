@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .cgroup import Cgroup
-from .inside import WORK
+from .inside import ASIDE, WORK
 from .sandbox import INSIDE, Branch, Limits, SandboxUnavailable, Zygote
 from .seccomp import bpf
 
@@ -46,7 +46,7 @@ def command() -> list[str]:
         *("--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"),
         *("--uid", "65534", "--gid", "65534", "--die-with-parent", "--new-session"),
         *_view(PROGRAM if rooted else str(INSIDE)),
-        *("--proc", "/proc", "--dir", WORK, "--dir", "/mnt"),
+        *("--proc", "/proc", "--dir", WORK, "--perms", "0000", "--dir", os.path.dirname(ASIDE), "--dir", ASIDE),
         *(() if under_tmp else ("--symlink", f"{WORK[1:]}/.tmp", "/tmp")),
         *("--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/"),
         *("--", sys.executable, "-I", PROGRAM),

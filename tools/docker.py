@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from .inside import WORK
-from .sandbox import INSIDE, LIBRARIES, ForkRefused, Limits, Link, Remote, SandboxError, SandboxUnavailable
+from .sandbox import GRACE, INSIDE, LIBRARIES, ForkRefused, Limits, Link, Remote, SandboxError, SandboxUnavailable
 from .seccomp import filter_rules
 
 IMAGE = "treegym-python"
@@ -133,14 +133,8 @@ class Contained(Remote):
     def fork(self) -> Contained:
         raise ForkRefused("a container cannot fork")
 
-    def close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            try:
-                if self._link:
-                    self._link.close()  # killing a container hangs while an attached stream is not read
-            finally:
-                self._container.remove(force=True)
+    def _leave(self) -> None:
+        self._container.remove(force=True)  # which would hang while an attached stream is not read
 
 
 class _Stream(Link):
@@ -149,6 +143,7 @@ class _Stream(Link):
     def __init__(self, limit: int, stream: Any) -> None:
         super().__init__(limit, getattr(stream, "_sock", stream))
         self._stream = stream
+        self.socket.settimeout(GRACE)  # TLS, where the engine is elsewhere, does not work without
         self._frames = bytearray()  # of which nothing was taken out yet
 
     def close(self) -> None:

@@ -28,17 +28,25 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from io import TextIOWrapper
+from stat import S_ISREG
+from types import CodeType
 from typing import Any, NoReturn
 
 HEADER = struct.Struct("!I")
-CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWPID = 0x00020000, 0x08000000, 0x20000000
+DEVICES = {os.makedev(1, minor) for minor in (3, 5, 7, 8, 9)}  # null, zero, full, random, urandom
+CLONE = {"x86_64": 56, "aarch64": 220}  # the system call's number
+CLONE_PARENT, CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWPID = 0x00008000, 0x00020000, 0x08000000, 0x20000000
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_MOVE, MS_PRIVATE = 2, 4, 8, 1 << 14, 1 << 13, 1 << 18
 MNT_DETACH = 2
 PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 4, 22, 24, 36, 38
 CAP_SYS_ADMIN, LAST_CAP = 21, 40
 WORK = "/episode"
+ASIDE = "/mnt/aside"  # where a keeper gets and no agent's code: the folder above is closed to all without capabilities
+FIRST = "x = 6\nprint(x)\nx * 7"  # run before all calls, so that none has to wait until memory of the zygote is copied
 libc = ctypes.CDLL(None, use_errno=True)
+python = ctypes.PyDLL(None, use_errno=True)  # the same functions, and Python's own, without another thread meanwhile
 
 
 def checked(result: int, *about: object) -> int:
@@ -50,11 +58,12 @@ def checked(result: int, *about: object) -> int:
 
 
 class Channel:
-    """Messages over a socket, with at most a few file descriptors beside each."""
+    """Messages over a socket, with at most a few file descriptors beside each; from the host they tell how many."""
 
     def __init__(self, fd: int) -> None:
         self.socket = socket.socket(fileno=fd)
         self.unread = bytearray()
+        self.fds: list[int] = []  # that came and whose message was not yet read
 
     def send(self, fds: Sequence[int] = (), **message: Any) -> None:
         text = json.dumps(message).encode()
@@ -63,17 +72,17 @@ class Channel:
         self.socket.sendall(data[sent:])
 
     def receive(self) -> tuple[dict[str, Any] | None, list[int]]:
-        """The next message and the descriptors that came with it; None at the end."""
-        fds: list[int] = []
-        while True:
-            message = take(self.unread)
-            if message is not None:
-                return json.loads(message), fds
+        """The next message and the descriptors that belong to it; None at the end."""
+        while (text := take(self.unread)) is None:
             part, found = self._some()
             if not part:
-                return None, fds
+                return None, []
             self.unread += part
-            fds += found
+            self.fds += found  # with the first of the messages that are read at once
+        message = json.loads(text)
+        count = message.pop("fds", 0)
+        fds, self.fds = self.fds[:count], self.fds[count:]
+        return message, fds
 
     def _some(self) -> tuple[bytes, list[int]]:
         return socket.recv_fds(self.socket, 1 << 16, 4)[:2]
@@ -106,6 +115,7 @@ class Pipes(Channel):
     def __init__(self) -> None:
         self.ends = [os.dup(fd) for fd in (0, 1)]
         self.unread = bytearray()
+        self.fds = []
 
     def send(self, fds: Sequence[int] = (), **message: Any) -> None:
         text = json.dumps(message).encode()
@@ -120,6 +130,10 @@ class Pipes(Channel):
 # The interpreter
 
 
+class Uncopyable(Exception):
+    """Why a copy of an interpreter would not be whole."""
+
+
 class Interpreter:
     """Runs calls in one namespace; what they print goes to a file, its beginning to the host."""
 
@@ -129,11 +143,12 @@ class Interpreter:
         self.isolated = isolated
         self.names = {"__name__": "__main__", "__builtins__": __builtins__}
         self.calls = 0
+        self.writer: TextIOWrapper | None = None
         self._open_output()
 
     def _open_output(self) -> None:
-        folder = os.path.join(self.limits["work"], ".tmp")
-        self.output = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        flags = os.O_TMPFILE | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC
+        self.output = os.open(self.limits["work"], flags, 0o600)
 
     def serve(self) -> NoReturn:
         while True:
@@ -146,7 +161,6 @@ class Interpreter:
                 self.fork(fds[0], message["work"])
             elif message["do"] == "seed":
                 seed(message["seed"])
-                self.channel.send(seeded=True)
 
     def run(self, code: str, apart: bool) -> dict[str, Any]:
         """What the code printed and whether it failed; the value of a last expression is printed too.
@@ -162,15 +176,18 @@ class Interpreter:
         for fd in (1, 2):
             os.dup2(self.output, fd)
         os.ftruncate(self.output, 0)
-        writer = open(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115 (stays)
-        sys.stdout = sys.stderr = writer
+        if self.writer is None:
+            self.writer = open(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115 (stays)
+        sys.stdout = sys.stderr = writer = self.writer
         used = resource.getrusage(resource.RUSAGE_SELF)
         seconds = int(used.ru_utime + used.ru_stime + self.limits["cpu"]) + 1
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.getrlimit(resource.RLIMIT_CPU)[1]))
         failed = not self._execute(code, name, names)
-        with contextlib.suppress(Exception):
+        try:
             writer.flush()
+        except Exception:  # the disk is full, or the agent closed it: the next call gets another
+            self.writer = None
         size, data = os.fstat(self.output).st_size, b""
         if size:
             data = os.pread(self.output, 4 * self.limits["output"], 0)
@@ -179,13 +196,10 @@ class Interpreter:
 
     def _execute(self, code: str, name: str, names: dict[str, Any]) -> bool:
         try:
-            tree = ast.parse(code, name)
-            last = tree.body[-1] if tree.body else None
-            if isinstance(last, ast.Expr):
-                tree.body.pop()
-            exec(compile(tree, name, "exec"), names)
-            if isinstance(last, ast.Expr):
-                value = eval(compile(ast.Expression(last.value), name, "eval"), names)
+            body, last = compiled(code, name)
+            exec(body, names)
+            if last:
+                value = eval(last, names)
                 if value is not None:
                     names["_"] = value
                     print(repr(value))
@@ -208,69 +222,118 @@ class Interpreter:
 
     def fork(self, fd: int, work: str) -> None:
         """Forks; the child answers on the descriptor, the parent on its own channel."""
-        descriptors = self._descriptors()
-        reason = self._obstacle(descriptors, {self.channel.socket.fileno(), self.output, fd})
-        if reason:
-            os.close(fd)
-            self.channel.send(refused=reason)
-            return
         with contextlib.suppress(Exception):
             sys.stdout.flush()
-        files = self._files(descriptors)
-        drawn = random.getstate()
-        pid = os.fork()
-        if pid:
+        drawn, copied, refused = random.getstate(), False, None
+        try:
+            self._check_processes()
+            files = self._files(but={1, 2, self.channel.socket.fileno(), self.output, fd})
+            copied = fork_beside()
+            if copied:
+                random.setstate(drawn)  # which Python seeds anew in a child
+                self.channel.close()
+                self.channel = Channel(fd)
+                self._settle(work, files)
+        except Exception as error:
+            refused = str(error) if isinstance(error, Uncopyable) else repr(error)
+        if not copied:
             os.close(fd)
-            self.channel.send(refused=None)
-            return
-        random.setstate(drawn)  # which Python seeds anew in a child
-        self.channel.close()
-        self.channel = Channel(fd)
+        self.channel.send(refused=refused)
+
+    def _settle(self, work: str, files: list[tuple[int, str, int, int]]) -> None:
+        """Moves this process, a copy, to files of its own."""
         folder, room = os.getcwd(), []
         if self.isolated:
             checked(libc.unshare(CLONE_NEWNS), "unshare")
             room = [os.open("/proc/self/ns/mnt", os.O_RDONLY)]
         os.close(self.output)
         self.channel.send(room, pid=os.getpid())
+        self._check_memory()  # only now, for it takes as long as the keeper does
         self.channel.receive()  # its files are there
         for fd in room:
             os.close(fd)
         old, self.limits = self.limits["work"], {**self.limits, "work": work}
         os.chdir(folder.replace(old, work, 1))
+        os.environ |= {name: path.replace(old, work, 1) for name, path in os.environ.items() if path.startswith(old)}
         for number, path, flags, offset in files:
             new = os.open(path.replace(old, work, 1), flags & ~(os.O_TRUNC | os.O_CREAT | os.O_EXCL))
             os.lseek(new, offset, os.SEEK_SET)
-            os.dup2(new, number, inheritable=False)
+            os.dup2(new, number, inheritable=not flags & os.O_CLOEXEC)
             os.close(new)
         self._open_output()
-        self.channel.send(ready=True)
 
-    def _obstacle(self, descriptors: list[tuple[int, str]], ours: set[int]) -> str | None:
-        """Why a copy of this process would not be whole; None when it would."""
-        names = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+    def _check_processes(self) -> None:
+        """Uncopyable where there are threads or children."""
         if len(os.listdir("/proc/self/task")) > 1:
-            return f"threads are running: {', '.join(names) or 'not of Python'}"
-        for number, target in descriptors:
-            if number not in ours and number > 2 and target.startswith(("socket:", "pipe:", "anon_inode:")):
-                return f"file descriptor {number} is a {target.partition(':')[0]}"
-        return None
+            names = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+            raise Uncopyable(f"threads are running: {', '.join(names) or 'not of Python'}")
+        with contextlib.suppress(ChildProcessError):  # there is none
+            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            raise Uncopyable("a process that it started runs, or ended and was not waited for")
 
-    def _descriptors(self) -> list[tuple[int, str]]:
+    def _check_memory(self) -> None:
+        """Uncopyable where memory is shared, to be written or with a file of the episode's."""
+        work = self.limits["work"].encode()
+        with open("/proc/self/maps", "rb") as file:
+            for line in file:
+                _, rights, rest = line.split(b" ", 2)
+                if rights.endswith(b"s") and (b"w" in rights or b" " + work in rest):
+                    raise Uncopyable(f"memory is shared: {line.decode(errors='replace').strip()}")
+
+    def _files(self, but: set[int]) -> list[tuple[int, str, int, int]]:
+        """Number, path, flags and offset of each open file. Uncopyable where one is no file, or has no name."""
         found = []
         for name in os.listdir("/proc/self/fd"):
-            with contextlib.suppress(OSError):
-                found.append((int(name), os.readlink(f"/proc/self/fd/{name}")))
+            with contextlib.suppress(FileNotFoundError):  # that of the listing itself
+                number, path = int(name), os.readlink(f"/proc/self/fd/{name}")
+                if number not in but and (file := self._file(number, path)):
+                    found.append(file)
         return found
 
-    def _files(self, descriptors: list[tuple[int, str]]) -> list[tuple[int, str, int, int]]:
-        """Open files among the episode's own: number, path, flags and offset of each."""
-        found = []
-        for number, target in descriptors:
-            if number > 2 and number != self.output and target.startswith(self.limits["work"] + "/"):
-                with open(f"/proc/self/fdinfo/{number}") as file:
-                    info = dict(line.split(":\t") for line in file.read().splitlines()[:2])
-                found.append((number, target, int(info["flags"], 8), int(info["pos"])))
-        return found
+    def _file(self, number: int, path: str) -> tuple[int, str, int, int] | None:
+        """None for a device without a state."""
+        status = os.fstat(number)
+        if status.st_rdev in DEVICES:
+            return None
+        if not S_ISREG(status.st_mode) or not status.st_nlink:
+            raise Uncopyable(f"file descriptor {number} is {path}")
+        with open(f"/proc/self/fdinfo/{number}") as file:
+            info = dict(line.split(":\t") for line in file.read().splitlines()[:2])
+        return number, path, int(info["flags"], 8), int(info["pos"])
+
+
+def fork_beside() -> bool:
+    """Forks as os.fork() does, but a child of this process's parent, the keeper; whether this is the copy.
+
+    So nothing comes to this process when the copy ends: neither its remains nor what it started nor its own copies.
+    """
+    number, zero = CLONE[os.uname().machine], ctypes.c_long(0)
+    python.PyOS_BeforeFork()
+    pid = python.syscall(number, CLONE_PARENT | signal.SIGCHLD, zero, zero, zero, zero)
+    if pid:
+        python.PyOS_AfterFork_Parent()
+        if pid < 0:
+            raise Uncopyable(f"no process more: {os.strerror(ctypes.get_errno())}")
+        return False
+    python.PyOS_AfterFork_Child()
+    os.setpgid(0, 0)  # a signal to its group is not to its parent
+    checked(libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+    return True
+
+
+def compiled(code: str, name: str) -> tuple[CodeType, CodeType | None]:
+    """The code, and the expression that it ends in, if any, apart."""
+    text = code.rstrip("\n")
+    start = text.rfind("\n") + 1
+    above, line = text[:start], text[start:]
+    if "\r" not in text and not line[:1].isspace():
+        with contextlib.suppress(SyntaxError):  # else the last line is an expression, and what is above it is whole
+            last = compile("\n" * above.count("\n") + line, name, "eval", dont_inherit=True)
+            return compile(above, name, "exec", dont_inherit=True), last
+    tree: Any = compile(code, name, "exec", ast.PyCF_ONLY_AST, dont_inherit=True)
+    end = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+    body = compile(tree, name, "exec", dont_inherit=True)
+    return body, compile(ast.Expression(end.value), name, "eval", dont_inherit=True) if end else None
 
 
 def begin(fd: int, limits: dict[str, Any], isolated: bool, filter_: bytes) -> NoReturn:
@@ -288,7 +351,9 @@ def begin(fd: int, limits: dict[str, Any], isolated: bool, filter_: bytes) -> No
     checked(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))
     if filter_:
         _filter_calls(filter_)
-    Interpreter(Channel(fd), limits, isolated).serve()
+    interpreter = Interpreter(Channel(fd), limits, isolated)
+    json.dumps(interpreter.run(FIRST, apart=True))
+    interpreter.serve()
 
 
 def _bind(limits: dict[str, Any]) -> None:
@@ -298,8 +363,11 @@ def _bind(limits: dict[str, Any]) -> None:
     for name in ("AS", "NPROC", "FSIZE", "NOFILE"):
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limits[name], limits[name]))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    temporary = os.path.join(limits["work"], ".tmp")
+    with contextlib.suppress(OSError):  # the disk is full, or another file has its name
+        os.makedirs(temporary, exist_ok=True)
     os.chdir(limits["work"])
-    os.environ.update(HOME=limits["work"], TMPDIR=os.path.join(limits["work"], ".tmp"))
+    os.environ.update(HOME=limits["work"], TMPDIR=temporary)
     seed(limits["seed"])
 
 
@@ -353,15 +421,18 @@ class Keeper:
     def __init__(self, fd: int, limits: dict[str, Any], isolated: bool, filter_: bytes) -> None:
         self.channel = Channel(fd)
         self.limits, self.isolated, self.filter = limits, isolated, filter_
+        self.home = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC) if isolated else -1
         self.pids: dict[int, int] = {}  # of the interpreters, by branch
         self.rooms: dict[int, int] = {}  # mount namespaces of the branches: descriptors, by branch
         self.works: dict[int, str] = {}  # folders of their files, by branch
+        self.fresh: int | None = None  # the mount namespace in which a parent's files are still mounted, aside
 
     def serve(self) -> NoReturn:
         with contextlib.suppress(OSError, EOFError):  # the host is gone
             message, fds = self.channel.receive()
             while message is not None:
                 self.channel.send(error=self._do(message, fds))
+                self._tidy()
                 message, fds = self.channel.receive()
         self._end()
 
@@ -379,9 +450,8 @@ class Keeper:
             if not self.isolated and not self.works:
                 os.mkdir(os.path.dirname(work), 0o700)  # here, so that a host that is killed leaves none
             self.works[branch] = work
-            os.makedirs(os.path.join(work, ".tmp"), exist_ok=True)
             if self.isolated:
-                self.rooms[branch] = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+                self.rooms[branch] = os.dup(self.home)
         pid = os.fork()
         if not pid:
             try:
@@ -395,33 +465,46 @@ class Keeper:
 
     def do_adopt(self, room: int = -1, *, branch: int, parent: int, pid: int, work: str) -> None:
         """Gives a forked interpreter, whose mount namespace is `room`, files of its own: a copy of its parent's."""
-        if pid in self.pids.values() or parent_of(pid) != self.pids[parent]:
+        if pid in self.pids.values() or parent_of(pid) != os.getpid():
             raise OSError(f"{pid} is no fork of its parent")
         if not self.isolated:
             shutil.copytree(self.works[parent], work, symlinks=True)
         else:
-            known = {os.fstat(fd).st_ino for fd in self.rooms.values()}
+            known = {os.fstat(fd).st_ino for fd in (self.home, *self.rooms.values())}
             if os.fstat(room).st_ino in known:
                 raise OSError(f"{pid} has no mount namespace of its own")
             self.rooms[branch] = room
-            home = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                checked(libc.setns(room, CLONE_NEWNS), "setns")
-                mount_files("/mnt", self.limits["disk"])
-                _copy(WORK, "/mnt")
-                checked(libc.umount2(WORK.encode(), MNT_DETACH), "umount")
-                checked(libc.mount(b"/mnt", WORK.encode(), None, MS_MOVE, None), "move")
-            finally:
-                checked(libc.setns(home, CLONE_NEWNS), "setns")
-                os.close(home)
+            with self._inside(room):
+                os.chdir(WORK)
+                checked(libc.mount(WORK.encode(), ASIDE.encode(), None, MS_MOVE, None), "move")
+                self.fresh = room
+                mount_files(WORK, self.limits["disk"])
+                _copy(".", WORK)
         self.works[branch] = work
         self.pids[branch] = pid
 
+    def _tidy(self) -> None:
+        """Unmounts what a fork's own files replaced: the kernel takes long over it, so not while anyone waits."""
+        room, self.fresh = self.fresh, None
+        if room is not None:
+            with self._inside(room):
+                while not libc.umount2(ASIDE.encode(), MNT_DETACH):  # twice if the parent was not tidied yet
+                    pass
+
+    @contextlib.contextmanager
+    def _inside(self, room: int) -> Iterator[None]:
+        """In another mount namespace."""
+        checked(libc.setns(room, CLONE_NEWNS), "setns")
+        try:
+            yield
+        finally:
+            checked(libc.setns(self.home, CLONE_NEWNS), "setns")
+
     def do_kill(self, *, branch: int) -> None:
-        """Ends the branch's interpreter and what it started, not its forks."""
-        pid = self.pids.pop(branch, None)
+        """Ends the branch's interpreter and what it started, and what an interpreter that died left behind."""
+        self.pids.pop(branch, None)
         others, stopped = set(self.pids.values()), set[int]()
-        while pid is not None and (fresh := set(descendants(pid, others)) - stopped):
+        while fresh := below(os.getpid(), others) - stopped:
             _signal(fresh, signal.SIGSTOP)  # what stands still starts nothing
             stopped |= fresh
         _signal(stopped, signal.SIGKILL)
@@ -471,8 +554,8 @@ def stat(pid: int | str) -> list[str]:
         os.close(fd)
 
 
-def descendants(pid: int, stop: set[int]) -> list[int]:
-    """The process and those below it that live, without the ones to stop at and what is below those."""
+def below(pid: int, but: set[int]) -> set[int]:
+    """The processes below this one that live, without these and those below them."""
     children: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
@@ -480,10 +563,11 @@ def descendants(pid: int, stop: set[int]) -> list[int]:
                 state, parent = stat(name)[:2]
                 if state != "Z":
                     children.setdefault(int(parent), []).append(int(name))
-    found, ahead = [], [pid]
+    found, ahead = set[int](), [pid]
     while ahead:
-        found.append(ahead.pop())
-        ahead += [child for child in children.get(found[-1], []) if child not in stop]
+        fresh = set(children.get(ahead.pop(), [])) - but
+        found |= fresh
+        ahead += fresh
     return found
 
 
@@ -526,6 +610,8 @@ def keep(fd: int, limits: dict[str, Any], isolated: bool, filter_: bytes, cgroup
     if isolated:
         checked(libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None), "mount", "/")
         checked(libc.mount(b"proc", b"/proc", b"proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, None), "mount", "/proc")
+        terminals = b"newinstance,ptmxmode=0666,mode=620"
+        checked(libc.mount(b"devpts", b"/dev/pts", b"devpts", MS_NOSUID | MS_NOEXEC, terminals), "mount", "/dev/pts")
         mount_files(WORK, limits["disk"])
         checked(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))
     Keeper(fd, limits, isolated, filter_).serve()
@@ -561,7 +647,6 @@ def serve_pipes(limits: dict[str, Any]) -> NoReturn:
     null = os.open("/dev/null", os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(null, standard)
-    os.makedirs(os.path.join(limits["work"], ".tmp"), exist_ok=True)
     _bind(limits)
     interpreter = Interpreter(channel, limits, isolated=False)
     channel.send(ready=True)

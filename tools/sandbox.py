@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import secrets
+import select
 import shutil
 import socket
 import subprocess
@@ -42,6 +43,7 @@ LIBRARIES = (
 )
 GRACE = 5.0  # seconds that a sandbox's own processes have for an answer
 SPARES = 4  # kinds of episodes that one is made ahead of
+PAUSE = 0.02  # seconds before it is made, in which the episode that has just begun has the processors to itself
 MAX_CODE = 100_000  # characters of an agent's call
 
 
@@ -54,7 +56,7 @@ class SandboxUnavailable(SandboxError):
 
 
 class ForkRefused(RuntimeError):
-    """An interpreter holds what cannot be copied: a thread, a socket, a pipe."""
+    """An interpreter holds what cannot be copied: a thread, a pipe, a process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,16 +142,20 @@ class Link:
         if ours is None:
             ours, self.theirs = socket.socketpair()
         self.socket = ours
+        self.socket.setblocking(False)  # a timeout would be set anew, by a system call, for every message
         self._limit = limit
         self._unread = bytearray()
 
     def send(self, fds: Sequence[int] = (), **message: Any) -> None:
-        text = json.dumps(message).encode()
+        text = json.dumps(message | {"fds": len(fds)} if fds else message).encode()
         data = HEADER.pack(len(text)) + text
-        self._wait(GRACE)
-        sent = socket.send_fds(self.socket, [data], fds) if fds else 0
-        if sent < len(data):
-            self.socket.sendall(data[sent:])
+        end = time.monotonic() + GRACE
+        while data:
+            try:
+                sent = socket.send_fds(self.socket, [data], fds) if fds else self.socket.send(data)
+                data, fds = data[sent:], ()
+            except BlockingIOError:
+                self._wait(select.POLLOUT, end)
 
     def receive(self, seconds: float) -> dict[str, Any]:
         """TimeoutError when it takes longer, EOFError at the end or for what is no message."""
@@ -159,7 +165,7 @@ class Link:
         """The same, and appends a descriptor that comes with the message."""
         end = time.monotonic() + seconds
         while (text := take(self._unread, self._limit)) is None:
-            self._wait(max(end - time.monotonic(), 1e-6))
+            self._wait(select.POLLIN, end)
             self._unread += self._some(fds)
         try:
             message = json.loads(text)
@@ -169,10 +175,12 @@ class Link:
             raise EOFError("a message that is no object")
         return message
 
-    def _wait(self, seconds: float) -> None:
-        """Sets how long an operation of the socket may take; to set what is set already would be a system call."""
-        if self.socket.gettimeout() != seconds:
-            self.socket.settimeout(seconds)
+    def _wait(self, event: int, end: float) -> None:
+        """Until the socket can be read or written. TimeoutError when it cannot by then."""
+        ready = select.poll()
+        ready.register(self.socket, event)
+        if not ready.poll(max(end - time.monotonic(), 0) * 1000):
+            raise TimeoutError
 
     def _some(self, fds: list[int] | None) -> bytes:
         """What has come; one descriptor at most is taken from all of it."""
@@ -202,6 +210,18 @@ class Link:
         self.gave()
 
 
+@dataclass(frozen=True, slots=True)
+class Spare:
+    """An episode that is made ahead, a little later or once it is wanted."""
+
+    wanted: threading.Event
+    branch: Future[Branch]
+
+    def take(self) -> Branch:
+        self.wanted.set()
+        return self.branch.result()
+
+
 class Zygote:
     """A running `inside.py` that serves episodes; started at first use.
 
@@ -225,7 +245,7 @@ class Zygote:
 
     def _settle(self) -> None:
         self._owner = os.getpid()
-        self._spares: dict[Limits, Future[Branch]] = {}
+        self._spares: dict[Limits, Spare] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self._link = Link()
 
@@ -234,18 +254,28 @@ class Zygote:
         with self._lock:
             if self._owner != os.getpid():
                 self._settle()  # in a fork of the host: what was made is the parent's
+            for spare in self._spares.values():  # they are made one after the other
+                spare.wanted.set()
             branch = self._take_spare(limits) or _launcher(self._owner).submit(self._begin, limits).result()
-            self._spares[limits] = _launcher(self._owner).submit(self._begin, limits)
+            self._spares[limits] = self._prepare(limits)
             if len(self._spares) > SPARES:
                 self._end_spare(next(iter(self._spares)))
         branch.reseed(seed)
         return branch
 
+    def _prepare(self, limits: Limits) -> Spare:
+        def begin() -> Branch:
+            wanted.wait(PAUSE)
+            return self._begin(limits)
+
+        wanted = threading.Event()
+        return Spare(wanted, _launcher(self._owner).submit(begin))
+
     def _take_spare(self, limits: Limits) -> Branch | None:
         """The episode that was made ahead, if it lives."""
         spare = self._spares.pop(limits, None)
         try:
-            branch = spare.result() if spare else None
+            branch = spare.take() if spare else None
         except (SandboxError, OSError):  # which whoever begins the next one meets again
             return None
         if branch and not (self._process and self._process.poll() is None):
@@ -307,7 +337,9 @@ class Zygote:
                 raise SandboxUnavailable(f"{command[0]} does not start: {said or 'it said nothing'}") from None
 
     def close(self) -> None:
-        """Ends it and, with it, every episode."""
+        """Ends it and, with it, every episode; in a fork of the host nothing, for they are its parent's."""
+        if self._owner != os.getpid():
+            return
         with self._lock:
             for limits in list(self._spares):
                 self._end_spare(limits)
@@ -377,8 +409,8 @@ class Episode:
         """Waits until the keeper has done what it was told. SandboxError where it could not."""
         with self.lock, self._answering():
             while self.owed:
+                answer = self.link.receive(GRACE)  # which may come late: then it is owed still
                 self.owed -= 1
-                answer = self.link.receive(GRACE)
                 if answer.get("error"):
                     raise SandboxError(f"sandbox: {answer['error']}")
 
@@ -418,11 +450,15 @@ class Remote:
         self.limits = limits
         self._link: Link | None = None
         self._closed = False
+        self._owner = os.getpid()
 
     def _start(self) -> Link:
         raise NotImplementedError
 
     def _kill(self) -> None:
+        raise NotImplementedError
+
+    def _leave(self) -> None:
         raise NotImplementedError
 
     def run(self, code: str, *, apart: bool = False) -> Outcome:
@@ -442,8 +478,8 @@ class Remote:
             return self._lose("the interpreter ended: it exited, was killed, or used too much memory or CPU time")
 
     def _living(self) -> Link:
-        if self._closed:
-            raise SandboxError("this interpreter is closed")
+        if self._closed or self._owner != os.getpid():
+            raise SandboxError("this interpreter is closed, or that of a process whose fork this is")
         if self._link is None:
             self._link = self._start()
         return self._link
@@ -455,6 +491,17 @@ class Remote:
             self._link.close()
             self._link = None
         return Outcome("", failed=True, lost=why)
+
+    def close(self) -> None:
+        """In a fork of the host it ends nothing, for the interpreter is its parent's."""
+        if not self._closed:
+            self._closed = True
+            try:
+                if self._link:
+                    self._link.close()
+            finally:
+                if self._owner == os.getpid():
+                    self._leave()
 
 
 class Branch(Remote):
@@ -475,8 +522,7 @@ class Branch(Remote):
         self._episode.settle()
         try:
             self._living().send(do="seed", seed=seed)
-            self._living().receive(GRACE)
-        except (OSError, EOFError):
+        except OSError:
             self._lose("")  # the first call starts another
 
     def _start(self) -> Link:
@@ -496,38 +542,50 @@ class Branch(Remote):
         self._episode.ask(do="kill", branch=self._number)
 
     def fork(self) -> Branch:
+        with self._episode.lock:  # no other branch ends meanwhile, and with it what the keeper does not know yet
+            return self._fork()
+
+    def _fork(self) -> Branch:
         parent = self._living()
         twin = Branch(self._episode, self._seed)
         link = twin._link = Link(self.limits.message)
-        room: list[int] = []  # the copy's mount namespace
         try:
             parent.send([link.give()], do="fork", work=twin._work)
             link.gave()
-            if reason := parent.receive(GRACE).get("refused"):
-                raise ForkRefused(str(reason)[:500])
-            pid = link.receive_with(room, GRACE).get("pid")
-            if not isinstance(pid, int):
-                raise ForkRefused("the copy does not tell its number")
-            self._episode.ask(room, do="adopt", branch=twin._number, parent=self._number, pid=pid, work=twin._work)
-            link.send(go=True)
-            link.receive(GRACE)
+            try:
+                self._adopt(twin, link)
+            finally:
+                _unrefused(parent.receive(GRACE))
         except (OSError, EOFError, SandboxError) as error:
             twin.close()
             raise ForkRefused(f"the interpreter did not fork: {error!r}") from None
         except ForkRefused:
             twin.close()
             raise
+        return twin
+
+    def _adopt(self, twin: Branch, link: Link) -> None:
+        """Has the keeper take the copy in."""
+        room: list[int] = []  # its mount namespace
+        try:
+            pid = _unrefused(link.receive_with(room, GRACE)).get("pid")
+            if not isinstance(pid, int):
+                raise ForkRefused("the copy does not tell its number")
+            self._episode.ask(room, do="adopt", branch=twin._number, parent=self._number, pid=pid, work=twin._work)
         finally:
             for fd in room:
                 os.close(fd)
-        return twin
+        link.send(go=True)
+        _unrefused(link.receive(GRACE))
 
-    def close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            if self._link:
-                self._link.close()
-            self._episode.leave(self._number)
+    def _leave(self) -> None:
+        self._episode.leave(self._number)
+
+
+def _unrefused(message: dict[str, Any]) -> dict[str, Any]:
+    if reason := message.get("refused"):
+        raise ForkRefused(str(reason)[:500])
+    return message
 
 
 def _outcome(message: dict[str, Any], limits: Limits) -> Outcome:

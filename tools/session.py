@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -19,6 +20,7 @@ class _Held:
 
     def __init__(self, interpreter: Interpreter) -> None:
         self.interpreter = interpreter
+        self.owner = os.getpid()
         self.holders = 1
         self.lock = threading.Lock()
 
@@ -27,7 +29,8 @@ class _Held:
 class Session:
     """Forks are lazy: a branch that never runs code again costs nothing.
 
-    Where an interpreter cannot be copied, and where a session was pickled, the calls so far run again in a fresh one.
+    Where an interpreter cannot be copied, and where a session was pickled or came with a fork of the host, the calls so
+    far run again in a fresh one.
     """
 
     sandbox: str = "strongest"
@@ -49,7 +52,7 @@ class Session:
 
     def _own(self) -> Interpreter:
         """The interpreter, of this session alone from now on."""
-        if self._held is None:
+        if self._held is None or self._held.owner != os.getpid():  # in a fork of the host, where it is not ours
             self._held = _Held(self._replayed())
         held = self._held
         with held.lock:
