@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import errno
 import functools
+import io
 import json
 import os
+import random
 import signal
 import sqlite3
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +48,7 @@ from treegym.agents import (
     migrate,
     salvage,
 )
+from treegym.agents.frames import Frames
 from treegym.agents.nano import build_nano
 from treegym.agents.records import SCHEMA, SHARED, pack_floats, pack_ints, unpack
 from treegym.agents.store import CUT_OFF
@@ -335,6 +339,18 @@ def test_an_opening_that_was_damaged_meanwhile_is_not_built_on(path: Path) -> No
     assert EpisodeStore(path).read(1)[1] == tree(1)
     with pytest.raises(DamagedStore, match="record 0 at byte 0"):
         EpisodeStore(path).read(0)
+
+
+def test_threads_read_side_by_side() -> None:
+    frames = Frames()
+    lines = [random.Random(number).randbytes(1 << 19).hex().encode() for number in range(4)]
+    written = [frames.encode(number, line) for number, line in enumerate(lines)] * 16
+
+    def read(data: bytes) -> bytes | None:
+        return piece.line if (piece := frames.read(io.BytesIO(data), 0)) else None
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(read, written)) == lines * 16
 
 
 def test_a_tree_that_cannot_be_summed_up_is_not_written(path: Path) -> None:
