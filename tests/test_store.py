@@ -353,6 +353,20 @@ def test_threads_read_side_by_side() -> None:
         assert list(pool.map(read, written)) == lines * 16
 
 
+def test_misshapen_advantages_are_refused(tmp_path: Path) -> None:
+    store = EpisodeStore(tmp_path / "trees.jsonl")
+    with pytest.raises(ValueError, match=r"advantages are \[rollout\]\[turn\] of the tree"):
+        store.append(tree(0), advantages=[[0.5], [0.25] * 4])
+    assert store.size == 0
+    store.append(tree(0), advantages=[[0.5] * len(path) for path in tree(0).paths])
+    five, four = (json.dumps(pack_floats([0.5] * count)) for count in (5, 4))
+    store.path.write_text(store.path.read_text().replace(five, four))
+    store.index_path.unlink()
+    store.close()
+    with pytest.raises(DamagedStore, match=r"record 0 at byte 0 is damaged: .* its 4 advantages are not those"):
+        list(EpisodeStore(store.path))
+
+
 def test_a_tree_that_cannot_be_summed_up_is_not_written(path: Path) -> None:
     store = EpisodeStore(path)
     with pytest.raises(ValueError, match="has no rollout"):
