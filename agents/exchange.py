@@ -168,21 +168,25 @@ def _said(row: Row) -> str:
     return json.dumps(said, ensure_ascii=False)
 
 
-def _conversation(rows: Sequence[Row]) -> tuple[tuple[Message, ...], list[Node]]:
-    """Messages before the first reply, and a node for each reply."""
-    messages: list[Message] = []
+def _conversation(rows: Sequence[Row], prompt: Sequence[Row] = ()) -> tuple[tuple[Message, ...], list[Node]]:
+    """The prompt and what comes before the first reply; a node for each reply."""
+    messages = [_message(row) for row in prompt]
     nodes: list[Node] = []
     turns: list[tuple[str, list[Message]]] = []
     for row in rows:
         if row["role"] == "assistant":
             turns.append((_said(row), []))
         else:
-            (turns[-1][1] if turns else messages).append(Message(row["role"], _text(row.get("content"))))
+            (turns[-1][1] if turns else messages).append(_message(row))
     for number, (said, answers) in enumerate(turns):
         nodes.append(Node(number - 1, Completion(said), messages=tuple(answers), terminated=number == len(turns) - 1))
     if not nodes:
         raise ValueError("no message is the assistant's")
     return tuple(messages), nodes
+
+
+def _message(row: Row) -> Message:
+    return Message(row["role"], _said(row) if row["role"] == "assistant" else _text(row.get("content")))
 
 
 def _text(content: Any) -> str:
@@ -245,7 +249,7 @@ def write_verifiers(record: Record) -> Iterator[Row]:
 
 def read_verifiers(rows: Iterable[Row]) -> Iterator[Record]:
     for number, row in enumerate(rows):
-        messages, nodes = _conversation([*row["prompt"], *row["completion"]])
+        messages, nodes = _conversation(row["completion"], row["prompt"])
         own = (row.get("info") or {}).get("treegym", {})
         rewards = own.get("rewards") or [0.0] * (len(nodes) - 1) + [row["reward"]]
         terms = own.get("terms") or [{}] * (len(nodes) - 1) + [row.get("metrics") or {}]

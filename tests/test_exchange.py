@@ -240,6 +240,17 @@ def test_verifiers_rows_tell_rewards_and_ends(records: list[Record]) -> None:
             assert row["info"]["treegym"]["task"]["seed"] == record.tree.task.seed
 
 
+def test_examples_in_a_prompt_are_none_of_the_agent_s_turns(records: list[Record]) -> None:
+    row = to_text("verifiers", next(EXCHANGES["verifiers"].write(records[0])))
+    example = [{"role": "user", "content": "What is 1 + 1?"}, {"role": "assistant", "content": "2"}]
+    row["prompt"] = [*example, *row["prompt"]]
+    [record] = EXCHANGES["verifiers"].read([row])
+    assert [(m.role, m.text) for m in record.tree.messages[:2]] == [("user", "What is 1 + 1?"), ("assistant", "2")]
+    assert len(record.tree.nodes) == sum(m["role"] == "assistant" for m in row["completion"])
+    [again] = EXCHANGES["verifiers"].write(record)
+    assert to_text("verifiers", again)["prompt"] == row["prompt"]
+
+
 @pytest.mark.parametrize("env", registered())
 def test_every_environment_s_demonstrations_become_tool_calls(env: str) -> None:
     """At least where it has tools: the oracle's first move is a call or an answer."""
