@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +19,8 @@ from wander import ENVS, Wander, sandboxed, tasks
 
 from treegym.agents import (
     LENIENT,
+    STRICT,
+    Answer,
     Chains,
     ChatRenderer,
     Completion,
@@ -184,6 +187,11 @@ def test_fields_by_mode(
     change(monkeypatch, KINDS[LOOKUP], tree.nodes[0].state_key, to)
     assert [(d.turn, d.difference.field) for d in verify(tree)] == [(1, strict)]
     assert [(d.turn, d.difference.field) for d in verify(tree, LENIENT)] == ([(1, lenient)] if lenient else [])
+
+
+def test_what_is_the_same_to_the_byte_is_the_same_to_the_lenient() -> None:
+    answer = Answer((), "", reward=math.nan, reward_terms={"exact": math.nan, "speed": math.inf, "style": None})
+    assert STRICT.first(answer, answer) is LENIENT.first(answer, answer) is None
 
 
 def test_a_prompt_that_changed_is_turn_0(recorded: dict[str, list[RolloutTree]]) -> None:
