@@ -297,7 +297,7 @@ class EpisodeStore:
     # the lock and the index
 
     def _locked(self) -> _Lock:
-        if self._lock is None or not self._lock.holds(self.path):
+        while self._lock is None or not self._lock.holds(self.path):  # it may be replaced until it is locked
             self.close()
             self._lock = _Lock(self.path)
             self._end = -1

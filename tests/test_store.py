@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import functools
 import io
 import json
@@ -570,6 +571,23 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM
 store.append(tree(2))
 print(len(store))
 """
+
+
+def test_a_file_that_is_replaced_before_it_is_locked_is_not_written(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, other = fill(path, 2), path.with_name("other.zst")
+    fill(other, 3)
+    flock = fcntl.flock
+
+    def late(file: int, how: int) -> None:
+        if other.exists():
+            other.replace(path)
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    EpisodeStore(path).append(tree(3))
+    assert [found for _, found in EpisodeStore(path)] == [*(each for _, each in held), tree(2), tree(3)]
 
 
 def test_a_write_that_ends_midway_leaves_the_store_as_it_was(path: Path) -> None:
