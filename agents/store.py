@@ -60,7 +60,7 @@ class EpisodeStore:
         self.path = path
         self._layout = layout_of(path)
         self._index: Index | None = None
-        self._openings: dict[int, Opening] = {}  # by offset
+        self._openings: dict[tuple[int, int], Opening] = {}  # by offset and checksum
         self._lock: _Lock | None = None
         self._end = 0  # of the file, when this process last wrote
 
@@ -124,7 +124,6 @@ class EpisodeStore:
             self._drop_index()
             self.index_path.unlink(missing_ok=True)
             os.ftruncate(lock.file, size)
-        self._openings.clear()
         self._end = -1
 
     @contextlib.contextmanager
@@ -271,18 +270,21 @@ class EpisodeStore:
         return record
 
     def _opening(self, file: BinaryIO, offset: int) -> Opening:
-        if offset not in self._openings:
-            try:
-                piece = self._layout.read(file, offset)
-                tree = read_record(0, piece.line, self._no_opening).tree if piece else None
-            except (Damage, UnknownSchema) as error:
-                raise ValueError(f"what it begins with, at byte {offset}, is damaged: {error}") from None
-            if tree is None:
+        try:
+            piece = self._layout.read(file, offset)
+            if piece is None:
                 raise ValueError(f"what it begins with, at byte {offset}, is missing")
-            while len(self._openings) >= _CACHED:
-                self._openings.pop(next(iter(self._openings)), None)
-            self._openings[offset] = Opening(tree.messages, tree.prompt)
-        return self._openings[offset]
+            key = offset, _checksum(piece.line)  # another process may have written another record there
+            opening = self._openings.get(key)
+            if opening is None:
+                tree = read_record(0, piece.line, self._no_opening).tree
+                opening = Opening(tree.messages, tree.prompt)
+                if len(self._openings) >= _CACHED:
+                    self._openings.clear()
+                self._openings[key] = opening
+            return opening
+        except (Damage, UnknownSchema) as error:
+            raise ValueError(f"what it begins with, at byte {offset}, is damaged: {error}") from None
 
     @staticmethod
     def _no_opening(offset: int) -> Opening:
@@ -351,7 +353,6 @@ class EpisodeStore:
                 if index.tail != self._tail(index.end):  # another file has taken the place of this one
                     index.forget(-1)
                     index.mark(_checksum(b""))
-            self._openings.clear()
         return index
 
     def _catch_up(self, limit: int | None = None) -> int:

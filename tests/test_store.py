@@ -342,6 +342,22 @@ def test_an_opening_that_was_damaged_meanwhile_is_not_built_on(path: Path) -> No
         EpisodeStore(path).read(0)
 
 
+def test_what_prompts_begin_with_is_read_anew_where_another_process_wrote_it(path: Path) -> None:
+    def began(seed: int, text: str) -> RolloutTree:
+        return replace(tree(seed), messages=(Message("system", SYSTEM), Message("user", text)))
+
+    reader, writer = EpisodeStore(path), EpisodeStore(path)
+    for text in ("one", "two", "six"):  # of equal length, so that the records lie where the others did
+        with writer.exclusively():
+            writer.truncate(0)
+            for seed in range(3):
+                writer.append(began(seed, text))
+        assert reader.read(2)[1] == began(2, text)
+        reader.append(began(3, text))
+        assert EpisodeStore(path).read(3)[1] == began(3, text)
+        reader.close()
+
+
 def test_threads_read_side_by_side() -> None:
     frames = Frames()
     lines = [random.Random(number).randbytes(1 << 19).hex().encode() for number in range(4)]
