@@ -4,8 +4,9 @@ Every tree is one record, a line of JSON: what it holds is told in records.py, h
 `zstdcat trees.jsonl.zst` shows the lines. Beside the file lies its index (index.py), a cache that a reader brings up to
 date with whatever was appended since; so listing, counting and reading one tree do not read the others.
 
-One process writes at a time, under a lock on the file that ends with the process. A crash loses at most the record that
-was being written: it is cut off, readers leave it out, the next writer removes it. Anything else that is wrong with the
+One process writes at a time, under a lock on the file that ends with the process. A killed process loses at most the
+record that it was writing: it is cut off, readers leave it out, the next writer removes it. Nothing is synced to the
+disk, so a machine that crashes loses what the system had not yet written out. Anything else that is wrong with the
 bytes is a DamagedStore, a file shorter than its index says too; `salvage` goes on without what was lost.
 """
 
@@ -72,7 +73,7 @@ class EpisodeStore:
     # writing
 
     def append(self, tree: RolloutTree, /, advantages: Advantages | None = None, **labels: Any) -> None:
-        """Writes one record; a crash loses at most that. `advantages` are [rollout][turn].
+        """Writes one record; a killed process loses at most that. `advantages` are [rollout][turn].
 
         StoreLocked while another process writes; StoreError where there is no room, after which the store is as before.
         """
@@ -242,7 +243,7 @@ class EpisodeStore:
 
     @property
     def cut_off(self) -> int:
-        """Bytes of a record at the end that was not written to its end: by a crash, or not yet."""
+        """Bytes of a record at the end that was not written to its end: by a killed process, or not yet."""
         self._catch_up()
         return self.size - self._fresh_index().end
 
@@ -444,6 +445,12 @@ def write(file: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(file, view) :]
+
+
+def sync(path: Path) -> None:
+    """Returns when the file's bytes are on the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:

@@ -516,6 +516,19 @@ def test_no_damage_is_silent(data: st.DataObject) -> None:
         assert list(EpisodeStore(path)) == [held[record.number] for record in kept]
 
 
+def test_a_repaired_file_is_on_the_disk_before_the_damaged_one_is_gone(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(path, 3)
+    data = bytearray(path.read_bytes())
+    data[-9] ^= 1
+    path.write_bytes(data)
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_ino))
+    salvage(EpisodeStore(path))
+    assert synced == [path.stat().st_ino]
+
+
 def test_plain_lines_that_are_broken_are_named(tmp_path: Path) -> None:
     path = tmp_path / "trees.jsonl"
     held = fill(path, 3)
