@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import functools
 import io
 import json
 import os
+import pkgutil
 import random
 import signal
 import sqlite3
@@ -108,7 +110,7 @@ def fill(path: Path, count: int = 4) -> list[tuple[dict[str, Any], RolloutTree]]
 def bounds(path: Path) -> list[int]:
     """Where the records end, the file's beginning first."""
     with sqlite3.connect(path.with_name(f"{path.name}.index")) as index:
-        found = [end for [end] in index.execute('SELECT "end" FROM trees ORDER BY number')]
+        found = [end for [end] in index.execute("SELECT finish FROM trees ORDER BY number")]
     index.close()
     return [0, *found]
 
@@ -329,6 +331,36 @@ def test_a_spoilt_index_is_built_anew(path: Path) -> None:
     assert EpisodeStore(path).read(3) == held[3] and len(EpisodeStore(path)) == 4
 
 
+def test_no_flipped_byte_of_the_index_is_believed(path: Path) -> None:
+    """Whatever is asked first of it."""
+    held = fill(path, 14)
+    where = Where(stage="some", steps=(2, 4), returns=(0, None), terms={"exact": (1, None)})
+    questions: list[Callable[[EpisodeStore], Any]] = [
+        lambda store: list(store.summaries()),
+        lambda store: list(store.summaries(where)),
+        lambda store: store.matching(Where(env="tests/Some-v0")),
+        lambda store: store.read(9),
+        lambda store: [len(store), store.cut_off],
+        lambda store: [store.append(tree(20), step=20), *store],
+        lambda store: [store.truncate(ends[7]), store.append(tree(20), step=20), *store],
+    ]
+    index, whole, ends = EpisodeStore(path).index_path, path.read_bytes(), bounds(path)
+    sound, answers = index.read_bytes(), []
+    for place in [None, *range(0, len(sound), 31)]:
+        for question in questions if place is None else [questions[place % len(questions)]]:
+            path.write_bytes(whole)
+            flipped = bytearray(sound)
+            if place is not None:
+                flipped[place] ^= 1 << place % 8
+            index.write_bytes(flipped)
+            with contextlib.closing(EpisodeStore(path)) as store:
+                answer = question(store)
+            if place is None:
+                answers.append(answer)
+            assert answer == answers[questions.index(question)], place
+    assert answers[5] == [None, *held, ({"step": 20}, tree(20))]
+
+
 def test_an_opening_that_was_damaged_meanwhile_is_not_built_on(path: Path) -> None:
     store = EpisodeStore(path)
     store.append(tree(0))
@@ -340,6 +372,40 @@ def test_an_opening_that_was_damaged_meanwhile_is_not_built_on(path: Path) -> No
     assert EpisodeStore(path).read(1)[1] == tree(1)
     with pytest.raises(DamagedStore, match="record 0 at byte 0"):
         EpisodeStore(path).read(0)
+
+
+ODD = [{"step": 1 << 63}, {"step": -(1 << 70)}, {"step": True}, {"stage": "\ud800"}, {"stage": "\0"}, {"step": -0.0}]
+
+
+@pytest.mark.parametrize("labels", ODD)
+def test_what_an_index_cannot_hold_is_stored(path: Path, labels: dict[str, Any]) -> None:
+    store = EpisodeStore(path)
+    for i in range(3):
+        store.append(tree(i, env="tests/\ud800-v0"), **labels)
+    assert list(EpisodeStore(path)) == [(labels, tree(i, env="tests/\ud800-v0")) for i in range(3)]
+    assert [found.labels for found in EpisodeStore(path).summaries()] == [labels] * 3
+    assert store.matching(Where(stage=labels.get("stage"), steps=(labels.get("step"), None))) == 3
+
+
+@pytest.mark.parametrize("where", ["treegym.agents.store.write", "treegym.agents.index.Index.add"])
+def test_a_tree_whose_writing_was_interrupted_keeps_its_number(
+    path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = EpisodeStore(path)
+    store.append(tree(0))
+    module, _, name = where.rpartition(".")
+    original = pkgutil.resolve_name(where)
+
+    def interrupted(*given: Any) -> None:
+        original(*given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pkgutil.resolve_name(module), name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        store.append(tree(1))
+    monkeypatch.undo()
+    store.append(tree(2))
+    assert [found for _, found in EpisodeStore(path)] == [tree(i) for i in range(3)]
 
 
 def test_what_prompts_begin_with_is_read_anew_where_another_process_wrote_it(path: Path) -> None:
