@@ -212,6 +212,10 @@ class Index:
         """How many trees end within so many bytes."""
         return sum(self._all("finish <= ?", size))
 
+    def ends_at(self, size: int) -> bool:
+        """Whether a record ends, or the first begins, at this offset."""
+        return size == 0 or any(self._all("finish = ?", size))
+
     def last_opening(self, key: str, since: int) -> int | None:
         """The offset of the last record with an opening, if it is one of those from a number on."""
         return self._first("start", f"WHERE opening = ? AND opening != '' AND number >= ? {_NEWEST}", key, since)

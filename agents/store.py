@@ -107,7 +107,7 @@ class EpisodeStore:
             self._drop_index()
 
     def truncate(self, size: int) -> None:
-        """Forgets what was written after the file had this size. DamagedStore where the file is shorter."""
+        """Forgets what was written after the file had this size. DamagedStore where no record ends there."""
         if size > self.size:
             raise DamagedStore(
                 f"{self.path} ends at byte {self.size}, but {size} bytes were written: trees are missing"
@@ -115,6 +115,14 @@ class EpisodeStore:
         if not self.path.exists():
             return
         lock = self._locked()
+        try:
+            self._fresh_index()
+        except DamagedStore:  # the index tells of more than there is: it may be that of another file
+            self._discard_index()
+        with contextlib.suppress(StoreError):  # what is damaged may come after
+            self._catch_up()
+        if not self._ask(Index.ends_at, size):
+            raise DamagedStore(f"{self.path}: no record ends at byte {size}: the file is not the one it was")
         index = self._open_index()
         try:
             with index.changing():

@@ -582,6 +582,21 @@ def test_no_damage_is_silent(data: st.DataObject) -> None:
         assert list(EpisodeStore(path)) == [held[record.number] for record in kept]
 
 
+def test_repair_does_not_believe_the_index_of_a_longer_file(path: Path) -> None:
+    other = path.with_name("other.zst")
+    fill(other, 9)
+    held = [({"step": i}, tree(i, nodes=2 + i)) for i in range(3)]
+    with contextlib.closing(EpisodeStore(path)) as store:
+        for labels, grown in held:
+            store.append(grown, **labels)
+    EpisodeStore(other).index_path.replace(EpisodeStore(path).index_path)
+    os.truncate(path, store.size - 5)
+    losses, damaged = salvage(EpisodeStore(path))
+    assert [loss.why for loss in losses] == [CUT_OFF] and damaged is None
+    assert list(EpisodeStore(path)) == held[:2]
+    assert list(EpisodeStore(path).summaries()) == [TreeSummary.of(i, *each) for i, each in enumerate(held[:2])]
+
+
 def test_a_repaired_file_is_on_the_disk_before_the_damaged_one_is_gone(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -712,9 +727,14 @@ def test_a_full_disk_is_said_and_the_store_stays_readable(path: Path, monkeypatc
 
 
 def test_a_resumed_run_cannot_go_back_to_trees_that_are_gone(path: Path) -> None:
-    fill(path, 3)
+    held = fill(path, 3)
     with pytest.raises(DamagedStore, match="trees are missing"):
         EpisodeStore(path).truncate(bounds(path)[3] + 1)
+    with pytest.raises(
+        DamagedStore, match=f"no record ends at byte {bounds(path)[2] - 5}: the file is not the one it was"
+    ):
+        EpisodeStore(path).truncate(bounds(path)[2] - 5)
+    assert list(EpisodeStore(path)) == held
 
 
 # size
