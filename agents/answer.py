@@ -75,11 +75,13 @@ class Comparison:
         return None
 
     def _same(self, one: Any, other: Any) -> bool:
+        if _json(one) == _json(other):
+            return True
         if self.lenient and isinstance(one, str) and isinstance(other, str):
             return one.split() == other.split()
         if self.lenient and isinstance(one, int | float) and isinstance(other, int | float):
             return math.isclose(one, other, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
-        return _json(one) == _json(other)
+        return False
 
 
 STRICT = Comparison(("messages", "reward", "reward_terms", "terminated", "truncated", "state_key", "info"))

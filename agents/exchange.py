@@ -17,7 +17,6 @@ import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -168,21 +167,25 @@ def _said(row: Row) -> str:
     return json.dumps(said, ensure_ascii=False)
 
 
-def _conversation(rows: Sequence[Row]) -> tuple[tuple[Message, ...], list[Node]]:
-    """Messages before the first reply, and a node for each reply."""
-    messages: list[Message] = []
+def _conversation(rows: Sequence[Row], prompt: Sequence[Row] = ()) -> tuple[tuple[Message, ...], list[Node]]:
+    """The prompt and what comes before the first reply; a node for each reply."""
+    messages = [_message(row) for row in prompt]
     nodes: list[Node] = []
     turns: list[tuple[str, list[Message]]] = []
     for row in rows:
         if row["role"] == "assistant":
             turns.append((_said(row), []))
         else:
-            (turns[-1][1] if turns else messages).append(Message(row["role"], _text(row.get("content"))))
+            (turns[-1][1] if turns else messages).append(_message(row))
     for number, (said, answers) in enumerate(turns):
         nodes.append(Node(number - 1, Completion(said), messages=tuple(answers), terminated=number == len(turns) - 1))
     if not nodes:
         raise ValueError("no message is the assistant's")
     return tuple(messages), nodes
+
+
+def _message(row: Row) -> Message:
+    return Message(row["role"], _said(row) if row["role"] == "assistant" else _text(row.get("content")))
 
 
 def _text(content: Any) -> str:
@@ -245,7 +248,7 @@ def write_verifiers(record: Record) -> Iterator[Row]:
 
 def read_verifiers(rows: Iterable[Row]) -> Iterator[Record]:
     for number, row in enumerate(rows):
-        messages, nodes = _conversation([*row["prompt"], *row["completion"]])
+        messages, nodes = _conversation(row["completion"], row["prompt"])
         own = (row.get("info") or {}).get("treegym", {})
         rewards = own.get("rewards") or [0.0] * (len(nodes) - 1) + [row["reward"]]
         terms = own.get("terms") or [{}] * (len(nodes) - 1) + [row.get("metrics") or {}]
@@ -344,9 +347,26 @@ def _step(tree: RolloutTree, path: Sequence[int], turn: int, known: Grammar | No
 
 
 def read_atif(rows: Iterable[Row]) -> Iterator[Record]:
-    numbered = ((own["tree"] if (own := _own(row)) else f"row {place}", row) for place, row in enumerate(rows))
-    for number, (_, group) in enumerate(groupby(numbered, key=lambda each: each[0])):
-        yield _read_trajectories(number, [row for _, row in group])
+    for number, group in enumerate(_trees(rows)):
+        yield _read_trajectories(number, group)
+
+
+def _trees(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """The trajectories of each tree."""
+    group: list[Row] = []
+    for row in rows:
+        if group and not _follows(_own(row), _own(group[-1])):
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group
+
+
+def _follows(own: Row, last: Row) -> bool:
+    """Whether both are rollouts of one tree, and not of two runs that count their trees alike."""
+    same = bool(own) and all(own[name] == last.get(name) for name in ("tree", "task"))
+    return same and bool(own["rollout"] > last["rollout"])
 
 
 def _own(part: Row) -> Row:
@@ -423,15 +443,16 @@ def _read_node(step: Row, heard: Sequence[Message], parent: int, *, last: bool) 
     own, metrics = _own(step), step.get("metrics") or {}
     extra = metrics.get("extra") or {}
     text = _text(step["message"])
-    if not own and step.get("tool_calls"):
+    if not own:
         calls = [
             {
                 "function": {"name": call["function_name"], "arguments": json.dumps(call["arguments"])},
                 "type": "function",
             }
-            for call in step["tool_calls"]
+            for call in step.get("tool_calls") or ()
         ]
-        text = _said({"content": text or None, "tool_calls": calls})
+        thought = step.get("reasoning_content")
+        text = _said({"content": text or None, "reasoning_content": thought, "tool_calls": calls or None})
     return Node(
         parent=parent,
         action=Completion(

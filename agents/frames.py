@@ -71,7 +71,6 @@ class Frames:
 
     def __init__(self, level: int = 3) -> None:
         self._compressor = zstandard.ZstdCompressor(level, write_checksum=True, write_content_size=True)
-        self._decompressor = zstandard.ZstdDecompressor()
 
     def encode(self, number: int, line: bytes) -> bytes:
         frame = self._compressor.compress(line)
@@ -92,7 +91,7 @@ class Frames:
         if zlib.crc32(frame) != checksum:
             raise Damage(offset, "its checksum does not match")
         end = offset + _HEADER.size + length
-        return Piece(offset, end, number, self._decompressor.decompress(frame))
+        return Piece(offset, end, number, zstandard.decompress(frame))  # threads may not share a decompressor
 
     def _fields(self, header: bytes, offset: int) -> tuple[int, int, int]:
         """Number of the record, length and checksum of its frame."""

@@ -3,6 +3,11 @@
 SQLite, for it is in the standard library, takes single rows as cheaply as it filters many, and lets several processes
 read while one writes; DuckDB would scan faster, which listings do not need. The index is a cache: what it lacks it
 takes from the store, and without it all is there. Where it cannot be written, one in memory stands in.
+
+Every row has a checksum. An answer is taken from rows that match theirs and whose numbers have no gap, and the newest
+row is compared with the store; so a filter reads all rows, a listing those that it lists, opening a store the newest
+alone. A spoilt index is built anew. Not covered are one change in four billion, which leaves the checksum as it was,
+and the choice of the earlier prompt that a new one is stored with, where any is right.
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ import math
 import sqlite3
 import threading
 import weakref
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -23,8 +29,9 @@ from .tree import RolloutTree, tool_results
 
 Range = tuple[float | None, float | None]  # least and most, both included; None: no bound
 _ANY: Range = (None, None)
-_VERSION = 1  # of the tables
-_TERM = "iif(json_valid(terms), json_extract(terms, ?), NULL)"  # not a number is no JSON
+_VERSION = 2  # of the tables
+_BATCH = 256  # rows read at a time
+_TERM = "iif(json_valid(terms), (SELECT value FROM json_each(terms) WHERE key = ?), NULL)"  # not a number is no JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +98,7 @@ class Where:
                 values.append(value)
         columns = (("step", self.steps), ("mean_return", self.returns), ("rollouts", self.rollouts))
         ranges: list[tuple[str, list[Any], Range]] = [(column, [], range) for column, range in columns]
-        ranges += [(_TERM, [f"$.{json.dumps(name)}"], bounds) for name, bounds in self.terms.items()]
+        ranges += [(_TERM, [name], bounds) for name, bounds in self.terms.items()]
         for column, given, bounds in ranges:
             for sign, bound in zip((">=", "<="), bounds, strict=True):
                 if bound is not None:
@@ -110,22 +117,25 @@ class Entry:
     opening: str  # key of what the tree begins with, if others may share it; else empty
 
 
-_COLUMNS = ", ".join(each.name for each in fields(TreeSummary))
+_COLUMNS = "number told stage step env mean_return rollouts terms start finish opening checksum".split()
 _TABLES = f"""
-CREATE TABLE trees (
-    number INTEGER PRIMARY KEY, labels TEXT, env TEXT, seed TEXT, rollouts INTEGER, nodes INTEGER, mean_return REAL,
-    best_return REAL, terms TEXT, causes TEXT, sampled_tokens INTEGER, tool_calls INTEGER,
-    stage, step, start INTEGER, "end" INTEGER, opening TEXT
-);
-CREATE INDEX stages ON trees (stage, step);
+CREATE TABLE trees (number INTEGER PRIMARY KEY, {", ".join(_COLUMNS[1:])});
 CREATE INDEX openings ON trees (opening, number) WHERE opening != '';
 CREATE TABLE tail (checksum INTEGER);
 PRAGMA user_version = {_VERSION};
-"""  # seed is text: SQLite's integers end at 63 bits
+"""  # columns have no types, so that cells are read as they were written
+_NEWEST = "ORDER BY number DESC"
+
+
+class Spoilt(sqlite3.DatabaseError):
+    """The index holds other bytes than were written to it."""
 
 
 class Index:
-    """Entries by number. Safe to use from several threads; sqlite3.Error where the file cannot be written."""
+    """Entries by number. Safe to use from several threads; sqlite3.Error where the file cannot be written.
+
+    Spoilt, a kind of that, in every method that meets it.
+    """
 
     def __init__(self, path: Path | None) -> None:
         """None: in memory."""
@@ -136,19 +146,12 @@ class Index:
     def _open(self, path: Path | None) -> sqlite3.Connection:
         connection = sqlite3.connect(path or ":memory:", timeout=30, isolation_level=None, check_same_thread=False)
         try:
-            connection.execute("PRAGMA synchronous = OFF")  # what a crash of the machine spoils is built again
-            if connection.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
-                connection.execute("BEGIN IMMEDIATE")
-                if connection.execute("PRAGMA user_version").fetchone()[0] != _VERSION:  # nobody else was quicker
-                    for [table] in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
-                        connection.execute(f'DROP TABLE "{table}"')
-                    for statement in _TABLES.split(";"):
-                        connection.execute(statement)
-                connection.execute("COMMIT")
+            with _sound():
+                _prepare(connection)
         except BaseException as error:
             connection.close()
-            if path and type(error) is sqlite3.DatabaseError:  # no database at all
-                path.unlink()
+            if path and isinstance(error, Spoilt):
+                path.unlink(missing_ok=True)
                 return self._open(path)
             raise
         return connection
@@ -159,7 +162,7 @@ class Index:
     @contextlib.contextmanager
     def changing(self) -> Iterator[None]:
         """A transaction: no other process changes the index meanwhile, and all is done or nothing."""
-        with self._lock:
+        with self._lock, _sound():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -172,29 +175,28 @@ class Index:
     @property
     def count(self) -> int:
         """Trees in the index."""
-        return self._number("SELECT max(number) + 1 FROM trees") or 0
+        return self._first("number + 1", _NEWEST) or 0
 
     @property
     def end(self) -> int:
         """Bytes of the store that the index covers."""
-        return self._number('SELECT "end" FROM trees ORDER BY number DESC LIMIT 1') or 0
+        return self._first("finish", _NEWEST) or 0
 
     @property
-    def tail(self) -> int | None:
+    def tail(self) -> int:
         """Checksum of the last bytes that the index covers."""
-        return self._number("SELECT checksum FROM tail")
+        found = self._rows("SELECT checksum FROM tail")
+        return found[0][0] if found else zlib.crc32(b"")
 
     def add(self, entries: Iterable[Entry], tail: int) -> None:
         """Within `changing`."""
-        self._connection.executemany(
-            f"INSERT INTO trees VALUES ({', '.join('?' * 17)})",
-            ((*_cells(entry.summary), entry.offset, entry.end, entry.opening) for entry in entries),
-        )
+        marks = ", ".join("?" * len(_COLUMNS))
+        self._connection.executemany(f"INSERT INTO trees VALUES ({marks})", map(_row, entries))
         self.mark(tail)
 
     def forget(self, size: int) -> None:
         """Drops what ends after this offset. Within `changing`."""
-        self._connection.execute('DELETE FROM trees WHERE "end" > ?', [size])
+        self._connection.execute("DELETE FROM trees WHERE finish > ?", [size])
 
     def mark(self, tail: int) -> None:
         """Notes the checksum of the last bytes covered. Within `changing`."""
@@ -203,52 +205,103 @@ class Index:
 
     def place(self, number: int) -> int | None:
         """The offset of a tree's record."""
-        return self._number("SELECT start FROM trees WHERE number = ?", number)
+        found = self._since("start", number, 1) if number >= 0 else []
+        return found[0][-1] if found else None
 
     def covered(self, size: int) -> int:
         """How many trees end within so many bytes."""
-        return self._number('SELECT count(*) FROM trees WHERE "end" <= ?', size) or 0
+        return sum(self._all("finish <= ?", size))
+
+    def ends_at(self, size: int) -> bool:
+        """Whether a record ends, or the first begins, at this offset."""
+        return size == 0 or any(self._all("finish = ?", size))
 
     def last_opening(self, key: str, since: int) -> int | None:
         """The offset of the last record with an opening, if it is one of those from a number on."""
-        return self._number(
-            "SELECT start FROM trees WHERE opening = ? AND opening != '' AND number >= ? ORDER BY number DESC LIMIT 1",
-            key,
-            since,
-        )
+        return self._first("start", f"WHERE opening = ? AND opening != '' AND number >= ? {_NEWEST}", key, since)
 
-    def summaries(self, where: Where, start: int, limit: int) -> list[TreeSummary]:
-        """Of the first trees from a number on that are meant."""
+    def summaries(self, where: Where, start: int, limit: int) -> list[TreeSummary | None]:
+        """Of the trees from a number on; None for one that is not meant."""
         conditions, values = where.sql()
-        query = f"SELECT {_COLUMNS} FROM trees WHERE number >= ? AND {conditions} ORDER BY number LIMIT ?"
-        with self._lock:
-            return [_summary(row) for row in self._connection.execute(query, [start, *values, limit])]
+        rows = self._since(conditions, start, limit, *values)
+        return [TreeSummary(*json.loads(told)) if meant else None for _, told, *_, meant in rows]
 
-    def matching(self, where: Where) -> int:
-        """How many trees are meant."""
-        conditions, values = where.sql()
-        return self._number(f"SELECT count(*) FROM trees WHERE {conditions}", *values) or 0
+    def _all(self, wanted: str, *values: Any) -> Iterator[Any]:
+        """What is wanted of every tree."""
+        start = 0
+        while found := self._since(wanted, start, _BATCH, *values):
+            yield from (row[-1] for row in found)
+            start += len(found)
 
-    def _number(self, query: str, *values: Any) -> int | None:
-        with self._lock:
-            row = self._connection.execute(query, values).fetchone()
-        return None if row is None or row[0] is None else int(row[0])
+    def _since(self, wanted: str, start: int, limit: int, *values: Any) -> list[tuple[Any, ...]]:
+        """Rows of the trees from a number on."""
+        found = self._read(wanted, "WHERE number >= ? ORDER BY number LIMIT ?", *values, start, limit)
+        if any(row[0] != number for number, row in enumerate(found, start)):
+            raise Spoilt("a row is missing")
+        return found
+
+    def _first(self, wanted: str, which: str, *values: Any) -> int | None:
+        found = self._read(wanted, f"{which} LIMIT 1", *values)
+        return found[0][-1] if found else None
+
+    def _read(self, wanted: str, which: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Rows, each with what is wanted behind its cells."""
+        found = self._rows(f"SELECT *, {wanted} FROM trees {which}", *values)
+        if any(_checksum(row[:-2]) != row[-2] for row in found):
+            raise Spoilt("a row is not as it was written")
+        return found
+
+    def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        with self._lock, _sound():
+            return self._connection.execute(query, [_cell(value) for value in values]).fetchall()
 
 
-def _cells(summary: TreeSummary) -> list[Any]:
-    """The columns of a summary, then those that only filters read."""
-    cells: list[Any] = []
-    for name in _COLUMNS.split(", "):
-        cell = getattr(summary, name)
-        cells.append(json.dumps(dict(cell)) if isinstance(cell, Mapping) else str(cell) if name == "seed" else cell)
-    known = (summary.labels.get(name) for name in ("stage", "step"))
-    return [*cells, *(value if isinstance(value, str | int | float) else None for value in known)]
+def _prepare(connection: sqlite3.Connection) -> None:
+    """Makes the tables where there are none of this version."""
+    connection.execute("PRAGMA synchronous = OFF")  # what a crash of the machine spoils is built again
+    if connection.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
+        connection.execute("BEGIN IMMEDIATE")
+        if connection.execute("PRAGMA user_version").fetchone()[0] != _VERSION:  # nobody else was quicker
+            for [table] in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+                connection.execute(f'DROP TABLE "{table}"')
+            for statement in _TABLES.split(";"):
+                connection.execute(statement)
+        connection.execute("COMMIT")
 
 
-def _summary(row: tuple[Any, ...]) -> TreeSummary:
-    cells = dict(zip(_COLUMNS.split(", "), row, strict=True))
-    for name in ("labels", "terms", "causes"):
-        cells[name] = json.loads(cells[name])
-    for name in ("mean_return", "best_return"):
-        cells[name] = math.nan if cells[name] is None else cells[name]  # which SQLite does not know
-    return TreeSummary(**{**cells, "seed": int(cells["seed"])})
+@contextlib.contextmanager
+def _sound() -> Iterator[None]:
+    """Spoilt where SQLite finds other bytes than it can have written."""
+    try:
+        yield
+    except sqlite3.ProgrammingError:
+        raise
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter where its message quotes the file
+        name = getattr(error, "sqlite_errorname", "SQLITE_ERROR")  # there is none for a cell that is no text
+        if isinstance(error, sqlite3.OperationalError) and name != "SQLITE_ERROR":
+            raise  # such as a full disk, or a folder that cannot be written
+        raise Spoilt(str(error)) from error
+
+
+def _row(entry: Entry) -> tuple[Any, ...]:
+    """Its cells and their checksum: what a listing tells, what filters read, and where the record lies."""
+    summary, labels = entry.summary, entry.summary.labels
+    told = json.dumps([getattr(summary, each.name) for each in fields(TreeSummary)], default=dict)
+    terms = json.dumps(summary.terms, default=dict)
+    filtered = (labels.get("stage"), labels.get("step"), summary.env, summary.mean_return, summary.rollouts, terms)
+    place = (entry.offset, entry.end, entry.opening)
+    cells = tuple(map(_cell, (summary.number, told, *filtered, *place)))
+    return *cells, _checksum(cells)
+
+
+def _cell(value: Any) -> str | int | float | None:
+    """The nearest that SQLite can hold: no half of a surrogate pair, no integer beyond 63 bits, no NaN."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, int):
+        return max(-(1 << 63), min(int(value), (1 << 63) - 1))
+    return float(value) if isinstance(value, float) and not math.isnan(value) else None
+
+
+def _checksum(cells: Sequence[Any]) -> int:
+    return zlib.crc32(ascii(cells).encode())

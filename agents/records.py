@@ -43,6 +43,10 @@ class Record:
     advantages: Advantages | None = None  # None: not recorded
     shares: bool = False  # whether it was written with another record's opening
 
+    def __post_init__(self) -> None:
+        if self.advantages is not None and [*map(len, self.advantages)] != [*map(len, self.tree.paths)]:
+            raise ValueError("advantages are [rollout][turn] of the tree")
+
 
 @dataclass(frozen=True, slots=True)
 class Opening:
@@ -94,7 +98,10 @@ def _read_second(number: int, row: dict[str, Any], opening_at: Callable[[int], O
     tree = _tree(row["tree"], opening_at)
     advantages = None
     if "advantages" in row:
-        flat = iter(unpack(row["advantages"]))
+        values = unpack(row["advantages"])
+        if len(values) != sum(map(len, tree.paths)):
+            raise ValueError(f"its {len(values)} advantages are not those of its turns")
+        flat = iter(values)
         advantages = tuple(tuple(next(flat) for _ in path) for path in tree.paths)
     return Record(number, row["labels"], tree, advantages, "opening" in row["tree"])
 

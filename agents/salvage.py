@@ -8,7 +8,7 @@ from itertools import count
 from pathlib import Path
 
 from .records import Record
-from .store import CUT_OFF, EpisodeStore, Loss
+from .store import CUT_OFF, EpisodeStore, Loss, sync
 
 Seen = Callable[[int], None]  # hears how many trees were written since the last time
 
@@ -56,6 +56,7 @@ def _write_beside(path: Path, records: Iterable[Record], seen: Seen) -> Path:
         part.append(record.tree, record.advantages, **record.labels)
         seen(1)
     part.close()
+    sync(part.path)  # before another file gives way to it
     return part.path
 
 

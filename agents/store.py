@@ -4,8 +4,9 @@ Every tree is one record, a line of JSON: what it holds is told in records.py, h
 `zstdcat trees.jsonl.zst` shows the lines. Beside the file lies its index (index.py), a cache that a reader brings up to
 date with whatever was appended since; so listing, counting and reading one tree do not read the others.
 
-One process writes at a time, under a lock on the file that ends with the process. A crash loses at most the record that
-was being written: it is cut off, readers leave it out, the next writer removes it. Anything else that is wrong with the
+One process writes at a time, under a lock on the file that ends with the process. A killed process loses at most the
+record that it was writing: it is cut off, readers leave it out, the next writer removes it. Nothing is synced to the
+disk, so a machine that crashes loses what the system had not yet written out. Anything else that is wrong with the
 bytes is a DamagedStore, a file shorter than its index says too; `salvage` goes on without what was lost.
 """
 
@@ -19,17 +20,19 @@ import sqlite3
 import struct
 import weakref
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from .frames import Damage, DamagedStore, Piece, StoreError, layout_of, pieces
-from .index import Entry, Index, TreeSummary, Where
+from .index import Entry, Index, Spoilt, TreeSummary, Where
 from .records import SHARED, Advantages, Opening, Record, UnknownSchema, opening_key, read_record, write_record
 from .tree import RolloutTree
 
-_BATCH = 256  # trees that a reader adds to the index at a time
+T = TypeVar("T")
+
+_BATCH = 256  # trees that are listed, or added to the index, at a time
 _CACHED = 64  # openings
 _ALL = Where()
 CUT_OFF = "it is cut off"
@@ -60,9 +63,8 @@ class EpisodeStore:
         self.path = path
         self._layout = layout_of(path)
         self._index: Index | None = None
-        self._openings: dict[int, Opening] = {}  # by offset
+        self._openings: dict[tuple[int, int], Opening] = {}  # by offset and checksum
         self._lock: _Lock | None = None
-        self._end = 0  # of the file, when this process last wrote
 
     @property
     def index_path(self) -> Path:
@@ -72,15 +74,14 @@ class EpisodeStore:
     # writing
 
     def append(self, tree: RolloutTree, /, advantages: Advantages | None = None, **labels: Any) -> None:
-        """Writes one record; a crash loses at most that. `advantages` are [rollout][turn].
+        """Writes one record; a killed process loses at most that. `advantages` are [rollout][turn].
 
         StoreLocked while another process writes; StoreError where there is no room, after which the store is as before.
         """
         lock = self._locked()
-        index = self._begin(lock)
-        number, offset = index.count, self._end
+        number, offset = self._begin(lock)
         key = opening_key(tree)
-        shared = index.last_opening(key, number - SHARED + 1)
+        shared = self._ask(Index.last_opening, key, number - SHARED + 1)
         opening = None
         if shared is not None:
             with self.path.open("rb") as file, contextlib.suppress(ValueError):  # damaged: this tree stands for itself
@@ -97,16 +98,16 @@ class EpisodeStore:
                 f"{self.path}: tree {number} could not be written: {error.strerror}; "
                 f"the {number} trees before it are whole"
             ) from error
-        self._end = offset + len(data)
-        entry = Entry(summary, offset, self._end, "" if opening else key)
+        end, index = offset + len(data), self._open_index()
+        entry = Entry(summary, offset, end, "" if opening else key)
         try:
             with index.changing():
-                index.add([entry], _checksum(data[-_TAIL:]) if len(data) >= _TAIL else self._tail(self._end))
+                index.add([entry], _checksum(data[-_TAIL:]) if len(data) >= _TAIL else self._tail(end))
         except sqlite3.Error:  # the tree is stored; the index catches up when it can
             self._drop_index()
 
     def truncate(self, size: int) -> None:
-        """Forgets what was written after the file had this size. DamagedStore where the file is shorter."""
+        """Forgets what was written after the file had this size. DamagedStore where no record ends there."""
         if size > self.size:
             raise DamagedStore(
                 f"{self.path} ends at byte {self.size}, but {size} bytes were written: trees are missing"
@@ -114,6 +115,14 @@ class EpisodeStore:
         if not self.path.exists():
             return
         lock = self._locked()
+        try:
+            self._fresh_index()
+        except DamagedStore:  # the index tells of more than there is: it may be that of another file
+            self._discard_index()
+        with contextlib.suppress(StoreError):  # what is damaged may come after
+            self._catch_up()
+        if not self._ask(Index.ends_at, size):
+            raise DamagedStore(f"{self.path}: no record ends at byte {size}: the file is not the one it was")
         index = self._open_index()
         try:
             with index.changing():
@@ -124,8 +133,6 @@ class EpisodeStore:
             self._drop_index()
             self.index_path.unlink(missing_ok=True)
             os.ftruncate(lock.file, size)
-        self._openings.clear()
-        self._end = -1
 
     @contextlib.contextmanager
     def exclusively(self) -> Iterator[None]:
@@ -182,19 +189,15 @@ class EpisodeStore:
     def summaries(self, where: Where = _ALL, start: int = 0) -> Iterator[TreeSummary]:
         """Of every tree from a number on that is meant, in the order of writing; trees are read only to catch up."""
         while True:
-            index = self._fresh_index()
-            known = index.count
-            while found := index.summaries(where, start, _BATCH):
-                yield from found
-                start = found[-1].number + 1
-            start = max(start, known)
+            while found := self._ask(Index.summaries, where, start, _BATCH):
+                yield from (summary for summary in found if summary is not None)
+                start += len(found)
             if not self._catch_up(_BATCH):
                 return
 
     def matching(self, where: Where = _ALL) -> int:
         """How many trees are meant."""
-        self._catch_up()
-        return self._fresh_index().matching(where)
+        return sum(1 for _ in self.summaries(where))
 
     def survey(self) -> Iterator[Record | Loss]:
         """Every readable record, and what lies between them. StoreError where one is of a newer schema."""
@@ -226,6 +229,8 @@ class EpisodeStore:
                     yield self._decode(file, piece, now)
                 except DamagedStore as error:
                     yield Loss(start, offset - start, range(now, now + 1), str(error))
+        with contextlib.suppress(DamagedStore):  # it tells of more than there is, as is said below
+            self._fresh_index()
         known = self._open_index()
         if known.end > size:
             lost = lost or Loss(size, 0, range(0), "records are missing")
@@ -240,7 +245,7 @@ class EpisodeStore:
 
     @property
     def cut_off(self) -> int:
-        """Bytes of a record at the end that was not written to its end: by a crash, or not yet."""
+        """Bytes of a record at the end that was not written to its end: by a killed process, or not yet."""
         self._catch_up()
         return self.size - self._fresh_index().end
 
@@ -248,10 +253,10 @@ class EpisodeStore:
 
     def _place(self, number: int) -> int | None:
         """The offset of a record; None where there is none of that number."""
-        offset = self._fresh_index().place(number)
+        offset = self._ask(Index.place, number)
         if offset is None:
             self._catch_up()
-            offset = self._fresh_index().place(number)
+            offset = self._ask(Index.place, number)
         return offset
 
     def _pieces(self, file: BinaryIO, offset: int, number: int) -> Iterator[Piece]:
@@ -276,18 +281,21 @@ class EpisodeStore:
         return record
 
     def _opening(self, file: BinaryIO, offset: int) -> Opening:
-        if offset not in self._openings:
-            try:
-                piece = self._layout.read(file, offset)
-                tree = read_record(0, piece.line, self._no_opening).tree if piece else None
-            except (Damage, UnknownSchema) as error:
-                raise ValueError(f"what it begins with, at byte {offset}, is damaged: {error}") from None
-            if tree is None:
+        try:
+            piece = self._layout.read(file, offset)
+            if piece is None:
                 raise ValueError(f"what it begins with, at byte {offset}, is missing")
-            while len(self._openings) >= _CACHED:
-                self._openings.pop(next(iter(self._openings)), None)
-            self._openings[offset] = Opening(tree.messages, tree.prompt)
-        return self._openings[offset]
+            key = offset, _checksum(piece.line)  # another process may have written another record there
+            opening = self._openings.get(key)
+            if opening is None:
+                tree = read_record(0, piece.line, self._no_opening).tree
+                opening = Opening(tree.messages, tree.prompt)
+                if len(self._openings) >= _CACHED:
+                    self._openings.clear()
+                self._openings[key] = opening
+            return opening
+        except (Damage, UnknownSchema) as error:
+            raise ValueError(f"what it begins with, at byte {offset}, is damaged: {error}") from None
 
     @staticmethod
     def _no_opening(offset: int) -> Opening:
@@ -302,19 +310,18 @@ class EpisodeStore:
     # the lock and the index
 
     def _locked(self) -> _Lock:
-        if self._lock is None or not self._lock.holds(self.path):
+        while self._lock is None or not self._lock.holds(self.path):  # it may be replaced until it is locked
             self.close()
             self._lock = _Lock(self.path)
-            self._end = -1
         return self._lock
 
-    def _begin(self, lock: _Lock) -> Index:
-        """The index, up to date; a record that was cut off is gone from the file."""
-        if self._index is None or self._end != os.fstat(lock.file).st_size:
-            self._catch_up()
-            self._end = self._fresh_index().end
-            os.ftruncate(lock.file, self._end)
-        return self._index or self._fresh_index()
+    def _begin(self, lock: _Lock) -> tuple[int, int]:
+        """(trees, bytes) so far. The index is up to date; a record that was cut off is gone from the file."""
+        while (index := self._fresh_index()).end != os.fstat(lock.file).st_size:
+            end = index.end
+            if not self._catch_up():  # no whole record follows
+                os.ftruncate(lock.file, end)
+        return index.count, index.end
 
     def _open_index(self) -> Index:
         if self._index is None:
@@ -330,16 +337,31 @@ class EpisodeStore:
             self._index.close()
         self._index = None
 
+    def _discard_index(self) -> None:
+        """Another one is built; who still reads this one may do so."""
+        self._index = None
+        try:
+            self.index_path.unlink(missing_ok=True)
+        except OSError:
+            self._index = Index(None)
+
     def _fresh_index(self) -> Index:
         """The index, if it is one of this file. DamagedStore where it knows of more than there is."""
         try:
             return self._checked(self._open_index())
-        except sqlite3.OperationalError:
-            raise
-        except sqlite3.DatabaseError:  # its own bytes are spoilt: it is built anew
-            self._drop_index()
-            self.index_path.unlink(missing_ok=True)
+        except Spoilt:
+            self._discard_index()
             return self._checked(self._open_index())
+
+    def _ask(self, question: Callable[..., T], *values: Any) -> T:
+        """What the index answers; a spoilt one is built anew before."""
+        try:
+            return question(self._fresh_index(), *values)
+        except Spoilt:
+            self._discard_index()
+            with contextlib.suppress(StoreError):  # damage is told where it is met
+                self._catch_up()
+            return question(self._fresh_index(), *values)
 
     def _checked(self, index: Index) -> Index:
         if index.end > self.size:
@@ -351,12 +373,11 @@ class EpisodeStore:
                     f"{self.path}: ends at byte {size}, but its index tells of {end} bytes: records {whole} to "
                     f"{count - 1} are missing or cut off; `treegym runs repair {self.path.parent}` goes on without them"
                 )
-        if index.tail is not None and index.tail != self._tail(index.end):
+        if index.tail != self._tail(index.end):
             with index.changing():
                 if index.tail != self._tail(index.end):  # another file has taken the place of this one
                     index.forget(-1)
                     index.mark(_checksum(b""))
-            self._openings.clear()
         return index
 
     def _catch_up(self, limit: int | None = None) -> int:
@@ -366,6 +387,9 @@ class EpisodeStore:
             batch = _BATCH if limit is None else limit - added
             try:
                 found = self._add_batch(self._fresh_index(), batch)
+            except Spoilt:
+                self._discard_index()
+                continue
             except sqlite3.OperationalError:  # it cannot be written
                 self._drop_index()
                 self._index = Index(None)
@@ -448,6 +472,12 @@ def write(file: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(file, view) :]
+
+
+def sync(path: Path) -> None:
+    """Returns when the file's bytes are on the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:

@@ -207,10 +207,7 @@ def _messages(messages: Iterable[Any]) -> None:
 
 
 def _verify(run: Run, episode: str | None, *, strict: bool) -> int:
-    import gymnasium
-
-    from ..agents import LENIENT, STRICT, OutsideSource, verify
-    from ..tools import NotOnTape
+    from ..agents import LENIENT, STRICT, verify
 
     cassette = _tape(run)
     rollout = _parse(episode, run)[1] if episode else None
@@ -221,8 +218,8 @@ def _verify(run: Run, episode: str | None, *, strict: bool) -> int:
         trees += 1
         try:
             found = verify(tree, STRICT if strict else LENIENT, cassette, rollout=rollout)
-        except (ImportError, TypeError, ValueError, OSError, OutsideSource, NotOnTape, gymnasium.error.Error) as error:
-            unknown.setdefault(f"{tree.task.env}: {error}", []).append(number)
+        except Exception as error:  # whatever the environment raises
+            unknown.setdefault(f"{tree.task.env}: {_said(error)}", []).append(number)
             continue
         turns += len(tree.nodes) if rollout is None else len(tree.paths[rollout])
         if found:
@@ -236,6 +233,14 @@ def _verify(run: Run, episode: str | None, *, strict: bool) -> int:
     equal = trees - len(differing) - sum(map(len, unknown.values()))
     say(f"{equal} of {trees} trees are as recorded ({'strict' if strict else 'lenient'}; {turns} turns compared)")
     return int(equal < trees)
+
+
+def _said(error: Exception) -> str:
+    from ..agents import OutsideSource, ReplayMismatch
+    from ..tools import NotOnTape
+
+    ours = isinstance(error, OutsideSource | ReplayMismatch | NotOnTape)
+    return str(error) if ours else f"{type(error).__name__}: {error}"
 
 
 def _listed(numbers: list[int]) -> str:
@@ -258,19 +263,23 @@ def _show_divergence(number: int, tree: RolloutTree, found: Divergence) -> None:
 def _rescore(
     run: Run, episode: str | None, functions: list[str], weighted: list[str], *, live: bool, out: Path | None
 ) -> None:
-    from ..agents import OutsideSource, ReplayMismatch, paired_difference, rescore
-    from ..tools import NotOnTape
+    from ..agents import paired_difference, rescore
 
+    if episode and _parse(episode, run)[1] is not None:
+        raise UsageError(f"--rescore takes a whole tree, TREE, not {episode}")
     terms = [_term(function) for function in functions]
     weights = _weights(weighted, run, terms)
     new_run = _new_run(out, run) if out else None
+    tape = _tape(run)
     old: list[RolloutTree] = []
     new: list[RolloutTree] = []
     for number, labels, tree in _chosen(run, episode, "scoring"):
         try:
-            scored = rescore(tree, terms, weights, live=live, cassette=_tape(run))
-        except (ReplayMismatch, OutsideSource, NotOnTape) as error:
-            raise UsageError(f"tree {number} cannot be played again: {error}") from error
+            scored = rescore(tree, terms, weights, live=live, cassette=tape)
+        except UsageError:
+            raise
+        except Exception as error:  # of the environment, or of a term that is no number
+            raise UsageError(f"tree {number} cannot be scored: {_said(error)}") from error
         if new_run:
             new_run.trees.append(scored, **{**labels, "rescored": [term.name for term in terms]})
         old.append(tree)

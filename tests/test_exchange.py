@@ -149,6 +149,13 @@ def test_atif_tells_calls_and_their_results(records: list[Record]) -> None:
         assert row["final_metrics"]["extra"]["reward"] == record.tree.returns[0]
 
 
+def test_two_files_joined_are_the_trees_of_both(records: list[Record]) -> None:
+    """Also where the last tree of one and the first of the other have the same number."""
+    first, second = records[3], replace(records[4], number=3)
+    rows = [to_text("atif", row) for record in (first, second, second) for row in EXCHANGES["atif"].write(record)]
+    assert [found.tree for found in EXCHANGES["atif"].read(rows)] == [first.tree, second.tree, second.tree]
+
+
 THEIRS = {
     "schema_version": "ATIF-v1.6",
     "session_id": "025B",
@@ -159,12 +166,13 @@ THEIRS = {
             "step_id": 2,
             "source": "agent",
             "message": "I will search.",
+            "reasoning_content": "Prices change.",
             "tool_calls": [{"tool_call_id": "c1", "function_name": "search", "arguments": {"query": "price"}}],
             "observation": {"results": [{"source_call_id": "c1", "content": "It costs 3."}]},
             "metrics": {"prompt_token_ids": [1, 2], "completion_token_ids": [3, 4], "logprobs": [-0.1, -0.2]},
         },
         {"step_id": 3, "source": "user", "message": "Go on."},
-        {"step_id": 4, "source": "agent", "message": "3"},
+        {"step_id": 4, "source": "agent", "message": "3", "reasoning_content": "It said 3."},
     ],
 }
 
@@ -176,10 +184,12 @@ def test_trajectories_of_others_are_read(tmp_path: Path) -> None:
     assert [message.text for message in record.tree.messages] == ["What does it cost?"]
     first, last = record.tree.nodes
     action = action_format("openai").parse(first.action.text, {})
-    assert action.thought == "I will search." and action.calls[0].arguments == {"query": "price"}  # type: ignore[union-attr]
+    assert action.thought == "Prices change.\nI will search." and action.calls[0].arguments == {"query": "price"}  # type: ignore[union-attr]
     assert record.tree.prompt == (1, 2) and first.action.token_ids == (3, 4) and first.action.logprobs == (-0.1, -0.2)
     assert [(m.role, m.text) for m in first.messages] == [("tool", "It costs 3."), ("user", "Go on.")]
-    assert last.terminated and last.action.text == "3" and record.tree.paths == ((0, 1),)
+    answer = action_format("openai").parse(last.action.text, {})
+    assert (answer.thought, answer.answer) == ("It said 3.", "3")  # type: ignore[union-attr]
+    assert last.terminated and record.tree.paths == ((0, 1),)
 
 
 # chat messages
@@ -238,6 +248,17 @@ def test_verifiers_rows_tell_rewards_and_ends(records: list[Record]) -> None:
             assert row["reward"] == record.tree.returns[rollout] and row["is_truncated"] == leaf.truncated
             assert row["metrics"]["exact"] == record.tree.term("exact")[rollout]
             assert row["info"]["treegym"]["task"]["seed"] == record.tree.task.seed
+
+
+def test_examples_in_a_prompt_are_none_of_the_agent_s_turns(records: list[Record]) -> None:
+    row = to_text("verifiers", next(EXCHANGES["verifiers"].write(records[0])))
+    example = [{"role": "user", "content": "What is 1 + 1?"}, {"role": "assistant", "content": "2"}]
+    row["prompt"] = [*example, *row["prompt"]]
+    [record] = EXCHANGES["verifiers"].read([row])
+    assert [(m.role, m.text) for m in record.tree.messages[:2]] == [("user", "What is 1 + 1?"), ("assistant", "2")]
+    assert len(record.tree.nodes) == sum(m["role"] == "assistant" for m in row["completion"])
+    [again] = EXCHANGES["verifiers"].write(record)
+    assert to_text("verifiers", again)["prompt"] == row["prompt"]
 
 
 @pytest.mark.parametrize("env", registered())

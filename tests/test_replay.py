@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +20,8 @@ from wander import ENVS, Wander, sandboxed, tasks
 
 from treegym.agents import (
     LENIENT,
+    STRICT,
+    Answer,
     Chains,
     ChatRenderer,
     Completion,
@@ -41,6 +44,7 @@ from treegym.envs import Message, Task, TextEnv
 from treegym.scenarios import load_scenario, train
 from treegym.scenarios.cli import main
 from treegym.scenarios.shelf import pieces
+from treegym.tools import Cassette
 from treegym.trainers import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore:the sandbox 'local'")
@@ -186,6 +190,11 @@ def test_fields_by_mode(
     change(monkeypatch, KINDS[LOOKUP], tree.nodes[0].state_key, to)
     assert [(d.turn, d.difference.field) for d in verify(tree)] == [(1, strict)]
     assert [(d.turn, d.difference.field) for d in verify(tree, LENIENT)] == ([(1, lenient)] if lenient else [])
+
+
+def test_what_is_the_same_to_the_byte_is_the_same_to_the_lenient() -> None:
+    answer = Answer((), "", reward=math.nan, reward_terms={"exact": math.nan, "speed": math.inf, "style": None})
+    assert STRICT.first(answer, answer) is LENIENT.first(answer, answer) is None
 
 
 def test_a_prompt_that_changed_is_turn_0(recorded: dict[str, list[RolloutTree]]) -> None:
@@ -461,6 +470,24 @@ def test_what_cannot_be_verified_is_named(
     assert status == 1
     assert "not verified, 1 tree (3): tests/Away-v0: tests/Away-v0 reads from the weather, and there is no tape" in said
     assert "not verified, 1 tree (4): tests/Nowhere-v0" in said and "3 of 5 trees are as recorded" in said
+    file = run / "rewards.py"
+    file.write_text("def fate(episode, env):\n    return 1.0\n")
+    status, _, error = command(capsys, str(run), "4", "--rescore", f"{file}:fate", "--live")
+    assert status == 2 and "tree 4 cannot be scored: NameNotFound: " in error and error.count("\n") == 1
+
+
+def test_an_environment_that_fails_stops_no_other(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reset = KINDS[LOOKUP].reset
+
+    def broken(self: TextEnv, *, seed: int, **named: Any) -> Any:
+        return reset(self, seed=seed, **named) if seed != 1 else {}["red"]
+
+    monkeypatch.setattr(KINDS[LOOKUP], "reset", broken)
+    status, said, _ = command(capsys, str(run), "--verify")
+    assert status == 1 and "not verified, 1 tree (1): treegym/Lookup-v0: KeyError: 'red'" in said
+    assert "2 of 3 trees are as recorded" in said
 
 
 def test_a_run_keeps_what_was_read_from_outside(
@@ -475,6 +502,11 @@ def test_a_run_keeps_what_was_read_from_outside(
     capsys.readouterr()
     monkeypatch.setattr(AwayEnv, "weather", iter(()))
     assert command(capsys, str(out), "--verify")[:2] == (0, ANY)
+    read, opened = Cassette._read, set[int]()
+    monkeypatch.setattr(Cassette, "_read", lambda self: [opened.add(id(self)), read(self)][1])
+    file = tmp_path / "rewards.py"
+    file.write_text("def fate(episode, env):\n    return 1.0\n")
+    assert command(capsys, str(out), "--rescore", f"{file}:fate", "--live")[0] == 0 and len(opened) == 1
     (out / "cassette.jsonl").unlink()
     status, said, _ = command(capsys, str(out), "--verify")
     assert status == 1 and "reads from the weather, and there is no tape" in said and "0 of" in said
@@ -535,6 +567,8 @@ def test_episodes_are_continued_from_the_command_line(
         (["--rescore", "nix.py:nix"], "--rescore nix.py:nix: "),
         (["--rescore", "json:dumps"], "the function takes an episode, or an episode and the environment"),
         (["--rescore", "math:sqrt"], "--rescore math:sqrt: treegym/Lookup-v0, seed 0, turn 1: TypeError: must be real"),
+        (["--rescore", "builtins:ascii"], "tree 0 cannot be scored: TypeError: the reward term ascii gave "),
+        (["0.0", "--rescore", "math:sqrt"], "--rescore takes a whole tree, TREE, not 0.0"),
         (["--rescore", "math:sqrt", "--weight", "exct=1"], "--weight: no term 'exct'"),
         (["--rescore", "math:sqrt", "--weight", "exact"], "--weight takes TERM=NUMBER"),
     ],

@@ -121,6 +121,17 @@ def test_a_finished_run_is_left_alone(runs: Path) -> None:
         assert (runs / "whole, once more" / file).read_bytes() == (runs / "whole" / file).read_bytes()
 
 
+def test_what_a_checkpoint_counts_on_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path)
+    run.log(stage="s", step=0, loss=0.5)
+    run.cassette.answer({"source": "time"}, lambda: 1)
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_ino))
+    run.save(Progress(), {"x": torch.tensor([1])})
+    written = [tmp_path / "metrics.jsonl", tmp_path / "cassette.jsonl", *tmp_path.glob("checkpoints/*/*")]
+    assert {file.stat().st_ino for file in written} == set(synced)
+
+
 def test_the_newest_whole_checkpoint_counts(tmp_path: Path) -> None:
     run = Run(tmp_path)
     assert run.restore() is None

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import fcntl
 import functools
+import io
 import json
 import os
+import pkgutil
+import random
 import signal
 import sqlite3
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +51,7 @@ from treegym.agents import (
     migrate,
     salvage,
 )
+from treegym.agents.frames import Frames
 from treegym.agents.nano import build_nano
 from treegym.agents.records import SCHEMA, SHARED, pack_floats, pack_ints, unpack
 from treegym.agents.store import CUT_OFF
@@ -103,7 +110,7 @@ def fill(path: Path, count: int = 4) -> list[tuple[dict[str, Any], RolloutTree]]
 def bounds(path: Path) -> list[int]:
     """Where the records end, the file's beginning first."""
     with sqlite3.connect(path.with_name(f"{path.name}.index")) as index:
-        found = [end for [end] in index.execute('SELECT "end" FROM trees ORDER BY number')]
+        found = [end for [end] in index.execute("SELECT finish FROM trees ORDER BY number")]
     index.close()
     return [0, *found]
 
@@ -328,6 +335,36 @@ def test_a_spoilt_index_is_built_anew(path: Path) -> None:
     assert EpisodeStore(path).read(3) == held[3] and len(EpisodeStore(path)) == 4
 
 
+def test_no_flipped_byte_of_the_index_is_believed(path: Path) -> None:
+    """Whatever is asked first of it."""
+    held = fill(path, 14)
+    where = Where(stage="some", steps=(2, 4), returns=(0, None), terms={"exact": (1, None)})
+    questions: list[Callable[[EpisodeStore], Any]] = [
+        lambda store: list(store.summaries()),
+        lambda store: list(store.summaries(where)),
+        lambda store: store.matching(Where(env="tests/Some-v0")),
+        lambda store: store.read(9),
+        lambda store: [len(store), store.cut_off],
+        lambda store: [store.append(tree(20), step=20), *store],
+        lambda store: [store.truncate(ends[7]), store.append(tree(20), step=20), *store],
+    ]
+    index, whole, ends = EpisodeStore(path).index_path, path.read_bytes(), bounds(path)
+    sound, answers = index.read_bytes(), []
+    for place in [None, *range(0, len(sound), 31)]:
+        for question in questions if place is None else [questions[place % len(questions)]]:
+            path.write_bytes(whole)
+            flipped = bytearray(sound)
+            if place is not None:
+                flipped[place] ^= 1 << place % 8
+            index.write_bytes(flipped)
+            with contextlib.closing(EpisodeStore(path)) as store:
+                answer = question(store)
+            if place is None:
+                answers.append(answer)
+            assert answer == answers[questions.index(question)], place
+    assert answers[5] == [None, *held, ({"step": 20}, tree(20))]
+
+
 def test_an_opening_that_was_damaged_meanwhile_is_not_built_on(path: Path) -> None:
     store = EpisodeStore(path)
     store.append(tree(0))
@@ -339,6 +376,82 @@ def test_an_opening_that_was_damaged_meanwhile_is_not_built_on(path: Path) -> No
     assert EpisodeStore(path).read(1)[1] == tree(1)
     with pytest.raises(DamagedStore, match="record 0 at byte 0"):
         EpisodeStore(path).read(0)
+
+
+ODD = [{"step": 1 << 63}, {"step": -(1 << 70)}, {"step": True}, {"stage": "\ud800"}, {"stage": "\0"}, {"step": -0.0}]
+
+
+@pytest.mark.parametrize("labels", ODD)
+def test_what_an_index_cannot_hold_is_stored(path: Path, labels: dict[str, Any]) -> None:
+    store = EpisodeStore(path)
+    for i in range(3):
+        store.append(tree(i, env="tests/\ud800-v0"), **labels)
+    assert list(EpisodeStore(path)) == [(labels, tree(i, env="tests/\ud800-v0")) for i in range(3)]
+    assert [found.labels for found in EpisodeStore(path).summaries()] == [labels] * 3
+    assert store.matching(Where(stage=labels.get("stage"), steps=(labels.get("step"), None))) == 3
+
+
+@pytest.mark.parametrize("where", ["treegym.agents.store.write", "treegym.agents.index.Index.add"])
+def test_a_tree_whose_writing_was_interrupted_keeps_its_number(
+    path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = EpisodeStore(path)
+    store.append(tree(0))
+    module, _, name = where.rpartition(".")
+    original = pkgutil.resolve_name(where)
+
+    def interrupted(*given: Any) -> None:
+        original(*given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pkgutil.resolve_name(module), name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        store.append(tree(1))
+    monkeypatch.undo()
+    store.append(tree(2))
+    assert [found for _, found in EpisodeStore(path)] == [tree(i) for i in range(3)]
+
+
+def test_what_prompts_begin_with_is_read_anew_where_another_process_wrote_it(path: Path) -> None:
+    def began(seed: int, text: str) -> RolloutTree:
+        return replace(tree(seed), messages=(Message("system", SYSTEM), Message("user", text)))
+
+    reader, writer = EpisodeStore(path), EpisodeStore(path)
+    for text in ("one", "two", "six"):  # of equal length, so that the records lie where the others did
+        with writer.exclusively():
+            writer.truncate(0)
+            for seed in range(3):
+                writer.append(began(seed, text))
+        assert reader.read(2)[1] == began(2, text)
+        reader.append(began(3, text))
+        assert EpisodeStore(path).read(3)[1] == began(3, text)
+        reader.close()
+
+
+def test_threads_read_side_by_side() -> None:
+    frames = Frames()
+    lines = [random.Random(number).randbytes(1 << 19).hex().encode() for number in range(4)]
+    written = [frames.encode(number, line) for number, line in enumerate(lines)] * 16
+
+    def read(data: bytes) -> bytes | None:
+        return piece.line if (piece := frames.read(io.BytesIO(data), 0)) else None
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(read, written)) == lines * 16
+
+
+def test_misshapen_advantages_are_refused(tmp_path: Path) -> None:
+    store = EpisodeStore(tmp_path / "trees.jsonl")
+    with pytest.raises(ValueError, match=r"advantages are \[rollout\]\[turn\] of the tree"):
+        store.append(tree(0), advantages=[[0.5], [0.25] * 4])
+    assert store.size == 0
+    store.append(tree(0), advantages=[[0.5] * len(path) for path in tree(0).paths])
+    five, four = (json.dumps(pack_floats([0.5] * count)) for count in (5, 4))
+    store.path.write_text(store.path.read_text().replace(five, four))
+    store.index_path.unlink()
+    store.close()
+    with pytest.raises(DamagedStore, match=r"record 0 at byte 0 is damaged: .* its 4 advantages are not those"):
+        list(EpisodeStore(store.path))
 
 
 def test_a_tree_that_cannot_be_summed_up_is_not_written(path: Path) -> None:
@@ -473,6 +586,34 @@ def test_no_damage_is_silent(data: st.DataObject) -> None:
         assert list(EpisodeStore(path)) == [held[record.number] for record in kept]
 
 
+def test_repair_does_not_believe_the_index_of_a_longer_file(path: Path) -> None:
+    other = path.with_name("other.zst")
+    fill(other, 9)
+    held = [({"step": i}, tree(i, nodes=2 + i)) for i in range(3)]
+    with contextlib.closing(EpisodeStore(path)) as store:
+        for labels, grown in held:
+            store.append(grown, **labels)
+    EpisodeStore(other).index_path.replace(EpisodeStore(path).index_path)
+    os.truncate(path, store.size - 5)
+    losses, damaged = salvage(EpisodeStore(path))
+    assert [loss.why for loss in losses] == [CUT_OFF] and damaged is None
+    assert list(EpisodeStore(path)) == held[:2]
+    assert list(EpisodeStore(path).summaries()) == [TreeSummary.of(i, *each) for i, each in enumerate(held[:2])]
+
+
+def test_a_repaired_file_is_on_the_disk_before_the_damaged_one_is_gone(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(path, 3)
+    data = bytearray(path.read_bytes())
+    data[-9] ^= 1
+    path.write_bytes(data)
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_ino))
+    salvage(EpisodeStore(path))
+    assert synced == [path.stat().st_ino]
+
+
 def test_plain_lines_that_are_broken_are_named(tmp_path: Path) -> None:
     path = tmp_path / "trees.jsonl"
     held = fill(path, 3)
@@ -546,6 +687,23 @@ print(len(store))
 """
 
 
+def test_a_file_that_is_replaced_before_it_is_locked_is_not_written(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, other = fill(path, 2), path.with_name("other.zst")
+    fill(other, 3)
+    flock = fcntl.flock
+
+    def late(file: int, how: int) -> None:
+        if other.exists():
+            other.replace(path)
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    EpisodeStore(path).append(tree(3))
+    assert [found for _, found in EpisodeStore(path)] == [*(each for _, each in held), tree(2), tree(3)]
+
+
 def test_a_write_that_ends_midway_leaves_the_store_as_it_was(path: Path) -> None:
     """The system stops a file from growing after half of a record: as on a full disk, with a real partial write."""
     command = [sys.executable, "-c", LIMITED, str(path), str(Path(__file__).parent)]
@@ -573,9 +731,14 @@ def test_a_full_disk_is_said_and_the_store_stays_readable(path: Path, monkeypatc
 
 
 def test_a_resumed_run_cannot_go_back_to_trees_that_are_gone(path: Path) -> None:
-    fill(path, 3)
+    held = fill(path, 3)
     with pytest.raises(DamagedStore, match="trees are missing"):
         EpisodeStore(path).truncate(bounds(path)[3] + 1)
+    with pytest.raises(
+        DamagedStore, match=f"no record ends at byte {bounds(path)[2] - 5}: the file is not the one it was"
+    ):
+        EpisodeStore(path).truncate(bounds(path)[2] - 5)
+    assert list(EpisodeStore(path)) == held
 
 
 # size

@@ -10,6 +10,7 @@ import itertools
 import json
 import pickle
 import random
+import resource
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -143,6 +144,21 @@ def test_a_killed_recording_goes_on(path: Path) -> None:
         resumed = Playhead(Cassette(path))
         assert [resumed.ask("time", question, lambda: 9) for question in "abc"] == answers[:kept] + [9] * (3 - kept)
         assert len([json.loads(line) for line in path.read_text().splitlines()]) == 3
+
+
+def test_a_full_disk_leaves_no_torn_line(path: Path) -> None:
+    playhead = Playhead(Cassette(path))
+    playhead.ask("time", "a", lambda: 1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            playhead.ask("time", "b", lambda: 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert playhead.ask("time", "c", lambda: 3) == 3
+    again = Playhead(Cassette(path, "play"))
+    assert [again.ask("time", question, pytest.fail) for question in "ac"] == [1, 3]
 
 
 def test_modes_say_what_there_must_be(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -54,11 +55,21 @@ class Cassette:
                 return answers[key]
             answer = json.dumps(ask())
             with self._lock:
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write(f'{{"question":{text},"answer":{answer}}}\n')
+                self._append(f'{{"question":{text},"answer":{answer}}}\n')
                 answers[key] = json.loads(answer)
                 self._asking.pop(key, None)
             return answers[key]
+
+    def _append(self, line: str) -> None:
+        """Whole or not at all, lest another line is written behind a torn one."""
+        size = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.truncate(self.path, size)
+            raise
 
     def _read(self) -> dict[bytes, Any]:
         if self._answers is None:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ..agents import EpisodeStore, append_line, read_lines
+from ..agents.store import sync
 from ..tools import Cassette
 
 if TYPE_CHECKING:
@@ -82,10 +83,10 @@ class Run:
         for i, shard in enumerate(_shards(tensors)):
             file = new / f"{i:04d}.safetensors"
             save_file(shard, file)
-            _sync(file)
-        for written in (self._metrics, self.trees.path):
+            sync(file)
+        for written in (self._metrics, self.trees.path, self.cassette.path):
             if written.exists():
-                _sync(written)  # up to the sizes that the checkpoint notes
+                sync(written)  # up to the sizes that the checkpoint notes
         state = {
             **asdict(progress),
             "metrics_size": self._metrics.stat().st_size if self._metrics.exists() else 0,
@@ -192,10 +193,5 @@ def write_text(path: Path, text: str) -> None:
     """Replaces a file as a whole."""
     part = path.with_name(path.name + ".part")
     part.write_text(text, encoding="utf-8")
-    _sync(part)
+    sync(part)
     part.replace(path)
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
