@@ -18,11 +18,11 @@ from xml.etree import ElementTree
 import gymnasium
 import numpy as np
 import pytest
+from commands import command, run_all
 
 from treegym.agents import Outcome, TaskOutcome, curves, flips, paired
 from treegym.agents.statistics import wilson
 from treegym.envs import Message, Task, ToolEnv
-from treegym.scenarios.cli import main
 from treegym.scenarios.comparison import verdict_line
 from treegym.scenarios.shelf import Shelf
 from treegym.trainers import Run
@@ -46,16 +46,6 @@ CASES: dict[str, list[tuple[str, str, str, int]]] = {
     "while summing up": [(EVALUATION, "write_json", "before", 5), (EVALUATION, "save_chart", "before", 1)],
     "Ctrl-C": [(EVALUATION, "grow_trees", "interrupt", 1), (EVALUATION, "grow_trees", "interrupt", 1)],
 }
-
-
-def run_all(folder: Path, jobs: Sequence[tuple[list[str], Any]], hash_seed: int) -> list[int]:
-    script = Path(__file__).with_name("interrupt.py")
-    environment = {**os.environ, "PYTHONHASHSEED": str(hash_seed), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, script], input=json.dumps(jobs), cwd=folder, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return [int(status) for status in json.loads(done.stdout)]
 
 
 @pytest.fixture(scope="module")
@@ -99,17 +89,6 @@ def test_an_evaluation_tells_all(evaluations: Path) -> None:
     volume = Shelf(evaluations / "whole", lambda path: Run(path).trees).volume("whole")
     nodes = [node for number in range(6) for node in volume.tree(number)["nodes"]]
     assert all(node["pieces"] for node in nodes if "\N{REPLACEMENT CHARACTER}" not in node["text"])  # for shading
-
-
-def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """(exit status, stdout, stderr)"""
-    before, sys.argv = sys.argv, ["treegym", *arguments]
-    try:
-        with pytest.raises(SystemExit) as end:
-            main()
-    finally:
-        sys.argv = before
-    return (int(end.value.code or 0), *capsys.readouterr())
 
 
 @pytest.fixture

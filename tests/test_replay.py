@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import json
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from unittest.mock import ANY
 
 import gymnasium
 import pytest
+from commands import command
 from tokenizers import Tokenizer
 from wander import ENVS, Wander, sandboxed, tasks
 
@@ -42,7 +42,6 @@ from treegym.agents import (
 from treegym.agents.nano import build_nano
 from treegym.envs import Message, Task, TextEnv
 from treegym.scenarios import load_scenario, train
-from treegym.scenarios.cli import main
 from treegym.scenarios.shelf import pieces
 from treegym.tools import Cassette
 from treegym.trainers import Run
@@ -405,25 +404,14 @@ def run(tmp_path: Path, renderer: ChatRenderer) -> Path:
     return folder
 
 
-def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """(exit status, stdout, stderr)"""
-    before, sys.argv = sys.argv, ["treegym", "replay", *arguments]
-    try:
-        with pytest.raises(SystemExit) as end:
-            main()
-    finally:
-        sys.argv = before
-    return (int(end.value.code or 0), *capsys.readouterr())
-
-
 def test_an_episode_is_shown_as_a_conversation(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [tree, _, wild] = [tree for _, tree in Run(run).trees]
-    status, said, _ = command(capsys, str(run), "0")
+    status, said, _ = command(capsys, "replay", str(run), "0")
     assert status == 0 and said.index("assistant turn 1") < said.index("assistant turn 2") < said.index("return 1.10")
     for text in (*(m.text for m in tree.messages), *(m.text for node in tree.nodes for m in node.messages)):
         assert text in said
-    assert command(capsys, str(run), "0.0")[1] == said
-    listed = command(capsys, str(run), "2")[1]
+    assert command(capsys, "replay", str(run), "0.0")[1] == said
+    listed = command(capsys, "replay", str(run), "2")[1]
     assert all(f"2.{rollout}: return" in listed for rollout in range(len(wild.leaves)))
 
 
@@ -432,18 +420,18 @@ def test_verifying_says_what_is_not_as_recorded(
 ) -> None:
     trees = [tree for _, tree in Run(run).trees]
     turns = sum(len(tree.nodes) for tree in trees)
-    assert command(capsys, str(run), "--verify")[:2] == (
+    assert command(capsys, "replay", str(run), "--verify")[:2] == (
         0, f"3 of 3 trees are as recorded (strict; {turns} turns compared)\n",
     )  # fmt: skip
     change(monkeypatch, KINDS[LOOKUP], trees[1].nodes[1].state_key, another_word)
-    status, said, _ = command(capsys, str(run), "--verify", "--lenient")
+    status, said, _ = command(capsys, "replay", str(run), "--verify", "--lenient")
     assert status == 1
     lines = said.splitlines()
     assert lines[0] == "tree 1, rollout 0, turn 2: messages[0] is not as recorded"
     assert any(line.startswith("+ ") and "swordfish" in line for line in lines)
     assert "not as recorded: 1 tree (1)" in lines and lines[-1].startswith("2 of 3 trees are as recorded (lenient")
-    assert command(capsys, str(run), "0", "--verify")[0] == 0
-    assert command(capsys, str(run), "1.0", "--verify")[0] == 1
+    assert command(capsys, "replay", str(run), "0", "--verify")[0] == 0
+    assert command(capsys, "replay", str(run), "1.0", "--verify")[0] == 1
 
 
 class AwayEnv(KINDS[LOOKUP]):  # type: ignore[misc, valid-type]
@@ -466,13 +454,13 @@ def test_what_cannot_be_verified_is_named(
     [tree] = grow(renderer, [Task("tests/Away-v0", 1)], Chains(1))
     store.append(tree, stage="test", step=0)
     store.append(replace(tree, task=Task("tests/Nowhere-v0", 1)), stage="test", step=0)
-    status, said, _ = command(capsys, str(run), "--verify")
+    status, said, _ = command(capsys, "replay", str(run), "--verify")
     assert status == 1
     assert "not verified, 1 tree (3): tests/Away-v0: tests/Away-v0 reads from the weather, and there is no tape" in said
     assert "not verified, 1 tree (4): tests/Nowhere-v0" in said and "3 of 5 trees are as recorded" in said
     file = run / "rewards.py"
     file.write_text("def fate(episode, env):\n    return 1.0\n")
-    status, _, error = command(capsys, str(run), "4", "--rescore", f"{file}:fate", "--live")
+    status, _, error = command(capsys, "replay", str(run), "4", "--rescore", f"{file}:fate", "--live")
     assert status == 2 and "tree 4 cannot be scored: NameNotFound: " in error and error.count("\n") == 1
 
 
@@ -485,7 +473,7 @@ def test_an_environment_that_fails_stops_no_other(
         return reset(self, seed=seed, **named) if seed != 1 else {}["red"]
 
     monkeypatch.setattr(KINDS[LOOKUP], "reset", broken)
-    status, said, _ = command(capsys, str(run), "--verify")
+    status, said, _ = command(capsys, "replay", str(run), "--verify")
     assert status == 1 and "not verified, 1 tree (1): treegym/Lookup-v0: KeyError: 'red'" in said
     assert "2 of 3 trees are as recorded" in said
 
@@ -501,14 +489,14 @@ def test_a_run_keeps_what_was_read_from_outside(
     train(load_scenario(file), out)
     capsys.readouterr()
     monkeypatch.setattr(AwayEnv, "weather", iter(()))
-    assert command(capsys, str(out), "--verify")[:2] == (0, ANY)
+    assert command(capsys, "replay", str(out), "--verify")[:2] == (0, ANY)
     read, opened = Cassette._read, set[int]()
     monkeypatch.setattr(Cassette, "_read", lambda self: [opened.add(id(self)), read(self)][1])
     file = tmp_path / "rewards.py"
     file.write_text("def fate(episode, env):\n    return 1.0\n")
-    assert command(capsys, str(out), "--rescore", f"{file}:fate", "--live")[0] == 0 and len(opened) == 1
+    assert command(capsys, "replay", str(out), "--rescore", f"{file}:fate", "--live")[0] == 0 and len(opened) == 1
     (out / "cassette.jsonl").unlink()
-    status, said, _ = command(capsys, str(out), "--verify")
+    status, said, _ = command(capsys, "replay", str(out), "--verify")
     assert status == 1 and "reads from the weather, and there is no tape" in said and "0 of" in said
 
 
@@ -519,7 +507,7 @@ def test_new_rewards_are_compared_and_stored(run: Path, tmp_path: Path, capsys: 
         "def fate(episode, env):\n    return 1.0 if episode.over and env.over else None\n"
     )
     named = ["--rescore", f"{file}:haste", "--rescore", f"{file}:fate", "--weight", "exact=3", "--out"]
-    status, said, _ = command(capsys, str(run), *named, str(out))
+    status, said, _ = command(capsys, "replay", str(run), *named, str(out))
     assert status == 0 and "fate asks for the live environment and is None everywhere: --live" in said
     old = [tree for _, tree in Run(run).trees]
     for (labels, tree), before in zip(Run(out).trees, old, strict=True):
@@ -527,25 +515,27 @@ def test_new_rewards_are_compared_and_stored(run: Path, tmp_path: Path, capsys: 
         expected = [3 * exact - len(path) for exact, path in zip(before.term("exact"), before.paths, strict=True)]
         assert list(tree.returns) == expected
     assert (out / "tokenizer.json").read_bytes() == (run / "tokenizer.json").read_bytes()
-    assert "is not empty" in command(capsys, str(run), *named, str(out))[2]
-    said = command(capsys, str(run), *named[:4], "--live")[1]
+    assert "is not empty" in command(capsys, "replay", str(run), *named, str(out))[2]
+    said = command(capsys, "replay", str(run), *named[:4], "--live")[1]
     assert "fate is None on" in said and "live environment" not in said
 
 
 def test_episodes_are_continued_from_the_command_line(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    status, said, _ = command(capsys, str(run), "1", "--from", "1", "--policy", "oracle")
+    status, said, _ = command(capsys, "replay", str(run), "1", "--from", "1", "--policy", "oracle")
     assert status == 0 and said.count("1.10") == 2 and "another model's tokens" in said
     out = tmp_path / "out"
-    status, said, _ = command(capsys, str(run), "1", "--from", "1", "--policy", "nano", "--n", "3", "--out", str(out))
+    status, said, _ = command(
+        capsys, "replay", str(run), "1", "--from", "1", "--policy", "nano", "--n", "3", "--out", str(out)
+    )
     assert status == 0 and "3 from turn 1 on: return" in said and "nano 2" in said
     [(labels, grown)] = Run(out).trees
     assert labels["episode"] == "1.0" and labels["turn"] == 1 and labels["policy"] == "nano" and len(grown.leaves) == 3
     tokenizer = Tokenizer.from_file(str(out / "tokenizer.json"))
     said = [node.action for node in grown.nodes if "\N{REPLACEMENT CHARACTER}" not in node.action.text]
     assert all(pieces(tokenizer, action.token_ids, action.text) for action in said)
-    assert command(capsys, str(out), "--verify")[0] == 0
+    assert command(capsys, "replay", str(out), "--verify")[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -576,11 +566,11 @@ def test_episodes_are_continued_from_the_command_line(
 def test_misuse_is_refused_in_one_line(
     arguments: list[str], says: str, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    status, _, said = command(capsys, str(run), *arguments)
+    status, _, said = command(capsys, "replay", str(run), *arguments)
     assert status == 2 and says in said and said.count("\n") == 1
 
 
 def test_a_run_that_is_none_is_not_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, _, said = command(capsys, str(tmp_path / "nix"), "--verify")
+    status, _, said = command(capsys, "replay", str(tmp_path / "nix"), "--verify")
     assert status == 2 and "there is no such directory" in said and not (tmp_path / "nix").exists()
-    assert "holds no trees" in command(capsys, str(tmp_path), "--verify")[2]
+    assert "holds no trees" in command(capsys, "replay", str(tmp_path), "--verify")[2]

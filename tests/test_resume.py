@@ -7,14 +7,12 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from commands import run_all
 
 from treegym.trainers import Progress, Run
 
@@ -50,16 +48,6 @@ CASES: dict[str, list[tuple[str, str, str, int]]] = {
     "lines": [("treegym.agents.store", "write", "half_record", 40), ("treegym.trainers.run", LINE, "half_line", 3)],
     "Ctrl-C": [(STEP, "apply", "interrupt", 3), (STEP, "apply", "interrupt", 10)],
 }
-
-
-def run_all(folder: Path, jobs: Sequence[tuple[list[str], Any]], hash_seed: int) -> list[int]:
-    script = Path(__file__).with_name("interrupt.py")
-    environment = {**os.environ, "PYTHONHASHSEED": str(hash_seed), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, script], input=json.dumps(jobs), cwd=folder, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return [int(status) for status in json.loads(done.stdout)]
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,12 @@ from typing import Any
 import gymnasium
 import pytest
 import torch
+from commands import command
 
 from treegym.agents import TreeExpansion
 from treegym.envs import ToolEnv
 from treegym.scenarios import Model, Scenario, ScenarioError, load_scenario
 from treegym.scenarios.build import check_weights, try_environment
-from treegym.scenarios.cli import main
 from treegym.scenarios.schema import BUNDLED, dump_scenario
 from treegym.scenarios.terminal import say
 from treegym.tools import tool
@@ -222,17 +222,6 @@ def test_faults_of_a_change_name_the_change(change: str, says: str, scenario: Pa
 
 
 # the command
-
-
-def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """(exit status, stdout, stderr)"""
-    before, sys.argv = sys.argv, ["treegym", *arguments]
-    try:
-        with pytest.raises(SystemExit) as end:
-            main()
-    finally:
-        sys.argv = before
-    return (int(end.value.code or 0), *capsys.readouterr())
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
