@@ -100,9 +100,9 @@ class _Linear:
 class LlamaForward:
     """Llama, Mistral and Qwen2 blocks with merged projections and pre-packed weights in one dtype.
 
-    A norm's weight times the root of the width is part of the projections behind it: what remains of the norm is a
-    division by the length of the vector. Inside a head, the two dimensions that rotary embedding turns together lie
-    side by side, a complex number; scores are the same.
+    Weights are rounded as the learner rounds them, each by itself: a norm's that were made part of the projections
+    behind it would round otherwise, and after some updates sampler and learner would be two policies. Inside a head,
+    the two dimensions that rotary embedding turns together lie side by side, a complex number; scores are the same.
     """
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
@@ -121,34 +121,40 @@ class LlamaForward:
         model: Any = self._model
         self._embedding = model.model.embed_tokens.weight.detach().to(self._dtype)
         self._frequencies = model.model.rotary_emb.inv_freq.float()  # [d / 2]
-        self._head = self._merge(model.lm_head, norm=model.model.norm)
+        self._norm = self._scale(model.model.norm)
+        self._head = self._merge(model.lm_head)
         self._layers = [self._layer(layer) for layer in model.model.layers]
 
     def release(self) -> None:
         self._layers = []
         nothing: Any = None
-        self._embedding = self._head = nothing
+        self._embedding = self._norm = self._head = nothing
 
-    def _merge(self, *modules: torch.nn.Linear, norm: Any = None, turned: int = 0) -> _Linear:
-        """The modules side by side, behind a norm; the first ones turn by rotary embedding."""
+    def _scale(self, norm: Any) -> Tensor:
+        """Of a vector that was divided by its length."""
+        scale: Tensor = norm.weight.detach().float() * self._root
+        return scale
+
+    def _merge(self, *modules: torch.nn.Linear, turned: int = 0) -> _Linear:
+        """The modules side by side; the first ones turn by rotary embedding."""
         weights = [merged_weight(module) for module in modules]
         biases = [module.bias.detach() for module in modules if module.bias is not None]
         weights[:turned], biases[:turned] = map(self._paired, weights[:turned]), map(self._paired, biases[:turned])
-        weight = torch.cat(weights)
-        if norm is not None:
-            weight = weight.float() * (norm.weight.detach().float() * self._root)
-        return _Linear(weight.to(self._dtype), torch.cat(biases).to(self._dtype) if biases else None)
+        weight = torch.cat([weight.to(self._dtype) for weight in weights])
+        return _Linear(weight, torch.cat(biases).to(self._dtype) if biases else None)
 
     def _paired(self, rows: Tensor) -> Tensor:
         """[heads · d, …], in each head row i + d / 2 behind row i."""
         return rows.view(-1, 2, self._dim // 2, *rows.shape[1:]).transpose(1, 2).flatten(0, 2)
 
-    def _layer(self, layer: Any) -> tuple[_Linear, _Linear, _Linear, _Linear]:
+    def _layer(self, layer: Any) -> tuple[Tensor, _Linear, _Linear, Tensor, _Linear, _Linear]:
         attention, mlp = layer.self_attn, layer.mlp
         return (
-            self._merge(attention.q_proj, attention.k_proj, attention.v_proj, norm=layer.input_layernorm, turned=2),
+            self._scale(layer.input_layernorm),
+            self._merge(attention.q_proj, attention.k_proj, attention.v_proj, turned=2),
             self._merge(attention.o_proj),
-            self._merge(mlp.gate_proj, mlp.up_proj, norm=layer.post_attention_layernorm),
+            self._scale(layer.post_attention_layernorm),
+            self._merge(mlp.gate_proj, mlp.up_proj),
             self._merge(mlp.down_proj),
         )
 
@@ -158,18 +164,18 @@ class LlamaForward:
         angles = positions[:, None] * self._frequencies
         turns = torch.polar(torch.ones_like(angles), angles)  # [T, d / 2]
         keys, values = self._heads, self._heads + self._kv_heads  # where they begin
-        for index, (qkv, out, gate_up, down) in enumerate(self._layers):
-            heads = qkv(self._normed(x)).view(len(x), -1, self._dim).transpose(0, 1)  # [heads, T, d]
+        for index, (norm, qkv, out, mlp_norm, gate_up, down) in enumerate(self._layers):
+            heads = qkv(self._normed(x, norm)).view(len(x), -1, self._dim).transpose(0, 1)  # [heads, T, d]
             turn(heads[:values], turns)
             seen = attend(index, heads[:keys], heads[keys:values], heads[values:], None)
             x = x + out(seen.transpose(0, 1).reshape(len(x), -1))
-            gate, up = gate_up(self._normed(x)).chunk(2, dim=-1)
+            gate, up = gate_up(self._normed(x, mlp_norm)).chunk(2, dim=-1)
             x = x + down(silu(gate) * up)
-        return self._head(self._normed(x[rows]))
+        return self._head(self._normed(x[rows], self._norm))
 
-    def _normed(self, x: Tensor) -> Tensor:
+    def _normed(self, x: Tensor, scale: Tensor) -> Tensor:
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        return (x / torch.hypot(length, self._least)).to(x.dtype)
+        return (x / torch.hypot(length, self._least) * scale).to(x.dtype)
 
 
 def turn(heads: Tensor, turns: Tensor) -> None:
