@@ -172,3 +172,24 @@ def test_entropy_of_a_uniform_distribution() -> None:
     assert entropy(uniform).item() == pytest.approx(math.log(8))
     assert entropy(uniform, top=2).item() == pytest.approx(math.log(8) / 4)  # not renormalised
     assert entropy(uniform, top=9).item() == pytest.approx(math.log(8))
+
+
+def test_weights_are_rounded_each_by_itself() -> None:
+    """As the learner rounds them: matrices that are bfloat16 already give the same probabilities to the bit."""
+    model, tokenizer = model_of("llama")
+    renderer = ChatRenderer(tokenizer)
+    asked = [(Context(renderer.prompt(PROMPTS[0])), 1)]
+    sampling = Sampling(max_tokens=8, temperature=0.0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(len(name)))
+    policy = TransformersPolicy(model, renderer, dtype=torch.bfloat16)
+    [before] = ask(policy, asked, sampling)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" not in name:
+                parameter.copy_(parameter.bfloat16())
+    policy.refresh(1)
+    [after] = ask(policy, asked, sampling)
+    assert after.completion.logprobs == before.completion.logprobs
