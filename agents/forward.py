@@ -113,7 +113,7 @@ class LlamaForward:
         self._kv_heads: int = config.num_key_value_heads
         self._dim: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self._root: float = config.hidden_size**0.5
-        self._least = torch.tensor(self._root * config.rms_norm_eps**0.5, device=model.device)  # of a length, so to say
+        self._least = torch.tensor(self._root * config.rms_norm_eps**0.5, device=model.device)  # of lengths
         self.refresh()
 
     @torch.no_grad()
@@ -174,6 +174,7 @@ class LlamaForward:
         return self._head(self._normed(x[rows], self._norm))
 
     def _normed(self, x: Tensor, scale: Tensor) -> Tensor:
+        """RMSNorm of [T, width]: x / sqrt(mean(x²) + eps) is sqrt(width) x / hypot(|x|, sqrt(width eps))."""
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         return (x / torch.hypot(length, self._least) * scale).to(x.dtype)
 
