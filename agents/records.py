@@ -221,14 +221,18 @@ def pack_ints(values: Sequence[int]) -> str | list[int]:
 def pack_floats(values: Sequence[float]) -> str:
     """As f4 where that is exact for all, else as f8."""
     with suppress(OverflowError):
-        short = _packed("f4", values)
-        if unpack(short) == tuple(values):
-            return short
+        form = f"<{len(values)}f"
+        data = struct.pack(form, *values)
+        if struct.unpack(form, data) == tuple(values):
+            return _text("f4", data)
     return _packed("f8", values)
 
 
 def _packed(kind: str, values: Sequence[float]) -> str:
-    data = struct.pack(f"<{len(values)}{_CODES[kind]}", *values)
+    return _text(kind, struct.pack(f"<{len(values)}{_CODES[kind]}", *values))
+
+
+def _text(kind: str, data: bytes) -> str:
     return f"{kind}:{b64encode(data).decode()}"
 
 

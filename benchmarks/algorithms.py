@@ -31,6 +31,8 @@ from scipy.stats import t as student
 matplotlib.use("svg")
 from matplotlib import pyplot
 
+matplotlib.rcParams["svg.hashsalt"] = "treegym"  # the same picture is the same file
+
 ROOT = Path(__file__).parent.parent
 RUNS = ROOT / "runs" / "algorithms"
 RESULTS = ROOT / "docs" / "results"

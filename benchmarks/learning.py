@@ -23,6 +23,8 @@ from treegym.trainers import Run
 matplotlib.use("svg")
 from matplotlib import pyplot
 
+matplotlib.rcParams["svg.hashsalt"] = "treegym"  # the same picture is the same file
+
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 STAGES = {"demonstrations": "teacher", "untrained": "untouched", "warmed up": "warmed up", "trained": "trained"}
 

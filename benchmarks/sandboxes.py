@@ -37,6 +37,22 @@ def alone():
     exec(compile({WORK!r}, "alone", "exec"), {{"print": str}})
     return time.perf_counter() - start
 """
+FORK = """
+import os, time
+def bare():
+    ours, theirs = os.pipe()
+    start = time.perf_counter()
+    pid = os.fork()
+    if not pid:
+        exec(compile("x", "bare", "exec"), {"x": 1})
+        os.write(theirs, b"1")
+        os._exit(0)
+    os.read(ours, 1)
+    took = time.perf_counter() - start
+    os.waitpid(pid, 0)
+    os.close(ours), os.close(theirs)
+    return took
+"""
 THEIRS = """
 import json, statistics, sys, time
 if sys.argv[1] == "smolagents":
@@ -87,8 +103,9 @@ def calls(sandbox: Sandbox) -> Iterator[str]:
 
 
 def episodes(sandbox: Sandbox) -> Iterator[str]:
-    """A new episode up to its first answer, with others before and after it; a fork up to its own answer; the end."""
-    begun, forked, ended = [], [], []
+    """A new episode up to its first answer, with others before and after it; a fork up to its own answer, and what
+    `os.fork()` and an answer take the same interpreter, without files and namespaces of its own; the end."""
+    begun, forked, bare, ended = [], [], [], []
     for _ in range(ROUNDS // 4):
         start = time.perf_counter()
         parent = sandbox.start(Limits(), 0)
@@ -100,9 +117,12 @@ def episodes(sandbox: Sandbox) -> Iterator[str]:
             twin.run("x")
             forked.append((time.perf_counter() - start) * 1e3)
             twin.close()
+            parent.run(FORK)
+            bare.append(float(parent.run("bare()").text) * 1e3)
         ended.append(timed(parent.close))
         time.sleep(0.05)  # the next episode is made ahead meanwhile; without it the pace is that of `many`
-    yield from (HEAD, row("new episode", begun), *([row("fork", forked)] if forked else []), row("close", ended))
+    forks = [row("fork", forked), row("of it `os.fork()` itself", bare)] if forked else []
+    yield from (HEAD, row("new episode", begun), *forks, row("close", ended))
 
 
 def files(sandbox: Sandbox) -> Iterator[str]:

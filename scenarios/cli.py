@@ -53,6 +53,7 @@ def train(
     Example: treegym train quickstart --set improvement.steps=5 --set seed=1
     """
     from ..trainers import Stopped
+    from ..trainers.run import trees_file
     from .build import train as run
     from .schema import find, load_scenario
 
@@ -71,6 +72,8 @@ def train(
         folder = out or runs / f"{find(scenario).stem}-{datetime.now():%Y%m%d-%H%M%S}"
         if (folder / "scenario.yaml").exists():
             raise UsageError(f"{folder} holds a run already: --resume goes on with it, another --out begins anew")
+        if trees_file(folder).exists():
+            raise UsageError(f"{folder} holds trees already: --out names a new run")
     try:
         run(chosen, folder, resume=resume)
     except (Stopped, KeyboardInterrupt) as stopped:

@@ -25,6 +25,14 @@ from treegym.tools import SandboxUnavailable, open_sandbox
 pytestmark = pytest.mark.filterwarnings("ignore:the sandbox 'local'")
 DATA = Path(__file__).parent.parent.parent / "shared" / "data" / "code"
 
+
+def skip_without(sandbox: str) -> None:
+    try:
+        open_sandbox(sandbox)
+    except SandboxUnavailable as error:
+        pytest.skip(str(error))
+
+
 ADD = CodeProblem(
     "add",
     "Write add(a, b), the sum.",
@@ -119,14 +127,14 @@ CHEATS = {
     ),
     "read the tests off memory": (
         "def add(a, b):\n"
-        "    want = b'candidate(2, ' + b'3) =='\n"
+        "    before = b'candidate(2, '\n"  # not all of it, which it would find in itself
         "    with open('/proc/self/maps') as maps, open('/proc/self/mem', 'rb') as memory:\n"
         "        for line in maps:\n"
         "            span, rights = line.split()[:2]\n"
         "            start, end = (int(x, 16) for x in span.split('-'))\n"
         "            if 'rw' in rights and end - start < 64 << 20:\n"
         "                memory.seek(start)\n"
-        "                if want in memory.read(end - start):\n"
+        "                if any(rest.startswith(b'3) ==') for rest in memory.read(end - start).split(before)[1:]):\n"
         "                    return 5\n"
         "    return None"
     ),
@@ -197,12 +205,12 @@ CHEATS = {
 }
 
 
+@pytest.mark.parametrize("sandbox", ["strongest", "docker"])
 @pytest.mark.parametrize("name", CHEATS)
-def test_a_cheat_scores_nothing(name: str) -> None:
-    if name == "leave a thread that prints":  # what it prints all the time is right for one test of five
-        assert grade(ADD, CHEATS[name]).passed <= 1
-    else:
-        assert grade(ADD, CHEATS[name]).passed == 0
+def test_a_cheat_scores_nothing(name: str, sandbox: str) -> None:
+    skip_without(sandbox)
+    passed = grade(ADD, CHEATS[name], sandbox).passed
+    assert passed <= (name == "leave a thread that prints")  # it is right for one test of five, all the time
 
 
 JSON = st.recursive(
@@ -299,10 +307,7 @@ def test_the_agent_reads_of_the_examples_and_never_of_the_tests() -> None:
 
 @pytest.mark.parametrize("sandbox", ["bubblewrap", "local"])
 def test_it_keeps_every_promise_of_an_environment(sandbox: str) -> None:
-    try:
-        open_sandbox(sandbox)
-    except SandboxUnavailable as error:
-        pytest.skip(str(error))
+    skip_without(sandbox)
     check_env(lambda: gymnasium.make("treegym/Code-v0", sandbox=sandbox, python=True).unwrapped, seeds=[0])
 
 

@@ -367,6 +367,10 @@ def test_from_training_to_evaluation(scenario: Path, tmp_path: Path, capsys: pyt
     trained = json.loads((out / "summary.json").read_text())["stages"]["trained"]["success"]
 
     assert "holds a run already: --resume" in refused(capsys, "train", file, "--out", str(out))
+    imported = tmp_path / "imported"
+    imported.mkdir()
+    (imported / "trees.jsonl.zst").touch()
+    assert f"{imported} holds trees already" in refused(capsys, "train", file, "--out", str(imported))
     assert command(capsys, "train", "--resume", "--out", str(out))[1] == f"the run in {out} is finished\n"
     assert "is finished" in command(capsys, "train", file, "--resume", "--runs", str(folder))[1]
 

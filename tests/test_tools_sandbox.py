@@ -18,16 +18,9 @@ import pytest
 
 from treegym.tools import PythonTool, open_sandbox
 from treegym.tools.cgroup import Cgroup
-from treegym.tools.sandbox import (
-    Episode,
-    ForkRefused,
-    Interpreter,
-    Limits,
-    Link,
-    Sandbox,
-    SandboxError,
-    SandboxUnavailable,
-)
+from treegym.tools.remote import Link
+from treegym.tools.sandbox import ForkRefused, Interpreter, Limits, Sandbox, SandboxError, SandboxUnavailable
+from treegym.tools.zygote import Episode
 
 sys.path.insert(0, str(Path(__file__).parent))
 from attacks import ATTACKS, GREED, MACHINERY
@@ -411,7 +404,7 @@ def test_a_fork_of_a_branch_in_another_folder_keeps_its_open_files(branch: Inter
 
 
 def test_a_keeper_that_answers_late_is_waited_for_at_the_next_question(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("treegym.tools.sandbox.GRACE", 0.05)
+    monkeypatch.setattr("treegym.tools.zygote.GRACE", 0.05)
     ours, theirs = socket.socketpair()
     with contextlib.closing(Link(ours=ours)) as link, contextlib.closing(Link(ours=theirs)) as keeper:
         episode = Episode(link, LIMITS, None, None)

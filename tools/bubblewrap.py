@@ -10,8 +10,10 @@ from pathlib import Path
 
 from .cgroup import Cgroup
 from .inside import ASIDE, WORK
-from .sandbox import INSIDE, Branch, Limits, SandboxUnavailable, Zygote
+from .remote import INSIDE
+from .sandbox import Limits, SandboxUnavailable
 from .seccomp import bpf
+from .zygote import Branch, Zygote
 
 PROGRAM = "/run/inside.py"  # where inside.py is, inside
 UID = 64321  # that a sandbox has when root starts it: root's own processes cannot be counted and limited

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from .inside import WORK
-from .sandbox import GRACE, INSIDE, LIBRARIES, ForkRefused, Limits, Link, Remote, SandboxError, SandboxUnavailable
+from .remote import GRACE, INSIDE, LIBRARIES, Link, Remote
+from .sandbox import ForkRefused, Limits, SandboxError, SandboxUnavailable
 from .seccomp import filter_rules
 
 IMAGE = "treegym-python"

@@ -234,6 +234,8 @@ class Interpreter:
                 self.channel.close()
                 self.channel = Channel(fd)
                 self._settle(work, files)
+            else:
+                self._check_memory()  # here, where its files do not move, and now, for the copy takes longer
         except Exception as error:
             refused = str(error) if isinstance(error, Uncopyable) else repr(error)
         if not copied:
@@ -248,7 +250,6 @@ class Interpreter:
             room = [os.open("/proc/self/ns/mnt", os.O_RDONLY)]
         os.close(self.output)
         self.channel.send(room, pid=os.getpid())
-        self._check_memory()  # only now, for it takes as long as the keeper does
         self.channel.receive()  # its files are there
         for fd in room:
             os.close(fd)

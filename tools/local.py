@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 import warnings
 
-from .sandbox import INSIDE, Branch, Limits, Zygote
+from .remote import INSIDE
+from .sandbox import Limits
+from .zygote import Branch, Zygote
 
 
 class Local:
