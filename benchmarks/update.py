@@ -11,6 +11,7 @@ import torch
 from task import PROMPT_TOKENS, RESULT_TOKENS, TURN_TOKENS, TURNS
 from worker import serve
 
+from treegym.__main__ import tune_memory
 from treegym.agents import ROOT, Completion, Node, RolloutTree
 from treegym.agents.models import load
 from treegym.envs import Task
@@ -58,4 +59,5 @@ def prepare(model: str, dtype: str, layout: str) -> Callable[[], dict[str, float
 
 
 if __name__ == "__main__":
+    tune_memory()  # as the command does
     serve(prepare)
