@@ -75,7 +75,8 @@ def table(runs: Sequence[Finished]) -> list[str]:
         ]
         lines.append(f"| {run.seed} | {' | '.join(cells)} |")
     gains = [run.summary["gain"]["mean"] for run in runs if run.summary["gain"]]
-    lines += ["", f"Mean gain over {len(gains)} seeds: {fmean(gains):+.1%}." if gains else ""]
+    if len(gains) > 1:
+        lines += ["", f"Mean gain over {len(gains)} seeds: {fmean(gains):+.1%}."]
     if any(len(run.summary["stages"]["trained"]["by_hops"]) > 1 for run in runs):
         lines += ["", f"| seed | hops | {' | '.join(STAGES.values())} |", "|---" * 6 + "|"]
         for run in runs:
