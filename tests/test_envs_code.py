@@ -205,8 +205,12 @@ CHEATS = {
 }
 
 
-@pytest.mark.parametrize("sandbox", ["strongest", "docker"])
-@pytest.mark.parametrize("name", CHEATS)
+AT_WALLS = [name for name in CHEATS if name.startswith(("exit", "read", "look", "leave"))]
+
+
+@pytest.mark.parametrize(
+    ("name", "sandbox"), [*((name, "strongest") for name in CHEATS), *((name, "docker") for name in AT_WALLS)]
+)
 def test_a_cheat_scores_nothing(name: str, sandbox: str) -> None:
     skip_without(sandbox)
     passed = grade(ADD, CHEATS[name], sandbox).passed
