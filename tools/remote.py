@@ -17,7 +17,7 @@ from .inside import HEADER, take
 from .sandbox import Limits, Outcome, SandboxError
 
 INSIDE = Path(__file__).parent / "inside.py"  # what runs at the other end
-LIBRARIES = (
+LIBRARIES = (  # that it begins with
     "collections",
     "datetime",
     "fractions",
