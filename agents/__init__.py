@@ -1,7 +1,7 @@
 """Policies, rollout trees and the engine that grows them."""
 
 from .answer import LENIENT, STRICT, Answer, Comparison, Difference, OutsideSource, ReplayMismatch
-from .attention import bring_attention, causal_mask, grouped_attention, tree_logits
+from .attention import bring_attention, causal_attention, tree_logits
 from .chat import ChatRenderer
 from .compare import Curves, Flip, PairedResult, curves, flips, paired
 from .evaluate import AnswerReader, Evaluation, Outcome, TaskOutcome, by_difficulty, figures, succeeded
@@ -91,12 +91,11 @@ __all__ = [
     "append_line",
     "bring_attention",
     "by_difficulty",
-    "causal_mask",
+    "causal_attention",
     "curves",
     "derive_seed",
     "figures",
     "flips",
-    "grouped_attention",
     "grow_trees",
     "is_plain_llama",
     "merged_state",

@@ -7,6 +7,7 @@ lets each tree segment see its ancestors.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 _NAME = "treegym"
+_BLOCK = 128  # queries
 
 
 class Attend(Protocol):
@@ -77,25 +79,82 @@ class CausalAttend:
     """Plain causal attention: the simplest attend."""
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        return grouped_attention(query, key, value, causal_mask(query.shape[1], key.shape[1], query), scale)
+        return causal_attention(query, key, value, scale)
 
 
-def causal_mask(queries: int, keys: int, like: Tensor) -> Tensor:
-    """[queries, keys] additive: the last query sees all keys, each earlier one a key less."""
-    visible = torch.ones(queries, keys, dtype=torch.bool, device=like.device).tril(keys - queries)
-    return torch.zeros(queries, keys, dtype=like.dtype, device=like.device).masked_fill_(~visible, float("-inf"))
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None, *, keep: bool = False) -> Tensor:
+    """query [heads, T, d], key and value [kv heads, S, d] -> [heads, T, d]; grouped heads share keys and values.
 
-
-def grouped_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
-    """query [heads, T, d], key and value [kv heads, S, d], additive mask [T, S] -> [heads, T, d].
-
-    Query heads share key heads and all of them the mask by views: nothing is copied, so that no copy is kept for
-    backward.
+    The last query sees all S keys, each earlier one a key less. With `keep`, the weights [heads, T, S] wait for
+    backward; else it computes them again.
     """
-    kv_heads, groups = len(key), len(query) // len(key)
-    queries = query.view(kv_heads, groups, *query.shape[1:])
-    keys, values = (x[:, None].expand(-1, groups, -1, -1) for x in (key, value))
-    return scaled_dot_product_attention(queries, keys, values, mask, scale=scale).flatten(0, 1)
+    scale = scale or query.shape[2] ** -0.5
+    query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast, rotation leaves float32
+    if query.device.type == "cpu":
+        with torch.autocast("cpu", enabled=False):
+            out: Tensor = _Products.apply(query, key, value, scale, keep)  # type: ignore[no-untyped-call]
+        return out
+    grouped = query.view(len(key), -1, *query.shape[1:])
+    keys, values = (x[:, None].expand(-1, grouped.shape[1], -1, -1) for x in (key, value))
+    visible = torch.ones(query.shape[1], key.shape[1], dtype=torch.bool, device=query.device)
+    visible.tril_(key.shape[1] - query.shape[1])
+    return scaled_dot_product_attention(grouped, keys, values, visible, scale=scale).flatten(0, 1)
+
+
+class _Products(torch.autograd.Function):
+    """Causal attention on a CPU, by products of a block of queries and the keys that it sees.
+
+    Several times as fast as torch's own there, most of all backward. Scores are at least float32, as they are there;
+    the weights and all else are of the queries' dtype.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, keep: bool) -> Tensor:
+        out = torch.empty_like(query)
+        kept = []
+        for rows, end in _blocks(query, key):
+            weights = _weights(query[:, rows], key[:, :end], scale)
+            out[:, rows] = torch.bmm(weights, value[:, :end]).view_as(query[:, rows])
+            kept.append(weights if keep else None)
+        ctx.save_for_backward(query, key, value)
+        ctx.scale, ctx.kept = scale, kept
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        query, key, value = ctx.saved_tensors
+        of_query = torch.empty_like(query)
+        wide = torch.promote_types(key.dtype, torch.float32)
+        of_key, of_value = torch.zeros_like(key, dtype=wide), torch.zeros_like(value, dtype=wide)
+        for (rows, end), weights in zip(_blocks(query, key), ctx.kept, strict=True):
+            if weights is None:
+                weights = _weights(query[:, rows], key[:, :end], ctx.scale)
+            asked, given = (x[:, rows].reshape(len(key), -1, x.shape[2]) for x in (query, gradients[0]))
+            of_value[:, :end] += torch.bmm(weights.mT, given)
+            of_weights = torch.bmm(given, value[:, :end].mT)
+            of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype).mul_(ctx.scale)
+            of_query[:, rows] = torch.bmm(of_scores, key[:, :end]).view_as(query[:, rows])
+            of_key[:, :end] += torch.bmm(of_scores.mT, asked)
+        return of_query, of_key.to(key.dtype), of_value.to(value.dtype), None, None
+
+
+def _blocks(query: Tensor, key: Tensor) -> Iterator[tuple[slice, int]]:
+    """Some queries at a time, and the end of the keys that the last of them sees."""
+    queries, before = query.shape[1], key.shape[1] - query.shape[1]
+    for start in range(0, queries, _BLOCK):
+        end = min(start + _BLOCK, queries)
+        yield slice(start, end), before + end
+
+
+def _weights(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """Of the queries [heads, n, d] over all keys [kv heads, S, d]: [kv heads, groups * n, S]."""
+    wide = torch.promote_types(query.dtype, torch.float32)
+    n = query.shape[1]
+    grouped = (query.to(wide) * scale).reshape(len(key), -1, query.shape[2])
+    scores = torch.bmm(grouped, key.to(wide).mT)
+    later = torch.full((n, n), float("-inf"), dtype=wide).triu_(1)
+    scores.view(len(key), -1, n, key.shape[1])[..., -n:].add_(later)
+    return scores.softmax(-1).to(query.dtype)
 
 
 def tree_logits(

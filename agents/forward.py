@@ -160,7 +160,7 @@ class LlamaForward:
 
     @torch.no_grad()
     def __call__(self, tokens: Tensor, positions: Tensor, attend: Attend, rows: Tensor) -> Tensor:
-        x = embedding(tokens, self._embedding)  # [T, width]
+        x = embedding(tokens, self._embedding).float()  # [T, width]; the sum of the blocks is float32, as the learner's
         angles = positions[:, None] * self._frequencies
         turns = torch.polar(torch.ones_like(angles), angles)  # [T, d / 2]
         keys, values = self._heads, self._heads + self._kv_heads  # where they begin
@@ -176,13 +176,13 @@ class LlamaForward:
     def _normed(self, x: Tensor, scale: Tensor) -> Tensor:
         """RMSNorm of [T, width]: x / sqrt(mean(x²) + eps) is sqrt(width) x / hypot(|x|, sqrt(width eps))."""
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        return (x / torch.hypot(length, self._least) * scale).to(x.dtype)
+        return (x / torch.hypot(length, self._least) * scale).to(self._dtype)
 
 
 def turn(heads: Tensor, turns: Tensor) -> None:
     """Rotary position embedding of [heads, T, d], in place, by complex numbers [T, d / 2]."""
-    pairs = torch.view_as_complex(heads.float().reshape(*heads.shape[:2], -1, 2))
-    heads.copy_(torch.view_as_real(pairs * turns).flatten(-2))
+    pairs = heads.view(*heads.shape[:2], -1, 2)
+    pairs.copy_(torch.view_as_real(torch.view_as_complex(pairs.float()) * turns))
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

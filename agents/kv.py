@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .attention import causal_mask, grouped_attention
+from .attention import causal_attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,6 @@ class SlabAttend:
             for line, end in zip(lines, ends.tolist(), strict=True)
             if len(line.tokens) > 1
         ]
-        self._masks = [causal_mask(end - begin, start + end - begin, self.data) for _, begin, end, start in self._long]
         short = [i for i, line in enumerate(lines) if len(line.tokens) == 1]
         decoding = [lines[i].row for i in short]
         self._short = self.last[short]  # [n], their tokens
@@ -96,9 +95,9 @@ class SlabAttend:
         if self._dense:
             return self._decode(query, slab, scale)
         out = torch.empty_like(query)
-        for (row, begin, end, start), mask in zip(self._long, self._masks, strict=True):
+        for row, begin, end, start in self._long:
             keys, values = slab[:, :, row, : start + end - begin]
-            out[:, begin:end] = grouped_attention(query[:, begin:end], keys, values, mask, scale)
+            out[:, begin:end] = causal_attention(query[:, begin:end], keys, values, scale)
         if len(self._short):
             rows = query.new_zeros(len(query), self._width, query.shape[2])
             rows[:, self._short_rows] = query[:, self._short]

@@ -156,7 +156,7 @@ class TransformersPolicy:
             if not isinstance(error, Exception):
                 raise
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def _pass(self) -> None:
         """Feeds all rows and new contexts, then samples one token for each request."""
         fed = self._rows

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn.functional import rms_norm
+from torch.nn.functional import rms_norm, scaled_dot_product_attention
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -22,8 +22,9 @@ from transformers import (
     Qwen3Config,
 )
 
-from treegym.agents import ROOT, Completion, Node, RolloutTree, bring_attention
+from treegym.agents import ROOT, Completion, Node, RolloutTree, attention, bring_attention, causal_attention
 from treegym.envs import Task
+from treegym.trainers import forward
 from treegym.trainers.forward import TransformersPredict
 from treegym.trainers.learner import Learner, Optimization
 from treegym.trainers.llama import LlamaPredict, trains_in_place
@@ -41,6 +42,14 @@ from treegym.trainers.losses import (
     WithKL,
 )
 from treegym.trainers.packing import Advantages, Pack, Terms, pack, score, split
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of logits and of queries: as many parts as a real model's have."""
+    monkeypatch.setattr(forward, "COLUMNS", 7)
+    monkeypatch.setattr(attention, "_BLOCK", 3)
+
 
 SMALL = {
     "vocab_size": 60,
@@ -235,6 +244,23 @@ def test_distance_and_entropy_are_the_same_packed(name: str, loss: PolicyLoss) -
         assert packed(model, batch, loss, max_tokens, learner) == pytest.approx(expected, abs=1e-9)
         for got, wanted in zip(gradients(model), expected_gradients, strict=True):
             torch.testing.assert_close(got, wanted, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize(("queries", "keys"), [(300, 340), (128, 128), (5, 9), (1, 7)])
+def test_attention_is_torch_s_own(queries: int, keys: int, keep: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "_BLOCK", 128)
+    generator = torch.Generator().manual_seed(0)
+    sizes = ((6, queries, 8), (2, keys, 8), (2, keys, 8))
+    given = [torch.randn(size, generator=generator, dtype=torch.float64, requires_grad=True) for size in sizes]
+    visible = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+    shared = (given[0], *(x.repeat_interleave(3, dim=0) for x in given[1:]))
+    expected = scaled_dot_product_attention(*shared, visible, scale=0.3)
+    found = causal_attention(*given, 0.3, keep=keep)
+    torch.testing.assert_close(found, expected)
+    upstream = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
+    for ours, theirs in zip(*(torch.autograd.grad(x, given, upstream) for x in (found, expected)), strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from ..agents import bring_attention, tree_logits
 from .packing import Pack, TreeAttend
 
-ROWS = 128  # of logits worked on at a time
+COLUMNS = 4096  # of logits worked on at a time
+Logits = Callable[[slice], Tensor]  # of some columns
 
 
 class Predict(Protocol):
@@ -81,9 +82,9 @@ class _Embed(torch.autograd.Function):
 
 @dataclass(frozen=True, slots=True)
 class Picked:
-    """What is wanted of logits [R, vocabulary], and its gradient; a part of the rows at a time, in at least float32.
+    """What is wanted of logits [R, vocabulary], and its gradient; some columns at a time, in at least float32.
 
-    `logits` gives those of some rows, so that they need not all be there at once.
+    `logits` gives those of some columns, so that they need not all be there at once.
     """
 
     row: Tensor  # [P]
@@ -91,52 +92,58 @@ class Picked:
     temperature: float
     with_entropy: bool
 
-    def of(self, logits: Callable[[slice], Tensor], rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    def of(self, logits: Logits, rows: int, vocabulary: int) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities [P] of the targets, the log of the normaliser [R], and entropies [R] or none [0]; nats."""
-        totals, entropies, found, order = [], [], [], []
-        for part in _parts(rows):
-            scaled = self._scaled(logits(part))
-            total = scaled.logsumexp(-1)
-            own = self._own(part)
-            found.append(scaled[self.row[own] - part.start, self.target[own]] - total[self.row[own] - part.start])
-            order.append(own)
-            totals.append(total)
+        picked, total, expected = torch.empty(0), torch.empty(0), torch.empty(0)
+        for columns in _parts(vocabulary):
+            scaled = self._scaled(logits(columns))
+            if not columns.start:
+                total, expected = scaled.new_full((rows,), float("-inf")), scaled.new_zeros(rows)
+                picked = scaled.new_empty(len(self.row))
+            own = self._own(columns)
+            picked[own] = scaled[self.row[own], self.target[own] - columns.start]
+            before, total = total, torch.logaddexp(total, scaled.logsumexp(-1))
             if self.with_entropy:
-                shares = scaled.sub_(total[:, None])
-                entropies.append(-(shares.exp() * shares).sum(-1))
-        total = torch.cat(totals)
-        picked = total.new_empty(len(self.row)).index_copy_(0, torch.cat(order), torch.cat(found))
-        return picked, total, torch.cat(entropies) if entropies else total.new_empty(0)
+                here = (scaled * (scaled - total[:, None]).exp_()).sum(-1)
+                expected = expected * (before - total).exp() + here
+        return picked - total[self.row], total, total - expected if self.with_entropy else total.new_empty(0)
 
     def gradient(
-        self, logits: Callable[[slice], Tensor], total: Tensor, of_logprobs: Tensor, of_entropies: Tensor
+        self,
+        logits: Logits,
+        vocabulary: int,
+        total: Tensor,
+        entropies: Tensor,
+        of_logprobs: Tensor,
+        of_entropies: Tensor,
     ) -> Iterator[tuple[slice, Tensor]]:
-        """The gradient of the logits, some rows at a time, from those of what `of` gave."""
+        """The gradient of the logits, some columns at a time, from what `of` gave and the gradients of that."""
         of_logprobs, of_entropies = of_logprobs / self.temperature, of_entropies / self.temperature
         summed = torch.zeros_like(total).index_add_(0, self.row, of_logprobs)
-        for rows in _parts(len(total)):
-            given = logits(rows)
-            logprobs = self._scaled(given).sub_(total[rows, None])
+        for columns in _parts(vocabulary):
+            given = logits(columns)
+            logprobs = self._scaled(given).sub_(total[:, None])
             if self.with_entropy:
-                shares = logprobs.exp()
-                entropy = -(shares * logprobs).sum(-1, keepdim=True)
-                part = shares.mul_(-summed[rows, None] - (logprobs + entropy) * of_entropies[rows, None])
+                slope = -summed[:, None] - (logprobs + entropies[:, None]) * of_entropies[:, None]
+                part = logprobs.exp_().mul_(slope)
             else:
-                part = logprobs.exp_().mul_(-summed[rows, None])
-            own = self._own(rows)
-            part.index_put_((self.row[own] - rows.start, self.target[own]), of_logprobs[own], accumulate=True)
-            yield rows, part.to(given.dtype)  # rounded once the token's own part is in it
+                part = logprobs.exp_().mul_(-summed[:, None])
+            own = self._own(columns)
+            part.index_put_((self.row[own], self.target[own] - columns.start), of_logprobs[own], accumulate=True)
+            yield columns, part.to(given.dtype)  # rounded once the token's own part is in it
 
     def _scaled(self, logits: Tensor) -> Tensor:
-        return logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.temperature
+        """A copy, in at least float32."""
+        scaled = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
+        return scaled if self.temperature == 1 else scaled.div_(self.temperature)
 
-    def _own(self, rows: slice) -> Tensor:
-        """Indices of the predictions made at these rows."""
-        return torch.where((self.row >= rows.start) & (self.row < rows.stop))[0]
+    def _own(self, columns: slice) -> Tensor:
+        """Indices of the predictions whose targets are among these columns."""
+        return torch.where((self.target >= columns.start) & (self.target < columns.stop))[0]
 
 
-def _parts(rows: int) -> Iterator[slice]:
-    return (slice(start, min(start + ROWS, rows)) for start in range(0, rows, ROWS))
+def _parts(vocabulary: int) -> Iterator[slice]:
+    return (slice(start, min(start + COLUMNS, vocabulary)) for start in range(0, vocabulary, COLUMNS))
 
 
 class _Pick(torch.autograd.Function):
@@ -144,15 +151,16 @@ class _Pick(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, picked: Picked) -> tuple[Tensor, Tensor]:
-        logprobs, total, entropies = picked.of(logits.__getitem__, len(logits))
-        ctx.save_for_backward(logits, total)
+        logprobs, total, entropies = picked.of(lambda columns: logits[:, columns], *logits.shape)
+        ctx.save_for_backward(logits, total, entropies)
         ctx.picked = picked
         return logprobs, entropies
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        logits, total = ctx.saved_tensors
+        logits, *found = ctx.saved_tensors
         out = torch.empty_like(logits)
-        for rows, part in ctx.picked.gradient(logits.__getitem__, total, *gradients):
-            out[rows] = part
+        of = ctx.picked.gradient(lambda columns: logits[:, columns], logits.shape[1], *found, *gradients)
+        for columns, part in of:
+            out[:, columns] = part
         return out, None

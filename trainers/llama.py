@@ -1,12 +1,12 @@
-"""Llama, Mistral and Qwen2 for training: two activations a layer are kept, and gradients are added in place.
+"""Llama, Mistral and Qwen2 for training: four activations a layer are kept, and gradients are added in place.
 
-A block is one function that keeps the input of its norm. Backward computes the rest again: on a CPU that takes little
-longer than memory takes to keep it.
+A block is one function that keeps the input of its norm and what its first product gives. Backward computes the rest
+again: on a CPU that takes little longer than memory takes to keep it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch.nn.functional import linear, silu
 from transformers import PreTrainedModel
 
 from ..agents import is_plain_llama, rotate
-from .forward import Picked, embed
+from .forward import Logits, Picked, embed
 from .packing import Pack, TreeAttend
 
 
@@ -38,7 +38,7 @@ class LlamaPredict:
         self._temperature = temperature
 
     def __call__(self, packed: Pack, *, entropy: bool = False) -> tuple[Tensor, Tensor]:
-        core, attend = self._model.model, TreeAttend(packed.segments)
+        core, attend = self._model.model, TreeAttend(packed.segments, keep=True)
         x = embed(core.embed_tokens, packed.tokens)
         cos, sin = (table[0].to(self._dtype) for table in core.rotary_emb(x[None], packed.positions[None]))
         for layer in core.layers:
@@ -68,17 +68,16 @@ class _Attention(torch.autograd.Function):
         attend: TreeAttend,
         dtype: torch.dtype,
     ) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.norm, ctx.block, ctx.tables, ctx.attend, ctx.dtype = norm, block, tables, attend, dtype
         joint = _projected(_normed(x, norm).to(dtype), block)
+        ctx.save_for_backward(x, joint)
+        ctx.norm, ctx.block, ctx.tables, ctx.attend, ctx.dtype = norm, block, tables, attend, dtype
         return linear(_seen(joint, block, tables, attend), block.o_proj.weight.to(dtype)).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None, None]:
-        (x,) = ctx.saved_tensors
+        x, joint = ctx.saved_tensors
         block, gradient = ctx.block, gradients[0].to(ctx.dtype)
-        inputs = _normed(x, ctx.norm).to(ctx.dtype)
-        joint = _projected(inputs, block).requires_grad_()
+        inputs, joint = _normed(x, ctx.norm).to(ctx.dtype), joint.detach().requires_grad_()
         with torch.enable_grad():
             seen = _seen(joint, block, ctx.tables, ctx.attend)
         _learn([block.o_proj], gradient, seen.detach())
@@ -114,16 +113,16 @@ class _FeedForward(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, norm: Any, mlp: Any, dtype: torch.dtype) -> Tensor:
         inner = linear(_normed(x, norm).to(dtype), _joint([mlp.gate_proj, mlp.up_proj], dtype))
         gate, up = inner.chunk(2, dim=-1)
-        ctx.save_for_backward(x)
+        ctx.save_for_backward(x, inner)
         ctx.norm, ctx.mlp, ctx.dtype = norm, mlp, dtype
         return linear(silu(gate).mul_(up), mlp.down_proj.weight.to(dtype)).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        (x,) = ctx.saved_tensors
+        x, inner = ctx.saved_tensors
         mlp, gradient = ctx.mlp, gradients[0].to(ctx.dtype)
         inputs, modules = _normed(x, ctx.norm).to(ctx.dtype), [mlp.gate_proj, mlp.up_proj]
-        gate, up = linear(inputs, _joint(modules, ctx.dtype)).chunk(2, dim=-1)
+        gate, up = inner.chunk(2, dim=-1)
         sigmoid = gate.sigmoid()
         opened = gate * sigmoid  # silu
         _learn([mlp.down_proj], gradient, opened * up)
@@ -144,25 +143,25 @@ class _Head(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, norm: Any, head: nn.Linear, dtype: torch.dtype, picked: Picked
     ) -> tuple[Tensor, Tensor]:
-        logprobs, total, entropies = picked.of(_logits(_normed(x, norm).to(dtype), head), len(x))
-        ctx.save_for_backward(x, total)
+        logits = _logits(_normed(x, norm).to(dtype), head)
+        logprobs, total, entropies = picked.of(logits, len(x), head.out_features)
+        ctx.save_for_backward(x, total, entropies)
         ctx.norm, ctx.head, ctx.dtype, ctx.picked = norm, head, dtype, picked
         return logprobs, entropies
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
-        x, total = ctx.saved_tensors
-        inputs, weight = _normed(x, ctx.norm).to(ctx.dtype), ctx.head.weight.to(ctx.dtype)
-        below = torch.empty_like(x)
-        for rows, part in ctx.picked.gradient(_logits(inputs, ctx.head), total, *gradients):
-            _learn([ctx.head], part, inputs[rows])
-            below[rows] = (part @ weight).to(x.dtype)
+        x, *found = ctx.saved_tensors
+        inputs, weight = _normed(x, ctx.norm).to(ctx.dtype), ctx.head.weight
+        below = torch.zeros_like(x)
+        for columns, part in ctx.picked.gradient(_logits(inputs, ctx.head), len(weight), *found, *gradients):
+            _gradient(weight)[columns] += part.T @ inputs
+            below += part @ weight.detach()[columns].to(ctx.dtype)
         return _norm_backward(x, ctx.norm, below), None, None, None, None
 
 
-def _logits(inputs: Tensor, head: nn.Linear) -> Callable[[slice], Tensor]:
-    weight = head.weight.detach().to(inputs.dtype)
-    return lambda rows: linear(inputs[rows], weight)
+def _logits(inputs: Tensor, head: nn.Linear) -> Logits:
+    return lambda columns: linear(inputs, head.weight.detach()[columns].to(inputs.dtype))
 
 
 def _joint(modules: Sequence[nn.Linear], dtype: torch.dtype) -> Tensor:
@@ -198,6 +197,10 @@ def _learn(modules: Sequence[nn.Linear], gradient: Tensor, inputs: Tensor) -> No
 
 
 def _add(parameter: Tensor, gradient: Tensor) -> None:
+    _gradient(parameter).add_(gradient)
+
+
+def _gradient(parameter: Tensor) -> Tensor:
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
-    parameter.grad += gradient
+    return parameter.grad

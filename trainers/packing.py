@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..agents import ROOT, RolloutTree, causal_mask, grouped_attention
+from ..agents import ROOT, RolloutTree, causal_attention
 
 TurnAdvantage = float | NDArray[np.float64]  # of all of the turn's sampled tokens, or of each
 Advantages = Sequence[Sequence[TurnAdvantage]]  # [rollout][turn]
@@ -247,21 +247,21 @@ def _shared(a: ScoredTree, b: ScoredTree) -> int:
 
 
 class TreeAttend:
-    """Attention of packed tokens to their own segment's past and to all of its ancestors."""
+    """Attention of packed tokens to their own segment's past and to all of its ancestors.
 
-    def __init__(self, segments: Sequence[Segment]) -> None:
+    With `keep`, the weights wait for backward: for who calls that before the next layer.
+    """
+
+    def __init__(self, segments: Sequence[Segment], *, keep: bool = False) -> None:
         self._segments = segments
         self._lengths = [segment.length for segment in segments]
-        self._masks: list[Tensor] = []
+        self._keep = keep
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        if not self._masks:
-            depths = [s.length + sum(self._lengths[i] for i in s.ancestors) for s in self._segments]
-            self._masks = [causal_mask(s.length, depth, query) for s, depth in zip(self._segments, depths, strict=True)]
         queries, keys, values = (torch.split(x, self._lengths, dim=1) for x in (query, key, value))
         out = []
-        for number, (segment, mask) in enumerate(zip(self._segments, self._masks, strict=True)):
+        for number, segment in enumerate(self._segments):
             seen = (*segment.ancestors, number)
             seen_keys, seen_values = (torch.cat([x[i] for i in seen], dim=1) for x in (keys, values))
-            out.append(grouped_attention(queries[number], seen_keys, seen_values, mask, scale))
+            out.append(causal_attention(queries[number], seen_keys, seen_values, scale, keep=self._keep))
         return torch.cat(out, dim=1)
