@@ -8,6 +8,7 @@ lets each tree segment see its ancestors.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
@@ -85,8 +86,8 @@ class CausalAttend:
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None, *, keep: bool = False) -> Tensor:
     """query [heads, T, d], key and value [kv heads, S, d] -> [heads, T, d]; grouped heads share keys and values.
 
-    The last query sees all S keys, each earlier one a key less. With `keep`, the weights [heads, T, S] wait for
-    backward; else it computes them again.
+    The last query sees all S keys, each earlier one a key less. With `keep`, the weights [heads, T, S] wait for a
+    backward on a CPU; else it computes them again.
     """
     scale = scale or query.shape[2] ** -0.5
     query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast, rotation leaves float32
@@ -94,11 +95,20 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float | N
         with torch.autocast("cpu", enabled=False):
             out: Tensor = _Products.apply(query, key, value, scale, keep)  # type: ignore[no-untyped-call]
         return out
+    return _masked(query, key, value, scale)
+
+
+def _masked(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Causal attention by torch's own; query heads share keys and the mask by views."""
     grouped = query.view(len(key), -1, *query.shape[1:])
     keys, values = (x[:, None].expand(-1, grouped.shape[1], -1, -1) for x in (key, value))
-    visible = torch.ones(query.shape[1], key.shape[1], dtype=torch.bool, device=query.device)
-    visible.tril_(key.shape[1] - query.shape[1])
-    return scaled_dot_product_attention(grouped, keys, values, visible, scale=scale).flatten(0, 1)
+    mask = _mask(query.shape[1], key.shape[1], query.dtype, query.device)
+    return scaled_dot_product_attention(grouped, keys, values, mask, scale=scale).flatten(0, 1)
+
+
+@lru_cache(64)  # the layers of a pass share it
+def _mask(queries: int, keys: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.full((queries, keys), float("-inf"), dtype=dtype, device=device).triu_(keys - queries + 1)
 
 
 class _Products(torch.autograd.Function):
@@ -110,25 +120,25 @@ class _Products(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, keep: bool) -> Tensor:
-        out = torch.empty_like(query)
+        out = query.new_empty(*query.shape[:2], value.shape[2])
         kept = []
         for rows, end in _blocks(query, key):
             weights = _weights(query[:, rows], key[:, :end], scale)
-            out[:, rows] = torch.bmm(weights, value[:, :end]).view_as(query[:, rows])
-            kept.append(weights if keep else None)
-        ctx.save_for_backward(query, key, value)
-        ctx.scale, ctx.kept = scale, kept
+            out[:, rows] = torch.bmm(weights, value[:, :end]).view_as(out[:, rows])
+            if keep and any(ctx.needs_input_grad):
+                kept.append(weights)
+        ctx.save_for_backward(query, key, value, *kept)
+        ctx.scale = scale
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        query, key, value = ctx.saved_tensors
+        query, key, value, *kept = ctx.saved_tensors
         of_query = torch.empty_like(query)
         wide = torch.promote_types(key.dtype, torch.float32)
         of_key, of_value = torch.zeros_like(key, dtype=wide), torch.zeros_like(value, dtype=wide)
-        for (rows, end), weights in zip(_blocks(query, key), ctx.kept, strict=True):
-            if weights is None:
-                weights = _weights(query[:, rows], key[:, :end], ctx.scale)
+        for block, (rows, end) in enumerate(_blocks(query, key)):
+            weights = kept[block] if kept else _weights(query[:, rows], key[:, :end], ctx.scale)
             asked, given = (x[:, rows].reshape(len(key), -1, x.shape[2]) for x in (query, gradients[0]))
             of_value[:, :end] += torch.bmm(weights.mT, given)
             of_weights = torch.bmm(given, value[:, :end].mT)

@@ -258,9 +258,24 @@ def test_attention_is_torch_s_own(queries: int, keys: int, keep: bool, monkeypat
     expected = scaled_dot_product_attention(*shared, visible, scale=0.3)
     found = causal_attention(*given, 0.3, keep=keep)
     torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(attention._masked(*given, 0.3), expected)  # as on other devices
     upstream = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
     for ours, theirs in zip(*(torch.autograd.grad(x, given, upstream) for x in (found, expected)), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("offset", [0.0, -300.0, 300.0])
+def test_entropies_are_exact_whatever_the_logits_have_in_common(offset: float) -> None:
+    """In float32, of distributions from flat to peaked."""
+    logits = torch.randn(4, 60, generator=torch.Generator().manual_seed(0)) * torch.tensor(
+        [[0.1], [1.0], [5.0], [30.0]]
+    )
+    logits += offset
+    picked = forward.Picked(torch.arange(4), torch.arange(4), 1.0, with_entropy=True)
+    logprobs, _, entropies = picked.of(lambda columns: logits[:, columns], *logits.shape)
+    exact = logits.double().log_softmax(-1)
+    torch.testing.assert_close(entropies.double(), -(exact.exp() * exact).sum(-1), atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(logprobs.double(), exact.diagonal(), atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)

@@ -8,12 +8,13 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.special import entr
 from transformers import PreTrainedModel
 
 from ..agents import bring_attention, tree_logits
 from .packing import Pack, TreeAttend
 
-COLUMNS = 4096  # of logits worked on at a time
+COLUMNS = 2048  # of logits worked on at a time
 Logits = Callable[[slice], Tensor]  # of some columns
 
 
@@ -94,19 +95,20 @@ class Picked:
 
     def of(self, logits: Logits, rows: int, vocabulary: int) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities [P] of the targets, the log of the normaliser [R], and entropies [R] or none [0]; nats."""
-        picked, total, expected = torch.empty(0), torch.empty(0), torch.empty(0)
+        picked, total, entropies = torch.empty(0), torch.empty(0), torch.empty(0)
         for columns in _parts(vocabulary):
             scaled = self._scaled(logits(columns))
             if not columns.start:
-                total, expected = scaled.new_full((rows,), float("-inf")), scaled.new_zeros(rows)
-                picked = scaled.new_empty(len(self.row))
+                picked = scaled.new_full((len(self.row),), float("nan"))
+                total, entropies = scaled.new_full((rows,), float("-inf")), scaled.new_zeros(rows)
             own = self._own(columns)
             picked[own] = scaled[self.row[own], self.target[own] - columns.start]
             before, total = total, torch.logaddexp(total, scaled.logsumexp(-1))
             if self.with_entropy:
-                here = (scaled * (scaled - total[:, None]).exp_()).sum(-1)
-                expected = expected * (before - total).exp() + here
-        return picked - total[self.row], total, total - expected if self.with_entropy else total.new_empty(0)
+                share = (before - total).exp()  # of all columns before
+                here = entr((scaled - total[:, None]).exp_()).sum(-1)
+                entropies = share * entropies + entr(share) + here
+        return picked - total[self.row], total, entropies if self.with_entropy else total.new_empty(0)
 
     def gradient(
         self,
@@ -122,7 +124,7 @@ class Picked:
         summed = torch.zeros_like(total).index_add_(0, self.row, of_logprobs)
         for columns in _parts(vocabulary):
             given = logits(columns)
-            logprobs = self._scaled(given).sub_(total[:, None])
+            logprobs = self._scaled(given) - total[:, None]
             if self.with_entropy:
                 slope = -summed[:, None] - (logprobs + entropies[:, None]) * of_entropies[:, None]
                 part = logprobs.exp_().mul_(slope)
@@ -133,9 +135,8 @@ class Picked:
             yield columns, part.to(given.dtype)  # rounded once the token's own part is in it
 
     def _scaled(self, logits: Tensor) -> Tensor:
-        """A copy, in at least float32."""
-        scaled = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
-        return scaled if self.temperature == 1 else scaled.div_(self.temperature)
+        scaled = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return scaled if self.temperature == 1 else scaled / self.temperature
 
     def _own(self, columns: slice) -> Tensor:
         """Indices of the predictions whose targets are among these columns."""

@@ -82,7 +82,7 @@ class _Attention(torch.autograd.Function):
             seen = _seen(joint, block, ctx.tables, ctx.attend)
         _learn([block.o_proj], gradient, seen.detach())
         (within,) = torch.autograd.grad(seen, joint, gradient @ block.o_proj.weight.to(ctx.dtype))
-        del seen, joint
+        del seen
         _learn(_heads(block), within, inputs)
         below = (within @ _joint(_heads(block), ctx.dtype)).to(x.dtype)
         return _norm_backward(x, ctx.norm, below), None, None, None, None, None
