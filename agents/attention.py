@@ -107,6 +107,7 @@ def _masked(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
 
 
 @lru_cache(64)  # the layers of a pass share it
+@torch.inference_mode(False)  # and so may a learner's
 def _mask(queries: int, keys: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.full((queries, keys), float("-inf"), dtype=dtype, device=device).triu_(keys - queries + 1)
 

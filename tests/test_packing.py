@@ -258,10 +258,15 @@ def test_attention_is_torch_s_own(queries: int, keys: int, keep: bool, monkeypat
     expected = scaled_dot_product_attention(*shared, visible, scale=0.3)
     found = causal_attention(*given, 0.3, keep=keep)
     torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(attention._masked(*given, 0.3), expected)  # as on other devices
+    with torch.inference_mode():
+        attention._masked(*given, 0.3)  # a sampler's, before a learner's
+    masked = attention._masked(*given, 0.3)  # as on other devices
+    torch.testing.assert_close(masked, expected)
     upstream = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
-    for ours, theirs in zip(*(torch.autograd.grad(x, given, upstream) for x in (found, expected)), strict=True):
-        torch.testing.assert_close(ours, theirs)
+    exact, *others = (torch.autograd.grad(x, given, upstream) for x in (expected, found, masked))
+    for other in others:
+        for ours, theirs in zip(other, exact, strict=True):
+            torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("offset", [0.0, -300.0, 300.0])
