@@ -115,8 +115,8 @@ def _mask(queries: int, keys: int, dtype: torch.dtype, device: torch.device) -> 
 class _Products(torch.autograd.Function):
     """Causal attention on a CPU, by products of a block of queries and the keys that it sees.
 
-    Several times as fast as torch's own there, most of all backward. Scores are at least float32, as they are there;
-    the weights and all else are of the queries' dtype.
+    In bfloat16 twice as fast as torch's own there, forward and backward together; in float32 about as fast. Scores are
+    at least float32, as they are there; the weights and all else are of the queries' dtype.
     """
 
     @staticmethod

@@ -272,12 +272,10 @@ def test_attention_is_torch_s_own(queries: int, keys: int, keep: bool, monkeypat
 @pytest.mark.parametrize("offset", [0.0, -300.0, 300.0])
 def test_entropies_are_exact_whatever_the_logits_have_in_common(offset: float) -> None:
     """In float32, of distributions from flat to peaked."""
-    logits = torch.randn(4, 60, generator=torch.Generator().manual_seed(0)) * torch.tensor(
-        [[0.1], [1.0], [5.0], [30.0]]
-    )
-    logits += offset
+    scales = torch.tensor([[0.1], [1.0], [5.0], [30.0]])
+    logits = torch.randn(4, 60, generator=torch.Generator().manual_seed(0)) * scales + offset
     picked = forward.Picked(torch.arange(4), torch.arange(4), 1.0, with_entropy=True)
-    logprobs, _, entropies = picked.of(lambda columns: logits[:, columns], *logits.shape)
+    logprobs, _, entropies = picked.of(lambda columns: logits[:, columns], 60)
     exact = logits.double().log_softmax(-1)
     torch.testing.assert_close(entropies.double(), -(exact.exp() * exact).sum(-1), atol=1e-4, rtol=1e-5)
     torch.testing.assert_close(logprobs.double(), exact.diagonal(), atol=1e-4, rtol=1e-5)

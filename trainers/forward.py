@@ -93,14 +93,14 @@ class Picked:
     temperature: float
     with_entropy: bool
 
-    def of(self, logits: Logits, rows: int, vocabulary: int) -> tuple[Tensor, Tensor, Tensor]:
+    def of(self, logits: Logits, vocabulary: int) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities [P] of the targets, the log of the normaliser [R], and entropies [R] or none [0]; nats."""
         picked, total, entropies = torch.empty(0), torch.empty(0), torch.empty(0)
         for columns in _parts(vocabulary):
             scaled = self._scaled(logits(columns))
             if not columns.start:
                 picked = scaled.new_full((len(self.row),), float("nan"))
-                total, entropies = scaled.new_full((rows,), float("-inf")), scaled.new_zeros(rows)
+                total, entropies = scaled.new_full((len(scaled),), float("-inf")), scaled.new_zeros(len(scaled))
             own = self._own(columns)
             picked[own] = scaled[self.row[own], self.target[own] - columns.start]
             before, total = total, torch.logaddexp(total, scaled.logsumexp(-1))
@@ -152,7 +152,7 @@ class _Pick(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, picked: Picked) -> tuple[Tensor, Tensor]:
-        logprobs, total, entropies = picked.of(lambda columns: logits[:, columns], *logits.shape)
+        logprobs, total, entropies = picked.of(lambda columns: logits[:, columns], logits.shape[1])
         ctx.save_for_backward(logits, total, entropies)
         ctx.picked = picked
         return logprobs, entropies
@@ -161,7 +161,7 @@ class _Pick(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         logits, *found = ctx.saved_tensors
         out = torch.empty_like(logits)
-        of = ctx.picked.gradient(lambda columns: logits[:, columns], logits.shape[1], *found, *gradients)
-        for columns, part in of:
+        parts = ctx.picked.gradient(lambda columns: logits[:, columns], logits.shape[1], *found, *gradients)
+        for columns, part in parts:
             out[:, columns] = part
         return out, None

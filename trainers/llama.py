@@ -144,7 +144,7 @@ class _Head(torch.autograd.Function):
         ctx: Any, x: Tensor, norm: Any, head: nn.Linear, dtype: torch.dtype, picked: Picked
     ) -> tuple[Tensor, Tensor]:
         logits = _logits(_normed(x, norm).to(dtype), head)
-        logprobs, total, entropies = picked.of(logits, len(x), head.out_features)
+        logprobs, total, entropies = picked.of(logits, head.out_features)
         ctx.save_for_backward(x, total, entropies)
         ctx.norm, ctx.head, ctx.dtype, ctx.picked = norm, head, dtype, picked
         return logprobs, entropies
