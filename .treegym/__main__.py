@@ -2,17 +2,14 @@
 
 import contextlib
 import ctypes
-import os
 
 
-def tune_memory() -> None:
-    """Has glibc keep what tensors free, up to half a gigabyte, and use few arenas, and torch ask for huge pages; before
-    any thread has an arena and torch a tensor.
+def tune_malloc() -> None:
+    """Has glibc keep what tensors free, up to half a gigabyte, and use few arenas; before any thread has one.
 
-    Activations come and go each step: asking the kernel for them anew, page by page, takes a tenth of its time. The
-    largest blocks are mapped one by one, for in a heap they leave holes.
+    Activations come and go each step: asking the kernel for them anew takes a tenth of its time. The largest blocks
+    are mapped one by one, for in a heap they leave holes.
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         options = {-3: 16 << 20, -1: 512 << 20, -8: 2}  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_ARENA_MAX
@@ -22,7 +19,7 @@ def tune_memory() -> None:
 
 def main() -> None:
     """The command."""
-    tune_memory()
+    tune_malloc()
     from .scenarios.cli import main as command
 
     command()

@@ -14,7 +14,7 @@ from grpo_step import EndlessRenderer
 from task import PROMPT_TOKENS
 from worker import serve
 
-from treegym.__main__ import tune_memory
+from treegym.__main__ import tune_malloc
 from treegym.agents import Context, Sampling, TransformersPolicy, native_dtype
 from treegym.agents.models import load
 
@@ -70,5 +70,5 @@ def prepare(model: str, engine: str) -> Callable[[int], dict[str, float]]:
 
 
 if __name__ == "__main__":
-    tune_memory()  # as the command does
+    tune_malloc()  # as the command does
     serve(prepare)

@@ -14,7 +14,7 @@ import gymnasium
 from task import PROMPTS, RESULT, ROLLOUTS, TEMPLATE, TURN_TOKENS, TURNS, prompt, reward
 from worker import serve
 
-from treegym.__main__ import tune_memory
+from treegym.__main__ import tune_malloc
 from treegym.agents import ChatRenderer, Context, Sample, Sampling, TransformersPolicy, grow_trees
 from treegym.agents.models import load
 from treegym.envs import Message, Task, TextEnv
@@ -96,5 +96,5 @@ def prepare(model: str, keep: bool = True, update: bool = True) -> Callable[[], 
 
 
 if __name__ == "__main__":
-    tune_memory()  # as the command does
+    tune_malloc()  # as the command does
     serve(prepare)

@@ -11,7 +11,7 @@ import torch
 from task import PROMPT_TOKENS, RESULT_TOKENS, TURN_TOKENS, TURNS
 from worker import serve
 
-from treegym.__main__ import tune_memory
+from treegym.__main__ import tune_malloc
 from treegym.agents import ROOT, Completion, Node, RolloutTree
 from treegym.agents.models import load
 from treegym.envs import Task
@@ -59,5 +59,5 @@ def prepare(model: str, dtype: str, layout: str) -> Callable[[], dict[str, float
 
 
 if __name__ == "__main__":
-    tune_memory()  # as the command does
+    tune_malloc()  # as the command does
     serve(prepare)
