@@ -7,7 +7,8 @@ lets each tree segment see its ancestors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -17,7 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 _NAME = "treegym"
-_BLOCK = 128  # queries
+BLOCK = 128  # queries at a time, on a CPU
 
 
 class Attend(Protocol):
@@ -83,19 +84,47 @@ class CausalAttend:
         return causal_attention(query, key, value, scale)
 
 
-def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None, *, keep: bool = False) -> Tensor:
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
     """query [heads, T, d], key and value [kv heads, S, d] -> [heads, T, d]; grouped heads share keys and values.
 
-    The last query sees all S keys, each earlier one a key less. With `keep`, the weights [heads, T, S] wait for a
-    backward on a CPU; else it computes them again.
+    The last query sees all S keys, each earlier one a key less.
     """
-    scale = scale or query.shape[2] ** -0.5
-    query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast, rotation leaves float32
     if query.device.type == "cpu":
-        with torch.autocast("cpu", enabled=False):
-            out: Tensor = _Products.apply(query, key, value, scale, keep)  # type: ignore[no-untyped-call]
-        return out
-    return _masked(query, key, value, scale)
+        return block_attention(query, key, value, scale, _causal(query.shape[1], key.shape[1], BLOCK))
+    return _masked(query.to(value.dtype), key.to(value.dtype), value, scale or query.shape[2] ** -0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Some queries, the keys that any of them sees, and which sees which."""
+
+    rows: slice  # n queries
+    keys: tuple[slice, ...]  # K in all
+    mask: Tensor  # float32 [n, m], of the last m of the keys: 0 where a query sees a key, else -inf
+
+
+def block_attention(
+    query: Tensor, key: Tensor, value: Tensor, scale: float | None, blocks: Sequence[Block], *, keep: bool = False
+) -> Tensor:
+    """query [heads, T, d], key and value [kv heads, S, d] -> [heads, T, d], on a CPU; each query is in one block.
+
+    With `keep`, the weights [heads, n, K] of every block wait for a backward; else it computes them again.
+    """
+    query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast, rotation leaves float32
+    with torch.autocast("cpu", enabled=False):
+        out: Tensor = _Products.apply(query, key, value, scale or query.shape[2] ** -0.5, blocks, keep)  # type: ignore[no-untyped-call]
+    return out
+
+
+@lru_cache(64)  # the layers of a pass share them
+@torch.inference_mode(False)
+def _causal(queries: int, keys: int, size: int) -> tuple[Block, ...]:
+    blocks = []
+    for start in range(0, queries, size):
+        end = min(start + size, queries)
+        later = torch.full((end - start, end - start), float("-inf")).triu_(1)
+        blocks.append(Block(slice(start, end), (slice(0, keys - queries + end),), later))
+    return tuple(blocks)
 
 
 def _masked(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
@@ -113,58 +142,66 @@ def _mask(queries: int, keys: int, dtype: torch.dtype, device: torch.device) -> 
 
 
 class _Products(torch.autograd.Function):
-    """Causal attention on a CPU, by products of a block of queries and the keys that it sees.
+    """Attention on a CPU, by products of a block of queries and the keys that it sees.
 
     In bfloat16 twice as fast as torch's own there, forward and backward together; in float32 about as fast. Scores are
     at least float32, as they are there; the weights and all else are of the queries' dtype.
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, keep: bool) -> Tensor:
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, blocks: Sequence[Block], keep: bool
+    ) -> Tensor:
         out = query.new_empty(*query.shape[:2], value.shape[2])
         kept = []
-        for rows, end in _blocks(query, key):
-            weights = _weights(query[:, rows], key[:, :end], scale)
-            out[:, rows] = torch.bmm(weights, value[:, :end]).view_as(out[:, rows])
+        for block in blocks:
+            weights = _weights(query[:, block.rows], _gathered(key, block), block.mask, scale)
+            rows = out[:, block.rows]
+            rows.copy_(torch.bmm(weights, _gathered(value, block)).view_as(rows))
             if keep and any(ctx.needs_input_grad):
                 kept.append(weights)
         ctx.save_for_backward(query, key, value, *kept)
-        ctx.scale = scale
+        ctx.scale, ctx.blocks = scale, blocks
         return out
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         query, key, value, *kept = ctx.saved_tensors
         of_query = torch.empty_like(query)
         wide = torch.promote_types(key.dtype, torch.float32)
         of_key, of_value = torch.zeros_like(key, dtype=wide), torch.zeros_like(value, dtype=wide)
-        for block, (rows, end) in enumerate(_blocks(query, key)):
-            weights = kept[block] if kept else _weights(query[:, rows], key[:, :end], ctx.scale)
+        for number, block in enumerate(ctx.blocks):
+            rows, keys, values = block.rows, _gathered(key, block), _gathered(value, block)
+            weights = kept[number] if kept else _weights(query[:, rows], keys, block.mask, ctx.scale)
             asked, given = (x[:, rows].reshape(len(key), -1, x.shape[2]) for x in (query, gradients[0]))
-            of_value[:, :end] += torch.bmm(weights.mT, given)
-            of_weights = torch.bmm(given, value[:, :end].mT)
+            _scatter(of_value, block, torch.bmm(weights.mT, given))
+            of_weights = torch.bmm(given, values.mT)
             of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype).mul_(ctx.scale)
-            of_query[:, rows] = torch.bmm(of_scores, key[:, :end]).view_as(query[:, rows])
-            of_key[:, :end] += torch.bmm(of_scores.mT, asked)
-        return of_query, of_key.to(key.dtype), of_value.to(value.dtype), None, None
+            of_query[:, rows] = torch.bmm(of_scores, keys).view_as(query[:, rows])
+            _scatter(of_key, block, torch.bmm(of_scores.mT, asked))
+        return of_query, of_key.to(key.dtype), of_value.to(value.dtype), None, None, None
 
 
-def _blocks(query: Tensor, key: Tensor) -> Iterator[tuple[slice, int]]:
-    """Some queries at a time, and the end of the keys that the last of them sees."""
-    queries, before = query.shape[1], key.shape[1] - query.shape[1]
-    for start in range(0, queries, _BLOCK):
-        end = min(start + _BLOCK, queries)
-        yield slice(start, end), before + end
+def _gathered(x: Tensor, block: Block) -> Tensor:
+    """The block's keys or values [kv heads, K, d]."""
+    parts = [x[:, run] for run in block.keys]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
-def _weights(query: Tensor, key: Tensor, scale: float) -> Tensor:
-    """Of the queries [heads, n, d] over all keys [kv heads, S, d]: [kv heads, groups * n, S]."""
+def _scatter(total: Tensor, block: Block, part: Tensor) -> None:
+    """Adds to what was gathered."""
+    parts = torch.split(part, [run.stop - run.start for run in block.keys], dim=1)
+    for run, each in zip(block.keys, parts, strict=True):
+        total[:, run] += each
+
+
+def _weights(query: Tensor, key: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """Of the queries [heads, n, d] over the keys [kv heads, K, d]: [kv heads, groups * n, K]."""
     wide = torch.promote_types(query.dtype, torch.float32)
     n = query.shape[1]
     grouped = (query.to(wide) * scale).reshape(len(key), -1, query.shape[2])
     scores = torch.bmm(grouped, key.to(wide).mT)
-    later = torch.full((n, n), float("-inf"), dtype=wide).triu_(1)
-    scores.view(len(key), -1, n, key.shape[1])[..., -n:].add_(later)
+    scores.view(len(key), -1, n, key.shape[1])[..., key.shape[1] - mask.shape[1] :].add_(mask)
     return scores.softmax(-1).to(query.dtype)
 
 

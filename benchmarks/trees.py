@@ -25,6 +25,7 @@ from grpo_step import EndlessRenderer, ToyEnv  # noqa: F401  (importing it regis
 from matplotlib import pyplot  # draws svg: algorithms sets it
 from task import TEMPLATE
 
+from treegym.__main__ import tune_malloc
 from treegym.agents import (
     Chains,
     ChatRenderer,
@@ -179,6 +180,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
+    tune_malloc()  # as the command does
     start = warm_up("factsearch")
     start.run()
     model, tokenizer = load(start.folder / "model")

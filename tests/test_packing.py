@@ -24,7 +24,7 @@ from transformers import (
 
 from treegym.agents import ROOT, Completion, Node, RolloutTree, attention, bring_attention, causal_attention
 from treegym.envs import Task
-from treegym.trainers import forward
+from treegym.trainers import forward, packing
 from treegym.trainers.forward import TransformersPredict
 from treegym.trainers.learner import Learner, Optimization
 from treegym.trainers.llama import LlamaPredict, trains_in_place
@@ -41,14 +41,15 @@ from treegym.trainers.losses import (
     WithEntropy,
     WithKL,
 )
-from treegym.trainers.packing import Advantages, Pack, Terms, pack, score, split
+from treegym.trainers.packing import Advantages, Pack, Segment, Terms, TreeAttend, pack, score, split
 
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of logits and of queries: as many parts as a real model's have."""
     monkeypatch.setattr(forward, "COLUMNS", 7)
-    monkeypatch.setattr(attention, "_BLOCK", 3)
+    monkeypatch.setattr(attention, "BLOCK", 3)
+    monkeypatch.setattr(packing, "BLOCK", 3)
 
 
 SMALL = {
@@ -246,17 +247,16 @@ def test_distance_and_entropy_are_the_same_packed(name: str, loss: PolicyLoss) -
             torch.testing.assert_close(got, wanted, atol=1e-9, rtol=0)
 
 
-@pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize(("queries", "keys"), [(300, 340), (128, 128), (5, 9), (1, 7)])
-def test_attention_is_torch_s_own(queries: int, keys: int, keep: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "_BLOCK", 128)
+def test_attention_is_torch_s_own(queries: int, keys: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "BLOCK", 128)
     generator = torch.Generator().manual_seed(0)
     sizes = ((6, queries, 8), (2, keys, 8), (2, keys, 8))
     given = [torch.randn(size, generator=generator, dtype=torch.float64, requires_grad=True) for size in sizes]
     visible = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
     shared = (given[0], *(x.repeat_interleave(3, dim=0) for x in given[1:]))
     expected = scaled_dot_product_attention(*shared, visible, scale=0.3)
-    found = causal_attention(*given, 0.3, keep=keep)
+    found = causal_attention(*given, 0.3)
     torch.testing.assert_close(found, expected)
     with torch.inference_mode():
         attention._masked(*given, 0.3)  # a sampler's, before a learner's
@@ -267,6 +267,38 @@ def test_attention_is_torch_s_own(queries: int, keys: int, keep: bool, monkeypat
     for other in others:
         for ours, theirs in zip(other, exact, strict=True):
             torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("size", [1, 4, 16, 1000])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_segment_sees_its_past_and_its_ancestors(
+    seed: int, size: int, keep: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever other segments share its block."""
+    monkeypatch.setattr(packing, "BLOCK", size)
+    draw = random.Random(seed)
+    segments: list[Segment] = []
+    for number in range(12):  # roots too: several trees
+        parent = draw.randrange(-1, number)
+        above = () if parent < 0 else (*segments[parent].ancestors, parent)
+        segments.append(Segment(draw.randrange(1, 7), above))
+    of = [number for number, segment in enumerate(segments) for _ in range(segment.length)]
+    visible = torch.tensor(
+        [[j <= i and b in (a, *segments[a].ancestors) for j, b in enumerate(of)] for i, a in enumerate(of)]
+    )
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((6, len(of), 8), (2, len(of), 8), (2, len(of), 8))
+    given = [torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    shared = (given[0], *(x.repeat_interleave(3, dim=0) for x in given[1:]))
+    expected = scaled_dot_product_attention(*shared, visible, scale=0.3)
+    found = TreeAttend(segments, keep=keep)(0, *given, 0.3)
+    torch.testing.assert_close(found, expected)
+    upstream = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
+    for ours, theirs in zip(
+        torch.autograd.grad(found, given, upstream), torch.autograd.grad(expected, given, upstream), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("offset", [0.0, -300.0, 300.0])

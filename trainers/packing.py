@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..agents import ROOT, RolloutTree, causal_attention
+from ..agents import BLOCK, ROOT, Block, RolloutTree, block_attention, causal_attention
 
 TurnAdvantage = float | NDArray[np.float64]  # of all of the turn's sampled tokens, or of each
 Advantages = Sequence[Sequence[TurnAdvantage]]  # [rollout][turn]
@@ -256,12 +256,54 @@ class TreeAttend:
         self._segments = segments
         self._lengths = [segment.length for segment in segments]
         self._keep = keep
+        self._blocks = blocks_of(segments)
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        if query.device.type == "cpu":
+            return block_attention(query, key, value, scale, self._blocks, keep=self._keep)
         queries, keys, values = (torch.split(x, self._lengths, dim=1) for x in (query, key, value))
         out = []
         for number, segment in enumerate(self._segments):
             seen = (*segment.ancestors, number)
             seen_keys, seen_values = (torch.cat([x[i] for i in seen], dim=1) for x in (keys, values))
-            out.append(causal_attention(queries[number], seen_keys, seen_values, scale, keep=self._keep))
+            out.append(causal_attention(queries[number], seen_keys, seen_values, scale))
         return torch.cat(out, dim=1)
+
+
+def blocks_of(segments: Sequence[Segment]) -> list[Block]:
+    """Short segments that follow each other in one block, long ones in several: a block is up to BLOCK queries."""
+    starts = np.cumsum([0, *(segment.length for segment in segments)]).tolist()
+    groups: list[list[int]] = []
+    room = 0
+    for number, segment in enumerate(segments):
+        if segment.length > room:
+            groups.append([])
+            room = BLOCK
+        groups[-1].append(number)
+        room -= segment.length
+    return [
+        _block(segments, starts, group, start, min(start + BLOCK, starts[group[-1] + 1]))
+        for group in groups
+        for start in range(starts[group[0]], starts[group[-1] + 1], BLOCK)
+    ]
+
+
+def _block(segments: Sequence[Segment], starts: Sequence[int], group: Sequence[int], start: int, end: int) -> Block:
+    """The queries from start to end, which are of these segments."""
+    runs: list[slice] = []
+    for number in sorted({*group, *(ancestor for one in group for ancestor in segments[one].ancestors)}):
+        begin, stop = starts[number], min(starts[number + 1], end)
+        if runs and runs[-1].stop == begin:
+            runs[-1] = slice(runs[-1].start, stop)
+        else:
+            runs.append(slice(begin, stop))
+    places = torch.cat([torch.arange(run.start, run.stop) for run in runs])
+    segment_of = torch.bucketize(places, torch.tensor(starts[1:]), right=True)
+    seen = places <= torch.arange(start, end)[:, None]
+    for number in group:
+        rows = slice(max(starts[number], start) - start, starts[number + 1] - start)
+        seen[rows] &= torch.isin(segment_of, torch.tensor([number, *segments[number].ancestors]))
+    hidden = ~seen
+    first = int(hidden.any(0).int().argmax()) if hidden.any() else len(places)  # all see what is before it
+    mask = torch.zeros(hidden.shape).masked_fill_(hidden, float("-inf"))[:, first:].contiguous()
+    return Block(slice(start, end), tuple(runs), mask)
