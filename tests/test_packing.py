@@ -292,13 +292,13 @@ def test_a_segment_sees_its_past_and_its_ancestors(
     given = [torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True) for shape in shapes]
     shared = (given[0], *(x.repeat_interleave(3, dim=0) for x in given[1:]))
     expected = scaled_dot_product_attention(*shared, visible, scale=0.3)
-    found = TreeAttend(segments, keep=keep)(0, *given, 0.3)
-    torch.testing.assert_close(found, expected)
+    attend = TreeAttend(segments, keep=keep)
     upstream = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
-    for ours, theirs in zip(
-        torch.autograd.grad(found, given, upstream), torch.autograd.grad(expected, given, upstream), strict=True
-    ):
-        torch.testing.assert_close(ours, theirs)
+    exact = torch.autograd.grad(expected, given, upstream)
+    for found in attend(0, *given, 0.3), attend._by_segment(*given, 0.3):
+        torch.testing.assert_close(found, expected)
+        for ours, theirs in zip(torch.autograd.grad(found, given, upstream), exact, strict=True):
+            torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("offset", [0.0, -300.0, 300.0])

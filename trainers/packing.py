@@ -249,7 +249,7 @@ def _shared(a: ScoredTree, b: ScoredTree) -> int:
 class TreeAttend:
     """Attention of packed tokens to their own segment's past and to all of its ancestors.
 
-    With `keep`, the weights wait for backward: for who calls that before the next layer.
+    With `keep`, the weights wait for backward on a CPU: for who calls that before the next layer.
     """
 
     def __init__(self, segments: Sequence[Segment], *, keep: bool = False) -> None:
@@ -261,6 +261,10 @@ class TreeAttend:
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         if query.device.type == "cpu":
             return block_attention(query, key, value, scale, self._blocks, keep=self._keep)
+        return self._by_segment(query, key, value, scale)
+
+    def _by_segment(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        """As on other devices: kernels of their own, and no weights that could wait."""
         queries, keys, values = (torch.split(x, self._lengths, dim=1) for x in (query, key, value))
         out = []
         for number, segment in enumerate(self._segments):
