@@ -162,15 +162,16 @@ class LlamaForward:
     def __call__(self, tokens: Tensor, positions: Tensor, attend: Attend, rows: Tensor) -> Tensor:
         x = embedding(tokens, self._embedding).float()  # [T, width]; the sum of the blocks is float32, as the learner's
         angles = positions[:, None] * self._frequencies
-        turns = torch.polar(torch.ones_like(angles), angles)  # [T, d / 2]
+        turns = torch.polar(torch.ones_like(angles), angles)[:, None]  # [T, 1, d / 2]
         keys, values = self._heads, self._heads + self._kv_heads  # where they begin
         for index, (norm, qkv, out, mlp_norm, gate_up, down) in enumerate(self._layers):
-            heads = qkv(self._normed(x, norm)).view(len(x), -1, self._dim).transpose(0, 1)  # [heads, T, d]
-            turn(heads[:values], turns)
+            heads = qkv(self._normed(x, norm)).view(len(x), -1, self._dim)  # [T, heads, d]
+            turn(heads[:, :values], turns)
+            heads = heads.transpose(0, 1)
             seen = attend(index, heads[:keys], heads[keys:values], heads[values:], None)
-            x = x + out(seen.transpose(0, 1).reshape(len(x), -1))
+            x += out(seen.transpose(0, 1).reshape(len(x), -1))
             gate, up = gate_up(self._normed(x, mlp_norm)).chunk(2, dim=-1)
-            x = x + down(silu(gate) * up)
+            x += down(silu(gate).mul_(up))
         return self._head(self._normed(x[rows], self._norm))
 
     def _normed(self, x: Tensor, scale: Tensor) -> Tensor:
@@ -180,7 +181,7 @@ class LlamaForward:
 
 
 def turn(heads: Tensor, turns: Tensor) -> None:
-    """Rotary position embedding of [heads, T, d], in place, by complex numbers [T, d / 2]."""
+    """Rotary position embedding of [T, heads, d], in place, by complex numbers [T, 1, d / 2]."""
     pairs = heads.view(*heads.shape[:2], -1, 2)
     pairs.copy_(torch.view_as_real(torch.view_as_complex(pairs.float()) * turns))
 

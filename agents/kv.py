@@ -10,6 +10,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from .attention import causal_attention
 
@@ -24,11 +25,11 @@ class Line:
 
 
 class KVSlab:
-    """[layers, 2, kv heads, rows, capacity, d]: a row holds one context's keys and values; made larger as needed."""
+    """[layers, rows, 2, kv heads, capacity, d]: a row holds one context's keys and values; made larger as needed."""
 
     def __init__(self, layers: int, kv_heads: int, dim: int, dtype: torch.dtype, device: torch.device) -> None:
         self._zeros = partial(_zeros, dtype=dtype, device=device)
-        self._empty = (layers, 2, kv_heads, 0, 0, dim)
+        self._empty = (layers, 0, 2, kv_heads, 0, dim)
         self.clear()
 
     def clear(self) -> None:
@@ -37,24 +38,24 @@ class KVSlab:
 
     def reserve(self, rows: int, capacity: int, keep: Iterable[tuple[int, int]] = ()) -> None:
         """Makes room for this many rows of this many tokens; of what was written, `keep` stays: (row, tokens)."""
-        layers, two, kv_heads, have, length, dim = self.data.shape
+        layers, have, two, kv_heads, length, dim = self.data.shape
         if rows <= have and capacity <= length:
             return
-        grown = self._zeros((layers, two, kv_heads, max(rows, have), max(capacity, length), dim))
+        grown = self._zeros((layers, max(rows, have), two, kv_heads, max(capacity, length), dim))
         for row, n in keep:
-            grown[:, :, :, row, :n] = self.data[:, :, :, row, :n]
+            grown[:, row, :, :, :n] = self.data[:, row, :, :, :n]
         self.data = grown
 
     def write(self, row: int, start: int, span: Tensor) -> None:
         """Puts a span [layers, 2, kv heads, n, d] at tokens start … start + n."""
-        self.data[:, :, :, row, start : start + span.shape[3]] = span
+        self.data[:, row, :, :, start : start + span.shape[3]] = span
 
     def read(self, row: int, start: int, end: int) -> Tensor:
         """A copy of tokens start … end: [layers, 2, kv heads, end - start, d]."""
-        return self.data[:, :, :, row, start:end].clone()
+        return self.data[:, row, :, :, start:end].clone()
 
     def copy(self, source: int, target: int, length: int) -> None:
-        self.data[:, :, :, target, :length] = self.data[:, :, :, source, :length]
+        self.data[:, target, :, :, :length] = self.data[:, source, :, :, :length]
 
 
 class SlabAttend:
@@ -63,10 +64,12 @@ class SlabAttend:
     def __init__(self, slab: KVSlab, lines: Sequence[Line]) -> None:
         self.data = slab.data
         device = slab.data.device
+        _, _, two, kv_heads, capacity, _ = slab.data.shape
         rows = [line.row for line in lines for _ in line.tokens]
         positions = [line.start + i for line in lines for i in range(len(line.tokens))]
         self.positions = torch.tensor(positions, device=device)
-        self._places = torch.tensor(rows, device=device) * slab.data.shape[4] + self.positions  # [T], in the slab
+        firsts = torch.tensor(rows, device=device)[:, None] * (two * kv_heads) + torch.arange(two * kv_heads).to(device)
+        self._places = (firsts * capacity + self.positions[:, None]).flatten()  # [T · 2 · kv heads], in a layer
         ends = torch.tensor([len(line.tokens) for line in lines], device=device).cumsum(0)
         self.last = ends - 1  # [lines], each line's last token
         self._long = [
@@ -84,19 +87,18 @@ class SlabAttend:
         lengths = torch.ones(self._width, dtype=torch.long, device=device)  # an idle row sees one key: no NaN
         lengths[self._short_rows] = self.positions[self._short] + 1
         hidden = torch.arange(self._depth, device=device)[None] >= lengths[:, None]
-        self._mask = torch.zeros_like(hidden, dtype=torch.float32).masked_fill_(hidden, float("-inf"))[:, None]
+        self._mask = torch.zeros_like(hidden, dtype=slab.data.dtype).masked_fill_(hidden, float("-inf"))[:, None, None]
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         slab = self.data[layer]
-        flat = slab.flatten(2, 3)  # [2, kv heads, rows · capacity, d]
-        for kind, given in enumerate((key, value)):
-            flat[kind].index_copy_(1, self._places, given.to(slab.dtype))
+        given = torch.stack((key.transpose(0, 1), value.transpose(0, 1)), dim=1)  # [T, 2, kv heads, d]
+        slab.view(-1, slab.shape[-1]).index_copy_(0, self._places, given.to(slab.dtype).flatten(0, 2))
         query = query.to(slab.dtype)
         if self._dense:
             return self._decode(query, slab, scale)
         out = torch.empty_like(query)
         for row, begin, end, start in self._long:
-            keys, values = slab[:, :, row, : start + end - begin]
+            keys, values = slab[row, :, :, : start + end - begin]
             out[:, begin:end] = causal_attention(query[:, begin:end], keys, values, scale)
         if len(self._short):
             rows = query.new_zeros(len(query), self._width, query.shape[2])
@@ -107,16 +109,12 @@ class SlabAttend:
     def _decode(self, query: Tensor, slab: Tensor, scale: float | None) -> Tensor:
         """[heads, width, d] -> the same: the query of each row over its keys.
 
-        In products over all rows at once: torch's attention multiplies a few rows of one head at a time, which takes
-        half as long again. Scores are float32, as they are there.
+        The heads that share keys are as many queries of one head.
         """
-        keys, values = slab[:, :, : self._width, : self._depth]  # [kv heads, width, depth, d]
-        kv_heads, width, _, dim = keys.shape
-        queries = query.view(kv_heads, -1, width, dim).transpose(1, 2).float() * (scale or dim**-0.5)
-        scores = torch.bmm(queries.flatten(0, 1), keys.float().flatten(0, 1).transpose(1, 2))  # [·, groups, depth]
-        weights = scores.view(kv_heads, width, -1, self._depth).add_(self._mask).softmax(-1).to(values.dtype)
-        out = torch.bmm(weights.flatten(0, 1), values.flatten(0, 1))
-        return out.view(kv_heads, width, -1, dim).transpose(1, 2).flatten(0, 1)
+        keys, values = slab[: self._width, :, :, : self._depth].unbind(1)  # [width, kv heads, depth, d]
+        grouped = query.transpose(0, 1).reshape(*keys.shape[:2], -1, query.shape[2])
+        out = scaled_dot_product_attention(grouped, keys, values, self._mask, scale=scale)
+        return out.flatten(1, 2).transpose(0, 1)
 
 
 def _zeros(shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:
