@@ -10,6 +10,7 @@ The sides of a comparison take turns. Other suites' Python tools are timed where
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import subprocess
 import sys
@@ -103,26 +104,38 @@ def calls(sandbox: Sandbox) -> Iterator[str]:
 
 
 def episodes(sandbox: Sandbox) -> Iterator[str]:
-    """A new episode up to its first answer, with others before and after it; a fork up to its own answer, and what
-    `os.fork()` and an answer take the same interpreter, without files and namespaces of its own; the end."""
-    begun, forked, bare, ended = [], [], [], []
+    """A new episode up to its first answer, with others before and after it; forks of its interpreter, one after the
+    other, and the first of them, which comes after a rest and finds the processor's caches cold; what `os.fork()` and
+    an answer take the same interpreter, without files and namespaces of its own; the end."""
+    begun, firsts, forks, bare, ended = [], [], [], [], []
     for _ in range(ROUNDS // 4):
         start = time.perf_counter()
         parent = sandbox.start(Limits(), 0)
         parent.run("x = 1")
         begun.append((time.perf_counter() - start) * 1e3)
         with contextlib.suppress(ForkRefused):
-            start = time.perf_counter()
-            twin = parent.fork()
-            twin.run("x")
-            forked.append((time.perf_counter() - start) * 1e3)
-            twin.close()
+            firsts.append(fork(parent))
+            forks += [fork(parent) for _ in range(4)]
             parent.run(FORK)
             bare.append(float(parent.run("bare()").text) * 1e3)
         ended.append(timed(parent.close))
         time.sleep(0.05)  # the next episode is made ahead meanwhile; without it the pace is that of `many`
-    forks = [row("fork", forked), row("of it `os.fork()` itself", bare)] if forked else []
-    yield from (HEAD, row("new episode", begun), *forks, row("close", ended))
+    yield from (HEAD, row("new episode", begun))
+    for name, times in (("fork", forks), ("first fork", firsts)):
+        for what, each in zip((name, f"{name}, up to its own answer"), zip(*times, strict=True), strict=False):
+            yield row(what, list(each))
+    if bare:
+        yield row("`os.fork()` up to an answer", bare)
+    yield row("close", ended)
+
+
+def fork(parent: Interpreter) -> tuple[float, float]:
+    """Milliseconds until there is a copy, and until it has answered."""
+    start = time.perf_counter()
+    with contextlib.closing(parent.fork()) as twin:
+        made = time.perf_counter() - start
+        twin.run("x")
+        return made * 1e3, (time.perf_counter() - start) * 1e3
 
 
 def files(sandbox: Sandbox) -> Iterator[str]:
@@ -180,10 +193,10 @@ def main() -> None:
             continue
         for part in (calls, episodes, files, many) if name != "docker" else (calls, episodes):
             print(name, part.__name__, file=sys.stderr, flush=True)
-            parts += ["", f"## {name}: {part.__name__}", "", part.__doc__ or "", "", *part(sandbox)]
+            parts += ["", f"## {name}: {part.__name__}", "", inspect.getdoc(part) or "", "", *part(sandbox)]
         sandbox.close()
     if SUITES.exists():
-        parts += ["", "## other suites", "", others.__doc__ or "", "", *others()]
+        parts += ["", "## other suites", "", inspect.getdoc(others) or "", "", *others()]
     RESULTS.write_text("\n".join(parts) + "\n")
     print("\n".join(parts))
 

@@ -215,6 +215,31 @@ def test_forks_that_end_leave_nothing_to_wait_for(branch: Interpreter) -> None:
     assert text(branch, "x") == "1\n"
 
 
+def test_forks_have_threads_signals_and_processes_as_their_parent_has(branch: Interpreter) -> None:
+    """A copy is made beside what Python does in a child, which nothing here may need."""
+    code = """
+import os, queue, signal, subprocess, sys, threading
+said = queue.Queue()
+def work():
+    import colorsys  # under the import lock
+    said.put(threading.current_thread() is threading.main_thread())
+threads = [threading.Thread(target=work) for _ in range(3)]
+for thread in threads: thread.start()
+for thread in threads: thread.join(5)
+rang = []
+signal.signal(signal.SIGALRM, lambda *_: rang.append(threading.current_thread() is threading.main_thread()))
+signal.setitimer(signal.ITIMER_REAL, 0.01)
+while not rang: pass
+child = os.fork()
+if not child: os._exit(7)
+status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+said.qsize(), said.get(), threading.active_count(), rang, status, subprocess.run([sys.executable, '-c', '']).returncode
+"""
+    with contextlib.closing(branch.fork()) as first, contextlib.closing(first.fork()) as second:
+        for each in (branch, first, second):
+            assert text(each, code) == "(3, False, 1, [True], 7, 0)\n"
+
+
 def test_where_there_are_too_many_processes_the_interpreter_stays(forking: Sandbox) -> None:
     limits = dataclasses.replace(LIMITS, processes=8)
     with contextlib.ExitStack() as stack:

@@ -221,30 +221,32 @@ class Interpreter:
         return "".join(traceback.format_exception(type(error), error, frames, limit=limit))
 
     def fork(self, fd: int, work: str) -> None:
-        """Forks; the child answers on the descriptor, the parent on its own channel."""
+        """Forks; the child answers on the descriptor, the parent on its own channel.
+
+        What can be made before is: afterwards each page of memory that is first written to is copied, in both.
+        """
         with contextlib.suppress(Exception):
             sys.stdout.flush()
-        drawn, copied, refused = random.getstate(), False, None
+        other, copied, refused = Channel(fd), False, None
         try:
             self._check_processes()
             files = self._files(but={1, 2, self.channel.socket.fileno(), self.output, fd})
+            folder = os.getcwd()
             copied = fork_beside()
             if copied:
-                random.setstate(drawn)  # which Python seeds anew in a child
-                self.channel.close()
-                self.channel = Channel(fd)
-                self._settle(work, files)
+                self.channel, other = other, self.channel
+                other.close()
+                self._settle(work, folder, files)
             else:
                 self._check_memory()  # here, where its files do not move, and now, for the copy takes longer
         except Exception as error:
             refused = str(error) if isinstance(error, Uncopyable) else repr(error)
-        if not copied:
-            os.close(fd)
+        other.close()
         self.channel.send(refused=refused)
 
-    def _settle(self, work: str, files: list[tuple[int, str, int, int]]) -> None:
-        """Moves this process, a copy, to files of its own."""
-        folder, room = os.getcwd(), []
+    def _settle(self, work: str, folder: str, files: list[tuple[int, str, int, int]]) -> None:
+        """Moves this process, a copy of one that works in the folder, to files of its own."""
+        room = []
         if self.isolated:
             checked(libc.unshare(CLONE_NEWNS), "unshare")
             room = [os.open("/proc/self/ns/mnt", os.O_RDONLY)]
@@ -253,9 +255,12 @@ class Interpreter:
         self.channel.receive()  # its files are there
         for fd in room:
             os.close(fd)
-        old, self.limits = self.limits["work"], {**self.limits, "work": work}
+        old = self.limits["work"]
+        if work != old:
+            self.limits = {**self.limits, "work": work}
+            moved = {name: path.replace(old, work, 1) for name, path in os.environ.items() if path.startswith(old)}
+            os.environ.update(moved)
         os.chdir(folder.replace(old, work, 1))
-        os.environ |= {name: path.replace(old, work, 1) for name, path in os.environ.items() if path.startswith(old)}
         for number, path, flags, offset in files:
             new = os.open(path.replace(old, work, 1), flags & ~(os.O_TRUNC | os.O_CREAT | os.O_EXCL))
             os.lseek(new, offset, os.SEEK_SET)
@@ -304,19 +309,20 @@ class Interpreter:
 
 
 def fork_beside() -> bool:
-    """Forks as os.fork() does, but a child of this process's parent, the keeper; whether this is the copy.
+    """Forks, but a child of this process's parent, the keeper; whether this is the copy.
 
     So nothing comes to this process when the copy ends: neither its remains nor what it started nor its own copies.
+    Python takes the copy, too, for the process that goes on: without threads it has nothing to set right in a child, and
+    what it does there besides, to seed `random` anew first of all, a copy is to be spared. It takes as long as the fork.
     """
     number, zero = CLONE[os.uname().machine], ctypes.c_long(0)
     python.PyOS_BeforeFork()
     pid = python.syscall(number, CLONE_PARENT | signal.SIGCHLD, zero, zero, zero, zero)
+    python.PyOS_AfterFork_Parent()
+    if pid < 0:
+        raise Uncopyable(f"no process more: {os.strerror(ctypes.get_errno())}")
     if pid:
-        python.PyOS_AfterFork_Parent()
-        if pid < 0:
-            raise Uncopyable(f"no process more: {os.strerror(ctypes.get_errno())}")
         return False
-    python.PyOS_AfterFork_Child()
     os.setpgid(0, 0)  # a signal to its group is not to its parent
     checked(libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
     return True
