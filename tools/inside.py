@@ -312,8 +312,8 @@ def fork_beside() -> bool:
     """Forks, but a child of this process's parent, the keeper; whether this is the copy.
 
     So nothing comes to this process when the copy ends: neither its remains nor what it started nor its own copies.
-    Python takes the copy, too, for the process that goes on: without threads it has nothing to set right in a child, and
-    what it does there besides, to seed `random` anew first of all, a copy is to be spared. It takes as long as the fork.
+    To Python the copy, too, is the process that goes on: without threads it has nothing to set right in a child, and
+    what else it does there, to seed `random` anew first of all, is to be spared a copy. It takes as long as the fork.
     """
     number, zero = CLONE[os.uname().machine], ctypes.c_long(0)
     python.PyOS_BeforeFork()
