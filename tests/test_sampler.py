@@ -37,9 +37,14 @@ def model_of(kind: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return nano.eval(), tokenizer
 
 
-@pytest.fixture(params=["llama", "qwen2", "gpt2"])
-def parts(request: pytest.FixtureRequest) -> tuple[PreTrainedModel, ChatRenderer, TransformersPolicy]:
-    model, tokenizer = model_of(request.param)
+@pytest.fixture(params=["llama", "llama tiles", "qwen2", "gpt2 tiles"])
+def parts(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> tuple[PreTrainedModel, ChatRenderer, TransformersPolicy]:
+    """Decoding attends in the one or the other way, whether this processor multiplies tiles or not."""
+    kind, *tiles = request.param.split()
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: bool(tiles))
+    model, tokenizer = model_of(kind)
     renderer = ChatRenderer(tokenizer)
     return model, renderer, TransformersPolicy(model, renderer, dtype=torch.float32, max_rows=5)
 

@@ -127,7 +127,9 @@ class Learner:
 
     def apply(self) -> dict[str, float]:
         """Clips the gradients, moves the weights, clears the gradients."""
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.optimization.max_grad_norm)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+        if norm > self.optimization.max_grad_norm:  # else clipping would multiply them all by 1
+            torch.nn.utils.clip_grads_with_norm_(self._parameters, self.optimization.max_grad_norm, norm)
         rate = self.optimization.rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate

@@ -6,7 +6,8 @@ again: on a CPU that takes little longer than memory takes to keep it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -143,7 +144,7 @@ class _Head(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, norm: Any, head: nn.Linear, dtype: torch.dtype, picked: Picked
     ) -> tuple[Tensor, Tensor]:
-        logits = _logits(_normed(x, norm).to(dtype), head)
+        logits = _logits(_normed(x, norm).to(dtype), _columns(head, dtype))
         logprobs, total, entropies = picked.of(logits, head.out_features)
         ctx.save_for_backward(x, total, entropies)
         ctx.norm, ctx.head, ctx.dtype, ctx.picked = norm, head, dtype, picked
@@ -153,20 +154,31 @@ class _Head(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         x, *found = ctx.saved_tensors
         inputs, weight = _normed(x, ctx.norm).to(ctx.dtype), ctx.head.weight
+        weights = _columns(ctx.head, ctx.dtype)
         below = torch.zeros_like(x)
-        for columns, part in ctx.picked.gradient(_logits(inputs, ctx.head), len(weight), *found, *gradients):
+        for columns, part in ctx.picked.gradient(_logits(inputs, weights), len(weight), *found, *gradients):
             _gradient(weight)[columns] += part.T @ inputs
-            below += part @ weight.detach()[columns].to(ctx.dtype)
+            below += part @ weights(columns)
         return _norm_backward(x, ctx.norm, below), None, None, None, None
 
 
-def _logits(inputs: Tensor, head: nn.Linear) -> Logits:
-    return lambda columns: linear(inputs, head.weight.detach()[columns].to(inputs.dtype))
+def _logits(inputs: Tensor, weights: Callable[[slice], Tensor]) -> Logits:
+    return lambda columns: linear(inputs, weights(columns))
+
+
+def _columns(head: nn.Linear, dtype: torch.dtype) -> Callable[[slice], Tensor]:
+    """The weights of some columns of logits; those asked for last are kept."""
+    cast = lru_cache(1)(lambda start, stop: head.weight.detach()[start:stop].to(dtype))
+    return lambda columns: cast(columns.start, columns.stop)
 
 
 def _joint(modules: Sequence[nn.Linear], dtype: torch.dtype) -> Tensor:
-    weights = [module.weight.detach().to(dtype) for module in modules]
-    return weights[0] if len(weights) == 1 else torch.cat(weights)
+    """Their weights side by side, in one pass over them."""
+    sizes = [module.out_features for module in modules]
+    joint = modules[0].weight.new_empty(sum(sizes), modules[0].in_features, dtype=dtype)
+    for part, module in zip(torch.split(joint, sizes), modules, strict=True):
+        part.copy_(module.weight.detach())
+    return joint
 
 
 def _normed(x: Tensor, norm: Any) -> Tensor:
