@@ -1,6 +1,6 @@
 """Chains and trees with as many leaves: what growing and training them costs. Writes docs/results/trees.md.
 
-    python benchmarks/trees.py           # a quarter of an hour on two quiet cores
+    python benchmarks/trees.py           # twenty minutes on two quiet cores
     python benchmarks/trees.py --quick   # fewer points, one round, for a look
 
 The policy is the warmed-up one of benchmarks/algorithms.py, which is made first where there is none. Sides of a
@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import json
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import count
@@ -20,6 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import torch
 from algorithms import RESULTS, warm_up
 from grpo_step import EndlessRenderer, ToyEnv  # noqa: F401  (importing it registers the environment)
 from matplotlib import pyplot  # draws svg: algorithms sets it
@@ -37,6 +39,7 @@ from treegym.agents import (
     TransformersPolicy,
     TreeExpansion,
     grow_trees,
+    native_dtype,
 )
 from treegym.agents.models import load
 from treegym.envs import Task
@@ -49,6 +52,7 @@ STRATEGIES: dict[str, Callable[[int], RolloutStrategy]] = {  # by the number of 
     "ARPO": lambda n: EntropyBranching(n // 2, n),
     "Tree-GRPO": lambda n: TreeExpansion(2, n // 2 - 1, 1),
 }
+DTYPES = dict.fromkeys((native_dtype(torch.device("cpu")), torch.float32))
 TURN_TOKENS = 16  # in the environment where turns are forced
 TURNS, WIDTHS = (2, 4, 8, 16), (4, 8, 16, 32, 64)
 
@@ -74,11 +78,12 @@ class Grower:
 
 
 def on_factsearch(model: Any, tokenizer: Any, rounds: int) -> dict[str, list[Row]]:
-    """What 8 leaves a task take, and the Tree-GRPO trees' update packed and written out."""
+    """What 8 leaves a task take, and the Tree-GRPO trees' update packed and written out, in each dtype."""
     grower = Grower(model, ChatRenderer(tokenizer), Sampling(max_tokens=32, max_context=640))
-    learner = Learner(model, Optimization(learning_rate=0.0, max_tokens=1 << 20))
+    still = Optimization(learning_rate=0.0, max_tokens=1 << 20)
+    learners = {str(dtype).removeprefix("torch."): Learner(model, still, dtype=dtype) for dtype in DTYPES}
     algorithm = tree_grpo(2, LEAVES // 2 - 1)
-    rows: dict[str, list[Row]] = {name: [] for name in (*STRATEGIES, "packed", "written out")}
+    rows: defaultdict[str, list[Row]] = defaultdict(list)
     settings = {"top_k": 2, "max_turns": 4}
     for round in range(rounds + 1):  # the first one warms up
         tasks = [
@@ -98,10 +103,12 @@ def on_factsearch(model: Any, tokenizer: Any, rounds: int) -> dict[str, list[Row
             for i, leaf in enumerate(tree.leaves)
         ]
         grower.policy.release()
-        for name, batch in (("packed", scored), ("written out", apart)):
-            start = time.perf_counter()
-            metrics = learner.update(batch, algorithm.loss)
-            found[name] = {"seconds": time.perf_counter() - start, "tokens": metrics["trained_tokens"]}
+        for dtype, learner in learners.items():
+            for name, batch in (("packed", scored), ("written out", apart)):
+                start = time.perf_counter()
+                metrics = learner.update(batch, algorithm.loss)
+                seconds = time.perf_counter() - start
+                found[f"{name} {dtype}"] = {"seconds": seconds, "tokens": metrics["trained_tokens"]}
         for name, row in found.items():
             if round:
                 rows[name].append(row)
@@ -136,16 +143,18 @@ def table(rows: Mapping[str, Sequence[Row]]) -> list[str]:
         cells = [f"{median(row[key] for row in rows[name]):,.0f}" for key in names]
         seconds = median(row["seconds"] for row in rows[name])
         lines.append(f"| {name} | {' | '.join(cells)} | {seconds:.1f} | {ratio(rows[name], rows['chains'])} |")
-    tokens = ratio(rows["packed"], rows["written out"], "tokens")
-    bound = 1.1 * median(a["tokens"] / b["tokens"] for a, b in zip(rows["packed"], rows["written out"], strict=True))
-    return [
-        *lines,
+    lines += [
         "",
-        "| the update of the Tree-GRPO trees: packed ÷ written out | | target |",
-        "|---|---|---|",
-        f"| tokens | {tokens} | |",
-        f"| time | {ratio(rows['packed'], rows['written out'])} | at most {bound:.2f} |",
+        "| the update of the Tree-GRPO trees: packed ÷ written out | tokens | time | target |",
+        "|---|---|---|---|",
     ]
+    for name in rows:
+        _, _, dtype = name.partition("packed ")
+        if dtype:
+            pair = rows[name], rows[f"written out {dtype}"]
+            bound = 1.1 * median(a["tokens"] / b["tokens"] for a, b in zip(*pair, strict=True))
+            lines.append(f"| {dtype} | {ratio(*pair, 'tokens')} | {ratio(*pair)} | at most {bound:.2f} |")
+    return lines
 
 
 def ratio(ones: Sequence[Row], others: Sequence[Row], key: str = "seconds") -> str:
