@@ -68,8 +68,9 @@ class SlabAttend:
         rows = [line.row for line in lines for _ in line.tokens]
         positions = [line.start + i for line in lines for i in range(len(line.tokens))]
         self.positions = torch.tensor(positions, device=device)
-        firsts = torch.tensor(rows, device=device)[:, None] * (two * kv_heads) + torch.arange(two * kv_heads).to(device)
-        self._places = (firsts * capacity + self.positions[:, None]).flatten()  # [T · 2 · kv heads], in a layer
+        heads = torch.arange(two * kv_heads, device=device)  # of keys, then of values
+        firsts = (torch.tensor(rows, device=device)[:, None] * len(heads) + heads) * capacity  # where theirs begin
+        self._places = (firsts + self.positions[:, None]).flatten()  # [T · 2 · kv heads], in a layer
         ends = torch.tensor([len(line.tokens) for line in lines], device=device).cumsum(0)
         self.last = ends - 1  # [lines], each line's last token
         self._long = [
