@@ -52,7 +52,7 @@ STRATEGIES: dict[str, Callable[[int], RolloutStrategy]] = {  # by the number of 
     "ARPO": lambda n: EntropyBranching(n // 2, n),
     "Tree-GRPO": lambda n: TreeExpansion(2, n // 2 - 1, 1),
 }
-DTYPES = dict.fromkeys((native_dtype(torch.device("cpu")), torch.float32))
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (native_dtype(torch.device("cpu")), torch.float32)}
 TURN_TOKENS = 16  # in the environment where turns are forced
 TURNS, WIDTHS = (2, 4, 8, 16), (4, 8, 16, 32, 64)
 
@@ -81,7 +81,7 @@ def on_factsearch(model: Any, tokenizer: Any, rounds: int) -> dict[str, list[Row
     """What 8 leaves a task take, and the Tree-GRPO trees' update packed and written out, in each dtype."""
     grower = Grower(model, ChatRenderer(tokenizer), Sampling(max_tokens=32, max_context=640))
     still = Optimization(learning_rate=0.0, max_tokens=1 << 20)
-    learners = {str(dtype).removeprefix("torch."): Learner(model, still, dtype=dtype) for dtype in DTYPES}
+    learners = {name: Learner(model, still, dtype=dtype) for name, dtype in DTYPES.items()}
     algorithm = tree_grpo(2, LEAVES // 2 - 1)
     rows: defaultdict[str, list[Row]] = defaultdict(list)
     settings = {"top_k": 2, "max_turns": 4}
@@ -148,12 +148,10 @@ def table(rows: Mapping[str, Sequence[Row]]) -> list[str]:
         "| the update of the Tree-GRPO trees: packed ÷ written out | tokens | time | target |",
         "|---|---|---|---|",
     ]
-    for name in rows:
-        _, _, dtype = name.partition("packed ")
-        if dtype:
-            pair = rows[name], rows[f"written out {dtype}"]
-            bound = 1.1 * median(a["tokens"] / b["tokens"] for a, b in zip(*pair, strict=True))
-            lines.append(f"| {dtype} | {ratio(*pair, 'tokens')} | {ratio(*pair)} | at most {bound:.2f} |")
+    for dtype in DTYPES:
+        pair = rows[f"packed {dtype}"], rows[f"written out {dtype}"]
+        bound = 1.1 * median(a["tokens"] / b["tokens"] for a, b in zip(*pair, strict=True))
+        lines.append(f"| {dtype} | {ratio(*pair, 'tokens')} | {ratio(*pair)} | at most {bound:.2f} |")
     return lines
 
 
