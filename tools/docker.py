@@ -20,8 +20,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .inside import WORK
-from .remote import GRACE, INSIDE, LIBRARIES, Link, Remote
+from .inside import GRACE, WORK
+from .remote import INSIDE, LIBRARIES, Link, Remote
 from .sandbox import ForkRefused, Limits, SandboxError, SandboxUnavailable
 from .seccomp import filter_rules
 
@@ -151,8 +151,8 @@ class _Stream(Link):
         self._stream.close()
         super().close()
 
-    def _some(self, fds: list[int] | None) -> bytes:
-        self._frames += super()._some(fds)
+    def _some(self) -> bytes:
+        self._frames += super()._some()
         parts = bytearray()
         while len(self._frames) >= FRAME.size:
             end = FRAME.size + FRAME.unpack_from(self._frames)[0]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import ctypes
+import fcntl
 import gc
 import json
 import linecache
@@ -34,16 +35,23 @@ from stat import S_ISREG
 from types import CodeType
 from typing import Any, NoReturn
 
-HEADER = struct.Struct("!I")
+HEADER, INT, CREDENTIALS = struct.Struct("!I"), struct.Struct("i"), struct.Struct("3i")
 DEVICES = {os.makedev(1, minor) for minor in (3, 5, 7, 8, 9)}  # null, zero, full, random, urandom
 CLONE = {"x86_64": 56, "aarch64": 220}  # the system call's number
 CLONE_PARENT, CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWPID = 0x00008000, 0x00020000, 0x08000000, 0x20000000
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_MOVE, MS_PRIVATE = 2, 4, 8, 1 << 14, 1 << 13, 1 << 18
 MNT_DETACH = 2
+PROCMAP, PROCMAP_QUERY = struct.Struct("=9Q4I2Q"), 0xC0686611
+VMA_WRITABLE, VMA_SHARED, COVERING_OR_NEXT_VMA = 2, 8, 16
+MOVE_MOUNT, FSOPEN, FSCONFIG, FSMOUNT = 429, 430, 431, 432  # system calls, on every architecture
+FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE = 1, 6
+MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOVE_MOUNT_F_EMPTY_PATH = 2, 4, 4
 PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 4, 22, 24, 36, 38
 CAP_SYS_ADMIN, LAST_CAP = 21, 40
+AT_FDCWD = -100
 WORK = "/episode"
 ASIDE = "/mnt/aside"  # where a keeper gets and no agent's code: the folder above is closed to all without capabilities
+GRACE = 5.0  # seconds that a sandbox's own processes have for an answer
 FIRST = "x = 6\nprint(x)\nx * 7"  # run before all calls, so that none has to wait until memory of the zygote is copied
 libc = ctypes.CDLL(None, use_errno=True)
 python = ctypes.PyDLL(None, use_errno=True)  # the same functions, and Python's own, without another thread meanwhile
@@ -65,11 +73,8 @@ class Channel:
         self.unread = bytearray()
         self.fds: list[int] = []  # that came and whose message was not yet read
 
-    def send(self, fds: Sequence[int] = (), **message: Any) -> None:
-        text = json.dumps(message).encode()
-        data = HEADER.pack(len(text)) + text
-        sent = socket.send_fds(self.socket, [data], fds) if fds else 0
-        self.socket.sendall(data[sent:])
+    def send(self, **message: Any) -> None:
+        self.socket.sendall(packed(message))
 
     def receive(self) -> tuple[dict[str, Any] | None, list[int]]:
         """The next message and the descriptors that belong to it; None at the end."""
@@ -89,6 +94,11 @@ class Channel:
 
     def close(self) -> None:
         self.socket.close()
+
+
+def packed(message: dict[str, Any]) -> bytes:
+    text = json.dumps(message).encode()
+    return HEADER.pack(len(text)) + text
 
 
 def take(unread: bytearray, limit: int = 1 << 32) -> bytes | None:
@@ -117,9 +127,8 @@ class Pipes(Channel):
         self.unread = bytearray()
         self.fds = []
 
-    def send(self, fds: Sequence[int] = (), **message: Any) -> None:
-        text = json.dumps(message).encode()
-        data = HEADER.pack(len(text)) + text
+    def send(self, **message: Any) -> None:
+        data = packed(message)
         while data:
             data = data[os.write(self.ends[1], data) :]
 
@@ -158,7 +167,7 @@ class Interpreter:
             if message["do"] == "run":
                 self.channel.send(id=message["id"], **self.run(message["code"], message["apart"]))
             elif message["do"] == "fork":
-                self.fork(fds[0], message["work"])
+                self.fork(fds[0], fds[1], message["work"])
             elif message["do"] == "seed":
                 seed(message["seed"])
 
@@ -220,41 +229,47 @@ class Interpreter:
         limit = None if not isinstance(error, RecursionError) else 5
         return "".join(traceback.format_exception(type(error), error, frames, limit=limit))
 
-    def fork(self, fd: int, work: str) -> None:
-        """Forks; the child answers on the descriptor, the parent on its own channel.
+    def fork(self, fd: int, meeting: int, work: str) -> None:
+        """Forks. On the descriptor the copy answers, once it has met the keeper; this one where there is no copy.
 
-        What can be made before is: afterwards each page of memory that is first written to is copied, in both.
+        What can be made before is: afterwards each page of memory that is first written to is copied.
         """
         with contextlib.suppress(Exception):
             sys.stdout.flush()
-        other, copied, refused = Channel(fd), False, None
+        other, keeper = Channel(fd), socket.socket(fileno=meeting)
+        copied, made = False, packed({"refused": None})
         try:
             self._check_processes()
-            files = self._files(but={1, 2, self.channel.socket.fileno(), self.output, fd})
+            self._check_memory()
+            files = self._files(but={1, 2, self.channel.socket.fileno(), self.output, fd, meeting})
             folder = os.getcwd()
             copied = fork_beside()
             if copied:
-                self.channel, other = other, self.channel
-                other.close()
-                self._settle(work, folder, files)
-            else:
-                self._check_memory()  # here, where its files do not move, and now, for the copy takes longer
+                self._settle(keeper, work, folder, files)
+            answer = made if copied else b""
         except Exception as error:
-            refused = str(error) if isinstance(error, Uncopyable) else repr(error)
+            answer = packed({"refused": str(error) if isinstance(error, Uncopyable) else repr(error)})
+        with contextlib.suppress(OSError):  # nobody waits any more
+            other.socket.sendall(answer)
+        if copied:
+            self.channel, other = other, self.channel
         other.close()
-        self.channel.send(refused=refused)
+        keeper.close()
 
-    def _settle(self, work: str, folder: str, files: list[tuple[int, str, int, int]]) -> None:
+    def _settle(self, keeper: socket.socket, work: str, folder: str, files: list[tuple[int, str, int, int]]) -> None:
         """Moves this process, a copy of one that works in the folder, to files of its own."""
-        room = []
+        os.close(self.output)
         if self.isolated:
             checked(libc.unshare(CLONE_NEWNS), "unshare")
-            room = [os.open("/proc/self/ns/mnt", os.O_RDONLY)]
-        os.close(self.output)
-        self.channel.send(room, pid=os.getpid())
-        self.channel.receive()  # its files are there
-        for fd in room:
-            os.close(fd)
+            room = os.open("/proc/self/ns/mnt", os.O_RDONLY)
+            keeper.sendmsg([b"."], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, INT.pack(room))])
+            os.close(room)
+        else:
+            keeper.send(b".")
+        os.setpgid(0, 0)  # a signal to its group is not to its parent
+        checked(libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+        if not keeper.recv(1):
+            os._exit(1)  # the keeper has no files for it, and says why
         old = self.limits["work"]
         if work != old:
             self.limits = {**self.limits, "work": work}
@@ -279,12 +294,15 @@ class Interpreter:
 
     def _check_memory(self) -> None:
         """Uncopyable where memory is shared, to be written or with a file of the episode's."""
-        work = self.limits["work"].encode()
-        with open("/proc/self/maps", "rb") as file:
-            for line in file:
-                _, rights, rest = line.split(b" ", 2)
-                if rights.endswith(b"s") and (b"w" in rights or b" " + work in rest):
-                    raise Uncopyable(f"memory is shared: {line.decode(errors='replace').strip()}")
+        work = self.limits["work"]
+        with open("/proc/self/maps", "rb", buffering=0) as maps:
+            if not _may_share(maps.fileno(), os.stat(work).st_dev):
+                return
+            lines = maps.readall().splitlines()
+        for line in lines:
+            _, rights, rest = line.split(b" ", 2)
+            if rights.endswith(b"s") and (b"w" in rights or b" " + work.encode() in rest):
+                raise Uncopyable(f"memory is shared: {line.decode(errors='replace').strip()}")
 
     def _files(self, but: set[int]) -> list[tuple[int, str, int, int]]:
         """Number, path, flags and offset of each open file. Uncopyable where one is no file, or has no name."""
@@ -308,6 +326,22 @@ class Interpreter:
         return number, path, int(info["flags"], 8), int(info["pos"])
 
 
+def _may_share(maps: int, device: int) -> bool:
+    """Whether shared memory can be written, or is a file's on the device. To read all maps takes ten times as long."""
+    query, end = bytearray(PROCMAP.size), 0
+    try:
+        while True:  # the next one that is shared, from there on
+            PROCMAP.pack_into(query, 0, len(query), VMA_SHARED | COVERING_OR_NEXT_VMA, end, *[0] * 12)
+            fcntl.ioctl(maps, PROCMAP_QUERY, query)
+            _, _, _, _, end, flags, _, _, _, major, minor, *_ = PROCMAP.unpack(query)
+            if flags & VMA_WRITABLE or os.makedev(major, minor) == device:
+                return True
+    except FileNotFoundError:  # there is no more
+        return False
+    except OSError:  # nor this call, before Linux 6.11
+        return True
+
+
 def fork_beside() -> bool:
     """Forks, but a child of this process's parent, the keeper; whether this is the copy.
 
@@ -321,11 +355,7 @@ def fork_beside() -> bool:
     python.PyOS_AfterFork_Parent()
     if pid < 0:
         raise Uncopyable(f"no process more: {os.strerror(ctypes.get_errno())}")
-    if pid:
-        return False
-    os.setpgid(0, 0)  # a signal to its group is not to its parent
-    checked(libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
-    return True
+    return not pid
 
 
 def compiled(code: str, name: str) -> tuple[CodeType, CodeType | None]:
@@ -470,25 +500,39 @@ class Keeper:
         os.close(fd)
         self.pids[branch] = pid
 
-    def do_adopt(self, room: int = -1, *, branch: int, parent: int, pid: int, work: str) -> None:
-        """Gives a forked interpreter, whose mount namespace is `room`, files of its own: a copy of its parent's."""
-        if pid in self.pids.values() or parent_of(pid) != os.getpid():
-            raise OSError(f"{pid} is no fork of its parent")
-        if not self.isolated:
-            shutil.copytree(self.works[parent], work, symlinks=True)
-        else:
-            known = {os.fstat(fd).st_ino for fd in (self.home, *self.rooms.values())}
-            if os.fstat(room).st_ino in known:
-                raise OSError(f"{pid} has no mount namespace of its own")
-            self.rooms[branch] = room
-            with self._inside(room):
-                os.chdir(WORK)
-                checked(libc.mount(WORK.encode(), ASIDE.encode(), None, MS_MOVE, None), "move")
-                self.fresh = room
-                mount_files(WORK, self.limits["disk"])
-                _copy(".", WORK)
-        self.works[branch] = work
-        self.pids[branch] = pid
+    def do_adopt(self, meeting: int, *, branch: int, parent: int, work: str) -> None:
+        """Gives the fork of an interpreter, which comes to the meeting, files of its own: a copy of its parent's."""
+        with contextlib.ExitStack() as opened:
+            fork = opened.enter_context(socket.socket(fileno=meeting))
+            fork.settimeout(GRACE)
+            if self.isolated:  # while it is made
+                files = make_files(self.limits["disk"])
+                opened.callback(os.close, files)
+            pid, fds = met(fork)
+            for fd in fds:
+                opened.callback(os.close, fd)
+            if pid in self.pids.values() or parent_of(pid) != os.getpid():
+                raise OSError(f"{pid} is no fork of its parent")
+            self.works[branch] = work
+            if self.isolated:
+                self._furnish(branch, fds[0], files)
+            else:
+                shutil.copytree(self.works[parent], work, symlinks=True)
+            self.pids[branch] = pid
+            fork.sendall(b".")
+
+    def _furnish(self, branch: int, room: int, files: int) -> None:
+        """Copies and mounts files in a fork's mount namespace, where its parent's are still mounted."""
+        known = {os.fstat(fd).st_ino for fd in (self.home, *self.rooms.values())}
+        if os.fstat(room).st_ino in known:
+            raise OSError("a fork has no mount namespace of its own")
+        self.rooms[branch] = os.dup(room)
+        with self._inside(room):
+            os.fchdir(files)
+            _copy(WORK, ".")
+            checked(libc.mount(WORK.encode(), ASIDE.encode(), None, MS_MOVE, None), "move")
+            self.fresh = self.rooms[branch]
+            mount_files(files, WORK)
 
     def _tidy(self) -> None:
         """Unmounts what a fork's own files replaced: the kernel takes long over it, so not while anyone waits."""
@@ -578,9 +622,36 @@ def below(pid: int, but: set[int]) -> set[int]:
     return found
 
 
-def mount_files(folder: str, disk: int) -> None:
-    options = f"size={disk},nr_inodes=16384,mode=0700".encode()
-    checked(libc.mount(b"files", folder.encode(), b"tmpfs", MS_NOSUID | MS_NODEV, options), "mount", folder)
+def make_files(disk: int) -> int:
+    """An empty file system of so many bytes, mounted nowhere yet: a descriptor."""
+    context = checked(libc.syscall(FSOPEN, b"tmpfs", 1), "fsopen")
+    try:
+        for key, value in (("size", disk), ("nr_inodes", 16384), ("mode", "0700")):
+            setting = key.encode(), str(value).encode()
+            checked(libc.syscall(FSCONFIG, context, FSCONFIG_SET_STRING, *setting, 0), "fsconfig", key)
+        checked(libc.syscall(FSCONFIG, context, FSCONFIG_CMD_CREATE, None, None, 0), "fsconfig")
+        return checked(libc.syscall(FSMOUNT, context, 1, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV), "fsmount")
+    finally:
+        os.close(context)
+
+
+def mount_files(files: int, folder: str) -> None:
+    target = AT_FDCWD, folder.encode(), MOVE_MOUNT_F_EMPTY_PATH
+    checked(libc.syscall(MOVE_MOUNT, files, b"", *target), "move_mount", folder)
+
+
+def met(other: socket.socket) -> tuple[int, list[int]]:
+    """Who writes to the socket, as the kernel says, and descriptors that come with it. EOFError where nobody does."""
+    data, parts, _, _ = other.recvmsg(1, socket.CMSG_SPACE(CREDENTIALS.size) + socket.CMSG_SPACE(INT.size))
+    pid, fds = 0, list[int]()
+    for _, kind, content in parts:
+        if kind == socket.SCM_CREDENTIALS:
+            pid = CREDENTIALS.unpack(content)[0]
+        elif kind == socket.SCM_RIGHTS:
+            fds += [fd for (fd,) in INT.iter_unpack(content[: len(content) // INT.size * INT.size])]
+    if not data:
+        raise EOFError("no fork came")
+    return pid, fds
 
 
 def _copy(source: str, target: str) -> None:
@@ -619,7 +690,9 @@ def keep(fd: int, limits: dict[str, Any], isolated: bool, filter_: bytes, cgroup
         checked(libc.mount(b"proc", b"/proc", b"proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, None), "mount", "/proc")
         terminals = b"newinstance,ptmxmode=0666,mode=620"
         checked(libc.mount(b"devpts", b"/dev/pts", b"devpts", MS_NOSUID | MS_NOEXEC, terminals), "mount", "/dev/pts")
-        mount_files(WORK, limits["disk"])
+        files = make_files(limits["disk"])
+        mount_files(files, WORK)
+        os.close(files)
         checked(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))
     Keeper(fd, limits, isolated, filter_).serve()
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .inside import HEADER, take
+from .inside import GRACE, packed, take
 from .sandbox import Limits, Outcome, SandboxError
 
 INSIDE = Path(__file__).parent / "inside.py"  # what runs at the other end
@@ -30,7 +30,6 @@ LIBRARIES = (  # that it begins with
     "numpy",
     "numpy.random",
 )
-GRACE = 5.0  # seconds that a sandbox's own processes have for an answer
 MAX_CODE = 100_000  # characters of an agent's call
 
 
@@ -47,8 +46,7 @@ class Link:
         self._unread = bytearray()
 
     def send(self, fds: Sequence[int] = (), **message: Any) -> None:
-        text = json.dumps(message | {"fds": len(fds)} if fds else message).encode()
-        data = HEADER.pack(len(text)) + text
+        data = packed(message | {"fds": len(fds)} if fds else message)
         end = time.monotonic() + GRACE
         while data:
             try:
@@ -59,14 +57,10 @@ class Link:
 
     def receive(self, seconds: float) -> dict[str, Any]:
         """TimeoutError when it takes longer, EOFError at the end or for what is no message."""
-        return self.receive_with(None, seconds)
-
-    def receive_with(self, fds: list[int] | None, seconds: float) -> dict[str, Any]:
-        """The same, and appends a descriptor that comes with the message."""
         end = time.monotonic() + seconds
         while (text := take(self._unread, self._limit)) is None:
             self._wait(select.POLLIN, end)
-            self._unread += self._some(fds)
+            self._unread += self._some()
         try:
             message = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -82,14 +76,9 @@ class Link:
         if not ready.poll(max(end - time.monotonic(), 0) * 1000):
             raise TimeoutError
 
-    def _some(self, fds: list[int] | None) -> bytes:
-        """What has come; one descriptor at most is taken from all of it."""
+    def _some(self) -> bytes:
         try:
-            if fds is None or fds:
-                part = self.socket.recv(1 << 16)
-            else:
-                part, found, _, _ = socket.recv_fds(self.socket, 1 << 16, 1)
-                fds += found
+            part = self.socket.recv(1 << 16)
         except ConnectionError as error:
             raise EOFError(str(error)) from None
         if not part:

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .cgroup import Cgroup
-from .remote import GRACE, LIBRARIES, Link, Remote
+from .inside import GRACE
+from .remote import LIBRARIES, Link, Remote
 from .sandbox import ForkRefused, Limits, SandboxError, SandboxUnavailable
 
 SPARES = 4  # kinds of episodes that one is made ahead of
@@ -303,12 +304,20 @@ class Branch(Remote):
         twin = Branch(self._episode, self._seed)
         link = twin._link = Link(self.limits.message)
         try:
-            parent.send([link.give()], do="fork", work=twin._work)
+            with contextlib.ExitStack() as meeting:  # of the copy and the keeper
+                ends = [meeting.enter_context(end) for end in socket.socketpair()]
+                ends[0].setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # the kernel says who comes
+                message = {"branch": twin._number, "parent": self._number, "work": twin._work}
+                parent.send([link.give(), ends[1].fileno()], do="fork", work=twin._work)
+                self._episode.order([ends[0].fileno()], do="adopt", **message)
             link.gave()
             try:
-                self._adopt(twin, link)
-            finally:
-                _unrefused(parent.receive(GRACE))
+                self._episode.settle()
+            except SandboxError:
+                with contextlib.suppress(OSError, EOFError):
+                    _unrefused(link)  # why there was no copy to come to the keeper
+                raise
+            _unrefused(link)
         except (OSError, EOFError, SandboxError) as error:
             twin.close()
             raise ForkRefused(f"the interpreter did not fork: {error!r}") from None
@@ -317,25 +326,10 @@ class Branch(Remote):
             raise
         return twin
 
-    def _adopt(self, twin: Branch, link: Link) -> None:
-        """Has the keeper take the copy in."""
-        room: list[int] = []  # its mount namespace
-        try:
-            pid = _unrefused(link.receive_with(room, GRACE)).get("pid")
-            if not isinstance(pid, int):
-                raise ForkRefused("the copy does not tell its number")
-            self._episode.ask(room, do="adopt", branch=twin._number, parent=self._number, pid=pid, work=twin._work)
-        finally:
-            for fd in room:
-                os.close(fd)
-        link.send(go=True)
-        _unrefused(link.receive(GRACE))
-
     def _leave(self) -> None:
         self._episode.leave(self._number)
 
 
-def _unrefused(message: dict[str, Any]) -> dict[str, Any]:
-    if reason := message.get("refused"):
+def _unrefused(link: Link) -> None:
+    if reason := link.receive(GRACE).get("refused"):
         raise ForkRefused(str(reason)[:500])
-    return message
