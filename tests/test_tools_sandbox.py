@@ -240,6 +240,23 @@ said.qsize(), said.get(), threading.active_count(), rang, status, subprocess.run
             assert text(each, code) == "(3, False, 1, [True], 7, 0)\n"
 
 
+@pytest.mark.parametrize(
+    ("forged", "reason"),
+    [
+        ("ours.fork_beside, os.setpgid = lambda: True, lambda *_: None", "no fork of its parent"),  # the parent itself
+        ("ours.fork_beside = lambda: not os.fork()", "no fork of its parent"),  # a child of the parent
+        ("ours.Interpreter.fork = lambda _, *to: (os.write(to[0], ours.packed({})), os.close(to[1]))", "no fork came"),
+    ],
+)
+def test_only_a_fork_is_taken_for_one(branch: Interpreter, forged: str, reason: str) -> None:
+    branch.run("open('a', 'w').write('1')")
+    assert not branch.run(f"import os, sys\nours = sys.modules['__main__']\n{forged}").failed
+    with pytest.raises(ForkRefused, match=reason):
+        branch.fork()
+    branch.run("1")  # which is where it is lost that pretended
+    assert text(branch, "open('a').read()") == "'1'\n"
+
+
 def test_where_there_are_too_many_processes_the_interpreter_stays(forking: Sandbox) -> None:
     limits = dataclasses.replace(LIMITS, processes=8)
     with contextlib.ExitStack() as stack:

@@ -306,7 +306,7 @@ class Branch(Remote):
         try:
             with contextlib.ExitStack() as meeting:  # of the copy and the keeper
                 ends = [meeting.enter_context(end) for end in socket.socketpair()]
-                ends[0].setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # the kernel says who comes
+                ends[0].setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # to hear who comes
                 message = {"branch": twin._number, "parent": self._number, "work": twin._work}
                 parent.send([link.give(), ends[1].fileno()], do="fork", work=twin._work)
                 self._episode.order([ends[0].fileno()], do="adopt", **message)
