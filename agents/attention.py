@@ -14,11 +14,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 _NAME = "treegym"
-BLOCK = 128  # queries at a time, on a CPU
+BLOCK = 256  # queries at a time, on a CPU
 
 
 class Attend(Protocol):
@@ -91,7 +91,8 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float | N
     """
     if query.device.type == "cpu":
         return block_attention(query, key, value, scale, _causal(query.shape[1], key.shape[1], BLOCK))
-    return _masked(query.to(value.dtype), key.to(value.dtype), value, scale or query.shape[2] ** -0.5)
+    mask = _mask(query.shape[1], key.shape[1], value.dtype, query.device)
+    return _fused(query.to(value.dtype), key.to(value.dtype), value, mask, scale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,17 +104,30 @@ class Block:
     mask: Tensor  # float32 [n, m], of the last m of the keys: 0 where a query sees a key, else -inf
 
 
-def block_attention(
-    query: Tensor, key: Tensor, value: Tensor, scale: float | None, blocks: Sequence[Block], *, keep: bool = False
-) -> Tensor:
-    """query [heads, T, d], key and value [kv heads, S, d] -> [heads, T, d], on a CPU; each query is in one block.
-
-    With `keep`, the weights [heads, n, K] of every block wait for a backward; else it computes them again.
-    """
+def block_attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None, blocks: Sequence[Block]) -> Tensor:
+    """query [heads, T, d], key and value [kv heads, S, d] -> [heads, T, d], on a CPU; each query is in one block."""
     query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast, rotation leaves float32
     with torch.autocast("cpu", enabled=False):
-        out: Tensor = _Products.apply(query, key, value, scale or query.shape[2] ** -0.5, blocks, keep)  # type: ignore[no-untyped-call]
-    return out
+        return _Blocks.apply(query, key, value, scale, blocks)  # type: ignore[no-untyped-call,no-any-return]
+
+
+def block_gradients(
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, scale: float | None, blocks: Sequence[Block]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of query, key and value, all of one dtype, from that of what block_attention made of them."""
+    of_query, scale = torch.empty_like(query), scale or query.shape[2] ** -0.5
+    wide = torch.promote_types(key.dtype, torch.float32)
+    of_key, of_value = torch.zeros_like(key, dtype=wide), torch.zeros_like(value, dtype=wide)
+    for block in blocks:
+        rows, keys, values = block.rows, _gathered(key, block), _gathered(value, block)
+        weights = _weights(query[:, rows], keys, block.mask, scale)
+        asked, given = (x[:, rows].reshape(len(key), -1, x.shape[2]) for x in (query, gradient))
+        _scatter(of_value, block, torch.bmm(weights.mT, given))
+        of_weights = torch.bmm(given, values.mT)
+        of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+        of_query[:, rows] = torch.bmm(of_scores, keys * scale).view_as(query[:, rows])
+        _scatter(of_key, block, torch.bmm(of_scores.mT, asked * scale))
+    return of_query, of_key.to(key.dtype), of_value.to(value.dtype)
 
 
 @lru_cache(64)  # the layers of a pass share them
@@ -127,12 +141,17 @@ def _causal(queries: int, keys: int, size: int) -> tuple[Block, ...]:
     return tuple(blocks)
 
 
-def _masked(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """Causal attention by torch's own; query heads share keys and the mask by views."""
+def _fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | None) -> Tensor:
+    """Attention by torch's own; query heads share keys and the mask by views."""
     grouped = query.view(len(key), -1, *query.shape[1:])
     keys, values = (x[:, None].expand(-1, grouped.shape[1], -1, -1) for x in (key, value))
-    mask = _mask(query.shape[1], key.shape[1], query.dtype, query.device)
     return scaled_dot_product_attention(grouped, keys, values, mask, scale=scale).flatten(0, 1)
+
+
+def products_are_faster(device: torch.device) -> bool:
+    """Torch's attention multiplies a few rows of one head at a time, which on a CPU takes half as long again; on one
+    that multiplies tiles (AMX), half as long."""
+    return device.type == "cpu" and not torch.cpu._is_amx_tile_supported()
 
 
 @lru_cache(64)  # the layers of a pass share it
@@ -141,45 +160,35 @@ def _mask(queries: int, keys: int, dtype: torch.dtype, device: torch.device) -> 
     return torch.full((queries, keys), float("-inf"), dtype=dtype, device=device).triu_(keys - queries + 1)
 
 
-class _Products(torch.autograd.Function):
-    """Attention on a CPU, by products of a block of queries and the keys that it sees.
+class _Blocks(torch.autograd.Function):
+    """Attention on a CPU, of a block of queries and the keys that it sees at a time; see block_attention.
 
-    In bfloat16 twice as fast as torch's own there, forward and backward together; in float32 about as fast. Scores are
-    at least float32, as they are there; the weights and all else are of the queries' dtype.
+    The gradients come from products: in bfloat16 twice as fast as torch's own there, forward and backward together; in
+    float32 about as fast. Scores are at least float32, as they are there; the weights and all else are of the queries'
+    dtype.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, blocks: Sequence[Block], keep: bool
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float | None, blocks: Sequence[Block]
     ) -> Tensor:
-        out = query.new_empty(*query.shape[:2], value.shape[2])
-        kept = []
-        for block in blocks:
-            weights = _weights(query[:, block.rows], _gathered(key, block), block.mask, scale)
-            rows = out[:, block.rows]
-            rows.copy_(torch.bmm(weights, _gathered(value, block)).view_as(rows))
-            if keep and any(ctx.needs_input_grad):
-                kept.append(weights)
-        ctx.save_for_backward(query, key, value, *kept)
+        ctx.save_for_backward(query, key, value)
         ctx.scale, ctx.blocks = scale, blocks
+        out, products = query.new_empty(*query.shape[:2], value.shape[2]), products_are_faster(query.device)
+        for block in blocks:
+            asked, keys, values = query[:, block.rows], _gathered(key, block), _gathered(value, block)
+            if products:
+                weights = _weights(asked, keys, block.mask, scale or query.shape[2] ** -0.5)
+                out[:, block.rows] = torch.bmm(weights, values).view(*asked.shape[:2], -1)
+            else:
+                mask = pad(block.mask, (keys.shape[1] - block.mask.shape[1], 0)).to(query.dtype)
+                out[:, block.rows] = _fused(asked, keys, values, mask, scale)
         return out
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
-        query, key, value, *kept = ctx.saved_tensors
-        of_query = torch.empty_like(query)
-        wide = torch.promote_types(key.dtype, torch.float32)
-        of_key, of_value = torch.zeros_like(key, dtype=wide), torch.zeros_like(value, dtype=wide)
-        for number, block in enumerate(ctx.blocks):
-            rows, keys, values = block.rows, _gathered(key, block), _gathered(value, block)
-            weights = kept[number] if kept else _weights(query[:, rows], keys, block.mask, ctx.scale)
-            asked, given = (x[:, rows].reshape(len(key), -1, x.shape[2]) for x in (query, gradients[0]))
-            _scatter(of_value, block, torch.bmm(weights.mT, given))
-            of_weights = torch.bmm(given, values.mT)
-            of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype).mul_(ctx.scale)
-            of_query[:, rows] = torch.bmm(of_scores, keys).view_as(query[:, rows])
-            _scatter(of_key, block, torch.bmm(of_scores.mT, asked))
-        return of_query, of_key.to(key.dtype), of_value.to(value.dtype), None, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        query, key, value = ctx.saved_tensors
+        return *block_gradients(gradients[0], query, key, value, ctx.scale, ctx.blocks), None, None
 
 
 def _gathered(x: Tensor, block: Block) -> Tensor:

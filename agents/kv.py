@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from .attention import causal_attention
+from .attention import causal_attention, products_are_faster
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,14 +114,8 @@ class SlabAttend:
         """
         keys, values = slab[: self._width, :, :, : self._depth].unbind(1)  # [width, kv heads, depth, d]
         grouped = query.transpose(0, 1).reshape(*keys.shape[:2], -1, query.shape[2])
-        attend = _by_products if _products_are_faster(query.device) else scaled_dot_product_attention
+        attend = _by_products if products_are_faster(query.device) else scaled_dot_product_attention
         return attend(grouped, keys, values, self._mask, scale=scale).flatten(1, 2).transpose(0, 1)
-
-
-def _products_are_faster(device: torch.device) -> bool:
-    """Torch's attention multiplies a few rows of one head at a time, which on a CPU takes half as long again; on one
-    that multiplies tiles (AMX), half as long."""
-    return device.type == "cpu" and not torch.cpu._is_amx_tile_supported()
 
 
 def _by_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, scale: float | None) -> Tensor:

@@ -52,6 +52,12 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "BLOCK", 3)
 
 
+@pytest.fixture(params=[False, True], ids=["products", "fused"])
+def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention goes the one or the other way, whether this processor multiplies tiles or not."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: request.param)
+
+
 SMALL = {
     "vocab_size": 60,
     "hidden_size": 32,
@@ -248,6 +254,7 @@ def test_distance_and_entropy_are_the_same_packed(name: str, loss: PolicyLoss) -
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(300, 340), (128, 128), (5, 9), (1, 7)])
+@pytest.mark.usefixtures("tiles")
 def test_attention_is_torch_s_own(queries: int, keys: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "BLOCK", 128)
     generator = torch.Generator().manual_seed(0)
@@ -259,8 +266,8 @@ def test_attention_is_torch_s_own(queries: int, keys: int, monkeypatch: pytest.M
     found = causal_attention(*given, 0.3)
     torch.testing.assert_close(found, expected)
     with torch.inference_mode():
-        attention._masked(*given, 0.3)  # a sampler's, before a learner's
-    masked = attention._masked(*given, 0.3)  # as on other devices
+        attention._mask(queries, keys, torch.float64, given[0].device)  # a sampler's, before a learner's
+    masked = attention._fused(*given, attention._mask(queries, keys, torch.float64, given[0].device), 0.3)  # elsewhere
     torch.testing.assert_close(masked, expected)
     upstream = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
     exact, *others = (torch.autograd.grad(x, given, upstream) for x in (expected, found, masked))
@@ -269,12 +276,10 @@ def test_attention_is_torch_s_own(queries: int, keys: int, monkeypatch: pytest.M
             torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("size", [1, 4, 16, 1000])
 @pytest.mark.parametrize("seed", range(4))
-def test_a_segment_sees_its_past_and_its_ancestors(
-    seed: int, size: int, keep: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("tiles")
+def test_a_segment_sees_its_past_and_its_ancestors(seed: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever other segments share its block."""
     monkeypatch.setattr(packing, "BLOCK", size)
     draw = random.Random(seed)
@@ -292,12 +297,15 @@ def test_a_segment_sees_its_past_and_its_ancestors(
     given = [torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True) for shape in shapes]
     shared = (given[0], *(x.repeat_interleave(3, dim=0) for x in given[1:]))
     expected = scaled_dot_product_attention(*shared, visible, scale=0.3)
-    attend = TreeAttend(segments, keep=keep)
+    attend = TreeAttend(segments)
     upstream = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
     exact = torch.autograd.grad(expected, given, upstream)
     for found in attend(0, *given, 0.3), attend._by_segment(*given, 0.3):
         torch.testing.assert_close(found, expected)
         for ours, theirs in zip(torch.autograd.grad(found, given, upstream), exact, strict=True):
+            torch.testing.assert_close(ours, theirs)
+    with torch.no_grad():
+        for ours, theirs in zip(attend.gradients(upstream, *given, 0.3), exact, strict=True):
             torch.testing.assert_close(ours, theirs)
 
 

@@ -1,7 +1,7 @@
-"""Llama, Mistral and Qwen2 for training: four activations a layer are kept, and gradients are added in place.
+"""Llama, Mistral and Qwen2 for training: five activations a layer are kept, and gradients are added in place.
 
-A block is one function that keeps the input of its norm and what its first product gives. Backward computes the rest
-again: on a CPU that takes little longer than memory takes to keep it.
+A block is one function that keeps the input of its norm, what its first product gives and what attention gives.
+Backward computes the rest again: on a CPU that takes little longer than memory takes to keep it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class LlamaPredict:
         self._temperature = temperature
 
     def __call__(self, packed: Pack, *, entropy: bool = False) -> tuple[Tensor, Tensor]:
-        core, attend = self._model.model, TreeAttend(packed.segments, keep=True)
+        core, attend = self._model.model, TreeAttend(packed.segments)
         x = embed(core.embed_tokens, packed.tokens)
         cos, sin = (table[0].to(self._dtype) for table in core.rotary_emb(x[None], packed.positions[None]))
         for layer in core.layers:
@@ -70,21 +70,20 @@ class _Attention(torch.autograd.Function):
         dtype: torch.dtype,
     ) -> Tensor:
         joint = _projected(_normed(x, norm).to(dtype), block)
-        ctx.save_for_backward(x, joint)
+        seen = _flat(attend(0, *_turned(joint, block, tables), None))
+        ctx.save_for_backward(x, joint, seen)
         ctx.norm, ctx.block, ctx.tables, ctx.attend, ctx.dtype = norm, block, tables, attend, dtype
-        return linear(_seen(joint, block, tables, attend), block.o_proj.weight.to(dtype)).to(x.dtype)
+        return linear(seen, block.o_proj.weight.to(dtype)).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None, None]:
-        x, joint = ctx.saved_tensors
-        block, gradient = ctx.block, gradients[0].to(ctx.dtype)
-        inputs, joint = _normed(x, ctx.norm).to(ctx.dtype), joint.detach().requires_grad_()
-        with torch.enable_grad():
-            seen = _seen(joint, block, ctx.tables, ctx.attend)
-        _learn([block.o_proj], gradient, seen.detach())
-        (within,) = torch.autograd.grad(seen, joint, gradient @ block.o_proj.weight.to(ctx.dtype))
-        del seen
-        _learn(_heads(block), within, inputs)
+        x, joint, seen = ctx.saved_tensors
+        block, (cos, sin), gradient = ctx.block, ctx.tables, gradients[0].to(ctx.dtype)
+        _learn([block.o_proj], gradient, seen)
+        of_seen = _by_head(gradient @ block.o_proj.weight.to(ctx.dtype), block)
+        query, key, value = ctx.attend.gradients(of_seen, *_turned(joint, block, ctx.tables), None)
+        within = _flat(torch.cat([rotate(query, cos, -sin), rotate(key, cos, -sin), value]))
+        _learn(_heads(block), within, _normed(x, ctx.norm).to(ctx.dtype))
         below = (within @ _joint(_heads(block), ctx.dtype)).to(x.dtype)
         return _norm_backward(x, ctx.norm, below), None, None, None, None, None
 
@@ -99,12 +98,21 @@ def _projected(inputs: Tensor, block: Any) -> Tensor:
     return linear(inputs, _joint(_heads(block), inputs.dtype), torch.cat(biases) if biases else None)
 
 
-def _seen(joint: Tensor, block: Any, tables: tuple[Tensor, Tensor], attend: TreeAttend) -> Tensor:
-    """What attention gives: [T, heads * d]."""
-    heads = joint.view(len(joint), -1, block.head_dim).transpose(0, 1)  # [heads, T, d]
-    query, key, value = torch.split(heads, [module.out_features // block.head_dim for module in _heads(block)])
-    seen = attend(0, rotate(query, *tables), rotate(key, *tables), value, None)
-    return seen.transpose(0, 1).reshape(len(joint), -1)
+def _by_head(x: Tensor, block: Any) -> Tensor:
+    """[T, heads * d] -> [heads, T, d]."""
+    return x.view(len(x), -1, block.head_dim).transpose(0, 1)
+
+
+def _flat(heads: Tensor) -> Tensor:
+    """[heads, T, d] -> [T, heads * d]."""
+    return heads.transpose(0, 1).flatten(1)
+
+
+def _turned(joint: Tensor, block: Any, tables: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries and keys with their positions, and values: [heads, T, d] each."""
+    sizes = [module.out_features // block.head_dim for module in _heads(block)]
+    query, key, value = torch.split(_by_head(joint, block), sizes)
+    return rotate(query, *tables), rotate(key, *tables), value
 
 
 class _FeedForward(torch.autograd.Function):

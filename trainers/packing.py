@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..agents import BLOCK, ROOT, Block, RolloutTree, block_attention, causal_attention
+from ..agents import BLOCK, ROOT, Block, RolloutTree, block_attention, block_gradients, causal_attention
 
 TurnAdvantage = float | NDArray[np.float64]  # of all of the turn's sampled tokens, or of each
 Advantages = Sequence[Sequence[TurnAdvantage]]  # [rollout][turn]
@@ -247,21 +247,27 @@ def _shared(a: ScoredTree, b: ScoredTree) -> int:
 
 
 class TreeAttend:
-    """Attention of packed tokens to their own segment's past and to all of its ancestors.
+    """Attention of packed tokens to their own segment's past and to all of its ancestors."""
 
-    With `keep`, the weights wait for backward on a CPU: for who calls that before the next layer.
-    """
-
-    def __init__(self, segments: Sequence[Segment], *, keep: bool = False) -> None:
+    def __init__(self, segments: Sequence[Segment]) -> None:
         self._segments = segments
         self._lengths = [segment.length for segment in segments]
-        self._keep = keep
         self._blocks = blocks_of(segments)
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         if query.device.type == "cpu":
-            return block_attention(query, key, value, scale, self._blocks, keep=self._keep)
+            return block_attention(query, key, value, scale, self._blocks)
         return self._by_segment(query, key, value, scale)
+
+    def gradients(
+        self, gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, scale: float | None
+    ) -> Sequence[Tensor]:
+        """Those of query, key and value, all of one dtype, from the gradient of what came of them."""
+        if query.device.type == "cpu":
+            return block_gradients(gradient, query, key, value, scale, self._blocks)
+        with torch.enable_grad():
+            query, key, value = (x.detach().requires_grad_() for x in (query, key, value))
+            return torch.autograd.grad(self._by_segment(query, key, value, scale), (query, key, value), gradient)
 
     def _by_segment(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         """As on other devices: kernels of their own, and no weights that could wait."""
