@@ -69,7 +69,7 @@ class _Attention(torch.autograd.Function):
         attend: TreeAttend,
         dtype: torch.dtype,
     ) -> Tensor:
-        joint = _projected(_normed(x, norm).to(dtype), block)
+        joint = _projected(_normed(x, norm, dtype), block)
         seen = _flat(attend(0, *_turned(joint, block, tables), None))
         ctx.save_for_backward(x, joint, seen)
         ctx.norm, ctx.block, ctx.tables, ctx.attend, ctx.dtype = norm, block, tables, attend, dtype
@@ -83,7 +83,7 @@ class _Attention(torch.autograd.Function):
         of_seen = _by_head(gradient @ block.o_proj.weight.to(ctx.dtype), block)
         query, key, value = ctx.attend.gradients(of_seen, *_turned(joint, block, ctx.tables), None)
         within = _flat(torch.cat([rotate(query, cos, -sin), rotate(key, cos, -sin), value]))
-        _learn(_heads(block), within, _normed(x, ctx.norm).to(ctx.dtype))
+        _learn(_heads(block), within, _normed(x, ctx.norm, ctx.dtype))
         below = (within @ _joint(_heads(block), ctx.dtype)).to(x.dtype)
         return _norm_backward(x, ctx.norm, below), None, None, None, None, None
 
@@ -120,7 +120,7 @@ class _FeedForward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, norm: Any, mlp: Any, dtype: torch.dtype) -> Tensor:
-        inner = linear(_normed(x, norm).to(dtype), _joint([mlp.gate_proj, mlp.up_proj], dtype))
+        inner = linear(_normed(x, norm, dtype), _joint([mlp.gate_proj, mlp.up_proj], dtype))
         gate, up = inner.chunk(2, dim=-1)
         ctx.save_for_backward(x, inner)
         ctx.norm, ctx.mlp, ctx.dtype = norm, mlp, dtype
@@ -130,15 +130,14 @@ class _FeedForward(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         x, inner = ctx.saved_tensors
         mlp, gradient = ctx.mlp, gradients[0].to(ctx.dtype)
-        inputs, modules = _normed(x, ctx.norm).to(ctx.dtype), [mlp.gate_proj, mlp.up_proj]
-        gate, up = inner.chunk(2, dim=-1)
-        sigmoid = gate.sigmoid()
-        opened = gate * sigmoid  # silu
+        modules, within = [mlp.gate_proj, mlp.up_proj], torch.empty_like(inner)
+        (gate, up), (of_gate, of_up) = inner.chunk(2, dim=-1), within.chunk(2, dim=-1)
+        opened = silu(gate)
         _learn([mlp.down_proj], gradient, opened * up)
         between = gradient @ mlp.down_proj.weight.to(ctx.dtype)
-        slope = torch.addcmul(sigmoid, opened, 1 - sigmoid).mul_(up)  # of silu, times up
-        within = torch.cat([slope.mul_(between), opened.mul_(between)], dim=-1)
-        _learn(modules, within, inputs)
+        torch.mul(between, opened, out=of_up)
+        torch.ops.aten.silu_backward.grad_input(between.mul_(up), gate, grad_input=of_gate)
+        _learn(modules, within, _normed(x, ctx.norm, ctx.dtype))
         return _norm_backward(x, ctx.norm, (within @ _joint(modules, ctx.dtype)).to(x.dtype)), None, None, None
 
 
@@ -152,7 +151,7 @@ class _Head(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, norm: Any, head: nn.Linear, dtype: torch.dtype, picked: Picked
     ) -> tuple[Tensor, Tensor]:
-        logits = _logits(_normed(x, norm).to(dtype), _columns(head, dtype))
+        logits = _logits(_normed(x, norm, dtype), _columns(head, dtype))
         logprobs, total, entropies = picked.of(logits, head.out_features)
         ctx.save_for_backward(x, total, entropies)
         ctx.norm, ctx.head, ctx.dtype, ctx.picked = norm, head, dtype, picked
@@ -161,7 +160,7 @@ class _Head(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         x, *found = ctx.saved_tensors
-        inputs, weight = _normed(x, ctx.norm).to(ctx.dtype), ctx.head.weight
+        inputs, weight = _normed(x, ctx.norm, ctx.dtype), ctx.head.weight
         weights = _columns(ctx.head, ctx.dtype)
         below = torch.zeros_like(x)
         for columns, part in ctx.picked.gradient(_logits(inputs, weights), len(weight), *found, *gradients):
@@ -189,18 +188,27 @@ def _joint(modules: Sequence[nn.Linear], dtype: torch.dtype) -> Tensor:
     return joint
 
 
-def _normed(x: Tensor, norm: Any) -> Tensor:
-    return torch.nn.functional.rms_norm(x, norm.weight.shape, norm.weight.detach(), norm.variance_epsilon)
+def _normed(x: Tensor, norm: Any, dtype: torch.dtype) -> Tensor:
+    """RMSNorm, in fewer passes over x [T, width] than torch's."""
+    return (x * _scale(x, norm)).mul_(norm.weight.detach()).to(dtype)
+
+
+def _scale(x: Tensor, norm: Any) -> Tensor:
+    """1 / sqrt(mean(x²) + eps), as sqrt(width) / hypot(|x|, sqrt(width eps)): [T, 1]."""
+    width = x.shape[-1]
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    least = length.new_tensor((width * norm.variance_epsilon) ** 0.5)
+    return torch.hypot(length, least).reciprocal_().mul_(width**0.5)
 
 
 def _norm_backward(x: Tensor, norm: Any, gradient: Tensor) -> Tensor:
     """Adds the norm's own gradient; the gradient [T, width] of its input."""
-    scale = torch.rsqrt(x.square().mean(-1, keepdim=True) + norm.variance_epsilon)
+    weight, scale = norm.weight.detach(), _scale(x, norm)
     unit = x * scale
-    _add(norm.weight, (gradient * unit).sum(0))
-    inner = gradient * norm.weight.detach()
-    result: Tensor = scale * (inner - unit * (inner * unit).mean(-1, keepdim=True))
-    return result
+    product = gradient * unit
+    _add(norm.weight, product.sum(0))
+    along = torch.mv(product, weight).div_(-x.shape[-1])[:, None]
+    return torch.addcmul(gradient * weight, unit, along).mul_(scale)
 
 
 def _learn(modules: Sequence[nn.Linear], gradient: Tensor, inputs: Tensor) -> None:
