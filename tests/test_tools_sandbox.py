@@ -664,6 +664,15 @@ def test_a_fork_has_no_way_to_its_parents_files() -> None:
             assert text(twin, f"[m for m in {mounted} if m in ('/episode', '/mnt/aside')]") == "['/episode']\n"
 
 
+def test_a_fork_that_keeps_its_parents_mounts_is_refused_and_takes_no_files_along() -> None:
+    with contextlib.closing(opened("bubblewrap").start(LIMITS, 0)) as parent:
+        parent.run("open('file', 'w').write('parent')")
+        assert not parent.run("import sys; sys.modules['__main__'].libc.unshare = lambda *_: 0").failed
+        with pytest.raises(ForkRefused, match="no mount namespace of its own"):
+            parent.fork()
+        assert text(parent, "open('file').read()") == "'parent'\n"
+
+
 def test_an_episode_cannot_reach_the_terminals_of_another() -> None:
     with contextlib.ExitStack() as stack:
         one, other = (stack.enter_context(contextlib.closing(opened("bubblewrap").start(LIMITS, 0))) for _ in range(2))

@@ -564,7 +564,7 @@ class Keeper:
         room, work = self.rooms.pop(branch, None), self.works.pop(branch, None)
         if room is not None:
             os.close(room)
-        elif work is not None:
+        if work is not None and not self.isolated:  # else the folder has that name in every branch
             shutil.rmtree(work, ignore_errors=True)
 
     def _end(self) -> NoReturn:
