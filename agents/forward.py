@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding, linear, silu
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from .attention import Attend, bring_attention, tree_logits
+from .attention import tree_logits
+from .kv import KVSlab, Line, SlabAttend
 from .lora import merged_weight
 
 
 class Forward(Protocol):
-    """Logits of a pass over T tokens."""
+    """A pass of lines of tokens through the model."""
 
-    def __call__(self, tokens: Tensor, positions: Tensor, attend: Attend, rows: Tensor) -> Tensor:
-        """tokens [T], positions [T], rows [R] -> logits [R, vocabulary]."""
+    def slab(self) -> KVSlab:
+        """An empty one of the kind that a pass takes."""
+        ...
+
+    def __call__(self, slab: KVSlab, lines: Sequence[Line]) -> Tensor:
+        """Logits [lines, vocabulary] after each line; its keys and values are in the slab then."""
         ...
 
     def refresh(self) -> None:
@@ -42,12 +48,6 @@ def native_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def forward_for(model: PreTrainedModel, dtype: torch.dtype) -> Forward:
-    """LlamaForward where it computes the model exactly, else TransformersForward."""
-    bring_attention(model)
-    return LlamaForward(model, dtype) if is_plain_llama(model) else TransformersForward(model, dtype)
-
-
 def is_plain_llama(model: PreTrainedModel) -> bool:
     """Whether the model is a Llama, Mistral or Qwen2 without any extra."""
     config = model.config
@@ -58,6 +58,17 @@ def is_plain_llama(model: PreTrainedModel) -> bool:
     )
 
 
+def slab_shape(model: PreTrainedModel) -> tuple[int, int, int]:
+    """Layers, kv heads and d."""
+    config = model.config
+    kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return config.num_hidden_layers, kv_heads, head_dim(config)
+
+
+def head_dim(config: PreTrainedConfig) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
 class TransformersForward:
     """The model's own forward."""
 
@@ -65,15 +76,20 @@ class TransformersForward:
         self._model = model
         self._dtype = dtype
 
+    def slab(self) -> KVSlab:
+        return KVSlab(*slab_shape(self._model), self._dtype, self._model.device)
+
     def refresh(self) -> None:
         """Nothing to do: the weights are the model's."""
 
     def release(self) -> None:
         """Nothing to do either."""
 
-    def __call__(self, tokens: Tensor, positions: Tensor, attend: Attend, rows: Tensor) -> Tensor:
-        with torch.autocast(tokens.device.type, self._dtype, enabled=self._dtype == torch.bfloat16):
-            return tree_logits(self._model, tokens, positions, attend, rows)
+    def __call__(self, slab: KVSlab, lines: Sequence[Line]) -> Tensor:
+        attend = SlabAttend(slab, lines)
+        feed = attend.feed
+        with torch.autocast(feed.tokens.device.type, self._dtype, enabled=self._dtype == torch.bfloat16):
+            return tree_logits(self._model, feed.tokens, feed.positions, attend, feed.last)
 
 
 class _Linear:
@@ -111,10 +127,13 @@ class LlamaForward:
         config = model.config
         self._heads: int = config.num_attention_heads
         self._kv_heads: int = config.num_key_value_heads
-        self._dim: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self._dim = head_dim(config)
         self._root: float = config.hidden_size**0.5
         self._least = torch.tensor(self._root * config.rms_norm_eps**0.5, device=model.device)  # of lengths
         self.refresh()
+
+    def slab(self) -> KVSlab:
+        return KVSlab(*slab_shape(self._model), self._dtype, self._model.device)
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -135,19 +154,22 @@ class LlamaForward:
         scale: Tensor = norm.weight.detach().float() * self._root
         return scale
 
-    def _merge(self, *modules: torch.nn.Linear, turned: int = 0) -> _Linear:
+    def _merge(self, *modules: torch.nn.Linear, turned: int = 0) -> Any:
         """The modules side by side; the first ones turn by rotary embedding."""
         weights = [merged_weight(module) for module in modules]
         biases = [module.bias.detach() for module in modules if module.bias is not None]
         weights[:turned], biases[:turned] = map(self._paired, weights[:turned]), map(self._paired, biases[:turned])
         weight = torch.cat([weight.to(self._dtype) for weight in weights])
-        return _Linear(weight, torch.cat(biases).to(self._dtype) if biases else None)
+        return self._laid_out(weight, torch.cat(biases).to(self._dtype) if biases else None)
+
+    def _laid_out(self, weight: Tensor, bias: Tensor | None) -> Any:
+        return _Linear(weight, bias)
 
     def _paired(self, rows: Tensor) -> Tensor:
         """[heads · d, …], in each head row i + d / 2 behind row i."""
         return rows.view(-1, 2, self._dim // 2, *rows.shape[1:]).transpose(1, 2).flatten(0, 2)
 
-    def _layer(self, layer: Any) -> tuple[Tensor, _Linear, _Linear, Tensor, _Linear, _Linear]:
+    def _layer(self, layer: Any) -> tuple[Any, ...]:
         attention, mlp = layer.self_attn, layer.mlp
         return (
             self._scale(layer.input_layernorm),
@@ -159,10 +181,10 @@ class LlamaForward:
         )
 
     @torch.no_grad()
-    def __call__(self, tokens: Tensor, positions: Tensor, attend: Attend, rows: Tensor) -> Tensor:
-        x = embedding(tokens, self._embedding).float()  # [T, width]; the sum of the blocks is float32, as the learner's
-        angles = positions[:, None] * self._frequencies
-        turns = torch.polar(torch.ones_like(angles), angles)[:, None]  # [T, 1, d / 2]
+    def __call__(self, slab: KVSlab, lines: Sequence[Line]) -> Tensor:
+        attend = SlabAttend(slab, lines)
+        feed = attend.feed
+        x, turns = self._embedded(feed.tokens), self._turns(feed.positions)[:, None]
         keys, values = self._heads, self._heads + self._kv_heads  # where they begin
         for index, (norm, qkv, out, mlp_norm, gate_up, down) in enumerate(self._layers):
             heads = qkv(self._normed(x, norm)).view(len(x), -1, self._dim)  # [T, heads, d]
@@ -172,7 +194,17 @@ class LlamaForward:
             x += out(seen.transpose(0, 1).reshape(len(x), -1))
             gate, up = gate_up(self._normed(x, mlp_norm)).chunk(2, dim=-1)
             x += down(silu(gate).mul_(up))
-        return self._head(self._normed(x[rows], self._norm))
+        logits: Tensor = self._head(self._normed(x[feed.last], self._norm))
+        return logits
+
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        """[T, width], float32: so is the sum of the blocks, as the learner's."""
+        return embedding(tokens, self._embedding).float()
+
+    def _turns(self, positions: Tensor) -> Tensor:
+        """Complex numbers [T, d / 2] that queries and keys are multiplied with."""
+        angles = positions[:, None] * self._frequencies
+        return torch.polar(torch.ones_like(angles), angles)
 
     def _normed(self, x: Tensor, scale: Tensor) -> Tensor:
         """RMSNorm of [T, width]: x / sqrt(mean(x²) + eps) is sqrt(width) x / hypot(|x|, sqrt(width eps))."""

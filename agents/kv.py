@@ -7,6 +7,7 @@ import mmap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,8 +25,19 @@ class Line:
     tokens: Sequence[int]
 
 
+class Feed:
+    """The T tokens of some lines, one line after the other: int64 tensors [T], and [lines] of each line's last."""
+
+    def __init__(self, lines: Sequence[Line], device: torch.device) -> None:
+        each = [(token, line.row, line.start + i) for line in lines for i, token in enumerate(line.tokens)]
+        self.tokens, self.rows, self.positions = torch.tensor(each, device=device).T.contiguous()
+        self.last = torch.tensor([len(line.tokens) for line in lines], device=device).cumsum(0) - 1
+
+
 class KVSlab:
     """[layers, rows, 2, kv heads, capacity, d]: a row holds one context's keys and values; made larger as needed."""
+
+    together: ClassVar = 1  # tokens that only move together
 
     def __init__(self, layers: int, kv_heads: int, dim: int, dtype: torch.dtype, device: torch.device) -> None:
         self._zeros = partial(_zeros, dtype=dtype, device=device)
@@ -41,9 +53,9 @@ class KVSlab:
         layers, have, two, kv_heads, length, dim = self.data.shape
         if rows <= have and capacity <= length:
             return
-        grown = self._zeros((layers, max(rows, have), two, kv_heads, max(capacity, length), dim))
+        grown = self._zeros((layers, max(rows, have), two, kv_heads, max(self._whole(capacity), length), dim))
         for row, n in keep:
-            grown[:, row, :, :, :n] = self.data[:, row, :, :, :n]
+            grown[:, row, :, :, : self._whole(n)] = self.data[:, row, :, :, : self._whole(n)]
         self.data = grown
 
     def write(self, row: int, start: int, span: Tensor) -> None:
@@ -55,38 +67,36 @@ class KVSlab:
         return self.data[:, row, :, :, start:end].clone()
 
     def copy(self, source: int, target: int, length: int) -> None:
-        self.data[:, target, :, :, :length] = self.data[:, source, :, :, :length]
+        self.data[:, target, :, :, : self._whole(length)] = self.data[:, source, :, :, : self._whole(length)]
+
+    def _whole(self, tokens: int) -> int:
+        return math.ceil(tokens / self.together) * self.together
 
 
 class SlabAttend:
     """Attention of lines over their slab rows; lines of one token (decoding) in one batch."""
 
     def __init__(self, slab: KVSlab, lines: Sequence[Line]) -> None:
-        self.data = slab.data
-        device = slab.data.device
+        self.data, device = slab.data, slab.data.device
         _, _, two, kv_heads, capacity, _ = slab.data.shape
-        rows = [line.row for line in lines for _ in line.tokens]
-        positions = [line.start + i for line in lines for i in range(len(line.tokens))]
-        self.positions = torch.tensor(positions, device=device)
+        self.feed = feed = Feed(lines, device)
         heads = torch.arange(two * kv_heads, device=device)  # of keys, then of values
-        firsts = (torch.tensor(rows, device=device)[:, None] * len(heads) + heads) * capacity  # where theirs begin
-        self._places = (firsts + self.positions[:, None]).flatten()  # [T · 2 · kv heads], in a layer
-        ends = torch.tensor([len(line.tokens) for line in lines], device=device).cumsum(0)
-        self.last = ends - 1  # [lines], each line's last token
+        firsts = (feed.rows[:, None] * len(heads) + heads) * capacity  # where theirs begin
+        self._places = (firsts + feed.positions[:, None]).flatten()  # [T · 2 · kv heads], in a layer
         self._long = [
-            (line.row, int(end) - len(line.tokens), int(end), line.start)
-            for line, end in zip(lines, ends.tolist(), strict=True)
+            (line.row, last + 1 - len(line.tokens), last + 1, line.start)
+            for line, last in zip(lines, feed.last.tolist(), strict=True)
             if len(line.tokens) > 1
         ]
         short = [i for i, line in enumerate(lines) if len(line.tokens) == 1]
         decoding = [lines[i].row for i in short]
-        self._short = self.last[short]  # [n], their tokens
+        self._short = feed.last[short]  # [n], their tokens
         self._short_rows = torch.tensor(decoding, dtype=torch.long, device=device)
         self._dense = not self._long and decoding == [*range(len(lines))]  # token i is that of slab row i
         self._width = max(decoding, default=-1) + 1
         self._depth = max((lines[i].start for i in short), default=-1) + 1
         lengths = torch.ones(self._width, dtype=torch.long, device=device)  # an idle row sees one key: no NaN
-        lengths[self._short_rows] = self.positions[self._short] + 1
+        lengths[self._short_rows] = feed.positions[self._short] + 1
         hidden = torch.arange(self._depth, device=device)[None] >= lengths[:, None]
         self._mask = torch.zeros_like(hidden, dtype=slab.data.dtype).masked_fill_(hidden, float("-inf"))[:, None, None]
 

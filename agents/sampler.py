@@ -18,8 +18,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .chat import ChatRenderer
-from .forward import forward_for, native_dtype
-from .kv import KVSlab, Line, SlabAttend
+from .forward import native_dtype
+from .kv import Line
+from .native import forward_for
 from .policy import Completion, Context, Sample, Sampling, uniform
 
 
@@ -98,11 +99,8 @@ class TransformersPolicy:
         self._max_rows = max_rows
         self._max_prefill = max_prefill
         self._lockstep = lockstep
-        config = model.config
-        kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self._device = model.device
-        self._slab = KVSlab(config.num_hidden_layers, kv_heads, dim, dtype, model.device)
+        self._slab = self._forward.slab()
         self._spans: WeakKeyDictionary[Context, _Span] = WeakKeyDictionary()
         self._asked: list[_Request] = []  # not yet answered
         self._pending: list[_Request] = []  # of these, not yet in a row
@@ -250,10 +248,8 @@ class TransformersPolicy:
         return Line(row, start, context.tokens()[start:])
 
     def _run(self, lines: list[Line]) -> Sequence[Tensor]:
-        attend = SlabAttend(self._slab, lines)
-        tokens = torch.tensor([token for line in lines for token in line.tokens], device=self._device)
         self.prefilled_tokens += sum(len(line.tokens) for line in lines if len(line.tokens) > 1)
-        return list(self._forward(tokens, attend.positions, attend, attend.last))
+        return list(self._forward(self._slab, lines))
 
     def _keep(self, context: Context, row: int, logits: Tensor) -> None:
         """Stores the spans of the lineage that the pass computed in this row."""

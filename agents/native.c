@@ -1,0 +1,390 @@
+// A pass of T tokens through the blocks of a Llama-like model, all threads in one parallel region.
+//
+// Compiled for the sizes of one model: WIDTH, HIDDEN, HEADS, KV_HEADS, DIM; BFLOAT16 is 1 where weights, keys and
+// values are of that type, 0 where they are float32. Sums are float32, and rounded where the torch code rounds. What a token
+// gets does not depend on the other tokens of the pass, nor on the number of threads.
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+#define GROUP (HEADS / KV_HEADS)  // query heads that share keys
+#define QKV ((HEADS + 2 * KV_HEADS) * DIM)
+#define LANES 16
+#define PARTS (DIM / LANES)
+#define TILE 32   // outputs of a linear layer at a time, and keys
+#define KEYS 128  // keys and values that lie together
+#if BFLOAT16 && defined __AMX_BF16__
+#define ROWS 32  // tokens at a time
+#elif defined __AVX512F__
+#define ROWS 8
+#else
+#define ROWS 3
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float lanes __attribute__((vector_size(4 * LANES)));
+typedef uint32_t words __attribute__((vector_size(4 * LANES)));
+typedef uint16_t halves __attribute__((vector_size(2 * LANES)));
+
+#if BFLOAT16
+typedef uint16_t real;
+#define STEP 2  // inputs that lie side by side for each output
+
+INLINE float wide(real x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float y;
+    memcpy(&y, &bits, sizeof y);
+    return y;
+}
+
+INLINE real narrow(float x) {  // to the nearest, of two to the even one
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+INLINE lanes load(const real *x) {
+    halves narrowed;
+    memcpy(&narrowed, x, sizeof narrowed);
+    return (lanes)(__builtin_convertvector(narrowed, words) << 16);
+}
+
+INLINE lanes multiply(lanes sum, const real *weights, const real *x) {
+    words pairs;
+    memcpy(&pairs, weights, sizeof pairs);
+#ifdef __AVX512BF16__
+    int32_t pair;
+    memcpy(&pair, x, sizeof pair);
+    return (lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)pairs, (__m512bh)_mm512_set1_epi32(pair));
+#else
+    sum += (lanes)(pairs << 16) * wide(x[0]);
+    return sum + (lanes)(pairs & 0xffff0000) * wide(x[1]);
+#endif
+}
+#else
+typedef float real;
+#define STEP 1
+
+INLINE float wide(real x) { return x; }
+INLINE real narrow(float x) { return x; }
+
+INLINE lanes load(const real *x) {
+    lanes y;
+    memcpy(&y, x, sizeof y);
+    return y;
+}
+
+INLINE lanes multiply(lanes sum, const real *weights, const real *x) { return sum + load(weights) * *x; }
+#endif
+
+// Weights are laid out [outputs / TILE, inputs / STEP, TILE, STEP].
+struct linear {
+    const real *weight, *bias;
+};
+
+struct layer {
+    const float *norm;
+    struct linear qkv, out;
+    const float *mlp_norm;
+    struct linear gate_up, down;
+};
+
+enum use { STORE, ADD, GATE };
+
+INLINE float exponential(float x) {  // Cephes' expf: 2^n times a polynomial
+    x = x > -87 ? x : -87;
+    float n = x * 1.44269504f + 12582912.f;  // 1.5 * 2^23: the sum has no bits for fractions
+    uint32_t power, bits;
+    memcpy(&power, &n, sizeof power);
+    n -= 12582912.f;
+    float r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    float y = ((((1.9875691500e-4f * r + 1.3981999507e-3f) * r + 8.3334519073e-3f) * r + 4.1665795894e-2f) * r +
+               1.6666665459e-1f) * r + 5.0000001201e-1f;
+    y = y * r * r + r + 1;
+    memcpy(&bits, &y, sizeof bits);
+    bits += power << 23;
+    memcpy(&y, &bits, sizeof y);
+    return y;
+}
+
+INLINE float total(lanes x) {
+    float parts[LANES];
+    memcpy(parts, &x, sizeof parts);
+    for (int n = LANES / 2; n; n /= 2)
+        for (int i = 0; i < n; i++)
+            parts[i] += parts[i + n];
+    return *parts;
+}
+
+// y [rows, TILE] = x [rows, inputs] by a tile of weights [inputs / STEP, TILE, STEP].
+#if BFLOAT16 && defined __AMX_BF16__
+static void configure(int rows) {
+    int above = rows < 16 ? rows : 16, below = rows > 16 ? rows - 16 : 1;  // 0 is not a shape
+    struct {
+        uint8_t palette, start, reserved[14];
+        uint16_t bytes[16];
+        uint8_t rows[16];
+    } shape = {.palette = 1,
+               .bytes = {64, 64, 64, 64, 64, 64, 64, 64},
+               .rows = {above, above, below, below, above, below, 16, 16}};
+    _tile_loadconfig(&shape);
+}
+
+INLINE void product_of(int both, int inputs, const real *x, int x_stride, const real *weights, float *y, int y_stride) {
+    const int line = x_stride * sizeof *x, out = y_stride * sizeof *y, pairs = TILE * STEP * sizeof *weights;
+    _tile_zero(0);
+    _tile_zero(1);
+    if (both) {
+        _tile_zero(2);
+        _tile_zero(3);
+    }
+    for (int k = 0; k < inputs; k += 32) {
+        _tile_loadd(6, weights + k * TILE, pairs);
+        _tile_loadd(7, weights + k * TILE + TILE, pairs);
+        _tile_loadd(4, x + k, line);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        if (both) {
+            _tile_loadd(5, x + 16 * x_stride + k, line);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+    }
+    _tile_stored(0, y, out);
+    _tile_stored(1, y + 16, out);
+    if (both) {
+        _tile_stored(2, y + 16 * y_stride, out);
+        _tile_stored(3, y + 16 * y_stride + 16, out);
+    }
+}
+
+static void product(int rows, int inputs, const real *x, int x_stride, const real *weights, float *y, int y_stride) {
+    product_of(rows > 16, inputs, x, x_stride, weights, y, y_stride);
+}
+#else
+static void configure(int rows) {}
+
+INLINE void product_of(int rows, int inputs, const real *x, int x_stride, const real *weights, float *y, int y_stride) {
+    lanes sums[ROWS][2] = {0};
+    for (int k = 0; k < inputs; k += STEP)
+        for (int row = 0; row < rows; row++)
+            for (int half = 0; half < 2; half++)
+                sums[row][half] =
+                    multiply(sums[row][half], weights + k * TILE + half * STEP * LANES, x + row * x_stride + k);
+    for (int row = 0; row < rows; row++)
+        memcpy(y + row * y_stride, sums[row], sizeof sums[row]);
+}
+
+static void product(int rows, int inputs, const real *x, int x_stride, const real *weights, float *y, int y_stride) {
+#define OF(n) case n: return product_of(n, inputs, x, x_stride, weights, y, y_stride);
+    switch (rows) {  // so that the sums stay in registers
+        OF(1) OF(2) OF(3)
+#if ROWS > 3
+        OF(4) OF(5) OF(6) OF(7) OF(8)
+#endif
+    }
+}
+#endif
+
+// products [rows, TILE], each rounded, of the outputs from `first` on.
+INLINE void outputs_of(int rows, int inputs, int first, const real *x, struct linear by, float products[ROWS][TILE]) {
+    product(rows, inputs, x, inputs, by.weight + (size_t)first * inputs, *products, TILE);
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < TILE; j++)
+            products[i][j] = wide(narrow(products[i][j] + (by.bias ? wide(by.bias[first + j]) : 0)));
+}
+
+// x [n, inputs] @ weight.T + bias -> y [n, outputs], or added to sum. A gated layer has twice the outputs: it gives
+// silu(first half) * second half.
+INLINE void multiply_all(int n, int inputs, int outputs, const real *x, struct linear by, enum use use, real *y,
+                         float *sum) {
+#pragma omp for schedule(static)
+    for (int first = 0; first < outputs; first += TILE) {
+        for (int row = 0; row < n; row += ROWS) {
+            int rows = n - row < ROWS ? n - row : ROWS;
+            const real *from = x + (size_t)row * inputs;
+            float products[ROWS][TILE], ups[ROWS][TILE];
+            if (row == 0 || rows < ROWS)
+                configure(rows);
+            outputs_of(rows, inputs, first, from, by, products);
+            if (use == GATE)
+                outputs_of(rows, inputs, first + outputs, from, by, ups);
+            for (int i = 0; i < rows; i++) {
+                size_t to = (size_t)(row + i) * outputs + first;
+                for (int j = 0; j < TILE; j++) {
+                    float out = products[i][j];
+                    if (use == GATE)
+                        out = wide(narrow(out / (1 + exponential(-out)))) * ups[i][j];
+                    if (use == ADD)
+                        sum[to + j] += out;
+                    else
+                        y[to + j] = narrow(out);
+                }
+            }
+        }
+    }
+}
+
+// y [n, WIDTH] = x over its root mean square, scaled; scale has the root of WIDTH in it.
+INLINE void normalise(int n, const float *x, const float *scale, float least, real *y) {
+#pragma omp for schedule(static)
+    for (int row = 0; row < n; row++) {
+        const float *mine = x + (size_t)row * WIDTH;
+        lanes squares = {0};
+        for (int i = 0; i < WIDTH; i += LANES) {
+            lanes part;
+            memcpy(&part, mine + i, sizeof part);
+            squares += part * part;
+        }
+        float length = sqrtf(total(squares) + least * least);
+        for (int i = 0; i < WIDTH; i++)
+            y[(size_t)row * WIDTH + i] = narrow(mine[i] / length * scale[i]);
+    }
+}
+
+// Rotary position embedding: pairs [DIM / 2, 2] times as many complex numbers.
+INLINE void turn(real *pairs, const float *turns) {
+    for (int i = 0; i < DIM; i += 2) {
+        float x = wide(pairs[i]), y = wide(pairs[i + 1]);
+        pairs[i] = narrow(x * turns[i] - y * turns[i + 1]);
+        pairs[i + 1] = narrow(x * turns[i + 1] + y * turns[i]);
+    }
+}
+
+// A head's keys and values: KEYS tokens of them in one piece, of keys [KEYS / TILE, DIM / STEP, TILE, STEP] and of
+// values [DIM / TILE, KEYS / STEP, TILE, STEP]. A token's are put there, or taken from there.
+INLINE void move(real *keys, real *values, int64_t position, real *key, real *value, int put) {
+    keys += position / TILE * TILE * DIM + position % TILE * STEP;
+    values += position / KEYS * KEYS * DIM + position % KEYS / STEP * TILE * STEP + position % STEP;
+    for (int i = 0; i < DIM; i++) {
+        real *in = keys + i / STEP * TILE * STEP + i % STEP, *of = values + i / TILE * KEYS * TILE + i % TILE * STEP;
+        if (put)
+            *in = key[i], *of = value[i];
+        else
+            key[i] = *in, value[i] = *of;
+    }
+}
+
+// The queries of some tokens over the keys and values that share a head; `rows` queries, GROUP to a token, of which the
+// first is at `position`.
+static void attend(int rows, int64_t position, real queries[ROWS][DIM], const real *keys, const real *values,
+                   float seen[ROWS][DIM]) {
+    float most[ROWS], sums[ROWS] = {0};
+    for (int row = 0; row < rows; row++)
+        most[row] = -INFINITY;
+    memset(seen, 0, rows * sizeof *seen);
+    configure(rows);
+    for (int64_t from = 0; from <= position + (rows - 1) / GROUP; from += KEYS) {
+        float scores[ROWS][KEYS], part[ROWS][TILE];
+        real weights[ROWS][KEYS];
+        int64_t left = position + (rows - 1) / GROUP + 1 - from;
+        int n = left < KEYS ? (left + TILE - 1) / TILE * TILE : KEYS;
+        for (int t = 0; t < n; t += TILE)
+            product(rows, DIM, *queries, DIM, keys + (from + t) * DIM, *scores + t, KEYS);
+        for (int row = 0; row < rows; row++) {
+            int64_t sees = position + row / GROUP + 1 - from;
+            int m = sees < 0 ? 0 : sees < n ? sees : n;
+            float *mine = scores[row], high = most[row], sum = 0;
+#pragma omp simd reduction(max : high)
+            for (int t = 0; t < m; t++)
+                high = mine[t] > high ? mine[t] : high;
+#pragma omp simd reduction(+ : sum)
+            for (int t = 0; t < m; t++)
+                sum += mine[t] = exponential((mine[t] - high) * (1 / sqrtf(DIM)));
+            for (int t = 0; t < n; t++)
+                weights[row][t] = t < m ? narrow(mine[t]) : 0;
+            float kept = exponential((most[row] - high) * (1 / sqrtf(DIM)));
+            sums[row] = sums[row] * kept + sum;
+            for (int i = 0; i < DIM; i++)
+                seen[row][i] *= kept;
+            most[row] = high;
+        }
+        for (int i = 0; i < DIM; i += TILE) {
+            product(rows, n, *weights, KEYS, values + from * DIM + i * KEYS, *part, TILE);
+            for (int row = 0; row < rows; row++)
+                for (int j = 0; j < TILE; j++)
+                    seen[row][i + j] += part[row][j];
+        }
+    }
+    for (int row = 0; row < rows; row++)
+        for (int i = 0; i < DIM; i++)
+            seen[row][i] /= sums[row];
+}
+
+// x [n, WIDTH], the embeddings, becomes what the last block gives. Token i is at positions[i] of rows[i] of the slab
+// [layers, slab_rows, 2, KV_HEADS, capacity, DIM], which its keys and values are written to; turns [n, DIM / 2, 2] turn
+// it. one [n, max(WIDTH, HEADS * DIM)] and two [n, max(QKV, HIDDEN)] are room to work in.
+void blocks(int threads, int layers, const struct layer *model, float least, int n, float *x, const int64_t *rows,
+            const int64_t *positions, const float *turns, real *one, real *two, real *slab, int64_t slab_rows,
+            int64_t capacity) {
+    int starts[n + 1], spans = 0;  // tokens whose queries are taken together
+    for (int i = 0; i < n; i++)
+        if (!i || rows[i] != rows[i - 1] || i - starts[spans - 1] >= ROWS / GROUP)
+            starts[spans++] = i;
+    starts[spans] = n;
+#pragma omp parallel num_threads(threads)
+    for (int l = 0; l < layers; l++) {
+        const struct layer *layer = model + l;
+        const size_t head = (size_t)capacity * DIM, row = 2 * KV_HEADS * head;
+        real *cached = slab + l * slab_rows * row;
+        normalise(n, x, layer->norm, least, one);
+        multiply_all(n, WIDTH, QKV, one, layer->qkv, STORE, two, 0);
+#pragma omp for schedule(static)
+        for (int i = 0; i < n; i++) {
+            real *heads = two + (size_t)i * QKV, *key = heads + HEADS * DIM, *keys = cached + rows[i] * row;
+            for (int h = 0; h < HEADS + KV_HEADS; h++)
+                turn(heads + h * DIM, turns + (size_t)i * DIM);
+            for (int h = 0; h < KV_HEADS; h++, keys += head, key += DIM)
+                move(keys, keys + KV_HEADS * head, positions[i], key, key + KV_HEADS * DIM, 1);
+        }
+#pragma omp for schedule(dynamic)
+        for (int i = 0; i < spans * KV_HEADS; i++) {
+            int first = starts[i / KV_HEADS], count = (starts[i / KV_HEADS + 1] - first) * GROUP, h = i % KV_HEADS;
+            const real *keys = cached + rows[first] * row + h * head;
+            for (int done = 0; done < count; done += ROWS) {
+                int rows_ = count - done < ROWS ? count - done : ROWS;
+                real queries[ROWS][DIM];
+                float seen[ROWS][DIM];
+                for (int r = 0; r < rows_; r++) 
+                    memcpy(queries[r], two + (size_t)(first + (done + r) / GROUP) * QKV + (h * GROUP + (done + r) % GROUP) * DIM, sizeof *queries);
+                attend(rows_, positions[first], queries, keys, keys + KV_HEADS * head, seen);
+                for (int r = 0; r < rows_; r++) 
+                    for (int j = 0; j < DIM; j++)
+                        one[((size_t)(first + (done + r) / GROUP) * HEADS + h * GROUP + (done + r) % GROUP) * DIM + j] = narrow(seen[r][j]);
+            }
+        }
+        multiply_all(n, HEADS * DIM, WIDTH, one, layer->out, ADD, 0, x);
+        normalise(n, x, layer->mlp_norm, least, one);
+        multiply_all(n, WIDTH, HIDDEN, one, layer->gate_up, GATE, two, 0);
+        multiply_all(n, HIDDEN, WIDTH, two, layer->down, ADD, 0, x);
+    }
+}
+
+// logits [n, outputs] of x [n, WIDTH].
+void logits(int threads, const float *norm, float least, const struct linear *head, int outputs, int n, const float *x,
+            real *one, real *logits) {
+#pragma omp parallel num_threads(threads)
+    {
+        normalise(n, x, norm, least, one);
+        multiply_all(n, WIDTH, outputs, one, *head, STORE, logits, 0);
+    }
+}
+
+// The keys and values of n tokens of a slab row, from `start` on, are put there or taken from there: span
+// [layers, 2, KV_HEADS, n, DIM].
+void move_span(int threads, int layers, real *slab, int64_t slab_rows, int64_t capacity, int64_t row, int64_t start,
+               int64_t n, real *span, int put) {
+    const size_t head = (size_t)capacity * DIM, part = (size_t)n * DIM;
+#pragma omp parallel for num_threads(threads)
+    for (int i = 0; i < layers * KV_HEADS; i++) {
+        int l = i / KV_HEADS, h = i % KV_HEADS;
+        real *keys = slab + ((l * slab_rows + row) * 2 * KV_HEADS + h) * head, *key = span + (l * 2 * KV_HEADS + h) * part;
+        for (int64_t t = 0; t < n; t++, key += DIM)
+            move(keys, keys + KV_HEADS * head, start + t, key, key + KV_HEADS * part, put);
+    }
+}

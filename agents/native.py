@@ -1,0 +1,166 @@
+"""NativeForward: passes of a Llama-like model in C, compiled for its sizes and this processor when first used."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import subprocess
+from collections.abc import Sequence
+from ctypes import CDLL, c_float, c_int, c_int64, c_void_p
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import PreTrainedModel
+
+from ..tools.cache import cached_directory
+from .attention import bring_attention
+from .forward import Forward, LlamaForward, TransformersForward, head_dim, is_plain_llama, slab_shape
+from .kv import Feed, KVSlab, Line
+
+SOURCE = Path(__file__).with_name("native.c")
+OPTIONS = ("-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
+TILE, KEYS = 32, 128  # as in native.c
+CHUNK = 256  # tokens of a pass at a time: what is computed of them stays in the cache
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What native.c is compiled for."""
+
+    width: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    dim: int
+    bfloat16: bool
+
+    @classmethod
+    def of(cls, config: Any, dtype: torch.dtype) -> Sizes:
+        heads = config.num_attention_heads, config.num_key_value_heads, head_dim(config)
+        return cls(config.hidden_size, config.intermediate_size, *heads, dtype == torch.bfloat16)
+
+    def are_tiled(self) -> bool:
+        """Whether they are multiples of what native.c takes at a time."""
+        return not (self.width % TILE or self.hidden % TILE or self.dim % TILE)
+
+    @property
+    def qkv(self) -> int:
+        return (self.heads + 2 * self.kv_heads) * self.dim
+
+
+@cache
+def compiled(sizes: Sizes, options: Sequence[str] = OPTIONS) -> CDLL:
+    """native.c as a library, from the cache if it was compiled before. Raises OSError or SubprocessError."""
+    values = [f"-D{name.upper()}={int(value)}" for name, value in asdict(sizes).items()]
+    command = [os.environ.get("CC", "cc"), *options, *values]
+    run = partial(subprocess.run, check=True, capture_output=True, timeout=120)
+    native = run([*command, "-dM", "-E", "-x", "c", os.devnull]).stdout  # the compiler, and what the processor can do
+    key = hashlib.sha256(b"\0".join([SOURCE.read_bytes(), native, " ".join(command).encode()])).hexdigest()[:32]
+
+    def build(folder: Path) -> None:
+        run([*command, str(SOURCE), "-o", str(folder / "native.so"), "-lm"])
+
+    library = CDLL(str(cached_directory("native", key, build) / "native.so"))
+    library.blocks.argtypes = [c_int, c_int, c_void_p, c_float, c_int, *[c_void_p] * 7, c_int64, c_int64]
+    library.logits.argtypes = [c_int, c_void_p, c_float, c_void_p, c_int, c_int, *[c_void_p] * 3]
+    library.move_span.argtypes = [c_int, c_int, c_void_p, *[c_int64] * 5, c_void_p, c_int]
+    library.blocks.restype = library.logits.restype = library.move_span.restype = None
+    return library
+
+
+def forward_for(model: PreTrainedModel, dtype: torch.dtype) -> Forward:
+    """NativeForward, where there is a C compiler, or LlamaForward, if they compute the model exactly; else
+    TransformersForward."""
+    bring_attention(model)
+    if not is_plain_llama(model):
+        return TransformersForward(model, dtype)
+    sizes = Sizes.of(model.config, dtype)
+    if model.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) and sizes.are_tiled():
+        try:
+            return NativeForward(model, dtype, compiled(sizes))
+        except (OSError, subprocess.SubprocessError) as error:
+            said = (getattr(error, "stderr", None) or str(error).encode()).decode(errors="replace")
+            logger.warning("sampling takes about twice as long, for native.c was not compiled: %s", said[-500:])
+    return LlamaForward(model, dtype)
+
+
+class TiledSlab(KVSlab):
+    """A slab whose heads lie as native.c multiplies them."""
+
+    together = KEYS
+
+    def __init__(self, library: CDLL, *shape: int, dtype: torch.dtype) -> None:
+        super().__init__(*shape, dtype, torch.device("cpu"))
+        self._library = library
+
+    def write(self, row: int, start: int, span: Tensor) -> None:
+        self._move(row, start, span.contiguous(), put=True)
+
+    def read(self, row: int, start: int, end: int) -> Tensor:
+        layers, _, two, kv_heads, _, dim = self.data.shape
+        span = self.data.new_empty(layers, two, kv_heads, end - start, dim)
+        self._move(row, start, span, put=False)
+        return span
+
+    def _move(self, row: int, start: int, span: Tensor, *, put: bool) -> None:
+        layers, rows, _, _, capacity, _ = self.data.shape
+        slab = self.data.data_ptr(), rows, capacity
+        self._library.move_span(torch.get_num_threads(), layers, *slab, row, start, span.shape[3], span.data_ptr(), put)
+
+
+class NativeForward(LlamaForward):
+    """LlamaForward in C. What a token gets does not depend, to the bit, on what else the pass feeds."""
+
+    def __init__(self, model: PreTrainedModel, dtype: torch.dtype, library: CDLL) -> None:
+        self._library = library
+        sizes = Sizes.of(model.config, dtype)
+        self._widths = max(sizes.width, sizes.heads * sizes.dim), max(sizes.qkv, sizes.hidden)
+        self._outputs = len(model.lm_head.weight)
+        super().__init__(model, dtype)
+        if torch.cpu._is_amx_tile_supported():
+            torch.cpu._init_amx()  # asks the kernel for leave
+
+    def slab(self) -> KVSlab:
+        return TiledSlab(self._library, *slab_shape(self._model), dtype=self._dtype)
+
+    def refresh(self) -> None:
+        super().refresh()
+        self._table = torch.tensor([[a for part in layer for a in _addresses(part)] for layer in self._layers])
+        self._head_table = torch.tensor(_addresses(self._head))
+
+    def _laid_out(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Weights as tiles [outputs / TILE, inputs / step, TILE] of 4 bytes, which hold `step` of them."""
+        missing = -len(weight) % TILE  # zeros fill the last tile
+        words = pad(weight, (0, 0, 0, missing)).view(torch.int32)
+        tiles = words.view(-1, TILE, words.shape[1]).transpose(1, 2).contiguous()
+        return tiles, None if bias is None else pad(bias, (0, missing))
+
+    @torch.no_grad()
+    def __call__(self, slab: KVSlab, lines: Sequence[Line]) -> Tensor:
+        feed = Feed(lines, slab.data.device)
+        x, turns = self._embedded(feed.tokens), self._turns(feed.positions)
+        threads, least, empty = torch.get_num_threads(), float(self._least), slab.data.new_empty
+        one, two = (empty(min(len(x), CHUNK) * width) for width in self._widths)
+        for start in range(0, len(x), CHUNK):
+            chunk = [part[start : start + CHUNK] for part in (x, feed.rows, feed.positions, turns)]
+            model = threads, len(self._layers), self._table.data_ptr(), least
+            places = (part.data_ptr() for part in (*chunk, one, two, slab.data))
+            self._library.blocks(*model, len(chunk[0]), *places, slab.data.shape[1], slab.data.shape[4])
+        last = x[feed.last]
+        normed, logits = empty(last.shape), empty(len(last), len(self._head[0]) * TILE)
+        head = threads, self._norm.data_ptr(), least, self._head_table.data_ptr(), logits.shape[1]
+        self._library.logits(*head, len(last), last.data_ptr(), normed.data_ptr(), logits.data_ptr())
+        return logits[:, : self._outputs]
+
+
+def _addresses(part: Tensor | tuple[Tensor, Tensor | None]) -> list[int]:
+    """Of a norm's scale, or of a linear layer's weight and bias, 0 where there is none."""
+    return [part.data_ptr()] if isinstance(part, Tensor) else [0 if x is None else x.data_ptr() for x in part]
