@@ -54,6 +54,14 @@ INLINE lanes load(const real *x) {
     return (lanes)(__builtin_convertvector(narrowed, words) << 16);
 }
 
+INLINE words rounded_bits(lanes x) { return (words)x + 0x7fff + ((words)x >> 16 & 1); }
+INLINE lanes rounded(lanes x) { return (lanes)(rounded_bits(x) & 0xffff0000); }
+
+INLINE void store(real *y, lanes x) {
+    halves narrowed = __builtin_convertvector(rounded_bits(x) >> 16, halves);
+    memcpy(y, &narrowed, sizeof narrowed);
+}
+
 INLINE lanes multiply(lanes sum, const real *weights, const real *x) {
     words pairs;
     memcpy(&pairs, weights, sizeof pairs);
@@ -79,6 +87,9 @@ INLINE lanes load(const real *x) {
     return y;
 }
 
+INLINE lanes rounded(lanes x) { return x; }
+INLINE void store(real *y, lanes x) { memcpy(y, &x, sizeof x); }
+
 INLINE lanes multiply(lanes sum, const real *weights, const real *x) { return sum + load(weights) * *x; }
 #endif
 
@@ -96,20 +107,16 @@ struct layer {
 
 enum use { STORE, ADD, GATE };
 
-INLINE float exponential(float x) {  // Cephes' expf: 2^n times a polynomial
-    x = x > -87 ? x : -87;
-    float n = x * 1.44269504f + 12582912.f;  // 1.5 * 2^23: the sum has no bits for fractions
-    uint32_t power, bits;
-    memcpy(&power, &n, sizeof power);
+INLINE lanes exponential(lanes x) {  // Cephes' expf: 2^n times a polynomial
+    const words over = (words)(x > -87);
+    x = (lanes)(((words)x & over) | ((words)((lanes){0} - 87) & ~over));
+    lanes n = x * 1.44269504f + 12582912.f;  // 1.5 * 2^23: such a sum has no bits for fractions
+    words power = (words)n << 23;
     n -= 12582912.f;
-    float r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    float y = ((((1.9875691500e-4f * r + 1.3981999507e-3f) * r + 8.3334519073e-3f) * r + 4.1665795894e-2f) * r +
+    lanes r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    lanes y = ((((1.9875691500e-4f * r + 1.3981999507e-3f) * r + 8.3334519073e-3f) * r + 4.1665795894e-2f) * r +
                1.6666665459e-1f) * r + 5.0000001201e-1f;
-    y = y * r * r + r + 1;
-    memcpy(&bits, &y, sizeof bits);
-    bits += power << 23;
-    memcpy(&y, &bits, sizeof y);
-    return y;
+    return (lanes)((words)(y * r * r + r + 1) + power);
 }
 
 INLINE float total(lanes x) {
@@ -191,14 +198,6 @@ static void product(int rows, int inputs, const real *x, int x_stride, const rea
 }
 #endif
 
-// products [rows, TILE], each rounded, of the outputs from `first` on.
-INLINE void outputs_of(int rows, int inputs, int first, const real *x, struct linear by, float products[ROWS][TILE]) {
-    product(rows, inputs, x, inputs, by.weight + (size_t)first * inputs, *products, TILE);
-    for (int i = 0; i < rows; i++)
-        for (int j = 0; j < TILE; j++)
-            products[i][j] = wide(narrow(products[i][j] + (by.bias ? wide(by.bias[first + j]) : 0)));
-}
-
 // x [n, inputs] @ weight.T + bias -> y [n, outputs], or added to sum. A gated layer has twice the outputs: it gives
 // silu(first half) * second half.
 INLINE void multiply_all(int n, int inputs, int outputs, const real *x, struct linear by, enum use use, real *y,
@@ -207,23 +206,32 @@ INLINE void multiply_all(int n, int inputs, int outputs, const real *x, struct l
     for (int first = 0; first < outputs; first += TILE) {
         for (int row = 0; row < n; row += ROWS) {
             int rows = n - row < ROWS ? n - row : ROWS;
-            const real *from = x + (size_t)row * inputs;
-            float products[ROWS][TILE], ups[ROWS][TILE];
+            const real *from = x + (size_t)row * inputs, *weight = by.weight + (size_t)first * inputs;
+            lanes products[ROWS][2], ups[ROWS][2];
             if (row == 0 || rows < ROWS)
                 configure(rows);
-            outputs_of(rows, inputs, first, from, by, products);
+            product(rows, inputs, from, inputs, weight, (float *)products, TILE);
             if (use == GATE)
-                outputs_of(rows, inputs, first + outputs, from, by, ups);
-            for (int i = 0; i < rows; i++) {
-                size_t to = (size_t)(row + i) * outputs + first;
-                for (int j = 0; j < TILE; j++) {
-                    float out = products[i][j];
-                    if (use == GATE)
-                        out = wide(narrow(out / (1 + exponential(-out)))) * ups[i][j];
-                    if (use == ADD)
-                        sum[to + j] += out;
-                    else
-                        y[to + j] = narrow(out);
+                product(rows, inputs, from, inputs, weight + (size_t)outputs * inputs, (float *)ups, TILE);
+            for (int i = 0; i < 2 * rows; i++) {
+                int output = first + i % 2 * LANES;
+                size_t to = (size_t)(row + i / 2) * outputs + output;
+                lanes out = products[i / 2][i % 2];
+                if (by.bias)
+                    out += load(by.bias + output);
+                if (use == STORE) {
+                    store(y + to, out);
+                } else if (use == ADD) {
+                    lanes before;
+                    memcpy(&before, sum + to, sizeof before);
+                    before += rounded(out);
+                    memcpy(sum + to, &before, sizeof before);
+                } else {
+                    lanes up = ups[i / 2][i % 2];
+                    if (by.bias)
+                        up += load(by.bias + outputs + output);
+                    out = rounded(out);
+                    store(y + to, rounded(out / (1 + exponential(-out))) * rounded(up));
                 }
             }
         }
@@ -274,6 +282,7 @@ INLINE void move(real *keys, real *values, int64_t position, real *key, real *va
 // first is at `position`.
 static void attend(int rows, int64_t position, real queries[ROWS][DIM], const real *keys, const real *values,
                    float seen[ROWS][DIM]) {
+    const float scale = 1 / sqrtf(DIM);
     float most[ROWS], sums[ROWS] = {0};
     for (int row = 0; row < rows; row++)
         most[row] = -INFINITY;
@@ -288,18 +297,22 @@ static void attend(int rows, int64_t position, real queries[ROWS][DIM], const re
             product(rows, DIM, *queries, DIM, keys + (from + t) * DIM, *scores + t, KEYS);
         for (int row = 0; row < rows; row++) {
             int64_t sees = position + row / GROUP + 1 - from;
-            int m = sees < 0 ? 0 : sees < n ? sees : n;
-            float *mine = scores[row], high = most[row], sum = 0;
+            float *mine = scores[row], high = most[row];
+            for (int t = sees < 0 ? 0 : sees; t < n; t++)
+                mine[t] = -INFINITY;
 #pragma omp simd reduction(max : high)
-            for (int t = 0; t < m; t++)
-                high = mine[t] > high ? mine[t] : high;
-#pragma omp simd reduction(+ : sum)
-            for (int t = 0; t < m; t++)
-                sum += mine[t] = exponential((mine[t] - high) * (1 / sqrtf(DIM)));
             for (int t = 0; t < n; t++)
-                weights[row][t] = t < m ? narrow(mine[t]) : 0;
-            float kept = exponential((most[row] - high) * (1 / sqrtf(DIM)));
-            sums[row] = sums[row] * kept + sum;
+                high = mine[t] > high ? mine[t] : high;
+            lanes sum = {0};
+            for (int t = 0; t < n; t += LANES) {
+                lanes weight;
+                memcpy(&weight, mine + t, sizeof weight);
+                weight = exponential((weight - high) * scale);
+                sum += weight;
+                store(weights[row] + t, weight);
+            }
+            float kept = exponential((lanes){0} + (most[row] - high) * scale)[0];
+            sums[row] = sums[row] * kept + total(sum);
             for (int i = 0; i < DIM; i++)
                 seen[row][i] *= kept;
             most[row] = high;
