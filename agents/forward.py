@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding, linear, silu
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from .attention import tree_logits
 from .kv import KVSlab, Line, SlabAttend
@@ -65,8 +65,8 @@ def slab_shape(model: PreTrainedModel) -> tuple[int, int, int]:
     return config.num_hidden_layers, kv_heads, head_dim(config)
 
 
-def head_dim(config: PreTrainedConfig) -> int:
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+def head_dim(config: Any) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 class TransformersForward:
@@ -74,10 +74,10 @@ class TransformersForward:
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
         self._model = model
-        self._dtype = dtype
+        self.dtype = dtype
 
     def slab(self) -> KVSlab:
-        return KVSlab(*slab_shape(self._model), self._dtype, self._model.device)
+        return KVSlab(*slab_shape(self._model), self.dtype, self._model.device)
 
     def refresh(self) -> None:
         """Nothing to do: the weights are the model's."""
@@ -88,7 +88,7 @@ class TransformersForward:
     def __call__(self, slab: KVSlab, lines: Sequence[Line]) -> Tensor:
         attend = SlabAttend(slab, lines)
         feed = attend.feed
-        with torch.autocast(feed.tokens.device.type, self._dtype, enabled=self._dtype == torch.bfloat16):
+        with torch.autocast(feed.tokens.device.type, self.dtype, enabled=self.dtype == torch.bfloat16):
             return tree_logits(self._model, feed.tokens, feed.positions, attend, feed.last)
 
 
@@ -123,7 +123,7 @@ class LlamaForward:
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
         self._model = model
-        self._dtype = dtype
+        self.dtype = dtype
         config = model.config
         self._heads: int = config.num_attention_heads
         self._kv_heads: int = config.num_key_value_heads
@@ -133,12 +133,12 @@ class LlamaForward:
         self.refresh()
 
     def slab(self) -> KVSlab:
-        return KVSlab(*slab_shape(self._model), self._dtype, self._model.device)
+        return KVSlab(*slab_shape(self._model), self.dtype, self._model.device)
 
     @torch.no_grad()
     def refresh(self) -> None:
         model: Any = self._model
-        self._embedding = model.model.embed_tokens.weight.detach().to(self._dtype)
+        self._embedding = model.model.embed_tokens.weight.detach().to(self.dtype)
         self._frequencies = model.model.rotary_emb.inv_freq.float()  # [d / 2]
         self._norm = self._scale(model.model.norm)
         self._head = self._merge(model.lm_head)
@@ -159,8 +159,8 @@ class LlamaForward:
         weights = [merged_weight(module) for module in modules]
         biases = [module.bias.detach() for module in modules if module.bias is not None]
         weights[:turned], biases[:turned] = map(self._paired, weights[:turned]), map(self._paired, biases[:turned])
-        weight = torch.cat([weight.to(self._dtype) for weight in weights])
-        return self._laid_out(weight, torch.cat(biases).to(self._dtype) if biases else None)
+        weight = torch.cat([weight.to(self.dtype) for weight in weights])
+        return self._laid_out(weight, torch.cat(biases).to(self.dtype) if biases else None)
 
     def _laid_out(self, weight: Tensor, bias: Tensor | None) -> Any:
         return _Linear(weight, bias)
@@ -209,7 +209,7 @@ class LlamaForward:
     def _normed(self, x: Tensor, scale: Tensor) -> Tensor:
         """RMSNorm of [T, width]: x / sqrt(mean(x²) + eps) is sqrt(width) x / hypot(|x|, sqrt(width eps))."""
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        return (x / torch.hypot(length, self._least) * scale).to(self._dtype)
+        return (x / torch.hypot(length, self._least) * scale).to(self.dtype)
 
 
 def turn(heads: Tensor, turns: Tensor) -> None:

@@ -1,8 +1,9 @@
-// A pass of T tokens through the blocks of a Llama-like model, all threads in one parallel region.
+// A pass of some tokens through a Llama-like model, all threads in one parallel region.
 //
-// Compiled for the sizes of one model: WIDTH, HIDDEN, HEADS, KV_HEADS, DIM; BFLOAT16 is 1 where weights, keys and
-// values are of that type, 0 where they are float32. Sums are float32, and rounded where the torch code rounds. What a token
-// gets does not depend on the other tokens of the pass, nor on the number of threads.
+// Compiled for the sizes of one model: WIDTH, HIDDEN, HEADS, KV_HEADS and DIM, all but the heads multiples of TILE;
+// BFLOAT16 is 1 where weights, keys and values are of that type, 0 where they are float32; AMX 1 where the processor
+// multiplies tiles of bfloat16. Sums are float32, rounded where LlamaForward rounds. What a token gets does not depend on
+// the other tokens of the pass, nor on the threads.
 
 #include <math.h>
 #include <stddef.h>
@@ -15,10 +16,9 @@
 #define GROUP (HEADS / KV_HEADS)  // query heads that share keys
 #define QKV ((HEADS + 2 * KV_HEADS) * DIM)
 #define LANES 16
-#define PARTS (DIM / LANES)
 #define TILE 32   // outputs of a linear layer at a time, and keys
 #define KEYS 128  // keys and values that lie together
-#if BFLOAT16 && defined __AMX_BF16__
+#if BFLOAT16 && AMX
 #define ROWS 32  // tokens at a time
 #elif defined __AVX512F__
 #define ROWS 8
@@ -105,23 +105,29 @@ struct layer {
     struct linear gate_up, down;
 };
 
-enum use { STORE, ADD, GATE };
-
-INLINE lanes exponential(lanes x) {  // Cephes' expf: 2^n times a polynomial
-    const words over = (words)(x > -87);
-    x = (lanes)(((words)x & over) | ((words)((lanes){0} - 87) & ~over));
+INLINE lanes exponential(lanes x) {  // Cephes' expf: 2^n times a polynomial; 0 for -87 and less, of more than 88 that
+    const words least = (words)(x > -87), most = (words)(x < 88);
+    x = (lanes)(((words)x & most) | ((words)((lanes){0} + 88) & ~most));
     lanes n = x * 1.44269504f + 12582912.f;  // 1.5 * 2^23: such a sum has no bits for fractions
-    words power = (words)n << 23;
+    const words power = (words)n << 23;
     n -= 12582912.f;
     lanes r = x - n * 0.693359375f + n * 2.12194440e-4f;
     lanes y = ((((1.9875691500e-4f * r + 1.3981999507e-3f) * r + 8.3334519073e-3f) * r + 4.1665795894e-2f) * r +
                1.6666665459e-1f) * r + 5.0000001201e-1f;
-    return (lanes)((words)(y * r * r + r + 1) + power);
+    return (lanes)(((words)(y * r * r + r + 1) + power) & least);
 }
+
+INLINE lanes floats(const float *x) {
+    lanes y;
+    memcpy(&y, x, sizeof y);
+    return y;
+}
+
+INLINE void put(float *y, lanes x) { memcpy(y, &x, sizeof x); }
 
 INLINE float total(lanes x) {
     float parts[LANES];
-    memcpy(parts, &x, sizeof parts);
+    put(parts, x);
     for (int n = LANES / 2; n; n /= 2)
         for (int i = 0; i < n; i++)
             parts[i] += parts[i + n];
@@ -129,7 +135,7 @@ INLINE float total(lanes x) {
 }
 
 // y [rows, TILE] = x [rows, inputs] by a tile of weights [inputs / STEP, TILE, STEP].
-#if BFLOAT16 && defined __AMX_BF16__
+#if BFLOAT16 && AMX
 static void configure(int rows) {
     int above = rows < 16 ? rows : 16, below = rows > 16 ? rows - 16 : 1;  // 0 is not a shape
     struct {
@@ -198,15 +204,17 @@ static void product(int rows, int inputs, const real *x, int x_stride, const rea
 }
 #endif
 
+enum use { STORE, ADD, GATE };
+
 // x [n, inputs] @ weight.T + bias -> y [n, outputs], or added to sum. A gated layer has twice the outputs: it gives
 // silu(first half) * second half.
-INLINE void multiply_all(int n, int inputs, int outputs, const real *x, struct linear by, enum use use, real *y,
-                         float *sum) {
+INLINE void apply(struct linear by, int n, int inputs, int outputs, const real *x, enum use use, real *y, float *sum) {
 #pragma omp for schedule(static)
     for (int first = 0; first < outputs; first += TILE) {
+        const real *weight = by.weight + (size_t)first * inputs;
         for (int row = 0; row < n; row += ROWS) {
-            int rows = n - row < ROWS ? n - row : ROWS;
-            const real *from = x + (size_t)row * inputs, *weight = by.weight + (size_t)first * inputs;
+            const int rows = n - row < ROWS ? n - row : ROWS;
+            const real *from = x + (size_t)row * inputs;
             lanes products[ROWS][2], ups[ROWS][2];
             if (row == 0 || rows < ROWS)
                 configure(rows);
@@ -214,18 +222,15 @@ INLINE void multiply_all(int n, int inputs, int outputs, const real *x, struct l
             if (use == GATE)
                 product(rows, inputs, from, inputs, weight + (size_t)outputs * inputs, (float *)ups, TILE);
             for (int i = 0; i < 2 * rows; i++) {
-                int output = first + i % 2 * LANES;
-                size_t to = (size_t)(row + i / 2) * outputs + output;
+                const int output = first + i % 2 * LANES;
+                const size_t to = (size_t)(row + i / 2) * outputs + output;
                 lanes out = products[i / 2][i % 2];
                 if (by.bias)
                     out += load(by.bias + output);
                 if (use == STORE) {
                     store(y + to, out);
                 } else if (use == ADD) {
-                    lanes before;
-                    memcpy(&before, sum + to, sizeof before);
-                    before += rounded(out);
-                    memcpy(sum + to, &before, sizeof before);
+                    put(sum + to, floats(sum + to) + rounded(out));
                 } else {
                     lanes up = ups[i / 2][i % 2];
                     if (by.bias)
@@ -244,14 +249,11 @@ INLINE void normalise(int n, const float *x, const float *scale, float least, re
     for (int row = 0; row < n; row++) {
         const float *mine = x + (size_t)row * WIDTH;
         lanes squares = {0};
-        for (int i = 0; i < WIDTH; i += LANES) {
-            lanes part;
-            memcpy(&part, mine + i, sizeof part);
-            squares += part * part;
-        }
-        float length = sqrtf(total(squares) + least * least);
-        for (int i = 0; i < WIDTH; i++)
-            y[(size_t)row * WIDTH + i] = narrow(mine[i] / length * scale[i]);
+        for (int i = 0; i < WIDTH; i += LANES)
+            squares += floats(mine + i) * floats(mine + i);
+        const float length = sqrtf(total(squares) + least * least);
+        for (int i = 0; i < WIDTH; i += LANES)
+            store(y + (size_t)row * WIDTH + i, floats(mine + i) / length * floats(scale + i));
     }
 }
 
@@ -278,25 +280,29 @@ INLINE void move(real *keys, real *values, int64_t position, real *key, real *va
     }
 }
 
-// The queries of some tokens over the keys and values that share a head; `rows` queries, GROUP to a token, of which the
-// first is at `position`.
-static void attend(int rows, int64_t position, real queries[ROWS][DIM], const real *keys, const real *values,
-                   float seen[ROWS][DIM]) {
+// Attention of some heads that share keys and values, and of some tokens in a row, the first at `position`; at most
+// ROWS queries. A token's lie side by side, QKV after those of the token before, and in `out` HEADS * DIM after.
+static void attend(int tokens, int heads, int64_t position, const real *queries, const real *keys, const real *values,
+                   real *out) {
     const float scale = 1 / sqrtf(DIM);
+    const int rows = tokens * heads;
+    real asked[ROWS][DIM];
     float most[ROWS], sums[ROWS] = {0};
-    for (int row = 0; row < rows; row++)
+    lanes seen[ROWS][DIM / LANES] = {0};
+    for (int row = 0; row < rows; row++) {
+        memcpy(asked[row], queries + row / heads * QKV + row % heads * DIM, sizeof *asked);
         most[row] = -INFINITY;
-    memset(seen, 0, rows * sizeof *seen);
+    }
     configure(rows);
-    for (int64_t from = 0; from <= position + (rows - 1) / GROUP; from += KEYS) {
-        float scores[ROWS][KEYS], part[ROWS][TILE];
+    for (int64_t from = 0; from < position + tokens; from += KEYS) {
+        const int64_t left = position + tokens - from;
+        const int n = left < KEYS ? (left + TILE - 1) / TILE * TILE : KEYS;
+        float scores[ROWS][KEYS];
         real weights[ROWS][KEYS];
-        int64_t left = position + (rows - 1) / GROUP + 1 - from;
-        int n = left < KEYS ? (left + TILE - 1) / TILE * TILE : KEYS;
         for (int t = 0; t < n; t += TILE)
-            product(rows, DIM, *queries, DIM, keys + (from + t) * DIM, *scores + t, KEYS);
+            product(rows, DIM, *asked, DIM, keys + (from + t) * DIM, *scores + t, KEYS);
         for (int row = 0; row < rows; row++) {
-            int64_t sees = position + row / GROUP + 1 - from;
+            const int64_t sees = position + row / heads + 1 - from;
             float *mine = scores[row], high = most[row];
             for (int t = sees < 0 ? 0 : sees; t < n; t++)
                 mine[t] = -INFINITY;
@@ -305,28 +311,27 @@ static void attend(int rows, int64_t position, real queries[ROWS][DIM], const re
                 high = mine[t] > high ? mine[t] : high;
             lanes sum = {0};
             for (int t = 0; t < n; t += LANES) {
-                lanes weight;
-                memcpy(&weight, mine + t, sizeof weight);
-                weight = exponential((weight - high) * scale);
+                const lanes weight = exponential((floats(mine + t) - high) * scale);
                 sum += weight;
                 store(weights[row] + t, weight);
             }
-            float kept = exponential((lanes){0} + (most[row] - high) * scale)[0];
+            const float kept = exponential((lanes){0} + (most[row] - high) * scale)[0];
             sums[row] = sums[row] * kept + total(sum);
-            for (int i = 0; i < DIM; i++)
-                seen[row][i] *= kept;
             most[row] = high;
+            for (int i = 0; i < DIM / LANES; i++)
+                seen[row][i] *= kept;
         }
         for (int i = 0; i < DIM; i += TILE) {
-            product(rows, n, *weights, KEYS, values + from * DIM + i * KEYS, *part, TILE);
+            lanes part[ROWS][2];
+            product(rows, n, *weights, KEYS, values + from * DIM + i * KEYS, (float *)part, TILE);
             for (int row = 0; row < rows; row++)
-                for (int j = 0; j < TILE; j++)
-                    seen[row][i + j] += part[row][j];
+                for (int half = 0; half < 2; half++)
+                    seen[row][i / LANES + half] += part[row][half];
         }
     }
     for (int row = 0; row < rows; row++)
-        for (int i = 0; i < DIM; i++)
-            seen[row][i] /= sums[row];
+        for (int i = 0; i < DIM / LANES; i++)
+            store(out + (row / heads * HEADS + row % heads) * DIM + i * LANES, seen[row][i] / sums[row]);
 }
 
 // x [n, WIDTH], the embeddings, becomes what the last block gives. Token i is at positions[i] of rows[i] of the slab
@@ -335,7 +340,7 @@ static void attend(int rows, int64_t position, real queries[ROWS][DIM], const re
 void blocks(int threads, int layers, const struct layer *model, float least, int n, float *x, const int64_t *rows,
             const int64_t *positions, const float *turns, real *one, real *two, real *slab, int64_t slab_rows,
             int64_t capacity) {
-    int starts[n + 1], spans = 0;  // tokens whose queries are taken together
+    int starts[n + 1], spans = 0;  // of tokens that lie in a row and attend together
     for (int i = 0; i < n; i++)
         if (!i || rows[i] != rows[i - 1] || i - starts[spans - 1] >= ROWS / GROUP)
             starts[spans++] = i;
@@ -346,7 +351,7 @@ void blocks(int threads, int layers, const struct layer *model, float least, int
         const size_t head = (size_t)capacity * DIM, row = 2 * KV_HEADS * head;
         real *cached = slab + l * slab_rows * row;
         normalise(n, x, layer->norm, least, one);
-        multiply_all(n, WIDTH, QKV, one, layer->qkv, STORE, two, 0);
+        apply(layer->qkv, n, WIDTH, QKV, one, STORE, two, 0);
 #pragma omp for schedule(static)
         for (int i = 0; i < n; i++) {
             real *heads = two + (size_t)i * QKV, *key = heads + HEADS * DIM, *keys = cached + rows[i] * row;
@@ -357,24 +362,18 @@ void blocks(int threads, int layers, const struct layer *model, float least, int
         }
 #pragma omp for schedule(dynamic)
         for (int i = 0; i < spans * KV_HEADS; i++) {
-            int first = starts[i / KV_HEADS], count = (starts[i / KV_HEADS + 1] - first) * GROUP, h = i % KV_HEADS;
+            const int first = starts[i / KV_HEADS], tokens = starts[i / KV_HEADS + 1] - first, h = i % KV_HEADS;
             const real *keys = cached + rows[first] * row + h * head;
-            for (int done = 0; done < count; done += ROWS) {
-                int rows_ = count - done < ROWS ? count - done : ROWS;
-                real queries[ROWS][DIM];
-                float seen[ROWS][DIM];
-                for (int r = 0; r < rows_; r++) 
-                    memcpy(queries[r], two + (size_t)(first + (done + r) / GROUP) * QKV + (h * GROUP + (done + r) % GROUP) * DIM, sizeof *queries);
-                attend(rows_, positions[first], queries, keys, keys + KV_HEADS * head, seen);
-                for (int r = 0; r < rows_; r++) 
-                    for (int j = 0; j < DIM; j++)
-                        one[((size_t)(first + (done + r) / GROUP) * HEADS + h * GROUP + (done + r) % GROUP) * DIM + j] = narrow(seen[r][j]);
+            for (int g = h * GROUP; g < (h + 1) * GROUP; g += ROWS) {
+                const int heads = (h + 1) * GROUP - g < ROWS ? (h + 1) * GROUP - g : ROWS;
+                attend(tokens, heads, positions[first], two + (size_t)first * QKV + g * DIM, keys,
+                       keys + KV_HEADS * head, one + ((size_t)first * HEADS + g) * DIM);
             }
         }
-        multiply_all(n, HEADS * DIM, WIDTH, one, layer->out, ADD, 0, x);
+        apply(layer->out, n, HEADS * DIM, WIDTH, one, ADD, 0, x);
         normalise(n, x, layer->mlp_norm, least, one);
-        multiply_all(n, WIDTH, HIDDEN, one, layer->gate_up, GATE, two, 0);
-        multiply_all(n, HIDDEN, WIDTH, two, layer->down, ADD, 0, x);
+        apply(layer->gate_up, n, WIDTH, HIDDEN, one, GATE, two, 0);
+        apply(layer->down, n, HIDDEN, WIDTH, two, ADD, 0, x);
     }
 }
 
@@ -384,7 +383,7 @@ void logits(int threads, const float *norm, float least, const struct linear *he
 #pragma omp parallel num_threads(threads)
     {
         normalise(n, x, norm, least, one);
-        multiply_all(n, WIDTH, outputs, one, *head, STORE, logits, 0);
+        apply(*head, n, WIDTH, outputs, one, STORE, logits, 0);
     }
 }
 
@@ -396,7 +395,8 @@ void move_span(int threads, int layers, real *slab, int64_t slab_rows, int64_t c
 #pragma omp parallel for num_threads(threads)
     for (int i = 0; i < layers * KV_HEADS; i++) {
         int l = i / KV_HEADS, h = i % KV_HEADS;
-        real *keys = slab + ((l * slab_rows + row) * 2 * KV_HEADS + h) * head, *key = span + (l * 2 * KV_HEADS + h) * part;
+        real *keys = slab + ((l * slab_rows + row) * 2 * KV_HEADS + h) * head;
+        real *key = span + (l * 2 * KV_HEADS + h) * part;
         for (int64_t t = 0; t < n; t++, key += DIM)
             move(keys, keys + KV_HEADS * head, start + t, key, key + KV_HEADS * part, put);
     }

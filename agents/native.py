@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import shlex
 import subprocess
 from collections.abc import Sequence
 from ctypes import CDLL, c_float, c_int, c_int64, c_void_p
 from dataclasses import asdict, dataclass
-from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -56,17 +56,16 @@ class Sizes:
         return (self.heads + 2 * self.kv_heads) * self.dim
 
 
-@cache
 def compiled(sizes: Sizes, options: Sequence[str] = OPTIONS) -> CDLL:
     """native.c as a library, from the cache if it was compiled before. Raises OSError or SubprocessError."""
-    values = [f"-D{name.upper()}={int(value)}" for name, value in asdict(sizes).items()]
-    command = [os.environ.get("CC", "cc"), *options, *values]
-    run = partial(subprocess.run, check=True, capture_output=True, timeout=120)
-    native = run([*command, "-dM", "-E", "-x", "c", os.devnull]).stdout  # the compiler, and what the processor can do
+    amx = torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()  # which asks the kernel for leave
+    values = [f"-D{name.upper()}={int(value)}" for name, value in (asdict(sizes) | {"amx": amx}).items()]
+    command = [*shlex.split(os.environ.get("CC", "cc")), *options, *values]
+    native = _run([*command, "-dM", "-E", "-x", "c", os.devnull])  # the compiler, and what the processor can do
     key = hashlib.sha256(b"\0".join([SOURCE.read_bytes(), native, " ".join(command).encode()])).hexdigest()[:32]
 
     def build(folder: Path) -> None:
-        run([*command, str(SOURCE), "-o", str(folder / "native.so"), "-lm"])
+        _run([*command, str(SOURCE), "-o", str(folder / "native.so"), "-lm"])
 
     library = CDLL(str(cached_directory("native", key, build) / "native.so"))
     library.blocks.argtypes = [c_int, c_int, c_void_p, c_float, c_int, *[c_void_p] * 7, c_int64, c_int64]
@@ -74,6 +73,10 @@ def compiled(sizes: Sizes, options: Sequence[str] = OPTIONS) -> CDLL:
     library.move_span.argtypes = [c_int, c_int, c_void_p, *[c_int64] * 5, c_void_p, c_int]
     library.blocks.restype = library.logits.restype = library.move_span.restype = None
     return library
+
+
+def _run(command: Sequence[str]) -> bytes:
+    return subprocess.run(command, check=True, capture_output=True, timeout=120).stdout
 
 
 def forward_for(model: PreTrainedModel, dtype: torch.dtype) -> Forward:
@@ -97,8 +100,8 @@ class TiledSlab(KVSlab):
 
     together = KEYS
 
-    def __init__(self, library: CDLL, *shape: int, dtype: torch.dtype) -> None:
-        super().__init__(*shape, dtype, torch.device("cpu"))
+    def __init__(self, library: CDLL, layers: int, kv_heads: int, dim: int, dtype: torch.dtype) -> None:
+        super().__init__(layers, kv_heads, dim, dtype, torch.device("cpu"))
         self._library = library
 
     def write(self, row: int, start: int, span: Tensor) -> None:
@@ -125,19 +128,21 @@ class NativeForward(LlamaForward):
         self._widths = max(sizes.width, sizes.heads * sizes.dim), max(sizes.qkv, sizes.hidden)
         self._outputs = len(model.lm_head.weight)
         super().__init__(model, dtype)
-        if torch.cpu._is_amx_tile_supported():
-            torch.cpu._init_amx()  # asks the kernel for leave
 
     def slab(self) -> KVSlab:
-        return TiledSlab(self._library, *slab_shape(self._model), dtype=self._dtype)
+        return TiledSlab(self._library, *slab_shape(self._model), self.dtype)
 
     def refresh(self) -> None:
         super().refresh()
         self._table = torch.tensor([[a for part in layer for a in _addresses(part)] for layer in self._layers])
         self._head_table = torch.tensor(_addresses(self._head))
 
+    def release(self) -> None:
+        super().release()
+        self._table = self._head_table = torch.empty(0)  # of addresses that are no longer theirs
+
     def _laid_out(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Weights as tiles [outputs / TILE, inputs / step, TILE] of 4 bytes, which hold `step` of them."""
+        """The weight as tiles [outputs / TILE, inputs / step, TILE] of 4 bytes, which hold `step` of them."""
         missing = -len(weight) % TILE  # zeros fill the last tile
         words = pad(weight, (0, 0, 0, missing)).view(torch.int32)
         tiles = words.view(-1, TILE, words.shape[1]).transpose(1, 2).contiguous()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import shutil
 from collections.abc import Sequence
 
 import pytest
@@ -26,7 +27,7 @@ def model_of(kind: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         if kind == "qwen2":
-            small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+            small = {"hidden_size": 128, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
             return AutoModelForCausalLM.from_config(
                 Qwen2Config(**size, **small, num_key_value_heads=2)
             ).eval(), tokenizer
@@ -37,13 +38,18 @@ def model_of(kind: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return nano.eval(), tokenizer
 
 
-@pytest.fixture(params=["llama", "llama tiles", "qwen2", "gpt2 tiles"])
+@pytest.fixture(params=["llama native", "llama", "llama tiles", "qwen2 native", "qwen2", "gpt2 tiles"])
 def parts(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[PreTrainedModel, ChatRenderer, TransformersPolicy]:
-    """Decoding attends in the one or the other way, whether this processor multiplies tiles or not."""
-    kind, *tiles = request.param.split()
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: bool(tiles))
+    """Passes are those of C, or of torch; there decoding attends in the one or the other way, whether this processor
+    multiplies tiles or not."""
+    kind, *way = request.param.split()
+    if way == ["native"] and shutil.which("cc") is None:
+        pytest.skip("needs a C compiler, as `cc`")
+    if way != ["native"]:
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: way == ["tiles"])
+        monkeypatch.setenv("CC", "no-compiler")
     model, tokenizer = model_of(kind)
     renderer = ChatRenderer(tokenizer)
     return model, renderer, TransformersPolicy(model, renderer, dtype=torch.float32, max_rows=5)
