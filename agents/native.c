@@ -1,6 +1,6 @@
 // A pass of some tokens through a Llama-like model, all threads in one parallel region.
 //
-// Compiled for the sizes of one model: WIDTH, HIDDEN, HEADS, KV_HEADS and DIM, all but the heads multiples of TILE;
+// Compiled for the sizes of one model: WIDTH, HIDDEN, HEADS, KV_HEADS and DIM, all but the heads multiples of 32;
 // BFLOAT16 is 1 where weights, keys and values are of that type, 0 where they are float32; AMX 1 where the processor
 // multiplies tiles of bfloat16. Sums are float32, rounded where LlamaForward rounds. What a token gets does not depend on
 // the other tokens of the pass, nor on the threads.
@@ -15,16 +15,23 @@
 
 #define GROUP (HEADS / KV_HEADS)  // query heads that share keys
 #define QKV ((HEADS + 2 * KV_HEADS) * DIM)
-#define LANES 16
-#define TILE 32   // outputs of a linear layer at a time, and keys
 #define KEYS 128  // keys and values that lie together
-#if BFLOAT16 && AMX
-#define ROWS 32  // tokens at a time
-#elif defined __AVX512F__
-#define ROWS 8
+
+// What a vector holds, and how many outputs (or keys) of how many tokens are computed at a time: in registers.
+#ifdef __AVX512F__
+#define LANES 16
+#define TILE 32
+#define ROWS (BFLOAT16 && AMX ? 32 : 8)
+#elif defined __AVX2__
+#define LANES 8
+#define TILE 16
+#define ROWS 6
 #else
+#define LANES 4
+#define TILE 16
 #define ROWS 3
 #endif
+#define PARTS (TILE / LANES)
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float lanes __attribute__((vector_size(4 * LANES)));
@@ -92,6 +99,8 @@ INLINE void store(real *y, lanes x) { memcpy(y, &x, sizeof x); }
 
 INLINE lanes multiply(lanes sum, const real *weights, const real *x) { return sum + load(weights) * *x; }
 #endif
+
+const int tile = TILE;
 
 // Weights are laid out [outputs / TILE, inputs / STEP, TILE, STEP].
 struct linear {
@@ -183,22 +192,25 @@ static void product(int rows, int inputs, const real *x, int x_stride, const rea
 static void configure(int rows) {}
 
 INLINE void product_of(int rows, int inputs, const real *x, int x_stride, const real *weights, float *y, int y_stride) {
-    lanes sums[ROWS][2] = {0};
+    lanes sums[ROWS][PARTS] = {0};
     for (int k = 0; k < inputs; k += STEP)
         for (int row = 0; row < rows; row++)
-            for (int half = 0; half < 2; half++)
-                sums[row][half] =
-                    multiply(sums[row][half], weights + k * TILE + half * STEP * LANES, x + row * x_stride + k);
+            for (int part = 0; part < PARTS; part++)
+                sums[row][part] =
+                    multiply(sums[row][part], weights + k * TILE + part * STEP * LANES, x + row * x_stride + k);
     for (int row = 0; row < rows; row++)
         memcpy(y + row * y_stride, sums[row], sizeof sums[row]);
 }
 
 static void product(int rows, int inputs, const real *x, int x_stride, const real *weights, float *y, int y_stride) {
 #define OF(n) case n: return product_of(n, inputs, x, x_stride, weights, y, y_stride);
-    switch (rows) {  // so that the sums stay in registers
+    switch (rows) {  // each has a loop of its own
         OF(1) OF(2) OF(3)
 #if ROWS > 3
-        OF(4) OF(5) OF(6) OF(7) OF(8)
+        OF(4) OF(5) OF(6)
+#endif
+#if ROWS > 6
+        OF(7) OF(8)
 #endif
     }
 }
@@ -215,16 +227,16 @@ INLINE void apply(struct linear by, int n, int inputs, int outputs, const real *
         for (int row = 0; row < n; row += ROWS) {
             const int rows = n - row < ROWS ? n - row : ROWS;
             const real *from = x + (size_t)row * inputs;
-            lanes products[ROWS][2], ups[ROWS][2];
+            lanes products[ROWS][PARTS], ups[ROWS][PARTS];
             if (row == 0 || rows < ROWS)
                 configure(rows);
             product(rows, inputs, from, inputs, weight, (float *)products, TILE);
             if (use == GATE)
                 product(rows, inputs, from, inputs, weight + (size_t)outputs * inputs, (float *)ups, TILE);
-            for (int i = 0; i < 2 * rows; i++) {
-                const int output = first + i % 2 * LANES;
-                const size_t to = (size_t)(row + i / 2) * outputs + output;
-                lanes out = products[i / 2][i % 2];
+            for (int i = 0; i < PARTS * rows; i++) {
+                const int output = first + i % PARTS * LANES;
+                const size_t to = (size_t)(row + i / PARTS) * outputs + output;
+                lanes out = products[i / PARTS][i % PARTS];
                 if (by.bias)
                     out += load(by.bias + output);
                 if (use == STORE) {
@@ -232,7 +244,7 @@ INLINE void apply(struct linear by, int n, int inputs, int outputs, const real *
                 } else if (use == ADD) {
                     put(sum + to, floats(sum + to) + rounded(out));
                 } else {
-                    lanes up = ups[i / 2][i % 2];
+                    lanes up = ups[i / PARTS][i % PARTS];
                     if (by.bias)
                         up += load(by.bias + outputs + output);
                     out = rounded(out);
@@ -322,11 +334,11 @@ static void attend(int tokens, int heads, int64_t position, const real *queries,
                 seen[row][i] *= kept;
         }
         for (int i = 0; i < DIM; i += TILE) {
-            lanes part[ROWS][2];
+            lanes part[ROWS][PARTS];
             product(rows, n, *weights, KEYS, values + from * DIM + i * KEYS, (float *)part, TILE);
             for (int row = 0; row < rows; row++)
-                for (int half = 0; half < 2; half++)
-                    seen[row][i / LANES + half] += part[row][half];
+                for (int j = 0; j < PARTS; j++)
+                    seen[row][i / LANES + j] += part[row][j];
         }
     }
     for (int row = 0; row < rows; row++)

@@ -25,7 +25,7 @@ from .kv import Feed, KVSlab, Line
 
 SOURCE = Path(__file__).with_name("native.c")
 OPTIONS = ("-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
-TILE, KEYS = 32, 128  # as in native.c
+KEYS = 128  # as in native.c
 CHUNK = 256  # tokens of a pass at a time: what is computed of them stays in the cache
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Sizes:
 
     def are_tiled(self) -> bool:
         """Whether they are multiples of what native.c takes at a time."""
-        return not (self.width % TILE or self.hidden % TILE or self.dim % TILE)
+        return not (self.width % 32 or self.hidden % 32 or self.dim % 32)
 
     @property
     def qkv(self) -> int:
@@ -123,7 +123,7 @@ class NativeForward(LlamaForward):
     """LlamaForward in C. What a token gets does not depend, to the bit, on what else the pass feeds."""
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype, library: CDLL) -> None:
-        self._library = library
+        self._library, self._tile = library, c_int.in_dll(library, "tile").value
         sizes = Sizes.of(model.config, dtype)
         self._widths = max(sizes.width, sizes.heads * sizes.dim), max(sizes.qkv, sizes.hidden)
         self._outputs = len(model.lm_head.weight)
@@ -142,10 +142,10 @@ class NativeForward(LlamaForward):
         self._table = self._head_table = torch.empty(0)  # of addresses that are no longer theirs
 
     def _laid_out(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The weight as tiles [outputs / TILE, inputs / step, TILE] of 4 bytes, which hold `step` of them."""
-        missing = -len(weight) % TILE  # zeros fill the last tile
+        """The weight as tiles [outputs / tile, inputs / step, tile] of 4 bytes, which hold `step` of them."""
+        missing = -len(weight) % self._tile  # zeros fill the last one
         words = pad(weight, (0, 0, 0, missing)).view(torch.int32)
-        tiles = words.view(-1, TILE, words.shape[1]).transpose(1, 2).contiguous()
+        tiles = words.view(-1, self._tile, words.shape[1]).transpose(1, 2).contiguous()
         return tiles, None if bias is None else pad(bias, (0, missing))
 
     @torch.no_grad()
@@ -160,7 +160,7 @@ class NativeForward(LlamaForward):
             places = (part.data_ptr() for part in (*chunk, one, two, slab.data))
             self._library.blocks(*model, len(chunk[0]), *places, slab.data.shape[1], slab.data.shape[4])
         last = x[feed.last]
-        normed, logits = empty(last.shape), empty(len(last), len(self._head[0]) * TILE)
+        normed, logits = empty(last.shape), empty(len(last), len(self._head[0]) * self._tile)
         head = threads, self._norm.data_ptr(), least, self._head_table.data_ptr(), logits.shape[1]
         self._library.logits(*head, len(last), last.data_ptr(), normed.data_ptr(), logits.data_ptr())
         return logits[:, : self._outputs]
