@@ -91,7 +91,7 @@ def forward_for(model: PreTrainedModel, dtype: torch.dtype) -> Forward:
             return NativeForward(model, dtype, compiled(sizes))
         except (OSError, subprocess.SubprocessError) as error:
             said = (getattr(error, "stderr", None) or str(error).encode()).decode(errors="replace")
-            logger.warning("sampling takes about twice as long, for native.c was not compiled: %s", said[-500:])
+            logger.warning("sampling takes up to twice as long, for %s was not compiled: %s", SOURCE, said[-500:])
     return LlamaForward(model, dtype)
 
 
