@@ -2,8 +2,9 @@
 //
 // Compiled for the sizes of one model: WIDTH, HIDDEN, HEADS, KV_HEADS and DIM, all but the heads multiples of 32;
 // BFLOAT16 is 1 where weights, keys and values are of that type, 0 where they are float32; AMX 1 where the processor
-// multiplies tiles of bfloat16. Sums are float32, rounded where LlamaForward rounds. What a token gets does not depend on
-// the other tokens of the pass, nor on the threads.
+// multiplies tiles of bfloat16. KEYS keys and values of a head lie together. Sums are float32, and rounded where those
+// of LlamaForward are, but that attention's weights are rounded before they are divided by their sum. What a token gets
+// does not depend on the other tokens of the pass, nor on the threads, as long as all is finite.
 
 #include <math.h>
 #include <stddef.h>
@@ -12,16 +13,23 @@
 #ifdef __AVX512F__
 #include <immintrin.h>
 #endif
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "the first of a pair of bfloat16 is taken to be the lower half of a word"
+#endif
 
 #define GROUP (HEADS / KV_HEADS)  // query heads that share keys
 #define QKV ((HEADS + 2 * KV_HEADS) * DIM)
-#define KEYS 128  // keys and values that lie together
+#define TILES (BFLOAT16 && AMX && defined __AMX_BF16__)
 
 // What a vector holds, and how many outputs (or keys) of how many tokens are computed at a time: in registers.
 #ifdef __AVX512F__
 #define LANES 16
 #define TILE 32
-#define ROWS (BFLOAT16 && AMX ? 32 : 8)
+#if TILES
+#define ROWS 32
+#else
+#define ROWS 8
+#endif
 #elif defined __AVX2__
 #define LANES 8
 #define TILE 16
@@ -115,28 +123,28 @@ struct layer {
 };
 
 INLINE lanes exponential(lanes x) {  // Cephes' expf: 2^n times a polynomial; 0 for -87 and less, of more than 88 that
-    const words least = (words)(x > -87), most = (words)(x < 88);
-    x = (lanes)(((words)x & most) | ((words)((lanes){0} + 88) & ~most));
+    const words above = (words)(x > -87), below = (words)(x < 88);
+    x = (lanes)(((words)x & below) | ((words)((lanes){0} + 88) & ~below));
     lanes n = x * 1.44269504f + 12582912.f;  // 1.5 * 2^23: such a sum has no bits for fractions
     const words power = (words)n << 23;
     n -= 12582912.f;
     lanes r = x - n * 0.693359375f + n * 2.12194440e-4f;
     lanes y = ((((1.9875691500e-4f * r + 1.3981999507e-3f) * r + 8.3334519073e-3f) * r + 4.1665795894e-2f) * r +
                1.6666665459e-1f) * r + 5.0000001201e-1f;
-    return (lanes)(((words)(y * r * r + r + 1) + power) & least);
+    return (lanes)(((words)(y * r * r + r + 1) + power) & above);
 }
 
-INLINE lanes floats(const float *x) {
+INLINE lanes load_floats(const float *x) {
     lanes y;
     memcpy(&y, x, sizeof y);
     return y;
 }
 
-INLINE void put(float *y, lanes x) { memcpy(y, &x, sizeof x); }
+INLINE void store_floats(float *y, lanes x) { memcpy(y, &x, sizeof x); }
 
 INLINE float total(lanes x) {
     float parts[LANES];
-    put(parts, x);
+    store_floats(parts, x);
     for (int n = LANES / 2; n; n /= 2)
         for (int i = 0; i < n; i++)
             parts[i] += parts[i + n];
@@ -144,7 +152,9 @@ INLINE float total(lanes x) {
 }
 
 // y [rows, TILE] = x [rows, inputs] by a tile of weights [inputs / STEP, TILE, STEP].
-#if BFLOAT16 && AMX
+#if TILES
+#define FENCE __asm__ volatile("" ::: "memory")  // gcc does not know what tiles are loaded from: it is stored by now
+
 static void configure(int rows) {
     int above = rows < 16 ? rows : 16, below = rows > 16 ? rows - 16 : 1;  // 0 is not a shape
     struct {
@@ -154,11 +164,14 @@ static void configure(int rows) {
     } shape = {.palette = 1,
                .bytes = {64, 64, 64, 64, 64, 64, 64, 64},
                .rows = {above, above, below, below, above, below, 16, 16}};
+    FENCE;
     _tile_loadconfig(&shape);
 }
 
-INLINE void product_of(int both, int inputs, const real *x, int x_stride, const real *weights, float *y, int y_stride) {
+static void product(int rows, int inputs, const real *x, int x_stride, const real *weights, float *y, int y_stride) {
+    const int both = rows > 16;
     const int line = x_stride * sizeof *x, out = y_stride * sizeof *y, pairs = TILE * STEP * sizeof *weights;
+    FENCE;
     _tile_zero(0);
     _tile_zero(1);
     if (both) {
@@ -183,10 +196,6 @@ INLINE void product_of(int both, int inputs, const real *x, int x_stride, const 
         _tile_stored(2, y + 16 * y_stride, out);
         _tile_stored(3, y + 16 * y_stride + 16, out);
     }
-}
-
-static void product(int rows, int inputs, const real *x, int x_stride, const real *weights, float *y, int y_stride) {
-    product_of(rows > 16, inputs, x, x_stride, weights, y, y_stride);
 }
 #else
 static void configure(int rows) {}
@@ -216,11 +225,12 @@ static void product(int rows, int inputs, const real *x, int x_stride, const rea
 }
 #endif
 
-enum use { STORE, ADD, GATE };
+enum then { STORE, ADD, GATE };
 
 // x [n, inputs] @ weight.T + bias -> y [n, outputs], or added to sum. A gated layer has twice the outputs: it gives
 // silu(first half) * second half.
-INLINE void apply(struct linear by, int n, int inputs, int outputs, const real *x, enum use use, real *y, float *sum) {
+INLINE void apply(struct linear by, int n, int inputs, int outputs, const real *x, enum then then, real *y,
+                  float *sum) {
 #pragma omp for schedule(static)
     for (int first = 0; first < outputs; first += TILE) {
         const real *weight = by.weight + (size_t)first * inputs;
@@ -231,7 +241,7 @@ INLINE void apply(struct linear by, int n, int inputs, int outputs, const real *
             if (row == 0 || rows < ROWS)
                 configure(rows);
             product(rows, inputs, from, inputs, weight, (float *)products, TILE);
-            if (use == GATE)
+            if (then == GATE)
                 product(rows, inputs, from, inputs, weight + (size_t)outputs * inputs, (float *)ups, TILE);
             for (int i = 0; i < PARTS * rows; i++) {
                 const int output = first + i % PARTS * LANES;
@@ -239,10 +249,10 @@ INLINE void apply(struct linear by, int n, int inputs, int outputs, const real *
                 lanes out = products[i / PARTS][i % PARTS];
                 if (by.bias)
                     out += load(by.bias + output);
-                if (use == STORE) {
+                if (then == STORE) {
                     store(y + to, out);
-                } else if (use == ADD) {
-                    put(sum + to, floats(sum + to) + rounded(out));
+                } else if (then == ADD) {
+                    store_floats(sum + to, load_floats(sum + to) + rounded(out));
                 } else {
                     lanes up = ups[i / PARTS][i % PARTS];
                     if (by.bias)
@@ -262,10 +272,10 @@ INLINE void normalise(int n, const float *x, const float *scale, float least, re
         const float *mine = x + (size_t)row * WIDTH;
         lanes squares = {0};
         for (int i = 0; i < WIDTH; i += LANES)
-            squares += floats(mine + i) * floats(mine + i);
+            squares += load_floats(mine + i) * load_floats(mine + i);
         const float length = sqrtf(total(squares) + least * least);
         for (int i = 0; i < WIDTH; i += LANES)
-            store(y + (size_t)row * WIDTH + i, floats(mine + i) / length * floats(scale + i));
+            store(y + (size_t)row * WIDTH + i, load_floats(mine + i) / length * load_floats(scale + i));
     }
 }
 
@@ -280,12 +290,12 @@ INLINE void turn(real *pairs, const float *turns) {
 
 // A head's keys and values: KEYS tokens of them in one piece, of keys [KEYS / TILE, DIM / STEP, TILE, STEP] and of
 // values [DIM / TILE, KEYS / STEP, TILE, STEP]. A token's are put there, or taken from there.
-INLINE void move(real *keys, real *values, int64_t position, real *key, real *value, int put) {
+INLINE void move(real *keys, real *values, int64_t position, real *key, real *value, int store) {
     keys += position / TILE * TILE * DIM + position % TILE * STEP;
     values += position / KEYS * KEYS * DIM + position % KEYS / STEP * TILE * STEP + position % STEP;
     for (int i = 0; i < DIM; i++) {
         real *in = keys + i / STEP * TILE * STEP + i % STEP, *of = values + i / TILE * KEYS * TILE + i % TILE * STEP;
-        if (put)
+        if (store)
             *in = key[i], *of = value[i];
         else
             key[i] = *in, value[i] = *of;
@@ -323,7 +333,7 @@ static void attend(int tokens, int heads, int64_t position, const real *queries,
                 high = mine[t] > high ? mine[t] : high;
             lanes sum = {0};
             for (int t = 0; t < n; t += LANES) {
-                const lanes weight = exponential((floats(mine + t) - high) * scale);
+                const lanes weight = exponential((load_floats(mine + t) - high) * scale);
                 sum += weight;
                 store(weights[row] + t, weight);
             }
@@ -389,20 +399,20 @@ void blocks(int threads, int layers, const struct layer *model, float least, int
     }
 }
 
-// logits [n, outputs] of x [n, WIDTH].
+// The logits [n, outputs] of x [n, WIDTH]; one [n, WIDTH] is room to work in.
 void logits(int threads, const float *norm, float least, const struct linear *head, int outputs, int n, const float *x,
-            real *one, real *logits) {
+            real *one, real *out) {
 #pragma omp parallel num_threads(threads)
     {
         normalise(n, x, norm, least, one);
-        apply(*head, n, WIDTH, outputs, one, STORE, logits, 0);
+        apply(*head, n, WIDTH, outputs, one, STORE, out, 0);
     }
 }
 
 // The keys and values of n tokens of a slab row, from `start` on, are put there or taken from there: span
 // [layers, 2, KV_HEADS, n, DIM].
 void move_span(int threads, int layers, real *slab, int64_t slab_rows, int64_t capacity, int64_t row, int64_t start,
-               int64_t n, real *span, int put) {
+               int64_t n, real *span, int store) {
     const size_t head = (size_t)capacity * DIM, part = (size_t)n * DIM;
 #pragma omp parallel for num_threads(threads)
     for (int i = 0; i < layers * KV_HEADS; i++) {
@@ -410,6 +420,6 @@ void move_span(int threads, int layers, real *slab, int64_t slab_rows, int64_t c
         real *keys = slab + ((l * slab_rows + row) * 2 * KV_HEADS + h) * head;
         real *key = span + (l * 2 * KV_HEADS + h) * part;
         for (int64_t t = 0; t < n; t++, key += DIM)
-            move(keys, keys + KV_HEADS * head, start + t, key, key + KV_HEADS * part, put);
+            move(keys, keys + KV_HEADS * head, start + t, key, key + KV_HEADS * part, store);
     }
 }

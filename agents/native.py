@@ -25,7 +25,7 @@ from .kv import Feed, KVSlab, Line
 
 SOURCE = Path(__file__).with_name("native.c")
 OPTIONS = ("-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
-KEYS = 128  # as in native.c
+KEYS = 128  # and values that lie together
 CHUNK = 256  # tokens of a pass at a time: what is computed of them stays in the cache
 
 logger = logging.getLogger(__name__)
@@ -57,10 +57,13 @@ class Sizes:
 
 
 def compiled(sizes: Sizes, options: Sequence[str] = OPTIONS) -> CDLL:
-    """native.c as a library, from the cache if it was compiled before. Raises OSError or SubprocessError."""
+    """native.c as a library, from the cache if it was compiled before.
+
+    Raises OSError, SubprocessError or, for a CC that is no command, ValueError.
+    """
     amx = torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()  # which asks the kernel for leave
-    values = [f"-D{name.upper()}={int(value)}" for name, value in (asdict(sizes) | {"amx": amx}).items()]
-    command = [*shlex.split(os.environ.get("CC", "cc")), *options, *values]
+    values = [f"-D{name.upper()}={int(value)}" for name, value in (asdict(sizes) | {"amx": amx, "keys": KEYS}).items()]
+    command = [*shlex.split(os.environ.get("CC") or "cc"), *options, *values]
     native = _run([*command, "-dM", "-E", "-x", "c", os.devnull])  # the compiler, and what the processor can do
     key = hashlib.sha256(b"\0".join([SOURCE.read_bytes(), native, " ".join(command).encode()])).hexdigest()[:32]
 
@@ -89,7 +92,7 @@ def forward_for(model: PreTrainedModel, dtype: torch.dtype) -> Forward:
     if model.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) and sizes.are_tiled():
         try:
             return NativeForward(model, dtype, compiled(sizes))
-        except (OSError, subprocess.SubprocessError) as error:
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
             said = (getattr(error, "stderr", None) or str(error).encode()).decode(errors="replace")
             logger.warning("sampling takes up to twice as long, for %s was not compiled: %s", SOURCE, said[-500:])
     return LlamaForward(model, dtype)
@@ -105,22 +108,27 @@ class TiledSlab(KVSlab):
         self._library = library
 
     def write(self, row: int, start: int, span: Tensor) -> None:
-        self._move(row, start, span.contiguous(), put=True)
+        self._move(row, start, span.to(self.data.dtype).contiguous(), store=True)
 
     def read(self, row: int, start: int, end: int) -> Tensor:
         layers, _, two, kv_heads, _, dim = self.data.shape
         span = self.data.new_empty(layers, two, kv_heads, end - start, dim)
-        self._move(row, start, span, put=False)
+        self._move(row, start, span, store=False)
         return span
 
-    def _move(self, row: int, start: int, span: Tensor, *, put: bool) -> None:
+    def _move(self, row: int, start: int, span: Tensor, *, store: bool) -> None:
         layers, rows, _, _, capacity, _ = self.data.shape
         slab = self.data.data_ptr(), rows, capacity
-        self._library.move_span(torch.get_num_threads(), layers, *slab, row, start, span.shape[3], span.data_ptr(), put)
+        self._library.move_span(
+            torch.get_num_threads(), layers, *slab, row, start, span.shape[3], span.data_ptr(), store
+        )
 
 
 class NativeForward(LlamaForward):
-    """LlamaForward in C. What a token gets does not depend, to the bit, on what else the pass feeds."""
+    """LlamaForward in C. What a token gets does not depend, to the bit, on what else the pass feeds, if that is finite.
+
+    A pass must be over before refresh or release: C has the addresses of the weights.
+    """
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype, library: CDLL) -> None:
         self._library, self._tile = library, c_int.in_dll(library, "tile").value
@@ -143,14 +151,16 @@ class NativeForward(LlamaForward):
 
     def _laid_out(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The weight as tiles [outputs / tile, inputs / step, tile] of 4 bytes, which hold `step` of them."""
-        missing = -len(weight) % self._tile  # zeros fill the last one
-        words = pad(weight, (0, 0, 0, missing)).view(torch.int32)
-        tiles = words.view(-1, self._tile, words.shape[1]).transpose(1, 2).contiguous()
-        return tiles, None if bias is None else pad(bias, (0, missing))
+        if missing := -len(weight) % self._tile:  # zeros fill the last one
+            weight, bias = pad(weight, (0, 0, 0, missing)), None if bias is None else pad(bias, (0, missing))
+        words = weight.view(torch.int32)
+        return words.view(-1, self._tile, words.shape[1]).transpose(1, 2).contiguous(), bias
 
     @torch.no_grad()
     def __call__(self, slab: KVSlab, lines: Sequence[Line]) -> Tensor:
         feed = Feed(lines, slab.data.device)
+        if feed.rows.max() >= slab.data.shape[1] or feed.positions.max() >= slab.data.shape[4]:
+            raise IndexError(f"the slab has {slab.data.shape[1]} rows of {slab.data.shape[4]} tokens; reserve more")
         x, turns = self._embedded(feed.tokens), self._turns(feed.positions)
         threads, least, empty = torch.get_num_threads(), float(self._least), slab.data.new_empty
         one, two = (empty(min(len(x), CHUNK) * width) for width in self._widths)

@@ -115,6 +115,8 @@ class TransformersPolicy:
         """Takes over the model's present weights and forgets what older ones computed."""
         self._forward.refresh()
         self._spans.clear()
+        if not self._rows:
+            self._slab.clear()  # what is not finite in it would come through even where its weight is 0
         self.weights_version = weights_version
 
     def release(self) -> None:

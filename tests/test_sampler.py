@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel, PreT
 
 from treegym.agents import ChatRenderer, Context, Sample, Sampling, TransformersPolicy, derive_seed
 from treegym.agents.nano import build_nano
+from treegym.agents.native import NativeForward
 from treegym.agents.sampler import draw, entropy
 from treegym.envs import Message
 
@@ -52,7 +53,9 @@ def parts(
         monkeypatch.setenv("CC", "no-compiler")
     model, tokenizer = model_of(kind)
     renderer = ChatRenderer(tokenizer)
-    return model, renderer, TransformersPolicy(model, renderer, dtype=torch.float32, max_rows=5)
+    policy = TransformersPolicy(model, renderer, dtype=torch.float32, max_rows=5)
+    assert isinstance(policy._forward, NativeForward) == (way == ["native"])
+    return model, renderer, policy
 
 
 def ask(policy: TransformersPolicy, asked: Sequence[tuple[Context, int]], sampling: Sampling) -> list[Sample]:
