@@ -70,7 +70,10 @@ class Learner:
         scored = score(batch, AGGREGATIONS[loss.aggregation], keep_zeros=bool(loss.needs))
         totals: dict[str, float] = {"loss": 0.0, "trained_tokens": 0.0, "loss_terms": 0.0}
         for parameter in self._parameters if scored else []:
-            parameter.grad = torch.zeros_like(parameter)  # now: made amid the activations, they would leave holes there
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)  # now: made amid the activations, they would leave holes
+            else:
+                parameter.grad.zero_()
         for group in split(scored, self.optimization.max_tokens):
             packed = pack(group).to(self.model.device)
             for name, value in self.accumulate(packed, loss).items():
@@ -126,7 +129,7 @@ class Learner:
             parameter.data, self._reference[i] = self._reference[i], parameter.data
 
     def apply(self) -> dict[str, float]:
-        """Clips the gradients, moves the weights, clears the gradients."""
+        """Clips the gradients and moves the weights."""
         norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
         if norm > self.optimization.max_grad_norm:  # else clipping would multiply them all by 1
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self.optimization.max_grad_norm, norm)
@@ -134,7 +137,8 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
-        self.optimizer.zero_grad()
+        if self.model.device.type != "cpu":  # whose heap would keep the gradients' memory anyway
+            self.optimizer.zero_grad()
         self.step += 1
         return {"grad_norm": norm.item(), "learning_rate": rate}
 
