@@ -19,13 +19,13 @@
 
 #define GROUP (HEADS / KV_HEADS)  // query heads that share keys
 #define QKV ((HEADS + 2 * KV_HEADS) * DIM)
-#define TILES (BFLOAT16 && AMX && defined __AMX_BF16__)
 
 // What a vector holds, and how many outputs (or keys) of how many tokens are computed at a time: in registers.
 #ifdef __AVX512F__
 #define LANES 16
 #define TILE 32
-#if TILES
+#if BFLOAT16 && AMX && defined __AMX_BF16__
+#define TILES 1
 #define ROWS 32
 #else
 #define ROWS 8

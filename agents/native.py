@@ -94,7 +94,7 @@ def forward_for(model: PreTrainedModel, dtype: torch.dtype) -> Forward:
             return NativeForward(model, dtype, compiled(sizes))
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             said = (getattr(error, "stderr", None) or str(error).encode()).decode(errors="replace")
-            logger.warning("sampling takes up to twice as long, for %s was not compiled: %s", SOURCE, said[-500:])
+            logger.warning("sampling takes up to three times as long, for %s was not compiled: %s", SOURCE, said[-500:])
     return LlamaForward(model, dtype)
 
 

@@ -124,6 +124,14 @@ def test_keys_and_values_move_by_the_token(native: NativeForward) -> None:
     assert torch.equal(slab.read(2, 129, 140), whole[..., 129:140, :])
 
 
+@pytest.mark.parametrize("line", [Line(4, 0, [1]), Line(0, 640, [1])], ids=["row", "position"])
+def test_nothing_is_written_beyond_the_slab(native: NativeForward, line: Line) -> None:
+    slab = native.slab()
+    slab.reserve(4, 600)  # 640: a whole number of KEYS
+    with pytest.raises(IndexError, match="4 rows of 640 tokens"):
+        native(slab, [line])
+
+
 def test_without_a_compiler_torch_does_it(
     model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

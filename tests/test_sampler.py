@@ -155,6 +155,20 @@ def test_refresh_takes_over_weights_and_forgets_old_keys(parts) -> None:
     assert sample.completion.weights_version == 1
 
 
+def test_refresh_forgets_what_was_not_finite(parts) -> None:
+    """Keys and values that a context does not see have the weight 0, which makes no 0 of what is not a number."""
+    model, renderer, policy = parts
+    weight = next(model.parameters())
+    before = weight.detach().clone()
+    weight.data.fill_(float("nan"))
+    policy.refresh(1)
+    ask(policy, [(Context(renderer.prompt(PROMPTS[2])), seed) for seed in range(5)], Sampling(max_tokens=4))
+    weight.data.copy_(before)
+    policy.refresh(2)
+    sample = ask(policy, [(Context((1, 2, 3)), 0)], Sampling(max_tokens=4))[0]
+    assert all(map(math.isfinite, sample.completion.logprobs))
+
+
 def test_failures_reach_the_caller(parts) -> None:
     _, _, policy = parts
     with pytest.raises(IndexError):
