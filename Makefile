@@ -15,7 +15,7 @@ TRAIN_ARGS ?=
 PYTEST_ARGS ?=
 
 ROOMS = tools envs agents trainers scenarios
-SOURCES := $(shell find .treegym $(ROOMS) -name '*.py' -o -name '*.yaml' -o -name '*.c' -o -path '*/page/*' -o -name py.typed)
+SOURCES := $(shell find .treegym $(ROOMS) -name '*.py' -o -name '*.yaml' -o -name '*.[ch]' -o -path '*/page/*' -o -name py.typed)
 # setuptools would ship what an older build/ holds.
 INSTALL = rm -rf build && "$(VENV)/bin/python" -m pip --disable-pip-version-check install $(PIP_ARGS)
 

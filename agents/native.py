@@ -1,85 +1,23 @@
-"""NativeForward: passes of a Llama-like model in C, compiled for its sizes and this processor when first used."""
+"""NativeForward: passes of a Llama-like model in C, see compiler."""
 
 from __future__ import annotations
 
-import hashlib
-import logging
-import os
-import shlex
-import subprocess
 from collections.abc import Sequence
 from ctypes import CDLL, c_float, c_int, c_int64, c_void_p
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from ..tools.cache import cached_directory
 from .attention import bring_attention
-from .forward import Forward, LlamaForward, TransformersForward, head_dim, is_plain_llama, slab_shape
+from .compiler import KEYS, Sizes, library_for
+from .forward import Forward, LlamaForward, TransformersForward, is_plain_llama, slab_shape
 from .kv import Feed, KVSlab, Line
 
 SOURCE = Path(__file__).with_name("native.c")
-OPTIONS = ("-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
-KEYS = 128  # and values that lie together
 CHUNK = 256  # tokens of a pass at a time: what is computed of them stays in the cache
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """What native.c is compiled for."""
-
-    width: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    dim: int
-    bfloat16: bool
-
-    @classmethod
-    def of(cls, config: Any, dtype: torch.dtype) -> Sizes:
-        heads = config.num_attention_heads, config.num_key_value_heads, head_dim(config)
-        return cls(config.hidden_size, config.intermediate_size, *heads, dtype == torch.bfloat16)
-
-    def are_tiled(self) -> bool:
-        """Whether they are multiples of what native.c takes at a time."""
-        return not (self.width % 32 or self.hidden % 32 or self.dim % 32)
-
-    @property
-    def qkv(self) -> int:
-        return (self.heads + 2 * self.kv_heads) * self.dim
-
-
-def compiled(sizes: Sizes, options: Sequence[str] = OPTIONS) -> CDLL:
-    """native.c as a library, from the cache if it was compiled before.
-
-    Raises OSError, SubprocessError or, for a CC that is no command, ValueError.
-    """
-    amx = torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()  # which asks the kernel for leave
-    values = [f"-D{name.upper()}={int(value)}" for name, value in (asdict(sizes) | {"amx": amx, "keys": KEYS}).items()]
-    command = [*shlex.split(os.environ.get("CC") or "cc"), *options, *values]
-    native = _run([*command, "-dM", "-E", "-x", "c", os.devnull])  # the compiler, and what the processor can do
-    key = hashlib.sha256(b"\0".join([SOURCE.read_bytes(), native, " ".join(command).encode()])).hexdigest()[:32]
-
-    def build(folder: Path) -> None:
-        _run([*command, str(SOURCE), "-o", str(folder / "native.so"), "-lm"])
-
-    library = CDLL(str(cached_directory("native", key, build) / "native.so"))
-    library.blocks.argtypes = [c_int, c_int, c_void_p, c_float, c_int, *[c_void_p] * 7, c_int64, c_int64]
-    library.logits.argtypes = [c_int, c_void_p, c_float, c_void_p, c_int, c_int, *[c_void_p] * 3]
-    library.move_span.argtypes = [c_int, c_int, c_void_p, *[c_int64] * 5, c_void_p, c_int]
-    library.blocks.restype = library.logits.restype = library.move_span.restype = None
-    return library
-
-
-def _run(command: Sequence[str]) -> bytes:
-    return subprocess.run(command, check=True, capture_output=True, timeout=120).stdout
 
 
 def forward_for(model: PreTrainedModel, dtype: torch.dtype) -> Forward:
@@ -88,14 +26,8 @@ def forward_for(model: PreTrainedModel, dtype: torch.dtype) -> Forward:
     bring_attention(model)
     if not is_plain_llama(model):
         return TransformersForward(model, dtype)
-    sizes = Sizes.of(model.config, dtype)
-    if model.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) and sizes.are_tiled():
-        try:
-            return NativeForward(model, dtype, compiled(sizes))
-        except (OSError, ValueError, subprocess.SubprocessError) as error:
-            said = (getattr(error, "stderr", None) or str(error).encode()).decode(errors="replace")
-            logger.warning("sampling takes up to three times as long, for %s was not compiled: %s", SOURCE, said[-500:])
-    return LlamaForward(model, dtype)
+    library = library_for(SOURCE, model, dtype, "sampling takes up to three times as long")
+    return NativeForward(model, dtype, library) if library else LlamaForward(model, dtype)
 
 
 class TiledSlab(KVSlab):
@@ -131,6 +63,10 @@ class NativeForward(LlamaForward):
     """
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype, library: CDLL) -> None:
+        library.blocks.argtypes = [c_int, c_int, c_void_p, c_float, c_int, *[c_void_p] * 7, c_int64, c_int64]
+        library.logits.argtypes = [c_int, c_void_p, c_float, c_void_p, c_int, c_int, *[c_void_p] * 3]
+        library.move_span.argtypes = [c_int, c_int, c_void_p, *[c_int64] * 5, c_void_p, c_int]
+        library.blocks.restype = library.logits.restype = library.move_span.restype = None
         self._library, self._tile = library, c_int.in_dll(library, "tile").value
         sizes = Sizes.of(model.config, dtype)
         self._widths = max(sizes.width, sizes.heads * sizes.dim), max(sizes.qkv, sizes.hidden)

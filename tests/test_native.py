@@ -16,9 +16,10 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen2Config
 
 from treegym.agents.attention import CausalAttend, bring_attention, tree_logits
+from treegym.agents.compiler import OPTIONS, Sizes, compiled
 from treegym.agents.forward import Forward, LlamaForward
 from treegym.agents.kv import Line
-from treegym.agents.native import OPTIONS, NativeForward, Sizes, compiled, forward_for
+from treegym.agents.native import SOURCE, NativeForward, forward_for
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler, as `cc`")
 
@@ -53,7 +54,7 @@ def native(request: pytest.FixtureRequest, model: PreTrainedModel, monkeypatch: 
     if without_tiles:
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     options = [option.replace("native", processor) for option in OPTIONS]
-    return NativeForward(model, dtype, compiled(Sizes.of(model.config, dtype), options))
+    return NativeForward(model, dtype, compiled(SOURCE, Sizes.of(model.config, dtype), options))
 
 
 def tokens(n: int, seed: int = 0) -> list[int]:
@@ -143,8 +144,8 @@ def test_without_a_compiler_torch_does_it(
 def test_what_was_compiled_is_kept(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TREEGYM_CACHE", str(tmp_path))
     sizes = Sizes.of(model.config, torch.float32)
-    compiled(sizes)
+    compiled(SOURCE, sizes)
     [library] = tmp_path.rglob("native.so")
     written = library.stat().st_mtime_ns
-    compiled(sizes)
+    compiled(SOURCE, sizes)
     assert [kept.stat().st_mtime_ns for kept in tmp_path.rglob("native.so")] == [written]

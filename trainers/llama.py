@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,10 @@ from torch.nn.functional import linear, silu
 from transformers import PreTrainedModel
 
 from ..agents import is_plain_llama, rotate
+from ..agents.compiler import library_for
 from .forward import Logits, Picked, embed
-from .packing import Pack, TreeAttend
+from .native import SOURCE, NativeAttend
+from .packing import Pack, Segment, TreeAttend
 
 
 def trains_in_place(model: PreTrainedModel) -> bool:
@@ -31,25 +33,78 @@ def trains_in_place(model: PreTrainedModel) -> bool:
 
 
 class LlamaPredict:
-    """By a pass of its own, computing in `dtype`."""
+    """By a pass of its own, computing in `dtype`; on a CPU, attention is in C where there is a compiler."""
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype, temperature: float) -> None:
         self._model: Any = model
         self._dtype = dtype
         self._temperature = temperature
+        self._library = library_for(SOURCE, model, dtype, "an update takes up to twice as long")
 
     def __call__(self, packed: Pack, *, entropy: bool = False) -> tuple[Tensor, Tensor]:
-        core, attend = self._model.model, TreeAttend(packed.segments)
+        core = self._model.model
         x = embed(core.embed_tokens, packed.tokens)
-        cos, sin = (table[0].to(self._dtype) for table in core.rotary_emb(x[None], packed.positions[None]))
+        attend = self._attend(packed, core.rotary_emb(x[None], packed.positions[None]))
         for layer in core.layers:
-            x = x + _apply(_Attention, x, layer.input_layernorm, layer.self_attn, (cos, sin), attend, self._dtype)
+            x = x + _apply(_Attention, x, layer.input_layernorm, layer.self_attn, attend, self._dtype)
             x = x + _apply(_FeedForward, x, layer.post_attention_layernorm, layer.mlp, self._dtype)
         picked = Picked(packed.row, packed.target, self._temperature, entropy)
         found: tuple[Tensor, Tensor] = _apply(
             _Head, x[packed.rows], core.norm, self._model.lm_head, self._dtype, picked
         )
         return found
+
+    def _attend(self, packed: Pack, tables: tuple[Tensor, Tensor]) -> JointAttend:
+        """`tables` are cosines and sines [1, T, d], the second half of each as the first."""
+        config, (cos, sin) = self._model.config, (table[0] for table in tables)
+        heads = config.num_attention_heads, config.num_key_value_heads, cos.shape[-1]
+        if self._library:
+            half = heads[2] // 2
+            return NativeAttend(self._library, heads, packed.segments, (cos[:, :half], sin[:, :half]))
+        return TorchAttend(heads, packed.segments, (cos.to(self._dtype), sin.to(self._dtype)))
+
+
+class JointAttend(Protocol):
+    """Attention of queries, keys and values that lie side by side and are not turned yet: joint [T, QKV]."""
+
+    def __call__(self, joint: Tensor) -> tuple[Tensor, Tensor]:
+        """seen [T, heads * d], and what else the gradient is computed from."""
+        ...
+
+    def gradient(self, gradient: Tensor, joint: Tensor, seen: Tensor, kept: Tensor) -> Tensor:
+        """That of joint, from that of seen."""
+        ...
+
+
+class TorchAttend:
+    """With torch, on any device and in any dtype."""
+
+    def __init__(self, heads: tuple[int, int, int], segments: Sequence[Segment], tables: tuple[Tensor, Tensor]) -> None:
+        """heads: query heads, those of keys, and the width d of one; tables: cosines and sines [T, d]."""
+        self._query_heads, self._kv_heads, self._dim = heads
+        self._tables, self._attend = tables, TreeAttend(segments)
+
+    def __call__(self, joint: Tensor) -> tuple[Tensor, Tensor]:
+        return _flat(self._attend(0, *self._turned(joint), None)), joint.new_empty(0)
+
+    def gradient(self, gradient: Tensor, joint: Tensor, seen: Tensor, kept: Tensor) -> Tensor:
+        cos, sin = self._tables
+        query, key, value = self._attend.gradients(self._by_head(gradient), *self._turned(joint), None)
+        return _flat(torch.cat([rotate(query, cos, -sin), rotate(key, cos, -sin), value]))
+
+    def _turned(self, joint: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys with their positions, and values: [heads, T, d] each."""
+        query, key, value = torch.split(self._by_head(joint), [self._query_heads, self._kv_heads, self._kv_heads])
+        return rotate(query, *self._tables), rotate(key, *self._tables), value
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        """[T, heads * d] -> [heads, T, d]."""
+        return x.view(len(x), -1, self._dim).transpose(0, 1)
+
+
+def _flat(heads: Tensor) -> Tensor:
+    """[heads, T, d] -> [T, heads * d]."""
+    return heads.transpose(0, 1).flatten(1)
 
 
 def _apply(function: Any, *arguments: Any) -> Any:
@@ -60,32 +115,22 @@ class _Attention(torch.autograd.Function):
     """The attention block after its norm: output(attention(rotated query, rotated key, value))."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        norm: Any,
-        block: Any,
-        tables: tuple[Tensor, Tensor],
-        attend: TreeAttend,
-        dtype: torch.dtype,
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, norm: Any, block: Any, attend: JointAttend, dtype: torch.dtype) -> Tensor:
         joint = _projected(_normed(x, norm, dtype), block)
-        seen = _flat(attend(0, *_turned(joint, block, tables), None))
-        ctx.save_for_backward(x, joint, seen)
-        ctx.norm, ctx.block, ctx.tables, ctx.attend, ctx.dtype = norm, block, tables, attend, dtype
+        seen, kept = attend(joint)
+        ctx.save_for_backward(x, joint, seen, kept)
+        ctx.norm, ctx.block, ctx.attend, ctx.dtype = norm, block, attend, dtype
         return linear(seen, block.o_proj.weight.to(dtype)).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None, None]:
-        x, joint, seen = ctx.saved_tensors
-        block, (cos, sin), gradient = ctx.block, ctx.tables, gradients[0].to(ctx.dtype)
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+        x, joint, seen, kept = ctx.saved_tensors
+        block, gradient = ctx.block, gradients[0].to(ctx.dtype)
         _learn([block.o_proj], gradient, seen)
-        of_seen = _by_head(gradient @ block.o_proj.weight.to(ctx.dtype), block)
-        query, key, value = ctx.attend.gradients(of_seen, *_turned(joint, block, ctx.tables), None)
-        within = _flat(torch.cat([rotate(query, cos, -sin), rotate(key, cos, -sin), value]))
+        within = ctx.attend.gradient(gradient @ block.o_proj.weight.to(ctx.dtype), joint, seen, kept)
         _learn(_heads(block), within, _normed(x, ctx.norm, ctx.dtype))
         below = (within @ _joint(_heads(block), ctx.dtype)).to(x.dtype)
-        return _norm_backward(x, ctx.norm, below), None, None, None, None, None
+        return _norm_backward(x, ctx.norm, below), None, None, None, None
 
 
 def _heads(block: Any) -> list[nn.Linear]:
@@ -96,23 +141,6 @@ def _projected(inputs: Tensor, block: Any) -> Tensor:
     """Queries, keys and values side by side: [T, sum of their widths]."""
     biases = [module.bias.detach().to(inputs.dtype) for module in _heads(block) if module.bias is not None]
     return linear(inputs, _joint(_heads(block), inputs.dtype), torch.cat(biases) if biases else None)
-
-
-def _by_head(x: Tensor, block: Any) -> Tensor:
-    """[T, heads * d] -> [heads, T, d]."""
-    return x.view(len(x), -1, block.head_dim).transpose(0, 1)
-
-
-def _flat(heads: Tensor) -> Tensor:
-    """[heads, T, d] -> [T, heads * d]."""
-    return heads.transpose(0, 1).flatten(1)
-
-
-def _turned(joint: Tensor, block: Any, tables: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries and keys with their positions, and values: [heads, T, d] each."""
-    sizes = [module.out_features // block.head_dim for module in _heads(block)]
-    query, key, value = torch.split(_by_head(joint, block), sizes)
-    return rotate(query, *tables), rotate(key, *tables), value
 
 
 class _FeedForward(torch.autograd.Function):

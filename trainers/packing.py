@@ -280,6 +280,22 @@ class TreeAttend:
         return torch.cat(out, dim=1)
 
 
+def last_seers(segments: Sequence[Segment]) -> Tensor:
+    """Of every token [T], where those that see it end: it is seen by itself and by all from it to there.
+
+    ValueError where segments are not laid out depth first.
+    """
+    ends = np.cumsum([segment.length for segment in segments]).tolist()
+    last, below = list(range(len(segments))), [0] * len(segments)
+    for number, segment in enumerate(segments):
+        for ancestor in segment.ancestors:
+            last[ancestor], below[ancestor] = number, below[ancestor] + 1
+    if any(last[n] - n != below[n] for n in range(len(segments))):
+        raise ValueError("segments must be laid out depth first")
+    lengths = torch.tensor([segment.length for segment in segments])
+    return torch.tensor([ends[n] for n in last]).repeat_interleave(lengths)
+
+
 def blocks_of(segments: Sequence[Segment]) -> list[Block]:
     """Short segments that follow each other in one block, long ones in several: a block is up to BLOCK queries."""
     starts = np.cumsum([0, *(segment.length for segment in segments)]).tolist()

@@ -1,0 +1,296 @@
+// Attention of a learner to packed trees, forward and backward, all threads in one parallel region.
+//
+// Compiled as agents/native.h says. Tokens lie depth first: those from t to until[t] - 1 see token t. Scores lie with
+// a row for each key, so that all that is done for a query is done in a lane. Sums are float32; attention's weights and
+// the gradients of scores are rounded before they are multiplied.
+
+#include "native.h"
+
+#include <omp.h>
+
+#define QUERIES 64  // at a time, a block
+#define SPAN 32     // keys at a time
+#define LEAST -1e30f
+#define ROOM __attribute__((aligned(64)))
+
+static const float scale_of(void) { return 1 / sqrtf(DIM); }
+
+// Of STEP rows of a product's second factor.
+INLINE void interleave(real *to, const lanes *rows) {
+#if BFLOAT16
+    words pairs = rounded_bits(rows[0]) >> 16 | (rounded_bits(rows[1]) & 0xffff0000);
+    memcpy(to, &pairs, sizeof pairs);
+#else
+    store(to, *rows);
+#endif
+}
+
+// y [rows, outputs] = x [rows, inputs] by weights [outputs / TILE, inputs / STEP, TILE, STEP], or that much more.
+INLINE void multiply_all(int rows, int inputs, int outputs, const real *x, int x_stride, const real *weights, float *y,
+                         int y_stride, int add) {
+    for (int first = 0; first < outputs; first += TILE)
+        for (int row = 0; row < rows; row += ROWS)
+            product(rows - row < ROWS ? rows - row : ROWS, inputs, x + (size_t)row * x_stride, x_stride,
+                    weights + first * inputs, y + (size_t)row * y_stride + first, y_stride, add);
+}
+
+// Rotary position embedding: a head's two halves are the parts of DIM / 2 complex numbers; turns [2, DIM / 2] are
+// cosines and sines.
+INLINE void turn(const real *x, const float *turns, real *y) {
+    for (int i = 0; i < DIM / 2; i += LANES) {
+        const lanes a = load(x + i), b = load(x + DIM / 2 + i);
+        const lanes cosine = load_floats(turns + i), sine = load_floats(turns + DIM / 2 + i);
+        store(y + i, a * cosine - b * sine);
+        store(y + DIM / 2 + i, b * cosine + a * sine);
+    }
+}
+
+INLINE void turn_back(const float *x, const float *turns, real *y) {
+    for (int i = 0; i < DIM / 2; i += LANES) {
+        const lanes a = load_floats(x + i), b = load_floats(x + DIM / 2 + i);
+        const lanes cosine = load_floats(turns + i), sine = load_floats(turns + DIM / 2 + i);
+        store(y + i, a * cosine + b * sine);
+        store(y + DIM / 2 + i, b * cosine - a * sine);
+    }
+}
+
+// As the second factor of products over DIM: to [QUERIES / TILE, DIM / STEP, TILE, STEP].
+INLINE void lay_across(const real *rows, real *to) {
+    for (int row = 0; row < QUERIES; row++)
+        for (int i = 0; i < DIM; i += STEP)
+            memcpy(to + row / TILE * TILE * DIM + i * TILE + row % TILE * STEP, rows + row * DIM + i, 4);
+}
+
+// And of products over queries: to [DIM / TILE, QUERIES / STEP, TILE, STEP].
+INLINE void lay_down(const real *rows, real *to) {
+    for (int row = 0; row < QUERIES; row += STEP)
+        for (int i = 0; i < DIM; i += LANES) {
+            const lanes pair[] = {load(rows + row * DIM + i), load(rows + (row + STEP - 1) * DIM + i)};
+            interleave(to + i / TILE * TILE * QUERIES + row * TILE + i % TILE * STEP, pair);
+        }
+}
+
+// Whether none, some or all of the queries from `block` see all of the keys from `first`.
+INLINE int sight(const int32_t *until, int first, int block) {
+    int nearest = INT32_MAX, farthest = 0;
+    for (int k = first; k < first + SPAN; k++) {
+        nearest = until[k] < nearest ? until[k] : nearest;
+        farthest = until[k] > farthest ? until[k] : farthest;
+    }
+    if (first >= block + QUERIES || farthest <= block)
+        return 0;
+    return first + SPAN - 1 <= block && nearest >= block + QUERIES ? 2 : 1;
+}
+
+INLINE void hide(float *scores, const int32_t *until, int first, int block) {
+    for (int k = 0; k < SPAN; k++)
+        for (int q = 0; q < QUERIES; q++) {
+            const int token = block + q;
+            float *score = scores + k * QUERIES + q;
+            *score = (token >= first + k) & (token < until[first + k]) ? *score : LEAST;
+        }
+}
+
+// The queries of a block, turned; zeros after the last token.
+INLINE void queries_of(int tokens, int block, const real *joint, const float *turns, real *rows) {
+    for (int q = 0; q < QUERIES; q++)
+        if (block + q < tokens)
+            turn(joint + (size_t)(block + q) * QKV, turns + (size_t)(block + q) * DIM, rows + q * DIM);
+        else
+            memset(rows + q * DIM, 0, DIM * sizeof *rows);
+}
+
+// joint [tokens, QKV] -> seen [tokens, HEADS * DIM], and lengths [HEADS, tokens], the logarithm of the sum of what a
+// query's weights are divided by. turns [tokens, 2, DIM / 2]; until [padded], 0 from `tokens` on, as many as SPAN
+// divides; keys and values, each [KV_HEADS, padded, DIM], are room to work in.
+void attend(int threads, int tokens, int padded, const int32_t *until, const float *turns, const real *joint,
+            real *keys, real *values, real *seen, float *lengths) {
+    const float scale = scale_of();
+    const int blocks = (tokens + QUERIES - 1) / QUERIES;
+#pragma omp parallel num_threads(threads)
+    {
+        configure(ROWS);
+#pragma omp for collapse(2) schedule(static)
+        for (int h = 0; h < KV_HEADS; h++)
+            for (int t = 0; t < padded; t++) {
+                real *key = keys + ((size_t)h * padded + t) * DIM, *value = values + (size_t)h * DIM * padded + t;
+                if (t < tokens) {
+                    const real *heads = joint + (size_t)t * QKV + (HEADS + h) * DIM;
+                    turn(heads, turns + (size_t)t * DIM, key);
+                    for (int i = 0; i < DIM; i++)
+                        value[(size_t)i * padded] = heads[KV_HEADS * DIM + i];
+                } else {
+                    memset(key, 0, DIM * sizeof *key);
+                    for (int i = 0; i < DIM; i++)
+                        value[(size_t)i * padded] = 0;
+                }
+            }
+#pragma omp for collapse(2) schedule(dynamic)
+        for (int b = blocks - 1; b >= 0; b--)
+            for (int head = 0; head < HEADS; head++) {
+                const int block = b * QUERIES, h = head / GROUP;
+                const real *my_keys = keys + (size_t)h * padded * DIM, *my_values = values + (size_t)h * padded * DIM;
+                real rows[QUERIES * DIM] ROOM, asked[QUERIES * DIM] ROOM, weights[SPAN * QUERIES] ROOM;
+                float scores[SPAN][QUERIES] ROOM, out[DIM][QUERIES] ROOM;
+                lanes most[QUERIES / LANES], sums[QUERIES / LANES];
+                queries_of(tokens, block, joint + head * DIM, turns, rows);
+                lay_across(rows, asked);
+                memset(out, 0, sizeof out);
+                for (int c = 0; c < QUERIES / LANES; c++)
+                    most[c] = (lanes){0} + LEAST, sums[c] = (lanes){0};
+                for (int first = 0; first < padded && first < block + QUERIES; first += SPAN) {
+                    const int seeing = sight(until, first, block);
+                    if (!seeing)
+                        continue;
+                    multiply_all(SPAN, DIM, QUERIES, my_keys + (size_t)first * DIM, DIM, asked, *scores, QUERIES, 0);
+                    if (seeing == 1)
+                        hide(*scores, until, first, block);
+                    for (int c = 0; c < QUERIES / LANES; c++) {
+                        lanes high = most[c];
+                        for (int k = 0; k < SPAN; k++) {
+                            const lanes score = load_floats(scores[k] + c * LANES);
+                            const words larger = (words)(score > high);
+                            high = (lanes)(((words)score & larger) | ((words)high & ~larger));
+                        }
+                        if (memcmp(&high, &most[c], sizeof high)) {
+                            const lanes kept = exponential((most[c] - high) * scale);
+                            sums[c] *= kept;
+                            for (int i = 0; i < DIM; i++)
+                                store_floats(out[i] + c * LANES, load_floats(out[i] + c * LANES) * kept);
+                            most[c] = high;
+                        }
+                        for (int k = 0; k < SPAN; k += STEP) {
+                            lanes pair[STEP];
+                            for (int s = 0; s < STEP; s++) {
+                                pair[s] = exponential((load_floats(scores[k + s] + c * LANES) - high) * scale);
+                                sums[c] += pair[s];
+                            }
+                            const int q = c * LANES;
+                            interleave(weights + q / TILE * TILE * SPAN + k * TILE + q % TILE * STEP, pair);
+                        }
+                    }
+                    multiply_all(DIM, SPAN, QUERIES, my_values + first, padded, weights, *out, QUERIES, 1);
+                }
+                float divisors[QUERIES], highest[QUERIES];
+                memcpy(divisors, sums, sizeof divisors);
+                memcpy(highest, most, sizeof highest);
+                for (int q = 0; q < QUERIES && block + q < tokens; q++) {
+                    float row[DIM];
+                    for (int i = 0; i < DIM; i++)
+                        row[i] = out[i][q] / divisors[q];
+                    for (int i = 0; i < DIM; i += LANES)
+                        store(seen + ((size_t)(block + q) * HEADS + head) * DIM + i, load_floats(row + i));
+                    lengths[(size_t)head * tokens + block + q] = highest[q] * scale + logf(divisors[q]);
+                }
+            }
+    }
+}
+
+// The gradient within [tokens, QKV] of joint, from those of what `attend` gave. keys and values [KV_HEADS, padded, DIM],
+// across [KV_HEADS, DIM, padded] and sums [threads, padded, 2, DIM] are room to work in.
+void attend_backward(int threads, int tokens, int padded, const int32_t *until, const float *turns, const real *joint,
+                     const real *seen, const float *lengths, const real *gradient, real *keys, real *values,
+                     real *across, float *sums, real *within) {
+    const float scale = scale_of();
+    const int blocks = (tokens + QUERIES - 1) / QUERIES;
+#pragma omp parallel num_threads(threads)
+    {
+        configure(ROWS);
+#pragma omp for collapse(2) schedule(static)
+        for (int h = 0; h < KV_HEADS; h++)
+            for (int t = 0; t < padded; t++) {
+                real *key = keys + ((size_t)h * padded + t) * DIM, *value = values + ((size_t)h * padded + t) * DIM;
+                if (t < tokens) {
+                    const real *heads = joint + (size_t)t * QKV + (HEADS + h) * DIM;
+                    turn(heads, turns + (size_t)t * DIM, key);
+                    memcpy(value, heads + KV_HEADS * DIM, DIM * sizeof *value);
+                } else {
+                    memset(key, 0, DIM * sizeof *key);
+                    memset(value, 0, DIM * sizeof *value);
+                }
+                for (int i = 0; i < DIM; i++)
+                    across[((size_t)h * DIM + i) * padded + t] = key[i];
+            }
+        const size_t own = (size_t)padded * 2 * DIM;
+        float *mine = sums + omp_get_thread_num() * own;
+        for (int h = 0; h < KV_HEADS; h++) {
+            const real *my_keys = keys + (size_t)h * padded * DIM, *my_values = values + (size_t)h * padded * DIM;
+            const real *my_across = across + (size_t)h * padded * DIM;
+            memset(mine, 0, own * sizeof *mine);
+#pragma omp for collapse(2) schedule(static, 1)
+            for (int b = 0; b < blocks; b++)
+                for (int g = 0; g < GROUP; g++) {
+                    const int block = b * QUERIES, head = h * GROUP + g;
+                    real rows[QUERIES * DIM] ROOM, asked[QUERIES * DIM] ROOM, asked_down[QUERIES * DIM] ROOM;
+                    real given[QUERIES * DIM] ROOM, given_down[QUERIES * DIM] ROOM;
+                    real weights[SPAN * QUERIES] ROOM, slopes[SPAN * QUERIES] ROOM, slopes_down[SPAN * QUERIES] ROOM;
+                    float scores[SPAN][QUERIES] ROOM, of_weights[SPAN][QUERIES] ROOM, out[DIM][QUERIES] ROOM;
+                    float length[QUERIES] = {0}, along[QUERIES] = {0};
+                    queries_of(tokens, block, joint + head * DIM, turns, rows);
+                    lay_across(rows, asked);
+                    lay_down(rows, asked_down);
+                    for (int q = 0; q < QUERIES; q++) {
+                        if (block + q >= tokens) {
+                            memset(rows + q * DIM, 0, DIM * sizeof *rows);
+                            continue;
+                        }
+                        const size_t place = ((size_t)(block + q) * HEADS + head) * DIM;
+                        memcpy(rows + q * DIM, gradient + place, DIM * sizeof *rows);
+                        lanes products = {0};
+                        for (int i = 0; i < DIM; i += LANES)
+                            products += load(gradient + place + i) * load(seen + place + i);
+                        along[q] = total(products);
+                        length[q] = lengths[(size_t)head * tokens + block + q];
+                    }
+                    lay_across(rows, given);
+                    lay_down(rows, given_down);
+                    memset(out, 0, sizeof out);
+                    for (int first = 0; first < padded && first < block + QUERIES; first += SPAN) {
+                        const int seeing = sight(until, first, block);
+                        if (!seeing)
+                            continue;
+                        const size_t from = (size_t)first * DIM;
+                        float *of_keys = mine + 2 * from, *of_values = of_keys + DIM;
+                        multiply_all(SPAN, DIM, QUERIES, my_keys + from, DIM, asked, *scores, QUERIES, 0);
+                        multiply_all(SPAN, DIM, QUERIES, my_values + from, DIM, given, *of_weights, QUERIES, 0);
+                        if (seeing == 1)
+                            hide(*scores, until, first, block);
+                        for (int k = 0; k < SPAN; k += STEP)
+                            for (int q = 0; q < QUERIES; q += LANES) {
+                                lanes pair[STEP];
+                                for (int s = 0; s < STEP; s++) {
+                                    const lanes score = load_floats(scores[k + s] + q);
+                                    const lanes weight = exponential(score * scale - load_floats(length + q));
+                                    pair[s] = weight * (load_floats(of_weights[k + s] + q) - load_floats(along + q));
+                                    store(weights + (k + s) * QUERIES + q, weight);
+                                    store(slopes + (k + s) * QUERIES + q, pair[s]);
+                                }
+                                interleave(slopes_down + q / TILE * TILE * SPAN + k * TILE + q % TILE * STEP, pair);
+                            }
+                        multiply_all(SPAN, QUERIES, DIM, weights, QUERIES, given_down, of_values, 2 * DIM, 1);
+                        multiply_all(SPAN, QUERIES, DIM, slopes, QUERIES, asked_down, of_keys, 2 * DIM, 1);
+                        multiply_all(DIM, SPAN, QUERIES, my_across + first, padded, slopes_down, *out, QUERIES, 1);
+                    }
+                    for (int q = 0; q < QUERIES && block + q < tokens; q++) {
+                        float row[DIM];
+                        for (int i = 0; i < DIM; i++)
+                            row[i] = out[i][q] * scale;
+                        turn_back(row, turns + (size_t)(block + q) * DIM, within + (size_t)(block + q) * QKV + head * DIM);
+                    }
+                }
+#pragma omp for schedule(static)
+            for (int t = 0; t < tokens; t++) {
+                float row[2 * DIM] = {0};
+                for (int thread = 0; thread < omp_get_num_threads(); thread++)
+                    for (int i = 0; i < 2 * DIM; i++)
+                        row[i] += sums[thread * own + (size_t)t * 2 * DIM + i];
+                for (int i = 0; i < DIM; i++)
+                    row[i] *= scale;
+                real *to = within + (size_t)t * QKV + (HEADS + h) * DIM;
+                turn_back(row, turns + (size_t)t * DIM, to);
+                for (int i = 0; i < DIM; i += LANES)
+                    store(to + KV_HEADS * DIM + i, load_floats(row + DIM + i));
+            }
+        }
+    }
+}
