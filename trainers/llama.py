@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, silu
+from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
-from ..agents import is_plain_llama, rotate
+from ..agents import is_plain_llama
 from ..agents.compiler import library_for
 from .forward import Logits, Picked, embed
-from .native import SOURCE, NativeAttend
-from .packing import Pack, Segment, TreeAttend
+from .kernels import SOURCE, Kernels, NativeKernels, TorchKernels, gradient_of
+from .packing import Pack
 
 
 def trains_in_place(model: PreTrainedModel) -> bool:
@@ -33,78 +33,34 @@ def trains_in_place(model: PreTrainedModel) -> bool:
 
 
 class LlamaPredict:
-    """By a pass of its own, computing in `dtype`; on a CPU, attention is in C where there is a compiler."""
+    """By a pass of its own, computing in `dtype`; on a CPU with kernels in C, where there is a compiler."""
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype, temperature: float) -> None:
         self._model: Any = model
         self._dtype = dtype
         self._temperature = temperature
-        self._library = library_for(SOURCE, model, dtype, "an update takes up to twice as long")
+        self._library = None
+        if model.dtype == torch.float32:
+            self._library = library_for(SOURCE, model, dtype, "an update takes up to twice as long")
 
     def __call__(self, packed: Pack, *, entropy: bool = False) -> tuple[Tensor, Tensor]:
         core = self._model.model
         x = embed(core.embed_tokens, packed.tokens)
-        attend = self._attend(packed, core.rotary_emb(x[None], packed.positions[None]))
+        kernels = self._kernels(packed, core.rotary_emb(x[None], packed.positions[None]))
         for layer in core.layers:
-            x = x + _apply(_Attention, x, layer.input_layernorm, layer.self_attn, attend, self._dtype)
-            x = x + _apply(_FeedForward, x, layer.post_attention_layernorm, layer.mlp, self._dtype)
+            x = _apply(_Attention, x, layer.input_layernorm, layer.self_attn, kernels)
+            x = _apply(_FeedForward, x, layer.post_attention_layernorm, layer.mlp, kernels)
         picked = Picked(packed.row, packed.target, self._temperature, entropy)
-        found: tuple[Tensor, Tensor] = _apply(
-            _Head, x[packed.rows], core.norm, self._model.lm_head, self._dtype, picked
-        )
+        found: tuple[Tensor, Tensor] = _apply(_Head, x[packed.rows], core.norm, self._model.lm_head, kernels, picked)
         return found
 
-    def _attend(self, packed: Pack, tables: tuple[Tensor, Tensor]) -> JointAttend:
-        """`tables` are cosines and sines [1, T, d], the second half of each as the first."""
+    def _kernels(self, packed: Pack, tables: tuple[Tensor, Tensor]) -> Kernels:
+        """tables: cosines and sines [1, T, d]."""
         config, (cos, sin) = self._model.config, (table[0] for table in tables)
         heads = config.num_attention_heads, config.num_key_value_heads, cos.shape[-1]
         if self._library:
-            half = heads[2] // 2
-            return NativeAttend(self._library, heads, packed.segments, (cos[:, :half], sin[:, :half]))
-        return TorchAttend(heads, packed.segments, (cos.to(self._dtype), sin.to(self._dtype)))
-
-
-class JointAttend(Protocol):
-    """Attention of queries, keys and values that lie side by side and are not turned yet: joint [T, QKV]."""
-
-    def __call__(self, joint: Tensor) -> tuple[Tensor, Tensor]:
-        """seen [T, heads * d], and what else the gradient is computed from."""
-        ...
-
-    def gradient(self, gradient: Tensor, joint: Tensor, seen: Tensor, kept: Tensor) -> Tensor:
-        """That of joint, from that of seen."""
-        ...
-
-
-class TorchAttend:
-    """With torch, on any device and in any dtype."""
-
-    def __init__(self, heads: tuple[int, int, int], segments: Sequence[Segment], tables: tuple[Tensor, Tensor]) -> None:
-        """heads: query heads, those of keys, and the width d of one; tables: cosines and sines [T, d]."""
-        self._query_heads, self._kv_heads, self._dim = heads
-        self._tables, self._attend = tables, TreeAttend(segments)
-
-    def __call__(self, joint: Tensor) -> tuple[Tensor, Tensor]:
-        return _flat(self._attend(0, *self._turned(joint), None)), joint.new_empty(0)
-
-    def gradient(self, gradient: Tensor, joint: Tensor, seen: Tensor, kept: Tensor) -> Tensor:
-        cos, sin = self._tables
-        query, key, value = self._attend.gradients(self._by_head(gradient), *self._turned(joint), None)
-        return _flat(torch.cat([rotate(query, cos, -sin), rotate(key, cos, -sin), value]))
-
-    def _turned(self, joint: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries and keys with their positions, and values: [heads, T, d] each."""
-        query, key, value = torch.split(self._by_head(joint), [self._query_heads, self._kv_heads, self._kv_heads])
-        return rotate(query, *self._tables), rotate(key, *self._tables), value
-
-    def _by_head(self, x: Tensor) -> Tensor:
-        """[T, heads * d] -> [heads, T, d]."""
-        return x.view(len(x), -1, self._dim).transpose(0, 1)
-
-
-def _flat(heads: Tensor) -> Tensor:
-    """[heads, T, d] -> [T, heads * d]."""
-    return heads.transpose(0, 1).flatten(1)
+            return NativeKernels(self._library, self._dtype, heads, packed.segments, (cos, sin))
+        return TorchKernels(self._dtype, heads, packed.segments, (cos, sin))
 
 
 def _apply(function: Any, *arguments: Any) -> Any:
@@ -112,25 +68,27 @@ def _apply(function: Any, *arguments: Any) -> Any:
 
 
 class _Attention(torch.autograd.Function):
-    """The attention block after its norm: output(attention(rotated query, rotated key, value))."""
+    """x + output(attention(query, key, value of norm(x)))."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, norm: Any, block: Any, attend: JointAttend, dtype: torch.dtype) -> Tensor:
-        joint = _projected(_normed(x, norm, dtype), block)
-        seen, kept = attend(joint)
+    def forward(ctx: Any, x: Tensor, norm: Any, block: Any, kernels: Kernels) -> Tensor:
+        joint = _projected(kernels.norm(x, norm), block)
+        seen, kept = kernels.attend(joint)
         ctx.save_for_backward(x, joint, seen, kept)
-        ctx.norm, ctx.block, ctx.attend, ctx.dtype = norm, block, attend, dtype
-        return linear(seen, block.o_proj.weight.to(dtype)).to(x.dtype)
+        ctx.norm, ctx.block, ctx.kernels = norm, block, kernels
+        return x + linear(seen, block.o_proj.weight.to(kernels.dtype))
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         x, joint, seen, kept = ctx.saved_tensors
-        block, gradient = ctx.block, gradients[0].to(ctx.dtype)
-        _learn([block.o_proj], gradient, seen)
-        within = ctx.attend.gradient(gradient @ block.o_proj.weight.to(ctx.dtype), joint, seen, kept)
-        _learn(_heads(block), within, _normed(x, ctx.norm, ctx.dtype))
-        below = (within @ _joint(_heads(block), ctx.dtype)).to(x.dtype)
-        return _norm_backward(x, ctx.norm, below), None, None, None, None
+        block, kernels = ctx.block, ctx.kernels
+        gradient = gradients[0].to(kernels.dtype)
+        _learn(kernels, [block.o_proj], gradient, seen)
+        of_seen = gradient @ block.o_proj.weight.to(kernels.dtype)
+        within = kernels.attend_backward(joint, seen, kept, of_seen)
+        _learn(kernels, _heads(block), within, kernels.norm(x, ctx.norm))
+        below = within @ _joint(_heads(block), kernels.dtype)
+        return kernels.norm_backward(x, ctx.norm, below, gradients[0]), None, None, None
 
 
 def _heads(block: Any) -> list[nn.Linear]:
@@ -144,29 +102,25 @@ def _projected(inputs: Tensor, block: Any) -> Tensor:
 
 
 class _FeedForward(torch.autograd.Function):
-    """The gated block after its norm: down(silu(gate(x)) * up(x))."""
+    """x + down(silu(gate) * up), gate and up of norm(x)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, norm: Any, mlp: Any, dtype: torch.dtype) -> Tensor:
-        inner = linear(_normed(x, norm, dtype), _joint([mlp.gate_proj, mlp.up_proj], dtype))
-        gate, up = inner.chunk(2, dim=-1)
+    def forward(ctx: Any, x: Tensor, norm: Any, mlp: Any, kernels: Kernels) -> Tensor:
+        inner = linear(kernels.norm(x, norm), _joint([mlp.gate_proj, mlp.up_proj], kernels.dtype))
         ctx.save_for_backward(x, inner)
-        ctx.norm, ctx.mlp, ctx.dtype = norm, mlp, dtype
-        return linear(silu(gate).mul_(up), mlp.down_proj.weight.to(dtype)).to(x.dtype)
+        ctx.norm, ctx.mlp, ctx.kernels = norm, mlp, kernels
+        return x + linear(kernels.gate(inner), mlp.down_proj.weight.to(kernels.dtype))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         x, inner = ctx.saved_tensors
-        mlp, gradient = ctx.mlp, gradients[0].to(ctx.dtype)
-        modules, within = [mlp.gate_proj, mlp.up_proj], torch.empty_like(inner)
-        (gate, up), (of_gate, of_up) = inner.chunk(2, dim=-1), within.chunk(2, dim=-1)
-        opened = silu(gate)
-        _learn([mlp.down_proj], gradient, opened * up)
-        between = gradient @ mlp.down_proj.weight.to(ctx.dtype)
-        torch.mul(between, opened, out=of_up)
-        torch.ops.aten.silu_backward.grad_input(between.mul_(up), gate, grad_input=of_gate)
-        _learn(modules, within, _normed(x, ctx.norm, ctx.dtype))
-        return _norm_backward(x, ctx.norm, (within @ _joint(modules, ctx.dtype)).to(x.dtype)), None, None, None
+        mlp, kernels = ctx.mlp, ctx.kernels
+        modules, gradient = [mlp.gate_proj, mlp.up_proj], gradients[0].to(kernels.dtype)
+        opened, within = kernels.gate_backward(inner, gradient @ mlp.down_proj.weight.to(kernels.dtype))
+        _learn(kernels, [mlp.down_proj], gradient, opened)
+        _learn(kernels, modules, within, kernels.norm(x, ctx.norm))
+        below = within @ _joint(modules, kernels.dtype)
+        return kernels.norm_backward(x, ctx.norm, below, gradients[0]), None, None, None
 
 
 class _Head(torch.autograd.Function):
@@ -177,24 +131,25 @@ class _Head(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, norm: Any, head: nn.Linear, dtype: torch.dtype, picked: Picked
+        ctx: Any, x: Tensor, norm: Any, head: nn.Linear, kernels: Kernels, picked: Picked
     ) -> tuple[Tensor, Tensor]:
-        logits = _logits(_normed(x, norm, dtype), _columns(head, dtype))
+        logits = _logits(kernels.norm(x, norm), _columns(head, kernels.dtype))
         logprobs, total, entropies = picked.of(logits, head.out_features)
         ctx.save_for_backward(x, total, entropies)
-        ctx.norm, ctx.head, ctx.dtype, ctx.picked = norm, head, dtype, picked
+        ctx.norm, ctx.head, ctx.kernels, ctx.picked = norm, head, kernels, picked
         return logprobs, entropies
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         x, *found = ctx.saved_tensors
-        inputs, weight = _normed(x, ctx.norm, ctx.dtype), ctx.head.weight
-        weights = _columns(ctx.head, ctx.dtype)
+        kernels, weight = ctx.kernels, ctx.head.weight
+        inputs, weights = kernels.norm(x, ctx.norm), _columns(ctx.head, kernels.dtype)
         below = torch.zeros_like(x)
         for columns, part in ctx.picked.gradient(_logits(inputs, weights), len(weight), *found, *gradients):
-            _gradient(weight)[columns] += part.T @ inputs
+            kernels.learn(gradient_of(weight)[columns], part, inputs)
             below += part @ weights(columns)
-        return _norm_backward(x, ctx.norm, below), None, None, None, None
+        given = below.to(kernels.dtype)
+        return kernels.norm_backward(x, ctx.norm, given, torch.zeros_like(x)), None, None, None, None
 
 
 def _logits(inputs: Tensor, weights: Callable[[slice], Tensor]) -> Logits:
@@ -216,47 +171,10 @@ def _joint(modules: Sequence[nn.Linear], dtype: torch.dtype) -> Tensor:
     return joint
 
 
-def _normed(x: Tensor, norm: Any, dtype: torch.dtype) -> Tensor:
-    """RMSNorm, in fewer passes over x [T, width] than torch's."""
-    return (x * _scale(x, norm)).mul_(norm.weight.detach()).to(dtype)
-
-
-def _scale(x: Tensor, norm: Any) -> Tensor:
-    """1 / sqrt(mean(x²) + eps), as sqrt(width) / hypot(|x|, sqrt(width eps)): [T, 1]."""
-    width = x.shape[-1]
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    least = length.new_tensor((width * norm.variance_epsilon) ** 0.5)
-    return torch.hypot(length, least).reciprocal_().mul_(width**0.5)
-
-
-def _norm_backward(x: Tensor, norm: Any, gradient: Tensor) -> Tensor:
-    """Adds the norm's own gradient; the gradient [T, width] of its input."""
-    weight, scale = norm.weight.detach(), _scale(x, norm)
-    unit = x * scale
-    product = gradient * unit
-    _add(norm.weight, product.sum(0))
-    along = torch.mv(product, weight).div_(-x.shape[-1])[:, None]
-    return torch.addcmul(gradient * weight, unit, along).mul_(scale)
-
-
-def _learn(modules: Sequence[nn.Linear], gradient: Tensor, inputs: Tensor) -> None:
+def _learn(kernels: Kernels, modules: Sequence[nn.Linear], gradient: Tensor, inputs: Tensor) -> None:
     """Adds the gradients of layers side by side: gradient [T, outputs], inputs [T, width]."""
     parts = torch.split(gradient, [module.out_features for module in modules], dim=-1)
     for module, part in zip(modules, parts, strict=True):
-        weight = module.weight
-        if weight.grad is None or weight.dtype != part.dtype:
-            _add(weight, part.T @ inputs)
-        else:
-            weight.grad.addmm_(part.T, inputs)
+        kernels.learn(gradient_of(module.weight), part, inputs)
         if module.bias is not None:
-            _add(module.bias, part.sum(0))
-
-
-def _add(parameter: Tensor, gradient: Tensor) -> None:
-    _gradient(parameter).add_(gradient)
-
-
-def _gradient(parameter: Tensor) -> Tensor:
-    if parameter.grad is None:
-        parameter.grad = torch.zeros_like(parameter)
-    return parameter.grad
+            gradient_of(module.bias).add_(part.sum(0))

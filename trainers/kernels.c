@@ -1,8 +1,6 @@
-// Attention of a learner to packed trees, forward and backward, all threads in one parallel region.
+// What a learner's layer does between its products, forward and backward. Compiled as agents/native.h says.
 //
-// Compiled as agents/native.h says. Tokens lie depth first: those from t to until[t] - 1 see token t. Scores lie with
-// a row for each key, so that all that is done for a query is done in a lane. Sums are float32; attention's weights and
-// the gradients of scores are rounded before they are multiplied.
+// For given threads, the same bits each time. Sums are float32.
 
 #include "native.h"
 
@@ -11,9 +9,8 @@
 #define QUERIES 64  // at a time, a block
 #define SPAN 32     // keys at a time
 #define LEAST -1e30f
+#define CACHE (1 << 19)  // numbers that stay near
 #define ROOM __attribute__((aligned(64)))
-
-static const float scale_of(void) { return 1 / sqrtf(DIM); }
 
 // Of STEP rows of a product's second factor.
 INLINE void interleave(real *to, const lanes *rows) {
@@ -24,6 +21,151 @@ INLINE void interleave(real *to, const lanes *rows) {
     store(to, *rows);
 #endif
 }
+
+INLINE void interleave_rows(int tokens, int t, const real *x, int stride, real *to) {
+    lanes rows[STEP] = {0};
+    for (int s = 0; s < STEP && t + s < tokens; s++)
+        rows[s] = load(x + (size_t)(t + s) * stride);
+    interleave(to, rows);
+}
+
+// The width over the length of x [WIDTH], as RMSNorm has it.
+INLINE float scale_of(const float *x, float least) {
+    lanes squares = {0};
+    for (int i = 0; i < WIDTH; i += LANES)
+        squares += load_floats(x + i) * load_floats(x + i);
+    return 1 / sqrtf(total(squares) / WIDTH + least);
+}
+
+// y [n, WIDTH] = RMSNorm of x.
+void norm(int threads, int n, float least, const float *x, const float *weight, real *y) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int row = 0; row < n; row++) {
+        const float *mine = x + (size_t)row * WIDTH, scale = scale_of(mine, least);
+        for (int i = 0; i < WIDTH; i += LANES)
+            store(y + (size_t)row * WIDTH + i, load_floats(mine + i) * scale * load_floats(weight + i));
+    }
+}
+
+// out [n, WIDTH] = above + the gradient of x from that of y; the weight's is added to of_weight. sums [threads, WIDTH] is
+// room to work in.
+void norm_backward(int threads, int n, float least, const float *x, const float *weight, const real *gradient,
+                        const float *above, float *sums, float *of_weight, float *out) {
+#pragma omp parallel num_threads(threads)
+    {
+        float of_mine[WIDTH] = {0};
+#pragma omp for schedule(static)
+        for (int row = 0; row < n; row++) {
+            const float *mine = x + (size_t)row * WIDTH, scale = scale_of(mine, least);
+            const real *given = gradient + (size_t)row * WIDTH;
+            lanes products = {0};
+            for (int i = 0; i < WIDTH; i += LANES) {
+                const lanes product = load(given + i) * load_floats(mine + i) * scale;
+                store_floats(of_mine + i, load_floats(of_mine + i) + product);
+                products += product * load_floats(weight + i);
+            }
+            const float along = total(products) / WIDTH * scale;
+            for (int i = 0; i < WIDTH; i += LANES) {
+                const lanes across = load(given + i) * load_floats(weight + i) - load_floats(mine + i) * along;
+                const size_t at = (size_t)row * WIDTH + i;
+                store_floats(out + at, load_floats(above + at) + across * scale);
+            }
+        }
+        memcpy(sums + omp_get_thread_num() * WIDTH, of_mine, sizeof of_mine);
+#pragma omp barrier
+#pragma omp single
+        for (int thread = 0; thread < omp_get_num_threads(); thread++)
+            for (int i = 0; i < WIDTH; i++)
+                of_weight[i] += sums[thread * WIDTH + i];
+    }
+}
+
+// out [n, HIDDEN] = silu(gate) * up; inner [n, 2, HIDDEN] is of gates and ups.
+void gate(int threads, int n, const real *inner, real *out) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int row = 0; row < n; row++)
+        for (int i = 0; i < HIDDEN; i += LANES) {
+            const real *gates = inner + (size_t)row * 2 * HIDDEN + i;
+            const lanes opening = load(gates);
+            store(out + (size_t)row * HIDDEN + i, rounded(opening / (1 + exponential(-opening))) * load(gates + HIDDEN));
+        }
+}
+
+// The same, and the gradient of inner from that of out.
+void gate_backward(int threads, int n, const real *inner, const real *gradient, real *out, real *of_inner) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int row = 0; row < n; row++)
+        for (int i = 0; i < HIDDEN; i += LANES) {
+            const size_t at = (size_t)row * HIDDEN + i, place = (size_t)row * 2 * HIDDEN + i;
+            const lanes opening = load(inner + place), up = load(inner + place + HIDDEN), given = load(gradient + at);
+            const lanes share = 1 / (1 + exponential(-opening)), open = rounded(opening * share);
+            store(out + at, open * up);
+            store(of_inner + place, given * up * share * (1 + opening * (1 - share)));
+            store(of_inner + place + HIDDEN, given * open);
+        }
+}
+
+#if TILES
+// out [outputs, inputs] += gradient.T @ x, where gradient [tokens, outputs] has rows of `stride` and x [tokens, inputs].
+// down [outputs, padded] and pairs [inputs, padded] are room to work in; padded is `tokens` or the next number that 32
+// divides.
+void learn(int threads, int tokens, int padded, int outputs, int inputs, const real *gradient, int stride, const real *x,
+           real *down, real *pairs, float *out) {
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(static)
+        for (int start = 0; start < padded; start += 32)
+            for (int first = 0; first < outputs; first += 16)
+                for (int t = start; t < start + 32; t += 2) {
+                    real pair[32], *to = down + (size_t)first * padded + start * 16 + t % 32;
+                    interleave_rows(tokens, t, gradient + first, stride, pair);
+                    for (int i = 0; i < 16; i++)
+                        memcpy(to + i * 32, pair + i * 2, 4);
+                }
+#pragma omp for schedule(static)
+        for (int start = 0; start < padded; start += 32)
+            for (int i = 0; i < inputs; i += 16)
+                for (int t = start; t < start + 32; t += 2)
+                    interleave_rows(tokens, t, x + i, inputs, pairs + (size_t)i * padded + t * 16);
+        configure(32);
+        const int piece = (CACHE / inputs / 32 + 1) * 32;  // tokens, of which pairs fit the cache
+        for (int start = 0; start < padded; start += piece) {
+            const int end = start + piece < padded ? start + piece : padded;
+#pragma omp for schedule(static) nowait
+            for (int first = 0; first < outputs; first += 32)
+                for (int i = 0; i < inputs; i += 32) {
+                    const real *above = down + (size_t)first * padded, *below = above + 16 * padded;
+                    const real *left = pairs + (size_t)i * padded, *right = left + 16 * padded;
+                    float *to = out + (size_t)first * inputs + i, *lower = to + 16 * inputs;
+                    const int line = inputs * sizeof *to;
+                    FENCE;
+                    _tile_loadd(0, to, line);
+                    _tile_loadd(1, to + 16, line);
+                    _tile_loadd(2, lower, line);
+                    _tile_loadd(3, lower + 16, line);
+                    for (int t = start * 16; t < end * 16; t += 512) {
+                        _tile_loadd(4, above + t, 64);
+                        _tile_loadd(5, below + t, 64);
+                        _tile_loadd(6, left + t, 64);
+                        _tile_loadd(7, right + t, 64);
+                        _tile_dpbf16ps(0, 4, 6);
+                        _tile_dpbf16ps(1, 4, 7);
+                        _tile_dpbf16ps(2, 5, 6);
+                        _tile_dpbf16ps(3, 5, 7);
+                    }
+                    _tile_stored(0, to, line);
+                    _tile_stored(1, to + 16, line);
+                    _tile_stored(2, lower, line);
+                    _tile_stored(3, lower + 16, line);
+                }
+        }
+    }
+}
+#endif
+
+// Attention to packed trees. Tokens lie depth first: those from t to until[t] - 1 see token t. Scores lie with a row for
+// each key, so that all that is done for a query is done in a lane; weights, and the gradients of scores, are rounded
+// before they are multiplied.
 
 // y [rows, outputs] = x [rows, inputs] by weights [outputs / TILE, inputs / STEP, TILE, STEP], or that much more.
 INLINE void multiply_all(int rows, int inputs, int outputs, const real *x, int x_stride, const real *weights, float *y,
@@ -105,7 +247,7 @@ INLINE void queries_of(int tokens, int block, const real *joint, const float *tu
 // divides; keys and values, each [KV_HEADS, padded, DIM], are room to work in.
 void attend(int threads, int tokens, int padded, const int32_t *until, const float *turns, const real *joint,
             real *keys, real *values, real *seen, float *lengths) {
-    const float scale = scale_of();
+    const float scale = 1 / sqrtf(DIM);
     const int blocks = (tokens + QUERIES - 1) / QUERIES;
 #pragma omp parallel num_threads(threads)
     {
@@ -191,7 +333,7 @@ void attend(int threads, int tokens, int padded, const int32_t *until, const flo
 void attend_backward(int threads, int tokens, int padded, const int32_t *until, const float *turns, const real *joint,
                      const real *seen, const float *lengths, const real *gradient, real *keys, real *values,
                      real *across, float *sums, real *within) {
-    const float scale = scale_of();
+    const float scale = 1 / sqrtf(DIM);
     const int blocks = (tokens + QUERIES - 1) / QUERIES;
 #pragma omp parallel num_threads(threads)
     {
