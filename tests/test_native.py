@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import platform
 import random
 import shutil
 from collections import defaultdict
@@ -13,10 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from processors import WAYS, compiled_for
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen2Config
 
 from treegym.agents.attention import CausalAttend, bring_attention, tree_logits
-from treegym.agents.compiler import OPTIONS, Sizes, compiled
+from treegym.agents.compiler import Sizes, compiled
 from treegym.agents.forward import Forward, LlamaForward
 from treegym.agents.kv import Line
 from treegym.agents.native import SOURCE, NativeForward, forward_for
@@ -29,9 +29,6 @@ SHAPES = {  # of query heads that share keys, three, one, and more than native.c
     "biased": Qwen2Config(hidden_size=128, num_attention_heads=2, num_key_value_heads=2),
     "one key": LlamaConfig(hidden_size=160, num_attention_heads=40, num_key_value_heads=1, head_dim=32),
 }
-LEVELS = {"DEFAULT": "x86-64", "AVX2": "x86-64-v3", "AVX512": "x86-64-v4"}  # of processors, by torch's names
-able = list(LEVELS).index(torch.backends.cpu.get_cpu_capability()) if platform.machine() == "x86_64" else -1
-WAYS = ["native", "native, no tiles", *list(LEVELS.values())[: able + 1]]
 
 
 @pytest.fixture(params=SHAPES)
@@ -50,11 +47,7 @@ def model(request: pytest.FixtureRequest) -> PreTrainedModel:
 @pytest.fixture(params=list(itertools.product(WAYS, (torch.float32, torch.bfloat16))), ids=str)
 def native(request: pytest.FixtureRequest, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> NativeForward:
     way, dtype = request.param
-    processor, *without_tiles = way.split(", ")
-    if without_tiles:
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    options = [option.replace("native", processor) for option in OPTIONS]
-    return NativeForward(model, dtype, compiled(SOURCE, Sizes.of(model.config, dtype), options))
+    return NativeForward(model, dtype, compiled_for(way, SOURCE, Sizes.of(model.config, dtype), monkeypatch))
 
 
 def tokens(n: int, seed: int = 0) -> list[int]:

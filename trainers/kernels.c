@@ -50,7 +50,7 @@ void norm(int threads, int n, float least, const float *x, const float *weight, 
 // out [n, WIDTH] = above + the gradient of x from that of y; the weight's is added to of_weight. sums [threads, WIDTH] is
 // room to work in.
 void norm_backward(int threads, int n, float least, const float *x, const float *weight, const real *gradient,
-                        const float *above, float *sums, float *of_weight, float *out) {
+                   const float *above, float *sums, float *of_weight, float *out) {
 #pragma omp parallel num_threads(threads)
     {
         float of_mine[WIDTH] = {0};

@@ -49,8 +49,8 @@ class Kernels(Protocol):
         """What it gave, again, and the gradient of inner."""
         ...
 
-    def learn(self, sum: Tensor, gradient: Tensor, inputs: Tensor) -> None:
-        """Adds a weight's gradient to its sum [outputs, width]: gradient [T, outputs], inputs [T, width]."""
+    def learn(self, total: Tensor, gradient: Tensor, inputs: Tensor) -> None:
+        """Adds a weight's gradient to `total` [outputs, width]: gradient [T, outputs], inputs [T, width]."""
         ...
 
 
@@ -96,8 +96,8 @@ class TorchKernels:
         torch.ops.aten.silu_backward.grad_input(gradient * up, gate, grad_input=of_gate)
         return opened.mul_(up), within
 
-    def learn(self, sum: Tensor, gradient: Tensor, inputs: Tensor) -> None:
-        _add_product(sum, gradient, inputs)
+    def learn(self, total: Tensor, gradient: Tensor, inputs: Tensor) -> None:
+        _add_product(total, gradient, inputs)
 
     def _turned(self, joint: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and keys with their positions, and values: [heads, T, d] each."""
@@ -123,11 +123,11 @@ def _scale(x: Tensor, norm: Any) -> Tensor:
     return torch.hypot(length, least).reciprocal_().mul_(width**0.5)
 
 
-def _add_product(sum: Tensor, gradient: Tensor, inputs: Tensor) -> None:
-    if sum.dtype == inputs.dtype:
-        sum.addmm_(gradient.T, inputs)
+def _add_product(total: Tensor, gradient: Tensor, inputs: Tensor) -> None:
+    if total.dtype == inputs.dtype:
+        total.addmm_(gradient.T, inputs)
     else:
-        sum.add_(gradient.T @ inputs)
+        total.add_(gradient.T @ inputs)
 
 
 def gradient_of(parameter: Tensor) -> Tensor:
@@ -189,15 +189,15 @@ class NativeKernels:
         self._call("gate_backward", len(inner), inner, gradient, out, within)
         return out, within
 
-    def learn(self, sum: Tensor, gradient: Tensor, inputs: Tensor) -> None:
-        """Where tiles are multiplied in C, whose sums are exact to float32."""
-        if not hasattr(self._library, "learn") or sum.shape[0] % SPAN or sum.shape[1] % SPAN:
-            _add_product(sum, gradient, inputs)
+    def learn(self, total: Tensor, gradient: Tensor, inputs: Tensor) -> None:
+        """In C where it multiplies tiles; sums are then exact to float32."""
+        if not hasattr(self._library, "learn") or total.shape[0] % SPAN or total.shape[1] % SPAN:
+            _add_product(total, gradient, inputs)
             return
         padded = -(-len(inputs) // SPAN) * SPAN
-        down, pairs = (gradient.new_empty(size, padded) for size in sum.shape)
-        sizes = len(inputs), padded, *sum.shape, gradient, gradient.stride(0)
-        self._call("learn", *sizes, inputs, down, pairs, sum)
+        down, pairs = (gradient.new_empty(size, padded) for size in total.shape)
+        sizes = len(inputs), padded, *total.shape, gradient, gradient.stride(0)
+        self._call("learn", *sizes, inputs, down, pairs, total)
 
     def _tokens(self, joint: Tensor) -> tuple[int, int, Tensor, Tensor, Tensor]:
         return len(joint), len(self._until), self._until, self._turns, joint

@@ -81,14 +81,14 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         x, joint, seen, kept = ctx.saved_tensors
-        block, kernels = ctx.block, ctx.kernels
-        gradient = gradients[0].to(kernels.dtype)
+        block, kernels, above = ctx.block, ctx.kernels, gradients[0].contiguous()
+        gradient = above.to(kernels.dtype)
         _learn(kernels, [block.o_proj], gradient, seen)
         of_seen = gradient @ block.o_proj.weight.to(kernels.dtype)
         within = kernels.attend_backward(joint, seen, kept, of_seen)
         _learn(kernels, _heads(block), within, kernels.norm(x, ctx.norm))
         below = within @ _joint(_heads(block), kernels.dtype)
-        return kernels.norm_backward(x, ctx.norm, below, gradients[0]), None, None, None
+        return kernels.norm_backward(x, ctx.norm, below, above), None, None, None
 
 
 def _heads(block: Any) -> list[nn.Linear]:
@@ -114,13 +114,13 @@ class _FeedForward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         x, inner = ctx.saved_tensors
-        mlp, kernels = ctx.mlp, ctx.kernels
-        modules, gradient = [mlp.gate_proj, mlp.up_proj], gradients[0].to(kernels.dtype)
+        mlp, kernels, above = ctx.mlp, ctx.kernels, gradients[0].contiguous()
+        modules, gradient = [mlp.gate_proj, mlp.up_proj], above.to(kernels.dtype)
         opened, within = kernels.gate_backward(inner, gradient @ mlp.down_proj.weight.to(kernels.dtype))
         _learn(kernels, [mlp.down_proj], gradient, opened)
         _learn(kernels, modules, within, kernels.norm(x, ctx.norm))
         below = within @ _joint(modules, kernels.dtype)
-        return kernels.norm_backward(x, ctx.norm, below, gradients[0]), None, None, None
+        return kernels.norm_backward(x, ctx.norm, below, above), None, None, None
 
 
 class _Head(torch.autograd.Function):
