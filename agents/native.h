@@ -106,8 +106,9 @@ INLINE void store(real *y, lanes x) { memcpy(y, &x, sizeof x); }
 INLINE lanes multiply(lanes sum, const real *weights, const real *x) { return sum + load(weights) * *x; }
 #endif
 
-INLINE lanes exponential(lanes x) {  // Cephes' expf: 2^n times a polynomial; 0 for -87 and less, of more than 88 that
-    const words above = (words)(x > -87), below = (words)(x < 88);
+// Cephes' expf: 2^n times a polynomial. 0 for -87 and less, of more than 88 that, of no number none.
+INLINE lanes exponential(lanes x) {
+    const words above = ~(words)(x <= -87), below = ~(words)(x >= 88);
     x = (lanes)(((words)x & below) | ((words)((lanes){0} + 88) & ~below));
     lanes n = x * 1.44269504f + 12582912.f;  // 1.5 * 2^23: such a sum has no bits for fractions
     const words power = (words)n << 23;
@@ -148,7 +149,7 @@ static void configure(int rows) {
     } shape = {.palette = 1,
                .bytes = {64, 64, 64, 64, 64, 64, 64, 64},
                .rows = {above, above, below, below, above, below, 16, 16}};
-    FENCE;
+    __asm__ volatile("" ::"r"(&shape) : "memory");  // all of it is stored by now
     _tile_loadconfig(&shape);
 }
 

@@ -26,6 +26,7 @@ from algorithms import RESULTS, warm_up
 from grpo_step import EndlessRenderer, ToyEnv  # noqa: F401  (importing it registers the environment)
 from matplotlib import pyplot  # draws svg: algorithms sets it
 from task import TEMPLATE
+from update import work
 
 from treegym.__main__ import tune_malloc
 from treegym.agents import (
@@ -43,7 +44,7 @@ from treegym.agents import (
 )
 from treegym.agents.models import load
 from treegym.envs import Task
-from treegym.trainers import Learner, Optimization, tree_grpo
+from treegym.trainers import Learner, Optimization, Pack, tree_grpo
 
 TASKS = 4  # at a time
 LEAVES = 8  # a task, on FactSearch
@@ -105,10 +106,11 @@ def on_factsearch(model: Any, tokenizer: Any, rounds: int) -> dict[str, list[Row
         grower.policy.release()
         for dtype, learner in learners.items():
             for name, batch in (("packed", scored), ("written out", apart)):
+                packs: list[Pack] = []
                 start = time.perf_counter()
-                metrics = learner.update(batch, algorithm.loss)
-                seconds = time.perf_counter() - start
-                found[f"{name} {dtype}"] = {"seconds": seconds, "tokens": metrics["trained_tokens"]}
+                metrics = learner.update(batch, algorithm.loss, on_pack=packs.append)
+                seconds, done = time.perf_counter() - start, sum(work(pack, model) for pack in packs)
+                found[f"{name} {dtype}"] = {"seconds": seconds, "tokens": metrics["trained_tokens"], "work": done}
         for name, row in found.items():
             if round:
                 rows[name].append(row)
@@ -145,13 +147,14 @@ def table(rows: Mapping[str, Sequence[Row]]) -> list[str]:
         lines.append(f"| {name} | {' | '.join(cells)} | {seconds:.1f} | {ratio(rows[name], rows['chains'])} |")
     lines += [
         "",
-        "| the update of the Tree-GRPO trees: packed ÷ written out | tokens | time | target |",
-        "|---|---|---|---|",
+        "| the update of the Tree-GRPO trees: packed ÷ written out | tokens | work | time | target |",
+        "|---|---|---|---|---|",
     ]
     for dtype in DTYPES:
         pair = rows[f"packed {dtype}"], rows[f"written out {dtype}"]
         bound = 1.1 * median(a["tokens"] / b["tokens"] for a, b in zip(*pair, strict=True))
-        lines.append(f"| {dtype} | {ratio(*pair, 'tokens')} | {ratio(*pair)} | at most {bound:.2f} |")
+        cells = " | ".join(ratio(*pair, key) for key in ("tokens", "work", "seconds"))
+        lines.append(f"| {dtype} | {cells} | at most {bound:.2f} |")
     return lines
 
 

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from task import PROMPT_TOKENS, RESULT_TOKENS, TURN_TOKENS, TURNS
@@ -15,7 +16,7 @@ from treegym.__main__ import tune_malloc
 from treegym.agents import ROOT, Completion, Node, RolloutTree
 from treegym.agents.models import load
 from treegym.envs import Task
-from treegym.trainers import Advantages, ClippedLoss, Learner, Optimization
+from treegym.trainers import Advantages, ClippedLoss, Learner, Optimization, Pack
 
 WIDTHS = {"chains": (8, 8, 8, 8), "tree": (2, 4, 8, 8), "unpacked": (1, 1, 1, 1)}  # nodes at each turn
 
@@ -42,18 +43,30 @@ def score(tree: RolloutTree) -> tuple[RolloutTree, Advantages]:
     return tree, [[(-1.0) ** rollout] * TURNS for rollout in range(len(tree.leaves))]
 
 
+def work(pack: Pack, model: Any) -> float:
+    """Multiplications, in 10¹², of a pass forward and back: of weights with tokens, of the output layer, whose logits
+    are computed twice, with the tokens that something is predicted after, and of queries with keys and values."""
+    config = model.config
+    blocks = sum(weight.numel() for weight in model.model.layers.parameters())
+    pairs = (pack.positions + 1).sum().item() * config.num_attention_heads * model.model.layers[0].self_attn.head_dim
+    of_blocks = 3 * blocks * len(pack.tokens) + 7 * pairs * config.num_hidden_layers
+    return (of_blocks + 4 * model.lm_head.weight.numel() * len(pack.rows)) / 1e12
+
+
 def prepare(model: str, dtype: str, layout: str) -> Callable[[], dict[str, float]]:
     loaded, _ = load(Path(model))
     # All tokens in one pass, packed or not: a batch of eight rows without padding is what packing is compared with.
     learner = Learner(loaded, Optimization(learning_rate=1e-6, max_tokens=8192), dtype=getattr(torch, dtype))
     size, loss = loaded.config.vocab_size, ClippedLoss()
     batch = [score(grow(WIDTHS[layout], size, seed)) for seed in range(8 if layout == "unpacked" else 1)]
-    learner.update([score(grow((1,) * TURNS, size, 9))], loss)  # makes the optimiser's state
+    learner.update(batch, loss)  # makes the optimiser's state, and memory grows to what it needs
 
     def measure() -> dict[str, float]:
+        packs: list[Pack] = []
         start = time.perf_counter()
-        metrics = learner.update(batch, loss)
-        return {"seconds": time.perf_counter() - start, "tokens": metrics["trained_tokens"]}
+        metrics = learner.update(batch, loss, on_pack=packs.append)
+        seconds = time.perf_counter() - start
+        return {"seconds": seconds, "tokens": metrics["trained_tokens"], "work": sum(work(p, loaded) for p in packs)}
 
     return measure
 

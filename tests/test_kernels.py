@@ -13,7 +13,7 @@ import pytest
 import torch
 from processors import WAYS, compiled_for
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen2Config
 
 from treegym.agents import ROOT, Completion, Node, RolloutTree
 from treegym.agents.compiler import Sizes
@@ -135,9 +135,29 @@ def test_a_gradient_of_more_tokens_than_stay_near(
     gradient, inputs = (torch.randn(tokens, width, generator=draw).to(dtype) for width in (64, WIDTH))
     heads, segments, tables = HEADS["grouped"], [Segment(tokens)], (torch.ones(tokens, 32), torch.zeros(tokens, 32))
     library = compiled_for(name, SOURCE, Sizes(WIDTH, HIDDEN, *heads, dtype == torch.bfloat16), monkeypatch)
+    if not hasattr(library, "learn"):
+        pytest.skip("torch multiplies: C has no tiles here")
     total = torch.ones(64, WIDTH)
     NativeKernels(library, dtype, heads, segments, tables).learn(total, gradient, inputs)
-    torch.testing.assert_close(total.double(), 1 + gradient.double().T @ inputs.double(), rtol=0.01, atol=1.0)
+    torch.testing.assert_close(total.double(), 1 + gradient.double().T @ inputs.double(), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("part", ["query", "key"])
+@torch.no_grad()
+def test_what_is_no_number_is_not_hidden(
+    way: tuple[str, torch.dtype], part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A learner whose weights have come to nothing must see it."""
+    name, dtype = way
+    heads, segments = HEADS["grouped"], [Segment(70), Segment(9, (0,)), Segment(20, (0,))]
+    case = Case(heads, segments, dtype)
+    case.joint[75, 0 if part == "query" else heads[0] * heads[2]] = float("nan")
+    library = compiled_for(name, SOURCE, Sizes(WIDTH, HIDDEN, *heads, dtype == torch.bfloat16), monkeypatch)
+    native = NativeKernels(library, dtype, heads, segments, case.tables)
+    seen, kept = native.attend(case.joint)
+    touched = seen.isnan().any(1)
+    assert touched.nonzero().flatten().tolist() == ([75] if part == "query" else [75, 76, 77, 78])
+    assert native.attend_backward(case.joint, seen, kept, case.of_seen)[75].isnan().any()
 
 
 def test_a_token_is_seen_by_what_lies_below_it() -> None:
@@ -159,25 +179,32 @@ def tree(draw: random.Random) -> RolloutTree:
     return RolloutTree(Task("none", 0), some(40), (), tuple(nodes), tuple(range(6, 14)))
 
 
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+SHAPE: dict[str, Any] = {
+    "hidden_size": WIDTH,
+    "intermediate_size": HIDDEN,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+}
+CONFIGS = {
+    "three parts of a tied output layer": LlamaConfig(**SHAPE, head_dim=32, vocab_size=4160, tie_word_embeddings=True),
+    "outputs in no whole tiles": LlamaConfig(**SHAPE, head_dim=32, vocab_size=300),
+    "biased": Qwen2Config(**SHAPE | {"hidden_size": 192}, vocab_size=300),
+}
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_whole_update_moves_along_the_exact_gradient(dtype: torch.dtype, tied: bool) -> None:
-    config = LlamaConfig(
-        vocab_size=300,  # no multiple of what is multiplied at a time
-        hidden_size=WIDTH,
-        intermediate_size=HIDDEN,
-        num_hidden_layers=2,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        head_dim=32,
-        tie_word_embeddings=tied,
-    )
+def test_a_whole_update_moves_along_the_exact_gradient(dtype: torch.dtype, config: PreTrainedConfig) -> None:
     grown = tree(random.Random(0))
     advantages: Advantages = [[(-1.0) ** i * (i + 1)] * len(path) for i, path in enumerate(grown.paths)]
     found = []
     for precision in (dtype, torch.float64):
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config).to(torch.promote_types(precision, torch.float32))
+        model = AutoModelForCausalLM.from_config(config)
+        for parameter in model.parameters():
+            parameter.data += 0.02 * torch.randn_like(parameter)  # biases begin as zeros
+        model.to(torch.promote_types(precision, torch.float32))
         learner = Learner(model, Optimization(), dtype=precision)
         predict = learner._predict
         assert isinstance(predict, LlamaPredict) and bool(predict._library) == (precision == dtype)

@@ -366,6 +366,12 @@ def test_the_leaner_pass_is_the_model_s_own(name: str, dtype: torch.dtype) -> No
         assert (ours - theirs).norm() <= tolerance * theirs.norm()
 
 
+@pytest.mark.parametrize("bias", ["attention_bias", "mlp_bias"])
+def test_a_model_with_biases_that_the_leaner_pass_lacks_runs_its_own(bias: str) -> None:
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SMALL, **{bias: True}))
+    assert not trains_in_place(model) and trains_in_place(tiny_model())
+
+
 def test_clipping_is_active_on_shared_tokens_of_both_signs() -> None:
     """The batches above exercise what makes packing hard: one token, several advantages, clipped and not."""
     loss = ClippedLoss(0.1, 0.15)

@@ -28,7 +28,7 @@ def trains_in_place(model: PreTrainedModel) -> bool:
     return (
         is_plain_llama(model)
         and all(p.requires_grad for p in model.parameters())
-        and not any(layer.mlp.down_proj.bias is not None for layer in found.model.layers)
+        and not any(part.bias is not None for x in found.model.layers for part in (x.self_attn.o_proj, x.mlp.down_proj))
     )
 
 
@@ -40,7 +40,7 @@ class LlamaPredict:
         self._dtype = dtype
         self._temperature = temperature
         self._library = None
-        if model.dtype == torch.float32:
+        if all(p.dtype == torch.float32 and p.is_contiguous() for p in model.parameters()):
             self._library = library_for(SOURCE, model, dtype, "an update takes up to twice as long")
 
     def __call__(self, packed: Pack, *, entropy: bool = False) -> tuple[Tensor, Tensor]:
