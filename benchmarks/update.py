@@ -59,9 +59,9 @@ def prepare(model: str, dtype: str, layout: str) -> Callable[[], dict[str, float
     learner = Learner(loaded, Optimization(learning_rate=1e-6, max_tokens=8192), dtype=getattr(torch, dtype))
     size, loss = loaded.config.vocab_size, ClippedLoss()
     batch = [score(grow(WIDTHS[layout], size, seed)) for seed in range(8 if layout == "unpacked" else 1)]
-    learner.update(batch, loss)  # makes the optimiser's state, and memory grows to what it needs
 
     def measure() -> dict[str, float]:
+        learner.update(batch, loss)  # what a process has not used for a while may not be in memory
         packs: list[Pack] = []
         start = time.perf_counter()
         metrics = learner.update(batch, loss, on_pack=packs.append)

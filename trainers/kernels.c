@@ -47,8 +47,8 @@ void norm(int threads, int n, float least, const float *x, const float *weight, 
     }
 }
 
-// out [n, WIDTH] = above + the gradient of x from that of y; the weight's is added to of_weight. sums [threads, WIDTH] is
-// room to work in.
+// out [n, WIDTH] = above + the gradient of x from that of y; the weight's is added to of_weight. sums [threads, WIDTH]
+// is room to work in.
 void norm_backward(int threads, int n, float least, const float *x, const float *weight, const real *gradient,
                    const float *above, float *sums, float *of_weight, float *out) {
 #pragma omp parallel num_threads(threads)
@@ -86,8 +86,8 @@ void gate(int threads, int n, const real *inner, real *out) {
     for (int row = 0; row < n; row++)
         for (int i = 0; i < HIDDEN; i += LANES) {
             const real *gates = inner + (size_t)row * 2 * HIDDEN + i;
-            const lanes opening = load(gates);
-            store(out + (size_t)row * HIDDEN + i, rounded(opening / (1 + exponential(-opening))) * load(gates + HIDDEN));
+            const lanes opening = load(gates), open = rounded(opening / (1 + exponential(-opening)));
+            store(out + (size_t)row * HIDDEN + i, open * load(gates + HIDDEN));
         }
 }
 
@@ -106,18 +106,18 @@ void gate_backward(int threads, int n, const real *inner, const real *gradient, 
 }
 
 #if TILES
-// out [outputs, inputs] += gradient.T @ x, where gradient [tokens, outputs] has rows of `stride` and x [tokens, inputs].
-// down [outputs, padded] and pairs [inputs, padded] are room to work in; padded is `tokens` or the next number that 32
-// divides.
-void learn(int threads, int tokens, int padded, int outputs, int inputs, const real *gradient, int stride, const real *x,
-           real *down, real *pairs, float *out) {
+// out [outputs, inputs] += gradient.T @ x, x [tokens, inputs]; rows of gradient [tokens, outputs] are `stride` apart.
+// across [outputs, padded] and pairs [inputs, padded] are room to work in; 32 divides outputs, inputs and padded, which
+// is `tokens` or the next such number.
+void learn(int threads, int tokens, int padded, int outputs, int inputs, const real *gradient, int stride,
+           const real *x, real *across, real *pairs, float *out) {
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
         for (int start = 0; start < padded; start += 32)
             for (int first = 0; first < outputs; first += 16)
                 for (int t = start; t < start + 32; t += 2) {
-                    real pair[32], *to = down + (size_t)first * padded + start * 16 + t % 32;
+                    real pair[32], *to = across + (size_t)first * padded + start * 16 + t % 32;
                     interleave_rows(tokens, t, gradient + first, stride, pair);
                     for (int i = 0; i < 16; i++)
                         memcpy(to + i * 32, pair + i * 2, 4);
@@ -134,7 +134,7 @@ void learn(int threads, int tokens, int padded, int outputs, int inputs, const r
 #pragma omp for schedule(static) nowait
             for (int first = 0; first < outputs; first += 32)
                 for (int i = 0; i < inputs; i += 32) {
-                    const real *above = down + (size_t)first * padded, *below = above + 16 * padded;
+                    const real *above = across + (size_t)first * padded, *below = above + 16 * padded;
                     const real *left = pairs + (size_t)i * padded, *right = left + 16 * padded;
                     float *to = out + (size_t)first * inputs + i, *lower = to + 16 * inputs;
                     const int line = inputs * sizeof *to;
@@ -163,9 +163,9 @@ void learn(int threads, int tokens, int padded, int outputs, int inputs, const r
 }
 #endif
 
-// Attention to packed trees. Tokens lie depth first: those from t to until[t] - 1 see token t. Scores lie with a row for
-// each key, so that all that is done for a query is done in a lane; weights, and the gradients of scores, are rounded
-// before they are multiplied.
+// Attention to packed trees. Tokens lie depth first: those from t to until[t] - 1 see token t. Scores lie with a row
+// for each key, so that all that is done for a query is done in a lane; weights, and the gradients of scores, are
+// rounded before they are multiplied.
 
 // y [rows, outputs] = x [rows, inputs] by weights [outputs / TILE, inputs / STEP, TILE, STEP], or that much more.
 INLINE void multiply_all(int rows, int inputs, int outputs, const real *x, int x_stride, const real *weights, float *y,
@@ -233,202 +233,218 @@ INLINE void hide(float *scores, const int32_t *until, int first, int block) {
         }
 }
 
-// The queries of a block, turned; zeros after the last token.
-INLINE void queries_of(int tokens, int block, const real *joint, const float *turns, real *rows) {
-    for (int q = 0; q < QUERIES; q++)
-        if (block + q < tokens)
-            turn(joint + (size_t)(block + q) * QKV, turns + (size_t)(block + q) * DIM, rows + q * DIM);
-        else
-            memset(rows + q * DIM, 0, DIM * sizeof *rows);
+// The tokens of a pass, their places, and their queries, keys and values [tokens, QKV], not yet turned.
+struct pass {
+    int tokens, padded;    // the next number that SPAN divides
+    const int32_t *until;  // [padded], 0 from `tokens` on
+    const float *turns;    // [tokens, 2, DIM / 2]
+    const real *joint;
+};
+
+// Keys, turned, and values, each [KV_HEADS, padded, DIM] or, across, [KV_HEADS, DIM, padded]; NULL where not wanted.
+INLINE void lay(const struct pass *p, real *keys, real *values, real *keys_across, real *values_across) {
+#pragma omp for collapse(2) schedule(static)
+    for (int h = 0; h < KV_HEADS; h++)
+        for (int t = 0; t < p->padded; t++) {
+            const size_t place = ((size_t)h * p->padded + t) * DIM, column = (size_t)h * DIM * p->padded + t;
+            real key[DIM] = {0}, value[DIM] = {0};
+            if (t < p->tokens) {
+                const real *heads = p->joint + (size_t)t * QKV + (HEADS + h) * DIM;
+                turn(heads, p->turns + (size_t)t * DIM, key);
+                memcpy(value, heads + KV_HEADS * DIM, sizeof value);
+            }
+            memcpy(keys + place, key, sizeof key);
+            if (values)
+                memcpy(values + place, value, sizeof value);
+            for (int i = 0; i < DIM && keys_across; i++)
+                keys_across[column + (size_t)i * p->padded] = key[i];
+            for (int i = 0; i < DIM && values_across; i++)
+                values_across[column + (size_t)i * p->padded] = value[i];
+        }
 }
 
-// joint [tokens, QKV] -> seen [tokens, HEADS * DIM], and lengths [HEADS, tokens], the logarithm of the sum of what a
-// query's weights are divided by. turns [tokens, 2, DIM / 2]; until [padded], 0 from `tokens` on, as many as SPAN
-// divides; keys and values, each [KV_HEADS, padded, DIM], are room to work in.
-void attend(int threads, int tokens, int padded, const int32_t *until, const float *turns, const real *joint,
-            real *keys, real *values, real *seen, float *lengths) {
-    const float scale = 1 / sqrtf(DIM);
-    const int blocks = (tokens + QUERIES - 1) / QUERIES;
-#pragma omp parallel num_threads(threads)
-    {
-        configure(ROWS);
-#pragma omp for collapse(2) schedule(static)
-        for (int h = 0; h < KV_HEADS; h++)
-            for (int t = 0; t < padded; t++) {
-                real *key = keys + ((size_t)h * padded + t) * DIM, *value = values + (size_t)h * DIM * padded + t;
-                if (t < tokens) {
-                    const real *heads = joint + (size_t)t * QKV + (HEADS + h) * DIM;
-                    turn(heads, turns + (size_t)t * DIM, key);
-                    for (int i = 0; i < DIM; i++)
-                        value[(size_t)i * padded] = heads[KV_HEADS * DIM + i];
-                } else {
-                    memset(key, 0, DIM * sizeof *key);
-                    for (int i = 0; i < DIM; i++)
-                        value[(size_t)i * padded] = 0;
-                }
-            }
-#pragma omp for collapse(2) schedule(dynamic)
-        for (int b = blocks - 1; b >= 0; b--)
-            for (int head = 0; head < HEADS; head++) {
-                const int block = b * QUERIES, h = head / GROUP;
-                const real *my_keys = keys + (size_t)h * padded * DIM, *my_values = values + (size_t)h * padded * DIM;
-                real rows[QUERIES * DIM] ROOM, asked[QUERIES * DIM] ROOM, weights[SPAN * QUERIES] ROOM;
-                float scores[SPAN][QUERIES] ROOM, out[DIM][QUERIES] ROOM;
-                lanes most[QUERIES / LANES], sums[QUERIES / LANES];
-                queries_of(tokens, block, joint + head * DIM, turns, rows);
-                lay_across(rows, asked);
-                memset(out, 0, sizeof out);
-                for (int c = 0; c < QUERIES / LANES; c++)
-                    most[c] = (lanes){0} + LEAST, sums[c] = (lanes){0};
-                for (int first = 0; first < padded && first < block + QUERIES; first += SPAN) {
-                    const int seeing = sight(until, first, block);
-                    if (!seeing)
-                        continue;
-                    multiply_all(SPAN, DIM, QUERIES, my_keys + (size_t)first * DIM, DIM, asked, *scores, QUERIES, 0);
-                    if (seeing == 1)
-                        hide(*scores, until, first, block);
-                    for (int c = 0; c < QUERIES / LANES; c++) {
-                        lanes high = most[c];
-                        for (int k = 0; k < SPAN; k++) {
-                            const lanes score = load_floats(scores[k] + c * LANES);
-                            const words larger = (words)(score > high);
-                            high = (lanes)(((words)score & larger) | ((words)high & ~larger));
-                        }
-                        if (memcmp(&high, &most[c], sizeof high)) {
-                            const lanes kept = exponential((most[c] - high) * scale);
-                            sums[c] *= kept;
-                            for (int i = 0; i < DIM; i++)
-                                store_floats(out[i] + c * LANES, load_floats(out[i] + c * LANES) * kept);
-                            most[c] = high;
-                        }
-                        for (int k = 0; k < SPAN; k += STEP) {
-                            lanes pair[STEP];
-                            for (int s = 0; s < STEP; s++) {
-                                pair[s] = exponential((load_floats(scores[k + s] + c * LANES) - high) * scale);
-                                sums[c] += pair[s];
-                            }
-                            const int q = c * LANES;
-                            interleave(weights + q / TILE * TILE * SPAN + k * TILE + q % TILE * STEP, pair);
-                        }
-                    }
-                    multiply_all(DIM, SPAN, QUERIES, my_values + first, padded, weights, *out, QUERIES, 1);
-                }
-                float divisors[QUERIES], highest[QUERIES];
-                memcpy(divisors, sums, sizeof divisors);
-                memcpy(highest, most, sizeof highest);
-                for (int q = 0; q < QUERIES && block + q < tokens; q++) {
-                    float row[DIM];
-                    for (int i = 0; i < DIM; i++)
-                        row[i] = out[i][q] / divisors[q];
-                    for (int i = 0; i < DIM; i += LANES)
-                        store(seen + ((size_t)(block + q) * HEADS + head) * DIM + i, load_floats(row + i));
-                    lengths[(size_t)head * tokens + block + q] = highest[q] * scale + logf(divisors[q]);
-                }
-            }
+// A head's queries of a block, turned; zeros after the last token.
+INLINE void queries_of(const struct pass *p, int block, int head, real *rows) {
+    memset(rows, 0, QUERIES * DIM * sizeof *rows);
+    for (int q = 0; q < QUERIES && block + q < p->tokens; q++) {
+        const size_t token = block + q;
+        turn(p->joint + token * QKV + head * DIM, p->turns + token * DIM, rows + q * DIM);
     }
 }
 
-// The gradient within [tokens, QKV] of joint, from those of what `attend` gave. keys and values [KV_HEADS, padded, DIM],
-// across [KV_HEADS, DIM, padded] and sums [threads, padded, 2, DIM] are room to work in.
-void attend_backward(int threads, int tokens, int padded, const int32_t *until, const float *turns, const real *joint,
-                     const real *seen, const float *lengths, const real *gradient, real *keys, real *values,
-                     real *across, float *sums, real *within) {
+// Where a number of query q and key k lies in the second factor of a product over keys.
+INLINE int down(int k, int q) { return q / TILE * TILE * SPAN + k * TILE + q % TILE * STEP; }
+
+// The weights of a span of keys, as the second factor of a product over them, from scores. `most` is the highest score
+// so far of each query and `sums` that of its weights; they, and what was seen so far, follow the highest.
+INLINE void soften(float scores[SPAN][QUERIES], float scale, lanes *most, lanes *sums, float seen[DIM][QUERIES],
+                   real *weights) {
+    for (int c = 0; c < QUERIES / LANES; c++) {
+        const int q = c * LANES;
+        lanes high = most[c];
+        for (int k = 0; k < SPAN; k++) {
+            const lanes score = load_floats(scores[k] + q);
+            const words larger = (words)(score > high);
+            high = (lanes)(((words)score & larger) | ((words)high & ~larger));
+        }
+        if (memcmp(&high, &most[c], sizeof high)) {
+            const lanes kept = exponential((most[c] - high) * scale);
+            sums[c] *= kept;
+            for (int i = 0; i < DIM; i++)
+                store_floats(seen[i] + q, load_floats(seen[i] + q) * kept);
+            most[c] = high;
+        }
+        for (int k = 0; k < SPAN; k += STEP) {
+            lanes pair[STEP];
+            for (int s = 0; s < STEP; s++) {
+                pair[s] = exponential((load_floats(scores[k + s] + q) - high) * scale);
+                sums[c] += pair[s];
+            }
+            interleave(weights + down(k, q), pair);
+        }
+    }
+}
+
+static void see(const struct pass *p, int block, int head, const real *keys, const real *values_across, real *seen,
+                float *lengths) {
     const float scale = 1 / sqrtf(DIM);
-    const int blocks = (tokens + QUERIES - 1) / QUERIES;
+    real rows[QUERIES * DIM] ROOM, asked[QUERIES * DIM] ROOM, weights[SPAN * QUERIES] ROOM;
+    float scores[SPAN][QUERIES] ROOM, out[DIM][QUERIES] ROOM = {0};
+    lanes most[QUERIES / LANES], sums[QUERIES / LANES] = {0};
+    for (int c = 0; c < QUERIES / LANES; c++)
+        most[c] = (lanes){0} + LEAST;
+    queries_of(p, block, head, rows);
+    lay_across(rows, asked);
+    for (int first = 0; first < p->padded && first < block + QUERIES; first += SPAN) {
+        const int seeing = sight(p->until, first, block);
+        if (!seeing)
+            continue;
+        multiply_all(SPAN, DIM, QUERIES, keys + (size_t)first * DIM, DIM, asked, *scores, QUERIES, 0);
+        if (seeing == 1)
+            hide(*scores, p->until, first, block);
+        soften(scores, scale, most, sums, out, weights);
+        multiply_all(DIM, SPAN, QUERIES, values_across + first, p->padded, weights, *out, QUERIES, 1);
+    }
+    float divisors[QUERIES], highest[QUERIES];
+    memcpy(divisors, sums, sizeof divisors);
+    memcpy(highest, most, sizeof highest);
+    for (int q = 0; q < QUERIES && block + q < p->tokens; q++) {
+        float row[DIM];
+        for (int i = 0; i < DIM; i++)
+            row[i] = out[i][q] / divisors[q];
+        for (int i = 0; i < DIM; i += LANES)
+            store(seen + ((size_t)(block + q) * HEADS + head) * DIM + i, load_floats(row + i));
+        lengths[(size_t)head * p->tokens + block + q] = highest[q] * scale + logf(divisors[q]);
+    }
+}
+
+// joint [tokens, QKV] -> seen [tokens, HEADS * DIM], and lengths [HEADS, tokens], the logarithm of what a query's
+// weights are divided by. keys and values, each as many as `lay` gives, are room to work in.
+void attend(int threads, int tokens, int padded, const int32_t *until, const float *turns, const real *joint,
+            real *keys, real *values, real *seen, float *lengths) {
+    const struct pass pass = {tokens, padded, until, turns, joint};
+    const size_t head_size = (size_t)padded * DIM;
 #pragma omp parallel num_threads(threads)
     {
         configure(ROWS);
-#pragma omp for collapse(2) schedule(static)
-        for (int h = 0; h < KV_HEADS; h++)
-            for (int t = 0; t < padded; t++) {
-                real *key = keys + ((size_t)h * padded + t) * DIM, *value = values + ((size_t)h * padded + t) * DIM;
-                if (t < tokens) {
-                    const real *heads = joint + (size_t)t * QKV + (HEADS + h) * DIM;
-                    turn(heads, turns + (size_t)t * DIM, key);
-                    memcpy(value, heads + KV_HEADS * DIM, DIM * sizeof *value);
-                } else {
-                    memset(key, 0, DIM * sizeof *key);
-                    memset(value, 0, DIM * sizeof *value);
+        lay(&pass, keys, NULL, NULL, values);
+#pragma omp for collapse(2) schedule(dynamic)
+        for (int b = (tokens - 1) / QUERIES; b >= 0; b--)
+            for (int head = 0; head < HEADS; head++)
+                see(&pass, b * QUERIES, head, keys + head / GROUP * head_size, values + head / GROUP * head_size, seen,
+                    lengths);
+    }
+}
+
+// The gradient of a block's queries goes to `within`; those of keys and values, of which of_both [padded, 2, DIM] are
+// the sums, grow.
+static void see_backward(const struct pass *p, int block, int head, const real *keys, const real *values,
+                         const real *keys_across, const real *seen, const float *lengths, const real *gradient,
+                         float *of_both, real *within) {
+    const float scale = 1 / sqrtf(DIM);
+    real rows[QUERIES * DIM] ROOM, asked[QUERIES * DIM] ROOM, asked_down[QUERIES * DIM] ROOM;
+    real given[QUERIES * DIM] ROOM, given_down[QUERIES * DIM] ROOM;
+    real weights[SPAN * QUERIES] ROOM, slopes[SPAN * QUERIES] ROOM, slopes_down[SPAN * QUERIES] ROOM;
+    float scores[SPAN][QUERIES] ROOM, of_weights[SPAN][QUERIES] ROOM, out[DIM][QUERIES] ROOM = {0};
+    float length[QUERIES] = {0}, along[QUERIES] = {0};
+    queries_of(p, block, head, rows);
+    lay_across(rows, asked);
+    lay_down(rows, asked_down);
+    memset(rows, 0, sizeof rows);
+    for (int q = 0; q < QUERIES && block + q < p->tokens; q++) {
+        const size_t place = ((size_t)(block + q) * HEADS + head) * DIM;
+        lanes products = {0};
+        for (int i = 0; i < DIM; i += LANES)
+            products += load(gradient + place + i) * load(seen + place + i);
+        along[q] = total(products);
+        length[q] = lengths[(size_t)head * p->tokens + block + q];
+        memcpy(rows + q * DIM, gradient + place, DIM * sizeof *rows);
+    }
+    lay_across(rows, given);
+    lay_down(rows, given_down);
+    for (int first = 0; first < p->padded && first < block + QUERIES; first += SPAN) {
+        const int seeing = sight(p->until, first, block);
+        if (!seeing)
+            continue;
+        const size_t from = (size_t)first * DIM;
+        float *of_keys = of_both + 2 * from, *of_values = of_keys + DIM;
+        multiply_all(SPAN, DIM, QUERIES, keys + from, DIM, asked, *scores, QUERIES, 0);
+        multiply_all(SPAN, DIM, QUERIES, values + from, DIM, given, *of_weights, QUERIES, 0);
+        if (seeing == 1)
+            hide(*scores, p->until, first, block);
+        for (int k = 0; k < SPAN; k += STEP)
+            for (int q = 0; q < QUERIES; q += LANES) {
+                lanes pair[STEP];
+                for (int s = 0; s < STEP; s++) {
+                    const lanes score = load_floats(scores[k + s] + q);
+                    const lanes weight = exponential(score * scale - load_floats(length + q));
+                    pair[s] = weight * (load_floats(of_weights[k + s] + q) - load_floats(along + q));
+                    store(weights + (k + s) * QUERIES + q, weight);
+                    store(slopes + (k + s) * QUERIES + q, pair[s]);
                 }
-                for (int i = 0; i < DIM; i++)
-                    across[((size_t)h * DIM + i) * padded + t] = key[i];
+                interleave(slopes_down + down(k, q), pair);
             }
-        const size_t own = (size_t)padded * 2 * DIM;
-        float *mine = sums + omp_get_thread_num() * own;
+        multiply_all(SPAN, QUERIES, DIM, weights, QUERIES, given_down, of_values, 2 * DIM, 1);
+        multiply_all(SPAN, QUERIES, DIM, slopes, QUERIES, asked_down, of_keys, 2 * DIM, 1);
+        multiply_all(DIM, SPAN, QUERIES, keys_across + first, p->padded, slopes_down, *out, QUERIES, 1);
+    }
+    for (int q = 0; q < QUERIES && block + q < p->tokens; q++) {
+        const size_t token = block + q;
+        float row[DIM];
+        for (int i = 0; i < DIM; i++)
+            row[i] = out[i][q] * scale;
+        turn_back(row, p->turns + token * DIM, within + token * QKV + head * DIM);
+    }
+}
+
+// The gradient within [tokens, QKV] of joint, from that of seen. keys, values and across, each as many as `lay` gives,
+// and sums [threads, padded, 2, DIM] are room to work in.
+void attend_backward(int threads, int tokens, int padded, const int32_t *until, const float *turns, const real *joint,
+                     const real *seen, const float *lengths, const real *gradient, real *keys, real *values,
+                     real *across, float *sums, real *within) {
+    const struct pass pass = {tokens, padded, until, turns, joint};
+    const size_t head_size = (size_t)padded * DIM;
+#pragma omp parallel num_threads(threads)
+    {
+        float *mine = sums + omp_get_thread_num() * 2 * head_size;
+        configure(ROWS);
+        lay(&pass, keys, values, across, NULL);
         for (int h = 0; h < KV_HEADS; h++) {
-            const real *my_keys = keys + (size_t)h * padded * DIM, *my_values = values + (size_t)h * padded * DIM;
-            const real *my_across = across + (size_t)h * padded * DIM;
-            memset(mine, 0, own * sizeof *mine);
+            memset(mine, 0, 2 * head_size * sizeof *mine);
 #pragma omp for collapse(2) schedule(static, 1)
-            for (int b = 0; b < blocks; b++)
-                for (int g = 0; g < GROUP; g++) {
-                    const int block = b * QUERIES, head = h * GROUP + g;
-                    real rows[QUERIES * DIM] ROOM, asked[QUERIES * DIM] ROOM, asked_down[QUERIES * DIM] ROOM;
-                    real given[QUERIES * DIM] ROOM, given_down[QUERIES * DIM] ROOM;
-                    real weights[SPAN * QUERIES] ROOM, slopes[SPAN * QUERIES] ROOM, slopes_down[SPAN * QUERIES] ROOM;
-                    float scores[SPAN][QUERIES] ROOM, of_weights[SPAN][QUERIES] ROOM, out[DIM][QUERIES] ROOM;
-                    float length[QUERIES] = {0}, along[QUERIES] = {0};
-                    queries_of(tokens, block, joint + head * DIM, turns, rows);
-                    lay_across(rows, asked);
-                    lay_down(rows, asked_down);
-                    for (int q = 0; q < QUERIES; q++) {
-                        if (block + q >= tokens) {
-                            memset(rows + q * DIM, 0, DIM * sizeof *rows);
-                            continue;
-                        }
-                        const size_t place = ((size_t)(block + q) * HEADS + head) * DIM;
-                        memcpy(rows + q * DIM, gradient + place, DIM * sizeof *rows);
-                        lanes products = {0};
-                        for (int i = 0; i < DIM; i += LANES)
-                            products += load(gradient + place + i) * load(seen + place + i);
-                        along[q] = total(products);
-                        length[q] = lengths[(size_t)head * tokens + block + q];
-                    }
-                    lay_across(rows, given);
-                    lay_down(rows, given_down);
-                    memset(out, 0, sizeof out);
-                    for (int first = 0; first < padded && first < block + QUERIES; first += SPAN) {
-                        const int seeing = sight(until, first, block);
-                        if (!seeing)
-                            continue;
-                        const size_t from = (size_t)first * DIM;
-                        float *of_keys = mine + 2 * from, *of_values = of_keys + DIM;
-                        multiply_all(SPAN, DIM, QUERIES, my_keys + from, DIM, asked, *scores, QUERIES, 0);
-                        multiply_all(SPAN, DIM, QUERIES, my_values + from, DIM, given, *of_weights, QUERIES, 0);
-                        if (seeing == 1)
-                            hide(*scores, until, first, block);
-                        for (int k = 0; k < SPAN; k += STEP)
-                            for (int q = 0; q < QUERIES; q += LANES) {
-                                lanes pair[STEP];
-                                for (int s = 0; s < STEP; s++) {
-                                    const lanes score = load_floats(scores[k + s] + q);
-                                    const lanes weight = exponential(score * scale - load_floats(length + q));
-                                    pair[s] = weight * (load_floats(of_weights[k + s] + q) - load_floats(along + q));
-                                    store(weights + (k + s) * QUERIES + q, weight);
-                                    store(slopes + (k + s) * QUERIES + q, pair[s]);
-                                }
-                                interleave(slopes_down + q / TILE * TILE * SPAN + k * TILE + q % TILE * STEP, pair);
-                            }
-                        multiply_all(SPAN, QUERIES, DIM, weights, QUERIES, given_down, of_values, 2 * DIM, 1);
-                        multiply_all(SPAN, QUERIES, DIM, slopes, QUERIES, asked_down, of_keys, 2 * DIM, 1);
-                        multiply_all(DIM, SPAN, QUERIES, my_across + first, padded, slopes_down, *out, QUERIES, 1);
-                    }
-                    for (int q = 0; q < QUERIES && block + q < tokens; q++) {
-                        float row[DIM];
-                        for (int i = 0; i < DIM; i++)
-                            row[i] = out[i][q] * scale;
-                        turn_back(row, turns + (size_t)(block + q) * DIM, within + (size_t)(block + q) * QKV + head * DIM);
-                    }
-                }
+            for (int block = 0; block < tokens; block += QUERIES)
+                for (int head = h * GROUP; head < (h + 1) * GROUP; head++)
+                    see_backward(&pass, block, head, keys + h * head_size, values + h * head_size,
+                                 across + h * head_size, seen, lengths, gradient, mine, within);
 #pragma omp for schedule(static)
             for (int t = 0; t < tokens; t++) {
+                real *to = within + (size_t)t * QKV + (HEADS + h) * DIM;
                 float row[2 * DIM] = {0};
                 for (int thread = 0; thread < omp_get_num_threads(); thread++)
                     for (int i = 0; i < 2 * DIM; i++)
-                        row[i] += sums[thread * own + (size_t)t * 2 * DIM + i];
+                        row[i] += sums[2 * (thread * head_size + (size_t)t * DIM) + i];
                 for (int i = 0; i < DIM; i++)
-                    row[i] *= scale;
-                real *to = within + (size_t)t * QKV + (HEADS + h) * DIM;
+                    row[i] /= sqrtf(DIM);
                 turn_back(row, turns + (size_t)t * DIM, to);
                 for (int i = 0; i < DIM; i += LANES)
                     store(to + KV_HEADS * DIM + i, load_floats(row + DIM + i));

@@ -195,9 +195,9 @@ class NativeKernels:
             _add_product(total, gradient, inputs)
             return
         padded = -(-len(inputs) // SPAN) * SPAN
-        down, pairs = (gradient.new_empty(size, padded) for size in total.shape)
+        across, pairs = (gradient.new_empty(size, padded) for size in total.shape)
         sizes = len(inputs), padded, *total.shape, gradient, gradient.stride(0)
-        self._call("learn", *sizes, inputs, down, pairs, total)
+        self._call("learn", *sizes, inputs, across, pairs, total)
 
     def _tokens(self, joint: Tensor) -> tuple[int, int, Tensor, Tensor, Tensor]:
         return len(joint), len(self._until), self._until, self._turns, joint
