@@ -1,6 +1,6 @@
 """Chains and trees with as many leaves: what growing and training them costs. Writes docs/results/trees.md.
 
-    python benchmarks/trees.py           # twenty minutes on two quiet cores
+    python benchmarks/trees.py           # nine minutes on two quiet cores
     python benchmarks/trees.py --quick   # fewer points, one round, for a look
 
 The policy is the warmed-up one of benchmarks/algorithms.py, which is made first where there is none. Sides of a
