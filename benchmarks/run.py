@@ -129,7 +129,8 @@ def update(bench: Bench) -> list[Row]:
     """An optimiser step on eight rollouts, packed as a tree or written out one by one, in one pass through the same
     Learner. Chains share their prompt; the binary tree forks before its first, second and third turn. The target is
     1.10 times the ratio of the tokens. Work is what must be multiplied: logits and attention are shared less than
-    tokens, for more of a tree's tokens are sampled ones, and they lie deeper. What is timed follows the same, untimed."""
+    tokens, for more of a tree's tokens are sampled ones, and they lie deeper. What is timed follows the same,
+    untimed."""
     rows = []
     layouts = ("unpacked", "chains", "tree")
     for dtype in dict.fromkeys((bench.dtype, "float32")):
