@@ -72,8 +72,9 @@ def _run(command: Sequence[str]) -> bytes:
     return subprocess.run(command, check=True, capture_output=True, timeout=120).stdout
 
 
-def library_for(source: Path, model: PreTrainedModel, dtype: torch.dtype, else_: str) -> CDLL | None:
-    """None where it cannot be: other devices, dtypes and sizes and, with a warning that says `else_`, no C compiler."""
+def library_for(source: Path, model: PreTrainedModel, dtype: torch.dtype, without: str) -> CDLL | None:
+    """None where it cannot be, for the device, the dtype, the sizes or want of a C compiler; then `without` says, in a
+    warning, what that costs."""
     sizes = Sizes.of(model.config, dtype)
     if model.device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16) or not sizes.are_tiled():
         return None
@@ -81,5 +82,5 @@ def library_for(source: Path, model: PreTrainedModel, dtype: torch.dtype, else_:
         return compiled(source, sizes)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         said = (getattr(error, "stderr", None) or str(error).encode()).decode(errors="replace")
-        logger.warning("%s, for %s was not compiled: %s", else_, source, said[-500:])
+        logger.warning("%s, for %s was not compiled: %s", without, source, said[-500:])
         return None

@@ -58,7 +58,7 @@ class Case:
 
     def __init__(self, heads: tuple[int, int, int], segments: list[Segment], dtype: torch.dtype) -> None:
         draw = torch.Generator().manual_seed(0)
-        self.heads, self.segments, self.dtype, tokens = heads, segments, dtype, sum(s.length for s in segments)
+        tokens = sum(segment.length for segment in segments)
 
         def some(*shape: int) -> Tensor:
             return torch.randn(shape, generator=draw)
@@ -173,9 +173,7 @@ def tree(draw: random.Random) -> RolloutTree:
     def some(n: int) -> tuple[int, ...]:
         return tuple(draw.randrange(300) for _ in range(n))
 
-    nodes = [
-        Node((i + 1) // 2 - 1 if i > 1 else ROOT, Completion("", some(9), (-5.5,) * 9), some(11)) for i in range(14)
-    ]
+    nodes = [Node(i // 2 - 1 if i > 1 else ROOT, Completion("", some(9), (-5.5,) * 9), some(11)) for i in range(14)]
     return RolloutTree(Task("none", 0), some(40), (), tuple(nodes), tuple(range(6, 14)))
 
 

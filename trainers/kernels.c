@@ -163,9 +163,9 @@ void learn(int threads, int tokens, int padded, int outputs, int inputs, const r
 }
 #endif
 
-// Attention to packed trees. Tokens lie depth first: those from t to until[t] - 1 see token t. Scores lie with a row
-// for each key, so that all that is done for a query is done in a lane; weights, and the gradients of scores, are
-// rounded before they are multiplied.
+// Attention to packed trees, as in FlashAttention-2 (Dao 2023, section 3.1). Tokens lie depth first: those from t to
+// until[t] - 1 see token t. Scores lie with a row for each key, so that all that is done for a query is done in a lane;
+// weights, and the gradients of scores, are rounded before they are multiplied.
 
 // y [rows, outputs] = x [rows, inputs] by weights [outputs / TILE, inputs / STEP, TILE, STEP], or that much more.
 INLINE void multiply_all(int rows, int inputs, int outputs, const real *x, int x_stride, const real *weights, float *y,

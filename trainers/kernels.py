@@ -20,7 +20,8 @@ Heads = tuple[int, int, int]  # of queries, of keys, and the width d of one
 
 
 class Kernels(Protocol):
-    """Of one pass over T packed tokens: x [T, width] at least float32, all else in `dtype`."""
+    """Of one pass over T packed tokens: x and `above` [T, width] at least float32, all else in `dtype`; contiguous, but
+    for the gradients that weights learn by, whose rows may be apart."""
 
     dtype: torch.dtype
 
@@ -162,7 +163,7 @@ class NativeKernels:
 
     def norm_backward(self, x: Tensor, norm: Any, gradient: Tensor, above: Tensor) -> Tensor:
         out, sums = torch.empty_like(x), x.new_empty(torch.get_num_threads(), x.shape[1])
-        given = gradient, above.contiguous(), sums, gradient_of(norm.weight)
+        given = gradient, above, sums, gradient_of(norm.weight)
         self._call("norm_backward", len(x), _least(norm), x, norm.weight, *given, out)
         return out
 
