@@ -30,6 +30,7 @@ class CodeProblem:
     before: str = ""  # source that the tests need, the functions' own excepted; trusted
     wrong: str = ""  # what to repair; or, for an imperfect oracle, a near miss
     repair: bool = False
+    start: str = ""  # code that the question gives, which an answer may leave out or go on from
 
 
 def generate(rng: random.Random, steps: int, *, heldout: bool = False) -> CodeProblem:
@@ -65,7 +66,15 @@ def _drawn(rng: random.Random, steps: int, heldout: bool) -> CodeProblem | None:
         return None
     id = hashlib.sha256(question.encode()).hexdigest()[:12]
     return CodeProblem(
-        id, question, (name,), solution, tests="\n".join(cases), examples=cases[0], wrong=wrong, repair=repair
+        id,
+        question,
+        (name,),
+        solution,
+        tests="\n".join(cases),
+        examples=cases[0],
+        wrong=wrong,
+        repair=repair,
+        start=_function(name, []),
     )
 
 
@@ -154,7 +163,7 @@ def read_problems(path: Path) -> list[CodeProblem]:
     """Problems of a JSON or JSONL file, which may be .gz, in the fields of HumanEval, HumanEvalFix (buggy_solution) or
     MBPP, whole or sanitized. ValueError names file, row and field."""
     opener: Any = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as file:
+    with opener(path, "rt", encoding="utf-8-sig") as file:
         text = file.read()
     try:
         rows = json.loads(text) if text.lstrip().startswith("[") else list(map(json.loads, text.splitlines()))
@@ -185,6 +194,7 @@ def _humaneval(row: Any) -> CodeProblem:
         before=solution,
         wrong=start + wrong if wrong else "",
         repair=bool(wrong),
+        start=start,
     )
 
 
@@ -200,5 +210,5 @@ def _mbpp(row: Any) -> CodeProblem:
         raise KeyError("function that the tests call")
     question = f"{row.get('prompt', row.get('text'))}\nFor example: {tests[0]}"
     return CodeProblem(
-        str(row["task_id"]), question, functions, solution, "\n".join(tests), examples=tests[0], before=before
+        str(row["task_id"]), question, functions, solution, "\n".join(tests), tests[0], before, start=setup
     )
