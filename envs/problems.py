@@ -33,6 +33,7 @@ class ProblemEnv(ToolEnv):
     """
 
     shared: ClassVar[frozenset[str]] = ToolEnv.shared | {"problems", "problem"}
+    runs_code = True
     most_steps: ClassVar[int]
     problem: Any
 
