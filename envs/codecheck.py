@@ -19,6 +19,13 @@ TYPES = {kind.__name__: kind for kind in (int, float, complex, bool, str, bytes,
 SEQUENCES = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset, "deque": collections.deque}
 
 
+class Made:
+    """An object of a class of the code's: what the tests make it of."""
+
+    def __init__(self, name: str, arguments: "tuple[Any, ...]", keywords: "dict[str, Any]") -> None:
+        self.parts = name, arguments, keywords
+
+
 class Unsendable(TypeError):
     """A value of a type that no test compares."""
 
@@ -45,6 +52,8 @@ def encode(value: Any, depth: int = 0) -> Any:
     for name, kind in SEQUENCES.items():
         if isinstance(value, kind):
             return {name: [encode(item, depth + 1) for item in kind.__iter__(value)]}
+    if isinstance(value, Made):
+        return {"made": encode(value.parts, depth + 1)}
     if isinstance(value, re.Match):
         return encode((value[0], *value.groups()), depth + 1)
     if isinstance(value, type) and value in TYPES.values():
@@ -56,7 +65,8 @@ def encode(value: Any, depth: int = 0) -> Any:
     raise Unsendable(f"a {type(value).__name__}")
 
 
-def decode(data: Any) -> Any:
+def decode(data: Any, names: "dict[str, Any] | None" = None) -> Any:
+    """The value; `names` has the classes of objects that the tests make."""
     if isinstance(data, PLAIN):
         return data
     ((name, inner),) = data.items()
@@ -71,8 +81,11 @@ def decode(data: Any) -> Any:
     if name == "type":
         return TYPES[inner]
     if name == "dict":
-        return {decode(key): decode(value) for key, value in inner}
-    return SEQUENCES[name](map(decode, inner))
+        return {decode(key, names): decode(value, names) for key, value in inner}
+    if name == "made":
+        made, arguments, keywords = decode(inner, names)
+        return (names or {})[made](*arguments, **keywords)
+    return SEQUENCES[name](decode(item, names) for item in inner)
 
 
 # Beside the code under test
@@ -82,7 +95,8 @@ def answer(names: "dict[str, Any]", call: str) -> None:
     """Calls a function of the code; what it returned, or that it failed, as the only output."""
     name, arguments, keywords = json.loads(call)
     try:
-        value = names[name](*map(decode, arguments), **{key: decode(x) for key, x in keywords.items()})
+        values = {key: decode(x, names) for key, x in keywords.items()}
+        value = names[name](*[decode(x, names) for x in arguments], **values)
         reply = {"value": encode(value)}
     except Exception as error:
         reply = {"error": type(error).__name__}
@@ -111,8 +125,10 @@ class Tests:
         self.wanted: list[str] = []
         self.whole = False  # no exception ended the run
 
-    def function(self, name: str) -> "Callable[..., Any]":
-        """Stands in for the code's function of that name."""
+    def function(self, name: str, model: Any) -> "Callable[..., Any]":
+        """Stands in for the code's function or class of that name; `model` is the solution's."""
+        if isinstance(model, type):
+            return lambda *arguments, **keywords: Made(name, arguments, keywords)
 
         def ask(*arguments: Any, **keywords: Any) -> Any:
             answer = self.always or self.known(name, arguments, keywords)
@@ -143,7 +159,7 @@ class Tests:
     def run(self, before: str, tests: str, functions: "list[str]") -> None:
         names: dict[str, Any] = {"__name__": "tests"}
         exec(compile(before, "before", "exec"), names)
-        names |= {name: self.function(name) for name in functions} | {"__check__": self.check}
+        names |= {name: self.function(name, names.get(name)) for name in functions} | {"__check__": self.check}
         tree = ast.fix_missing_locations(_Counted().visit(ast.parse(tests)))
         random.seed(0)
         try:

@@ -23,7 +23,7 @@ class CodeProblem:
 
     id: str
     question: str
-    functions: tuple[str, ...]  # that the tests call
+    functions: tuple[str, ...]  # that the tests call, and classes
     solution: str
     tests: str  # hidden: source of assertions
     examples: str = ""  # visible: source of assertions
@@ -203,7 +203,8 @@ def _mbpp(row: Any) -> CodeProblem:
     setup = "\n".join(row.get("test_imports", [])) or row.get("test_setup_code", "")
     before = f"{setup}\n{solution}"
     with warnings.catch_warnings(action="ignore"):  # of escapes, in the solutions of some
-        defined = {node.name for node in ast.parse(solution).body if isinstance(node, ast.FunctionDef)}
+        nodes = ast.parse(solution).body
+    defined = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     used = {node.id for test in tests for node in ast.walk(ast.parse(test)) if isinstance(node, ast.Name)}
     functions = tuple(sorted(defined & used))
     if not functions:

@@ -64,6 +64,19 @@ def test_tests_may_call_a_function_on_its_own_answers() -> None:
     assert grade(problem, "def up(x):\n    return x + 2") == Verdict(0, 2)
 
 
+def test_objects_of_the_code_s_own_classes_are_made_beside_it() -> None:
+    point = "class P:\n    def __init__(self, x, y=0): self.x, self.y = x, y\n"
+    solution = f"{point}def total(ps): return sum(p.x + p.y for p in ps)"
+    problem = CodeProblem(
+        "total", "", ("P", "total"), solution, "assert total([P(1), P(2, y=3)]) == 6", before=solution
+    )
+    assert grade(problem, problem.solution).solved
+    other = "class P:\n    def __init__(self, a, y=0): self.sum = a + y\ndef total(ps): return sum(p.sum for p in ps)"
+    assert grade(problem, other).solved
+    assert not grade(problem, "def total(ps): return 6").passed  # there is no P
+    assert not grade(problem, "class P:\n    __init__ = lambda *a, **k: None\ndef total(ps): return ps").passed
+
+
 def test_assertions_that_the_solution_does_not_reach_count_where_they_fail() -> None:
     tests = "for x in small():\n    assert x < 3"
     problem = CodeProblem("small", "", ("small",), "def small():\n    return [1, 2]", tests)
