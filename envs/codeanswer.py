@@ -18,7 +18,7 @@ import textwrap
 import warnings
 from collections.abc import Iterator
 
-FENCE = re.compile(r"(?P<margin>[ \t]*)(?P<before>.*?)(?P<marks>`{3,}|~{3,})[^`]*")  # words may stand before the marks
+FENCE = re.compile(r"(?P<margin>[ \t]*).*?(?P<marks>`{3,}|~{3,})[^`]*")  # words may stand before the marks
 BEGINS = re.compile(r"@\w|import \w|from [\w.]+ import |class \w|(async )?def \w")
 CLOSING_WORDS = 50  # lines that may follow a program outside of fences
 KEPT = ast.Import | ast.ImportFrom | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef  # of the blocks before

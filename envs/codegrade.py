@@ -23,6 +23,8 @@ SECONDS = 60.0  # of all calls of the code in a grading, after which it gets no 
 MAX_LOSSES = 3  # calls that may end the code's interpreter before it gets no more
 MAX_ROUNDS = 20  # runs of the tests, each of which knows the answers to what the ones before asked
 EMPTY: tuple[dict[str, Any], ...] = ({"value": None}, {"error": "NameError"})  # what calls get of `pass`, or no code
+UNGRADED = "its own solution does not pass its tests, or an empty answer does"
+NOTHING = dict.fromkeys(("reached", "held", "total", "passed"), 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +56,6 @@ def grade(problem: CodeProblem, code: str, sandbox: str = "strongest") -> Verdic
     failed = counts["reached"] - counts["held"]  # a test that loops over an answer may reach more than there are
     missed = best["held"] - min(counts["held"], best["held"] - failed)
     return Verdict(max(0, min(counts["passed"], best["total"] - missed)), best["total"])
-
-
-UNGRADED = "its own solution does not pass its tests, or an empty answer does"
 
 
 def can_grade(problem: CodeProblem, sandbox: str = "strongest") -> bool:
@@ -97,9 +96,6 @@ def _best(problem: CodeProblem, sandbox: str) -> tuple[dict[str, str], dict[str,
         written = {place: hex(bits) for place, bits in hollow.items()}
         counts = _counts(problem, problem.tests, problem.solution, judge, sandbox, written)
     return written, counts if counts["held"] == counts["reached"] else NOTHING
-
-
-NOTHING = dict.fromkeys(("reached", "held", "total", "passed"), 0)
 
 
 def _surveys(problem: CodeProblem, judge: Interpreter) -> list[dict[str, Any]]:

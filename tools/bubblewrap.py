@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import itertools
 import os
 import shutil
 import sys
@@ -19,7 +18,7 @@ from .seccomp import bpf
 from .zygote import Branch, Zygote
 
 PROGRAM = "/run/inside.py"  # where inside.py is, inside
-SOURCES = ("/usr/src", "/usr/local/src")  # where containers keep their programs
+SOURCES = ("/usr/src/", "/usr/local/src/")  # where containers keep programs and data; hidden
 UID = 64321  # that a sandbox has when root starts it: root's own processes cannot be counted and limited
 
 
@@ -60,19 +59,8 @@ def command() -> list[str]:
     if not rooted:
         return inner
     # First a view in which another user can read this Python, wherever it is; then that user's sandbox.
-    outer = [
-        "bwrap",
-        *_view(str(INSIDE)),
-        *_packages(),
-        "--dir",
-        "/tmp",
-        "--bind",
-        "/proc",
-        "/proc",
-        "--ro-bind",
-        "/sys",
-        "/sys",
-    ]
+    system = ("--dir", "/tmp", "--bind", "/proc", "/proc", "--ro-bind", "/sys", "/sys")
+    outer = ["bwrap", *_view(str(INSIDE)), *_packages(), *system]
     return [*outer, "--", "setpriv", "--reuid", str(UID), "--regid", str(UID), "--clear-groups", *inner]
 
 
@@ -82,10 +70,15 @@ def _view(program: str) -> Iterator[str]:
     for name in ("bin", "sbin", "lib", "lib64", "lib32"):
         yield from _shown(f"/{name}")
     yield from ("--ro-bind", "/usr", "/usr")
+    sources = [folder for folder in SOURCES if os.path.isdir(folder)]
+    for folder in sources:
+        yield from ("--perms", "0755", "--tmpfs", folder)
     for path in (*_python(), "/etc/ld.so.cache", "/etc/alternatives"):
         for parent in [*Path(path).parents][-2::-1]:  # made by bwrap itself, some would be closed to other users
             yield from ("--perms", "0755", "--dir", str(parent))
         yield from _shown(path)
+    for folder in sources:
+        yield from ("--remount-ro", folder)
     yield from ("--perms", "0755", "--dir", "/run", "--ro-bind", program, PROGRAM)
 
 
@@ -104,7 +97,9 @@ def _python() -> Iterator[str]:
         if os.path.islink(path):
             path = os.path.normpath(os.path.join(os.path.dirname(path), os.readlink(path)))
     parts = [f"{prefix}/{part}" for prefix in _prefixes() for part in ("lib", "lib64", "pyvenv.cfg")]
-    yield from (path for path in dict.fromkeys((*paths, *parts)) if not path.startswith("/usr/"))
+    for path in dict.fromkeys((*paths, *parts)):
+        if not path.startswith("/usr/") or path.startswith(SOURCES):  # else it is there with the rest of /usr
+            yield path
 
 
 def _prefixes() -> tuple[str, ...]:
@@ -114,9 +109,8 @@ def _prefixes() -> tuple[str, ...]:
 def _packages() -> Iterator[str]:
     """Mounts that hide whatever is installed, and in its place show the packages that agents may import."""
     places = [f"{prefix}/lib*/python3*/*-packages" for prefix in ("/usr", "/usr/local", *_prefixes())]
-    folders = [*SOURCES, *itertools.chain.from_iterable(map(glob.glob, places))]
     target = os.path.realpath(site_packages())
-    hidden = {os.path.realpath(folder) for folder in folders if os.path.isdir(folder)} | {target}
+    hidden = {os.path.realpath(folder) for place in places for folder in glob.glob(place)} | {target}
     for folder in sorted(hidden):
         yield from ("--perms", "0755", "--tmpfs", folder)
     for name, path in packages().items():

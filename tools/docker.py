@@ -222,7 +222,7 @@ def _installed() -> dict[str, str]:
     found = {}
     for name, top in packages().items():
         for path in [top] if top.is_file() else filter(lambda path: _wanted(path, top), top.rglob("*")):
-            found[str(path)] = os.path.join(site_packages(), name, path.relative_to(top)).rstrip("/.")
+            found[str(path)] = os.path.normpath(os.path.join(site_packages(), name, path.relative_to(top)))
     return found
 
 
