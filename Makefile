@@ -31,7 +31,7 @@ test: $(VENV)/.extras $(VENV)/.installed
 # With an engine that is started where none runs; its image is made of this Python.
 test-docker: $(VENV)/.extras $(VENV)/.installed
 	TREEGYM_NEEDS=docker OMP_NUM_THREADS=1 .ci/with-docker "$(VENV)/bin/pytest" --numprocesses 2 -k docker $(PYTEST_ARGS) \
-		tests/test_tools_sandbox.py tests/test_envs_pythonmath.py tests/test_envs_code.py
+		tests/test_tools_sandbox.py tests/test_envs_pythonmath.py tests/test_envs_code.py tests/test_packages.py
 
 lint: $(VENV)/.extras $(VENV)/.installed
 	"$(VENV)/bin/ruff" check --output-format concise .

@@ -45,6 +45,7 @@ class TextEnv(gymnasium.Env[str, str]):
     All randomness comes from `self.np_random`, which reset seeds.
     """
 
+    runs_code: bool = False  # of agents, which could search for the seed of their task: scenarios then take a secret
     can_fork: bool = True  # False: the engine plays the recorded actions again where it needs the state twice
 
     def fork(self) -> Self:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..tools import Limits, PythonTool, tool
-from .codegrade import can_grade, grade, try_examples
+from .codegrade import can_grade, grade, try_examples, untested
 from .codeproblems import CodeProblem, generate, read_problems
 from .problems import ProblemEnv
 
@@ -40,6 +40,12 @@ class CodeEnv(ProblemEnv):
         tools = [PythonTool(sandbox, Limits(**limits or {}))] if python else []
         super().__init__(problems, tools=tools, **settings)
         self.sandbox = sandbox
+        if self.problems and (ids := untested(self.problems, sandbox)):
+            warnings.warn(
+                f"{problems}: {len(ids)} of {len(self.problems)} problems have no test that an empty answer fails; "
+                f"they are not drawn: {', '.join(ids[:10])}",
+                stacklevel=2,
+            )
 
     @staticmethod
     def make(rng: random.Random, steps: int, heldout: bool) -> CodeProblem:
@@ -57,11 +63,11 @@ class CodeEnv(ProblemEnv):
         """Run the code on the examples."""
         if not self.problem.examples:
             return "there are no examples"
-        verdict = try_examples(self.problem, bare(code), self.sandbox)
+        verdict = try_examples(self.problem, code, self.sandbox)
         return f"{verdict.passed} of {verdict.total} hold: {self.problem.examples}"
 
     def score(self, answer: str) -> dict[str, float]:
-        verdict = grade(self.problem, bare(answer), self.sandbox)
+        verdict = grade(self.problem, answer, self.sandbox)
         return {"solved": float(verdict.solved), "passed": verdict.share}
 
     def oracle(self) -> str | None:
@@ -72,9 +78,3 @@ class CodeEnv(ProblemEnv):
         if self.transcript:
             return self.write_answer(self.problem.solution)
         return self.write_call("test", code=self.problem.solution)
-
-
-def bare(code: str) -> str:
-    """The code without a Markdown fence around it."""
-    fenced = re.fullmatch(r"\s*```\w*\n(.*?)\n?```\s*", code, re.DOTALL)
-    return fenced[1] if fenced else code

@@ -19,6 +19,13 @@ TYPES = {kind.__name__: kind for kind in (int, float, complex, bool, str, bytes,
 SEQUENCES = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset, "deque": collections.deque}
 
 
+class Made:
+    """An object of a class of the code's: what the tests make it of."""
+
+    def __init__(self, name: str, arguments: "tuple[Any, ...]", keywords: "dict[str, Any]") -> None:
+        self.parts = name, arguments, keywords
+
+
 class Unsendable(TypeError):
     """A value of a type that no test compares."""
 
@@ -45,6 +52,8 @@ def encode(value: Any, depth: int = 0) -> Any:
     for name, kind in SEQUENCES.items():
         if isinstance(value, kind):
             return {name: [encode(item, depth + 1) for item in kind.__iter__(value)]}
+    if isinstance(value, Made):
+        return {"made": encode(value.parts, depth + 1)}
     if isinstance(value, re.Match):
         return encode((value[0], *value.groups()), depth + 1)
     if isinstance(value, type) and value in TYPES.values():
@@ -56,7 +65,8 @@ def encode(value: Any, depth: int = 0) -> Any:
     raise Unsendable(f"a {type(value).__name__}")
 
 
-def decode(data: Any) -> Any:
+def decode(data: Any, names: "dict[str, Any] | None" = None) -> Any:
+    """The value; `names` has the classes of objects that the tests make."""
     if isinstance(data, PLAIN):
         return data
     ((name, inner),) = data.items()
@@ -71,8 +81,11 @@ def decode(data: Any) -> Any:
     if name == "type":
         return TYPES[inner]
     if name == "dict":
-        return {decode(key): decode(value) for key, value in inner}
-    return SEQUENCES[name](map(decode, inner))
+        return {decode(key, names): decode(value, names) for key, value in inner}
+    if name == "made":
+        made, arguments, keywords = decode(inner, names)
+        return (names or {})[made](*arguments, **keywords)
+    return SEQUENCES[name](decode(item, names) for item in inner)
 
 
 # Beside the code under test
@@ -82,7 +95,8 @@ def answer(names: "dict[str, Any]", call: str) -> None:
     """Calls a function of the code; what it returned, or that it failed, as the only output."""
     name, arguments, keywords = json.loads(call)
     try:
-        value = names[name](*map(decode, arguments), **{key: decode(x) for key, x in keywords.items()})
+        values = {key: decode(x, names) for key, x in keywords.items()}
+        value = names[name](*[decode(x, names) for x in arguments], **values)
         reply = {"value": encode(value)}
     except Exception as error:
         reply = {"error": type(error).__name__}
@@ -96,46 +110,73 @@ def answer(names: "dict[str, Any]", call: str) -> None:
 
 
 class Tests:
-    """One run of the tests, with the answers that are known; what the others need is noted."""
+    """One run of the tests, with the answers that are known; what the others need is noted.
 
-    def __init__(self, answers: "dict[str, Any]") -> None:
-        self.answers = answers
-        self.passed = self.total = 0
+    `hollow` are the assertions that hold for empty answers too and so do not count: the times, as bits, by place.
+    With `always` every call gets that answer.
+    """
+
+    def __init__(
+        self, answers: "dict[str, Any]", hollow: "dict[str, int]", always: "dict[str, Any] | None" = None
+    ) -> None:
+        self.answers, self.hollow, self.always = answers, hollow, always
+        self.reached: dict[str, int] = {}  # assertions, the times of each, by place
+        self.held: dict[str, int] = {}  # those that hold: the times, as bits, by place
         self.wanted: list[str] = []
+        self.whole = False  # no exception ended the run
 
-    def function(self, name: str) -> "Callable[..., Any]":
-        """Stands in for the code's function of that name."""
+    def function(self, name: str, model: Any) -> "Callable[..., Any]":
+        """Stands in for the code's function or class of that name; `model` is the solution's."""
+        if isinstance(model, type):
+            return lambda *arguments, **keywords: Made(name, arguments, keywords)
 
         def ask(*arguments: Any, **keywords: Any) -> Any:
-            call = json.dumps([name, [encode(x) for x in arguments], {k: encode(x) for k, x in keywords.items()}])
-            if call not in self.answers:
-                if call not in self.wanted:
-                    self.wanted.append(call)
+            answer = self.always or self.known(name, arguments, keywords)
+            if answer is None:
                 return None
-            if "error" in self.answers[call]:
-                raise RuntimeError(self.answers[call]["error"])
-            return decode(self.answers[call]["value"])
+            if "error" in answer:
+                raise RuntimeError(answer["error"])
+            return decode(answer["value"])
 
         return ask
 
-    def check(self, condition: "Callable[[], Any]") -> None:
+    def known(self, name: str, arguments: "tuple[Any, ...]", keywords: "dict[str, Any]") -> "dict[str, Any] | None":
+        call = json.dumps([name, [encode(x) for x in arguments], {k: encode(x) for k, x in keywords.items()}])
+        if call not in self.answers and call not in self.wanted:
+            self.wanted.append(call)
+        return self.answers.get(call)
+
+    def check(self, condition: "Callable[[], Any]", place: str) -> None:
         """Counts an assertion."""
-        self.total += 1
+        time = self.reached.get(place, 0)
+        self.reached[place] = time + 1
         try:
-            self.passed += bool(condition())
+            holds = bool(condition())
         except Exception:
             return
+        self.held[place] = self.held.get(place, 0) | holds << time
 
     def run(self, before: str, tests: str, functions: "list[str]") -> None:
         names: dict[str, Any] = {"__name__": "tests"}
         exec(compile(before, "before", "exec"), names)
-        names |= {name: self.function(name) for name in functions} | {"__check__": self.check}
+        names |= {name: self.function(name, names.get(name)) for name in functions} | {"__check__": self.check}
         tree = ast.fix_missing_locations(_Counted().visit(ast.parse(tests)))
         random.seed(0)
         try:
             exec(compile(tree, "tests", "exec"), names)
+            self.whole = True
         except Exception:
             return
+
+    def counts(self) -> "dict[str, int]":
+        """Assertions that were reached and that hold, and how many of both count."""
+        counted = {place: ((1 << times) - 1) & ~self.hollow.get(place, 0) for place, times in self.reached.items()}
+        return {
+            "reached": sum(self.reached.values()),
+            "held": sum(bits.bit_count() for bits in self.held.values()),
+            "total": sum(bits.bit_count() for bits in counted.values()),
+            "passed": sum((bits & counted[place]).bit_count() for place, bits in self.held.items()),
+        }
 
 
 class _Counted(ast.NodeTransformer):
@@ -144,12 +185,21 @@ class _Counted(ast.NodeTransformer):
     def visit_Assert(self, node: ast.Assert) -> ast.AST:
         arguments = ast.arguments(posonlyargs=[], args=[], kwonlyargs=[], kw_defaults=[], defaults=[])
         condition = ast.Lambda(args=arguments, body=node.test)
-        call = ast.Call(func=ast.Name(id="__check__", ctx=ast.Load()), args=[condition], keywords=[])
+        place = ast.Constant(f"{node.lineno}:{node.col_offset}")
+        call = ast.Call(func=ast.Name(id="__check__", ctx=ast.Load()), args=[condition, place], keywords=[])
         return ast.copy_location(ast.Expr(value=call), node)
 
 
-def tally(before: str, tests: str, functions: "list[str]", answers: "dict[str, Any]") -> None:
+def tally(before: str, tests: str, functions: "list[str]", answers: "dict[str, Any]", hollow: "dict[str, str]") -> None:
     """Prints how many assertions hold, and the calls whose answers are not known."""
-    run = Tests(answers)
+    run = Tests(answers, {place: int(bits, 16) for place, bits in hollow.items()})
     run.run(before, tests, functions)
-    print(json.dumps({"passed": run.passed, "total": run.total, "wanted": run.wanted}))
+    print(json.dumps({**run.counts(), "wanted": run.wanted}))
+
+
+def survey(before: str, tests: str, functions: "list[str]", always: "dict[str, Any]") -> None:
+    """Prints which assertions hold where every call gets the same answer."""
+    run = Tests({}, {}, always)
+    run.run(before, tests, functions)
+    held = {place: hex(bits) for place, bits in run.held.items() if bits}
+    print(json.dumps({"held": held, "reached": run.reached, "whole": run.whole}))

@@ -23,13 +23,14 @@ class CodeProblem:
 
     id: str
     question: str
-    functions: tuple[str, ...]  # that the tests call
+    functions: tuple[str, ...]  # that the tests call, and classes
     solution: str
     tests: str  # hidden: source of assertions
     examples: str = ""  # visible: source of assertions
     before: str = ""  # source that the tests need, the functions' own excepted; trusted
     wrong: str = ""  # what to repair; or, for an imperfect oracle, a near miss
     repair: bool = False
+    start: str = ""  # code that the question gives, which an answer may leave out or go on from
 
 
 def generate(rng: random.Random, steps: int, *, heldout: bool = False) -> CodeProblem:
@@ -65,7 +66,15 @@ def _drawn(rng: random.Random, steps: int, heldout: bool) -> CodeProblem | None:
         return None
     id = hashlib.sha256(question.encode()).hexdigest()[:12]
     return CodeProblem(
-        id, question, (name,), solution, tests="\n".join(cases), examples=cases[0], wrong=wrong, repair=repair
+        id,
+        question,
+        (name,),
+        solution,
+        tests="\n".join(cases),
+        examples=cases[0],
+        wrong=wrong,
+        repair=repair,
+        start=_function(name, []),
     )
 
 
@@ -154,7 +163,7 @@ def read_problems(path: Path) -> list[CodeProblem]:
     """Problems of a JSON or JSONL file, which may be .gz, in the fields of HumanEval, HumanEvalFix (buggy_solution) or
     MBPP, whole or sanitized. ValueError names file, row and field."""
     opener: Any = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as file:
+    with opener(path, "rt", encoding="utf-8-sig") as file:
         text = file.read()
     try:
         rows = json.loads(text) if text.lstrip().startswith("[") else list(map(json.loads, text.splitlines()))
@@ -185,6 +194,7 @@ def _humaneval(row: Any) -> CodeProblem:
         before=solution,
         wrong=start + wrong if wrong else "",
         repair=bool(wrong),
+        start=start,
     )
 
 
@@ -193,12 +203,13 @@ def _mbpp(row: Any) -> CodeProblem:
     setup = "\n".join(row.get("test_imports", [])) or row.get("test_setup_code", "")
     before = f"{setup}\n{solution}"
     with warnings.catch_warnings(action="ignore"):  # of escapes, in the solutions of some
-        defined = {node.name for node in ast.parse(solution).body if isinstance(node, ast.FunctionDef)}
+        nodes = ast.parse(solution).body
+    defined = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     used = {node.id for test in tests for node in ast.walk(ast.parse(test)) if isinstance(node, ast.Name)}
     functions = tuple(sorted(defined & used))
     if not functions:
         raise KeyError("function that the tests call")
     question = f"{row.get('prompt', row.get('text'))}\nFor example: {tests[0]}"
     return CodeProblem(
-        str(row["task_id"]), question, functions, solution, "\n".join(tests), examples=tests[0], before=before
+        str(row["task_id"]), question, functions, solution, "\n".join(tests), tests[0], before, start=setup
     )

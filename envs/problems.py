@@ -33,6 +33,7 @@ class ProblemEnv(ToolEnv):
     """
 
     shared: ClassVar[frozenset[str]] = ToolEnv.shared | {"problems", "problem"}
+    runs_code = True
     most_steps: ClassVar[int]
     problem: Any
 
@@ -84,7 +85,7 @@ class ProblemEnv(ToolEnv):
             problem = pool.pop(rng.randrange(len(pool)))
             if self.usable(problem):
                 return problem
-        raise ValueError(f"the file has no problem of the split {split!r}")
+        raise ValueError(f"the file has no problem of the split {split!r} that can be scored")
 
     def usable(self, problem: Any) -> bool:
         """Whether its answers can be scored; others are not drawn."""

@@ -27,6 +27,7 @@ from ..trainers import (
 )
 from .errors import ScenarioError, say, suggest
 from .parts import build_part, validate
+from .secret import with_secret
 
 _STRICT = {"extra": "forbid"}
 BUNDLED = Path(__file__).parent
@@ -138,7 +139,7 @@ def load_scenario(path: Path, changes: Sequence[str] = ()) -> Scenario:
     except ScenarioError as error:
         keys = tuple(str(error).partition(":")[0].split("."))
         raise ScenarioError(f"{_place(keys, lines, path)}{error}") from error
-    return scenario
+    return replace(scenario, environment=with_secret(scenario.environment))
 
 
 def dump_scenario(scenario: Scenario) -> str:

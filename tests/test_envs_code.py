@@ -13,12 +13,14 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+from dresses import CONTINUED, DRESSES, EMPTY, RARE, dresses
 from hypothesis import given
 from hypothesis import strategies as st
 
 from treegym.envs import CodeEnv, check_env
+from treegym.envs.codeanswer import programs
 from treegym.envs.codecheck import Unsendable, decode, encode
-from treegym.envs.codegrade import Verdict, grade, try_examples
+from treegym.envs.codegrade import Verdict, grade, try_examples, untested
 from treegym.envs.codeproblems import CodeProblem, generate, read_problems
 from treegym.tools import SandboxUnavailable, open_sandbox
 
@@ -62,12 +64,153 @@ def test_tests_may_call_a_function_on_its_own_answers() -> None:
     assert grade(problem, "def up(x):\n    return x + 2") == Verdict(0, 2)
 
 
+def test_objects_of_the_code_s_own_classes_are_made_beside_it() -> None:
+    point = "class P:\n    def __init__(self, x, y=0): self.x, self.y = x, y\n"
+    solution = f"{point}def total(ps): return sum(p.x + p.y for p in ps)"
+    problem = CodeProblem(
+        "total", "", ("P", "total"), solution, "assert total([P(1), P(2, y=3)]) == 6", before=solution
+    )
+    assert grade(problem, problem.solution).solved
+    other = "class P:\n    def __init__(self, a, y=0): self.sum = a + y\ndef total(ps): return sum(p.sum for p in ps)"
+    assert grade(problem, other).solved
+    assert not grade(problem, "def total(ps): return 6").passed  # there is no P
+    assert not grade(problem, "class P:\n    __init__ = lambda *a, **k: None\ndef total(ps): return ps").passed
+
+
 def test_assertions_that_the_solution_does_not_reach_count_where_they_fail() -> None:
     tests = "for x in small():\n    assert x < 3"
     problem = CodeProblem("small", "", ("small",), "def small():\n    return [1, 2]", tests)
     assert grade(problem, problem.solution) == Verdict(2, 2)
     assert grade(problem, "def small():\n    return [1, 2, 3]") == Verdict(1, 2)
     assert grade(problem, "def small():\n    return [1, 2, 3, 4, 5]") == Verdict(0, 2)
+
+
+BALANCED = CodeProblem(
+    "balanced",
+    "",
+    ("balanced",),
+    "def balanced(x):\n    return x.count('(') == x.count(')')",
+    tests="assert balanced('()')\nassert not balanced('(')\nfor x in ('a', '(', 'b'):\n"
+    "    assert balanced(x) == (x != '(')\nassert True\nassert balanced(')') in (False, None)",
+)
+
+
+@pytest.mark.parametrize("empty", ["", "pass", "return None", "def balanced(x): pass", "def balanced(x): return None"])
+def test_an_empty_answer_passes_no_test(empty: str) -> None:
+    assert grade(BALANCED, empty) == Verdict(0, 4)
+
+
+def test_an_assertion_that_an_empty_answer_passes_earns_nothing_and_may_still_fail() -> None:
+    assert grade(BALANCED, BALANCED.solution) == Verdict(4, 4)
+    assert grade(BALANCED, "def balanced(x): return False") == Verdict(1, 4)
+    assert grade(BALANCED, "def balanced(x): return True") == Verdict(1, 4)  # 3 hold; 2 that do not count fail
+    assert not grade(BALANCED, "def balanced(x): return x in ('()', 'a', 'b') or x == ')'").solved
+
+
+def test_an_assertion_in_a_loop_is_left_out_at_the_times_at_which_an_empty_answer_passes_it() -> None:
+    problem = CodeProblem(
+        "first",
+        "",
+        ("first",),
+        "def first(x):\n    return x[0] if x else None",
+        "for x in ([], [1], [], [2]):\n    assert first(x) == (x[0] if x else None)",
+    )
+    assert grade(problem, "def first(x): return x[0]") == Verdict(0, 2)  # an exception for an empty list: 2 missed
+    assert grade(problem, "def first(x): return x[0] if x and x[0] < 2 else None") == Verdict(1, 2)
+
+
+def test_problems_whose_tests_an_empty_answer_passes_are_told_of_and_not_drawn(tmp_path: Path) -> None:
+    none = ["assert f() is None", "assert True or f()"]
+    rows = [
+        {"task_id": 1, "text": "one", "code": "def f(): return 1", "test_list": ["assert f() == 1"]},
+        {"task_id": 2, "text": "none", "code": "def f(): return None", "test_list": none},
+        {"task_id": 3, "text": "not", "code": "def f(): return 0", "test_list": ["assert not f()", "f()"]},
+        {"task_id": 4, "text": "loop", "code": "def f(): return [1]", "test_list": ["for x in f():\n    assert x"]},
+    ]
+    file = tmp_path / "problems.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.warns(UserWarning, match=r"problems.jsonl: 2 of 4 problems have no test .*: 2, 3$"):
+        env = CodeEnv(file)
+    assert {env.reset(seed=seed)[1]["problem"] for seed in range(8)} == {"1", "4"}
+    with pytest.raises(ValueError, match="'2' cannot be scored"):
+        env.reset(seed=0, options={"problem": "2"})
+
+
+START = '''import math
+
+def near(x):
+    return x
+
+def power(x: float, n: int = 2) -> float:
+    """Raise x.
+
+        ```
+        power(2, 3)
+        ```
+    """
+'''
+POWER = CodeProblem(
+    "power",
+    f"Complete power:\n{START}",
+    ("power",),
+    f"{START}    if n:\n        return math.pow(x, n)\n    return near(1.0)\n",
+    "assert power(2.0) == 4.0\nassert power(2.0, 3) == 8.0\nassert power(2.0, 0) == 1.0",
+    start=START,
+)
+
+
+@pytest.mark.parametrize("name", [*DRESSES, *RARE, *CONTINUED])
+def test_code_counts_in_any_dress(name: str) -> None:
+    assert grade(POWER, (DRESSES | RARE | CONTINUED)[name](POWER)).solved
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_an_empty_answer_in_any_dress_earns_nothing(name: str) -> None:
+    assert grade(POWER, EMPTY[name](POWER)) == Verdict(0, 3)
+
+
+def test_code_counts_in_any_dress_where_the_environment_asks_for_it() -> None:
+    env = CodeEnv()
+    for seed, dress in enumerate([*DRESSES.values(), *CONTINUED.values()][::2]):
+        env.reset(seed=seed)
+        tried, *_ = env.step(env.write_call("test", code=dress(env.problem)))
+        assert tried.startswith("1 of 1 hold")
+        assert env.step(env.write_answer(dress(env.problem)))[4]["reward_terms"]["solved"] == 1.0
+
+
+QUOTED = "def f():\n    '''\n```\nf()\n```\n    '''"
+
+
+@pytest.mark.parametrize(
+    ("answer", "counts"),
+    [
+        ("```\ndef f(): return 1\n```\n```\ndef f(): return 2\n```", "def f(): return 2"),
+        ("```\nfrom math import gcd as f\n```\n```\nassert f(2, 4) == 2\n```", "from math import gcd as f"),
+        ("```\nclass f: pass\n```", "class f: pass"),
+        ("```\nf = lambda: 1\n```", "f = lambda: 1"),
+        ("  ```py\n  def f():\n    return 1\n  ```", "def f():\n  return 1"),
+        ("    def f():\n        return 1", "def f():\n    return 1"),
+        ("def f():\r    return 1", "def f():\n    return 1"),
+        (QUOTED, QUOTED),
+        ("no code", "no code"),
+        ("from the list take one", "from the list take one"),
+        ("", ""),
+        ("(" * 5000, "(" * 5000),
+    ],
+)
+def test_which_code_of_an_answer_counts(answer: str, counts: str) -> None:
+    assert programs(answer, ["f"], "")[-1] == counts
+
+
+def test_blocks_before_the_one_that_counts_give_their_definitions_alone() -> None:
+    blocks = "f = 1 +", "import os\nprint(os)\nclass A: pass", "f = A"
+    answer = "\n".join(f"```\n{block}\n```" for block in blocks)
+    assert programs(answer, ["f"], "") == ["", "", "import os\n\nclass A:\n    pass", "f = A"]
+
+
+def test_an_import_from_the_future_after_other_blocks_is_no_error() -> None:
+    future = "from __future__ import annotations\ndef power(x: Unheard, n=2): return float(x**n)"
+    assert grade(POWER, f"```\nimport os\n```\n```\n{future}\n```").solved
 
 
 def test_the_calls_of_a_grading_have_a_time_together(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,13 +478,24 @@ def test_a_broken_file_is_named_with_its_row(tmp_path: Path) -> None:
         read_problems(file)
 
 
+FILES = {"HumanEval.jsonl.gz": 42, "humanevalfix.jsonl": 42, "mbpp.jsonl.gz": 473, "mbpp_sanitized.json": 170}
+
+
 @pytest.mark.skipif(not DATA.exists(), reason=f"no {DATA}")
-@pytest.mark.parametrize(
-    ("name", "count"), [("HumanEval.jsonl.gz", 42), ("humanevalfix.jsonl", 42), ("mbpp_sanitized.json", 170)]
-)
-def test_public_solutions_pass_their_tests_and_public_bugs_fail_them(name: str, count: int) -> None:
+@pytest.mark.parametrize("name", FILES)
+def test_public_solutions_pass_in_any_dress_and_bugs_and_empty_answers_fail(name: str) -> None:
     problems = read_problems(DATA / name)
-    assert len(problems) == count
-    for problem in problems[:: max(1, count // 20)]:
-        assert grade(problem, problem.solution).solved, problem.id
+    assert len(problems) == FILES[name]
+    for number, problem in enumerate(problems[:: max(1, len(problems) // 7)]):  # all of them: benchmarks/dresses.py
+        ways, empty = list(dresses(problem).values()), list(EMPTY.values())
+        assert grade(problem, ways[number % len(ways)](problem)).solved, problem.id
+        assert not grade(problem, empty[number % len(empty)](problem)).passed, problem.id
         assert not problem.wrong or not grade(problem, problem.wrong).solved, problem.id
+
+
+@pytest.mark.skipif(not DATA.exists(), reason=f"no {DATA}")
+def test_an_empty_answer_passes_none_of_the_public_tests_that_held_for_it() -> None:
+    problems = read_problems(DATA / "HumanEval.jsonl.gz")
+    assert untested(tuple(problems)) == ()
+    hollow = [problem for problem in problems if "assert True" in problem.tests]
+    assert hollow and not any(grade(problem, "pass").passed for problem in hollow)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import os
@@ -16,11 +15,12 @@ import sys
 import sysconfig
 import tarfile
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from .inside import GRACE, WORK
+from .packages import packages, site_packages
 from .remote import INSIDE, LIBRARIES, Link, Remote
 from .sandbox import ForkRefused, Limits, SandboxError, SandboxUnavailable
 from .seccomp import filter_rules
@@ -180,8 +180,9 @@ def make_image(client: Any, name: str) -> None:
     """An image of this Python, the usual libraries and a few programs, made without a registry."""
     with tempfile.TemporaryFile() as file:
         with tarfile.open(fileobj=file, mode="w") as archive:
-            for path in sorted(_files()):
-                archive.add(path, recursive=False)
+            inside = _installed()
+            for path in sorted(_files(inside)):
+                archive.add(path, inside.get(path), recursive=False)
             archive.add(INSIDE, PROGRAM)
             script = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n'.encode()
             entry = tarfile.TarInfo(PYTHON)
@@ -199,28 +200,30 @@ def make_image(client: Any, name: str) -> None:
         client.api.import_image_from_data(file.read(), repository=name)
 
 
-def _files() -> set[str]:
+def _files(installed: Iterable[str]) -> set[str]:
     """Files of the image, each where it is here, with the links on their way and the libraries they load."""
-    roots = [Path(sysconfig.get_path("stdlib")), *_packages()]
-    found = {str(path) for root in roots for path in root.rglob("*") if _wanted(path, root)}
+    stdlib = Path(sysconfig.get_path("stdlib"))
+    found = {str(path) for path in stdlib.rglob("*") if _wanted(path, stdlib)}
     found |= {sys.executable, f"{sys.prefix}/pyvenv.cfg"} if sys.prefix != sys.base_prefix else {sys.executable}
     found |= {path for name in PROGRAMS if (path := shutil.which(name))}
-    found |= _libraries(path for path in found if ".so" in path or "/bin/" in path)
+    found |= _libraries(path for path in (*found, *installed) if ".so" in path or "/bin/" in path)
     for path in list(found):
         while Path(path).is_symlink():
             found.add(path)
             path = os.path.normpath(os.path.join(os.path.dirname(path), os.readlink(path)))
         found.add(os.path.realpath(path))
     # /lib and /bin are links, so that what is found there lies under /usr
-    return {os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path)) for path in found}
+    found = {os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path)) for path in found}
+    return found - set(map(os.path.realpath, installed)) | set(installed)
 
 
-def _packages() -> Iterator[Path]:
-    for name in LIBRARIES:
-        spec = importlib.util.find_spec(name)
-        if spec and spec.origin and "site-packages" in spec.origin:
-            yield Path(spec.origin).parent
-            yield from Path(spec.origin).parent.parent.glob(f"{name}.libs")
+def _installed() -> dict[str, str]:
+    """Files of the packages that agents may import: their places in the image, by those here."""
+    found = {}
+    for name, top in packages().items():
+        for path in [top] if top.is_file() else filter(lambda path: _wanted(path, top), top.rglob("*")):
+            found[str(path)] = os.path.normpath(os.path.join(site_packages(), name, path.relative_to(top)))
+    return found
 
 
 def _wanted(path: Path, root: Path) -> bool:

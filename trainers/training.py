@@ -59,11 +59,13 @@ class Environment:
     train: Mapping[str, Any] = field(default_factory=lambda: {"split": "train"})
     heldout: Mapping[str, Any] = field(default_factory=lambda: {"split": "heldout"})
     success: str = "exact"  # the reward term that is 1 where an episode succeeded
+    secret: str | None = None  # what seeds derive from beside their names, so that agents cannot search for them
 
     def task(self, split: str, *parts: int | str, **settings: Any) -> Task:
-        """The task that the parts (run seed, step, number …) name."""
+        """The task that the parts (run seed, step, number …) name, for the secret."""
         options = self.train if split == "train" else self.heldout
-        return Task(self.id, derive_seed(split, *parts), dict(options), {**self.settings, **settings})
+        seed = derive_seed(*filter(None, [self.secret]), split, *parts)
+        return Task(self.id, seed, dict(options), {**self.settings, **settings})
 
 
 @dataclass(frozen=True, slots=True)
