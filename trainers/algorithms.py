@@ -73,9 +73,11 @@ def tree_grpo(
 def at2po(
     chains: int = 4, expansions: int = 2, rounds: int = 2, *, clip: float = 3e-3, clip_high: float = 4e-3
 ) -> Algorithm:
-    """One tree, whose unsurest turns are taken again; turns credited with the value of their node. arXiv:2601.04767."""
+    """One tree, whose unsurest turns are taken again; turns credited with the value of their node. arXiv:2601.04767.
+
+    Its bounds are narrower than what sampler and learner differ by in bfloat16, so ratios start from the learner."""
     rollout = TreeExpansion(1, expansions, rounds, chains, choose="unsure")
-    return Algorithm(rollout, BackedUp(), ClippedLoss(clip, clip_high, level="turn"))
+    return Algorithm(rollout, BackedUp(), ClippedLoss(clip, clip_high, level="turn", old="learner"))
 
 
 ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
