@@ -133,6 +133,7 @@ def test_the_newest_whole_checkpoint_counts(tmp_path: Path) -> None:
     part = tmp_path / "checkpoints" / "000003.part"
     part.mkdir()
     (part / "tensors.safetensors").write_bytes(b"half")
+    run.close()
     restored = Run(tmp_path).restore()
     assert restored is not None
     assert restored[0] == Progress(1, 2, 6, {"a": [1.0]}) and restored[1]["x"].item() == 2

@@ -15,6 +15,7 @@ from ..agents import RolloutTree, native_dtype
 from .forward import predict_with
 from .losses import AGGREGATIONS, PolicyLoss, kl
 from .packing import Advantages, Pack, pack, score, split
+from .run import DamagedCheckpoint
 
 _MEANS = ("ratio_deviation", "clip_fraction", "kl", "entropy")  # metrics that are means over terms
 
@@ -178,14 +179,18 @@ class Learner:
         return {**moments, **reference, "learner.step": torch.tensor(self.step)}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes up a state that `tensors` gave."""
+        """Takes up a state that `tensors` gave. DamagedCheckpoint where a part of it is missing."""
+        needed = {"learner.step"} | {f"reference.{i}" for i in range(len(self._reference))}
+        if int(tensors.get("learner.step", 0)):
+            moments = ("step", "exp_avg", "exp_avg_sq")
+            needed |= {f"optimizer.{i}.{moment}" for i in range(len(self._parameters)) for moment in moments}
+        if missing := sorted(needed - tensors.keys()):
+            raise DamagedCheckpoint(f"the checkpoint is not of this learner: it lacks {', '.join(missing[:3])}")
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             if name.startswith("optimizer."):
                 _, index, key = name.split(".")
                 state.setdefault(int(index), {})[key] = value
-        if self._reference and "reference.0" not in tensors:
-            raise ValueError("the loss needs a reference, and the checkpoint is of a run without one")
         self._reference = [
             tensors[f"reference.{i}"].to(p.device) for i, p in enumerate(self._parameters) if self._reference
         ]
