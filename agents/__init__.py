@@ -1,11 +1,11 @@
 """Policies, rollout trees and the engine that grows them."""
 
-from .answer import LENIENT, STRICT, Answer, Comparison, Difference, OutsideSource, ReplayMismatch
+from .answer import LENIENT, STRICT, Answer, Comparison, Difference, EpisodeError, OutsideSource, ReplayMismatch
 from .attention import BLOCK, Block, block_attention, block_gradients, bring_attention, causal_attention, tree_logits
 from .chat import ChatRenderer
 from .compare import Curves, Flip, PairedResult, curves, flips, paired
 from .evaluate import AnswerReader, Evaluation, Outcome, TaskOutcome, by_difficulty, figures, succeeded
-from .forward import is_plain_llama, native_dtype, rotate
+from .forward import is_plain_llama, native_dtype, positions, rotate
 from .frames import DamagedStore, StoreError
 from .index import Range, TreeSummary, Where
 from .lora import add_lora, merged_state
@@ -54,6 +54,7 @@ __all__ = [
     "Divergence",
     "EntropyBranching",
     "Episode",
+    "EpisodeError",
     "EpisodeStore",
     "Evaluation",
     "Flip",
@@ -109,6 +110,7 @@ __all__ = [
     "paired",
     "paired_difference",
     "played",
+    "positions",
     "read_lines",
     "rescore",
     "rotate",

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from ..envs import Message, Task, TextEnv
@@ -14,7 +16,17 @@ from ..tools import Cassette
 from .tree import Node, RolloutTree
 
 _CHAT = ("messages", "reward_terms")  # keys of info that have a field of their own
+LARGEST_REWARD = 1e15  # squares of rewards, and their sums over a batch, stay finite in float32
 TOLERANCE = 1e-6  # relative and absolute, of numbers in a lenient comparison
+
+
+class EpisodeError(RuntimeError):
+    """An environment raised an error, or gave a reward that nothing can be learned from."""
+
+    def __init__(self, task: Task, turn: int, why: str) -> None:
+        options = f", options {dict(task.options)}" if task.options else ""
+        super().__init__(f"{task.env}, seed {task.seed}{options}, turn {turn}: {why}")
+        self.task, self.turn = task, turn
 
 
 class ReplayMismatch(RuntimeError):
@@ -161,3 +173,28 @@ def closed_on_error(env: TextEnv) -> Iterator[None]:
     except BaseException:
         env.close()
         raise
+
+
+@contextlib.contextmanager
+def episode_errors(task: Task, turn: int) -> Iterator[None]:
+    """Errors of the task's environment at this turn (0: the reset) become an EpisodeError.
+
+    Those that say already what became of the episode stay as they are.
+    """
+    try:
+        yield
+    except (EpisodeError, ReplayMismatch, OutsideSource):
+        raise
+    except Exception as error:
+        *_, (path, line, function, _) = traceback.extract_tb(error.__traceback__)
+        why = f"{type(error).__name__}: {error} ({Path(path).name}:{line}, in {function})"
+        raise EpisodeError(task, turn, why) from error
+
+
+def check_rewards(task: Task, turn: int, answer: Answer) -> None:
+    """EpisodeError where a reward, or a term of it, is not finite or beyond LARGEST_REWARD."""
+    named = {"reward": answer.reward, **{f"term {name!r}": value for name, value in answer.reward_terms.items()}}
+    for name, value in named.items():
+        if value is not None and not abs(value) <= LARGEST_REWARD:  # so that NaN is refused too
+            limits = f"rewards must be finite and at most {LARGEST_REWARD:.0e} in size"
+            raise EpisodeError(task, turn, f"the {name} is {value}; {limits}")

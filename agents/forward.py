@@ -39,6 +39,12 @@ def _has_onednn() -> bool:
     return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
+def positions(model: PreTrainedModel) -> int | None:
+    """How many tokens of a sequence the model was made for; None where its configuration does not say."""
+    known: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return known
+
+
 def native_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the device multiplies it, else float32: a CPU without AVX-512 is 8 times slower in bfloat16."""
     if device.type == "cuda":

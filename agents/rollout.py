@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..envs import Message, Task, TextEnv
 from ..tools import Cassette
-from .answer import STATE, Answer, ReplayMismatch, act, answer_of, closed_on_error, open_task
+from .answer import (
+    STATE,
+    Answer,
+    ReplayMismatch,
+    act,
+    answer_of,
+    check_rewards,
+    closed_on_error,
+    episode_errors,
+    open_task,
+)
 from .chat import ChatRenderer
 from .policy import Completion, Context, CutReply, Player, Policy, Sample, Sampling, derive_seed
 from .tree import ROOT, Cost, Node, RolloutTree, tool_results
@@ -115,7 +125,12 @@ class GrowingTree:
         self.origins |= {base + number: base + origin for number, origin in part.origins.items()}
 
     async def extend(self, turn: Turn, number: int, *, entropy: bool = False, entropy_top: int = 0) -> Turn:
-        """One more turn, sampled from the policy, with the entropies of its tokens if they are wanted."""
+        """One more turn, sampled from the policy, with the entropies of its tokens if they are wanted.
+
+        Where the prompt leaves no room for a reply, the reply is empty, and its turn the last.
+        """
+        if self._limit(turn.context.length, 0) == "context length":
+            return await self.attach(turn, Sample(Completion("", stop_reason="length"), turn.context))
         seed = derive_seed(self._seed, self.task.seed, number)
         sampling = self._sampling
         if entropy:
@@ -176,7 +191,8 @@ class GrowingTree:
             return await in_thread(self._replay, turn, undo=lambda env: env.close())
         if turn.env.can_fork:
             self.cost.forks += 1
-            return turn.env.fork()
+            with episode_errors(self.task, turn.depth):
+                return turn.env.fork()
         env, turn.env = turn.env, None
         return env
 
@@ -201,7 +217,9 @@ class GrowingTree:
             return await self._advance(turn, env, completion, context)
 
     async def _advance(self, turn: Turn, env: TextEnv, completion: Completion, context: Context) -> Turn:
-        answer = await in_thread(act, env, completion.text)
+        with episode_errors(self.task, turn.depth + 1):
+            answer = await in_thread(act, env, completion.text)
+        check_rewards(self.task, turn.depth + 1, answer)
         made = tool_results(answer.messages)
         tokens: tuple[int, ...] = ()
         if not answer.over:
@@ -308,8 +326,13 @@ def share_prefix(prompts: Sequence[tuple[int, ...]]) -> list[Context]:
 
 async def _open(tasks: Sequence[Task], cassette: Cassette | None) -> list[tuple[TextEnv, Answer]]:
     """What open_task gives for each; all are closed again where one fails."""
+
+    def opened_task(task: Task) -> tuple[TextEnv, Answer]:
+        with episode_errors(task, 0):
+            return open_task(task, cassette)
+
     found = await asyncio.gather(
-        *(in_thread(open_task, task, cassette, undo=lambda each: each[0].close()) for task in tasks),
+        *(in_thread(opened_task, task, undo=lambda each: each[0].close()) for task in tasks),
         return_exceptions=True,
     )
     opened = [each for each in found if not isinstance(each, BaseException)]

@@ -134,10 +134,14 @@ class EpisodeStore:
             self.index_path.unlink(missing_ok=True)
             os.ftruncate(lock.file, size)
 
+    def lock(self) -> None:
+        """Nobody else writes until `close`. StoreLocked where somebody does."""
+        self._locked()
+
     @contextlib.contextmanager
     def exclusively(self) -> Iterator[None]:
         """Nobody else writes meanwhile. StoreLocked where somebody does."""
-        self._locked()
+        self.lock()
         try:
             yield
         finally:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import resource
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +15,15 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..agents import ChatRenderer, Evaluation, add_lora
+from ..agents import ChatRenderer, Evaluation, add_lora, positions
 from ..agents.models import load
 from ..envs import TextEnv
 from ..trainers import Environment, Run, Trainer, Watcher
 from ..trainers.run import write_text
 from .errors import ScenarioError
 from .schema import Scenario, dump_scenario
-from .watch import ProgressBars, show_results, summary
+from .terminal import say
+from .watch import ProgressBars, concerns, improvement_health, show_results, summary
 
 
 def train(scenario: Scenario, out: str | Path, *, resume: bool = False) -> dict[str, Evaluation]:
@@ -38,18 +41,22 @@ def train(scenario: Scenario, out: str | Path, *, resume: bool = False) -> dict[
         raise FileExistsError(f"{folder} holds a finished run; choose another directory")
     if try_environment(scenario.environment).oracle() is None and scenario.warmup.demonstrations:
         raise ScenarioError(f"warmup.demonstrations: {scenario.environment.id} has no oracle; 0 does without")
+    run.claim()  # before anything is written
     try:
         with ProgressBars() as bars:
             trainer = build_trainer(scenario, run, bars)
             write_text(file, dump_scenario(settled(scenario, trainer.dtype)))
             run.save_tokenizer(trainer.renderer.tokenizer)
             results = trainer.train()
+        trainer.save_model(folder / "model")
+        seconds, peak = time.monotonic() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        health = improvement_health(run.metrics())
+        run.summarize(summary(results, seconds=seconds, peak_memory_gib=peak, improvement=health))
+        run.finish()
     finally:
         run.close()
-    trainer.save_model(folder / "model")
-    seconds, peak = time.monotonic() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    run.summarize(summary(results, seconds=seconds, peak_memory_gib=peak))
-    run.finish()
+    for concern in concerns(health):
+        say(concern)
     show_results(results, f"{seconds:.0f} s, peak memory {peak:.1f} GiB; saved in {folder}")
     return results
 
@@ -59,10 +66,12 @@ def build_trainer(scenario: Scenario, run: Run, watcher: Watcher) -> Trainer:
 
     Raises ScenarioError for environments and models that cannot be had.
     """
-    check_weights(scenario, try_environment(scenario.environment))
-    torch.set_num_threads(scenario.threads or os.cpu_count() or 1)
+    env = try_environment(scenario.environment)
+    check_weights(scenario, env)
+    torch.set_num_threads(scenario.threads or usable_cores())
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     model, renderer = load_model(scenario)
+    check_context(scenario, model, renderer, env)
     return Trainer(
         scenario.plan(),
         model,
@@ -106,6 +115,53 @@ def check_weights(scenario: Scenario, env: TextEnv) -> None:
     if weights and (wrong := (terms ^ weights.keys()) - {"format"}):
         name = sorted(wrong)[0]
         raise ScenarioError(f"improvement.reward_weights: {name!r} is {'missing' if name in terms else 'no term'}")
+
+
+def check_context(scenario: Scenario, model: PreTrainedModel, renderer: ChatRenderer, env: TextEnv) -> None:
+    """ScenarioError where episodes may outgrow the model's positions, or a train task's prompt leaves no room."""
+    sampling, most = scenario.sampling, positions(model)
+    if most is not None and sampling.max_context > most:
+        raise ScenarioError(
+            f"sampling.max_context: {sampling.max_context} tokens, but {scenario.model.name} has positions for {most}; "
+            f"--set sampling.max_context={most} ends episodes there"
+        )
+    task = scenario.environment.task("train", 0)
+    _, info = env.reset(seed=task.seed, options=dict(task.options))
+    prompt = len(renderer.prompt(info["messages"]))
+    if prompt + sampling.max_tokens > sampling.max_context:
+        raise ScenarioError(
+            f"sampling.max_context: {sampling.max_context} tokens have no room for the prompt of a train task "
+            f"({prompt}) and a reply (sampling.max_tokens {sampling.max_tokens})"
+        )
+
+
+def usable_cores(system: Path = Path("/")) -> int:
+    """Cores that this process may use: by its affinity, and by the CPU quotas of its control groups under `system`."""
+    return max(1, min(len(os.sched_getaffinity(0)), *(math.ceil(quota) for quota in _quotas(system)), 1 << 16))
+
+
+def _quotas(system: Path) -> Iterator[float]:
+    """Cores that each control group of this process allows, of version 2 and 1."""
+    try:
+        lines = (system / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mount = system / "sys/fs/cgroup" / controllers
+        group = mount / path.lstrip("/")
+        for folder in (group, *group.parents):
+            if not folder.is_relative_to(mount):
+                break
+            with contextlib.suppress(OSError, ValueError):
+                if controllers:
+                    quota, period = (float((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+                else:
+                    quota, period = map(float, (folder / "cpu.max").read_text().split())  # "max": no number, no quota
+                if quota > 0:
+                    yield quota / period
 
 
 def load_model(scenario: Scenario) -> tuple[PreTrainedModel, ChatRenderer]:

@@ -266,9 +266,9 @@ def main() -> None:
     except UsageError as error:
         _refuse(getattr(error, "format_message", error.__str__)())
     except Exception as error:
-        from ..agents import StoreError
+        from ..agents import EpisodeError, StoreError
 
-        if not isinstance(error, ScenarioError | ConnectionError | StoreError):
+        if not isinstance(error, ScenarioError | ConnectionError | StoreError | EpisodeError):
             raise
         _refuse(str(error))
     raise SystemExit(status)

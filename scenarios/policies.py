@@ -25,7 +25,7 @@ from ..agents import (
     native_dtype,
 )
 from ..agents.models import load_tokenizer
-from .build import load_model, settled, vocabulary
+from .build import load_model, settled, usable_cores, vocabulary
 from .errors import ScenarioError
 from .person import Person
 from .schema import Scenario
@@ -72,7 +72,7 @@ def open_policy(name: str | None, scenario: Scenario, tokenizer: str | None = No
 
 
 def _local(scenario: Scenario, sampling: Sampling) -> OpenedPolicy:
-    torch.set_num_threads(scenario.threads or os.cpu_count() or 1)
+    torch.set_num_threads(scenario.threads or usable_cores())
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         model, renderer = load_model(scenario)

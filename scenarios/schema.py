@@ -21,6 +21,8 @@ from ..trainers import (
     Environment,
     HeldOut,
     Improvement,
+    Keep,
+    OnFailure,
     Plan,
     PolicyLoss,
     Warmup,
@@ -93,6 +95,8 @@ class Scenario:
     heldout: HeldOut = HeldOut()
     seed: int = 0
     checkpoint_every: Annotated[float, Field(gt=0)] = 120.0  # seconds
+    keep: Keep = Keep()
+    on_failure: OnFailure = "stop"
     threads: Annotated[int, Field(ge=0)] = 0  # of the computation; 0: one for each core
 
     def plan(self) -> Plan:
@@ -105,6 +109,8 @@ class Scenario:
             heldout=self.heldout,
             seed=self.seed,
             checkpoint_every=self.checkpoint_every,
+            keep=self.keep,
+            on_failure=self.on_failure,
         )
 
 

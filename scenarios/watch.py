@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from statistics import fmean
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -81,6 +82,40 @@ def show_results(results: Mapping[str, Evaluation], last: str) -> None:
             f"(95%: {change.low:+.1%} … {change.high:+.1%}, paired by task)"
         )
     say(last)
+
+
+def improvement_health(metrics: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the improvement's rows of the metrics say of whether it could learn: counts of steps, updates and tasks,
+    means of deviations."""
+    every = list(metrics)
+    rows = [row for row in every if row["stage"] == "improvement"]
+    means = {
+        name: fmean(row[name] for row in rows)
+        for name in ("sampler_deviation", "ratio_deviation", "clip_fraction")
+        if rows and all(name in row for row in rows)
+    }
+    causes = sorted({cause for row in rows for cause in row.get("truncated", {})})
+    return {
+        "steps": len(rows),
+        "steps_without_signal": sum(row["trained_tokens"] == 0 for row in rows),
+        "skipped_updates": int(sum(row.get("skipped_updates", 0) for row in every)),
+        "failed_tasks": sum(row.get("failed_tasks", 0) for row in every),
+        "truncated": {cause: fmean(row.get("truncated", {}).get(cause, 0.0) for row in rows) for cause in causes},
+        **means,
+    }
+
+
+def concerns(health: Mapping[str, Any]) -> Iterable[str]:
+    """What a person should hear of it."""
+    if health["steps"] and health["steps_without_signal"] == health["steps"]:
+        yield "no step trained anything: within each group all rollouts had the same return"
+    if health["skipped_updates"]:
+        yield f"{health['skipped_updates']} updates were skipped: their gradients were not finite"
+    if health["failed_tasks"]:
+        yield f"{health['failed_tasks']} tasks failed and were left out; metrics.jsonl names them under failures"
+    for cause, share in health["truncated"].items():
+        if cause == "context length" and share > 0.1:
+            yield f"{share:.0%} of the rollouts were cut off at sampling.max_context"
 
 
 _ROWS = {

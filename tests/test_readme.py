@@ -74,6 +74,6 @@ def test_links_lead_somewhere(page: str) -> None:
 @pytest.fixture(autouse=True)
 def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = torch.get_num_threads()
-    monkeypatch.setattr("os.cpu_count", lambda: 1)  # threads: 0 is one for each core
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0})  # threads: 0 is one for each core
     yield
     torch.set_num_threads(before)

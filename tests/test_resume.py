@@ -7,14 +7,17 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from commands import run_all
+from commands import command, run_all
+from safetensors.torch import save_file
 
-from treegym.trainers import Progress, Run
+from treegym.trainers import DamagedCheckpoint, Progress, Run
 
 SCENARIO = """
 environment:
@@ -130,9 +133,124 @@ def test_the_newest_whole_checkpoint_counts(tmp_path: Path) -> None:
     part = tmp_path / "checkpoints" / "000003.part"
     part.mkdir()
     (part / "tensors.safetensors").write_bytes(b"half")
+    run.close()
     restored = Run(tmp_path).restore()
     assert restored is not None
     assert restored[0] == Progress(1, 2, 6, {"a": [1.0]}) and restored[1]["x"].item() == 2
     assert [row["step"] for row in run.metrics()] == [0, 1, 2]
     Run(tmp_path).save(*restored)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["000003"]
+
+
+# what a checkpoint must not be
+
+
+def checkpoint(folder: Path) -> Path:
+    """Of a run with a row of metrics before it and one after it."""
+    run = Run(folder)
+    run.log(stage="s", step=0, loss=0.5)
+    run.save(Progress(1, 1, 1), {"a": torch.arange(64.0), "b": torch.ones(8)})
+    run.log(stage="s", step=1, loss=0.25)
+    run.close()
+    return folder / "checkpoints" / "000000"
+
+
+def flip(file: Path) -> None:
+    """One bit in the middle."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["0000.safetensors", "progress.json"])
+@pytest.mark.parametrize("damage", [flip, Path.unlink], ids=["flipped", "missing"])
+def test_a_damaged_checkpoint_is_named_and_nothing_is_forgotten(
+    name: str, damage: Callable[[Path], None], tmp_path: Path
+) -> None:
+    damage(checkpoint(tmp_path) / name)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    with pytest.raises(
+        DamagedCheckpoint, match=rf"checkpoints/000000 is damaged: {name} (is missing|has another chec)"
+    ):
+        Run(tmp_path).restore()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_checkpoint_without_some_of_its_tensors_is_damaged(tmp_path: Path) -> None:
+    """Also where the sums fit: somebody may have written them anew."""
+    folder = checkpoint(tmp_path)
+    save_file({"a": torch.zeros(64)}, folder / "0000.safetensors")
+    (folder / "SHA256SUMS").unlink()
+    with pytest.raises(DamagedCheckpoint, match="tensors are missing: b"):
+        Run(tmp_path).restore()
+
+
+def test_sums_are_what_sha256sum_reads(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path)
+    checked = subprocess.run(["sha256sum", "--check", "SHA256SUMS"], cwd=folder, capture_output=True, text=True)
+    assert checked.returncode == 0 and checked.stdout.count(": OK") == len(list(folder.iterdir())) - 1
+
+
+def test_a_checkpoint_from_before_there_were_sums_is_taken(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path)
+    (folder / "SHA256SUMS").unlink()
+    state = json.loads((folder / "progress.json").read_text())
+    del state["tensors"], state["best"]
+    (folder / "progress.json").write_text(json.dumps(state))
+    restored = Run(tmp_path).restore()
+    assert restored is not None
+    assert restored[0] == Progress(1, 1, 1) and torch.equal(restored[1]["a"], torch.arange(64.0))
+
+
+@pytest.mark.parametrize("without", ["model.", "optimizer."])
+def test_a_model_is_not_trained_on_from_a_checkpoint_that_lacks_weights(
+    without: str, runs: Path, tmp_path: Path
+) -> None:
+    """As one of a model with fewer layers would."""
+    (tmp_path / "tiny.yaml").write_text(SCENARIO)
+    assert run_all(tmp_path, [(["train", "tiny.yaml", "--out", "cut"], (STEP, "apply", "before", 4))], 1) == [
+        -signal.SIGKILL
+    ]
+    progress, tensors = Run(tmp_path / "cut").restore() or pytest.fail("no checkpoint")
+    lost = next(name for name in sorted(tensors) if name.startswith(without))
+    Run(tmp_path / "cut").save(progress, {name: x for name, x in tensors.items() if name != lost})
+    before = (tmp_path / "cut" / "metrics.jsonl").read_bytes()
+    assert run_all(tmp_path, [(["train", "--resume", "--out", "cut"], None)], 1) == [2]
+    assert (tmp_path / "cut" / "metrics.jsonl").read_bytes() == before
+
+
+def test_who_comes_second_changes_nothing(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The lock comes before anything is written or forgotten."""
+    folder = tmp_path / "first"
+    shutil.copytree(runs / "whole", folder)
+    (folder / "summary.json").unlink()
+    first = Run(folder)
+    first.claim()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    status, _, said = command(capsys, "train", "--resume", "--out", str(folder))
+    assert status == 2 and "trees.jsonl.zst is locked: this process writes to it" in said
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    first.close()
+
+
+def test_models_are_kept_on_the_way(tmp_path: Path) -> None:
+    """The best by held-out success, and those after every so many steps; an interruption changes none of them."""
+    (tmp_path / "tiny.yaml").write_text(SCENARIO + "keep: {best: true, every: 2}\n")
+    jobs = [
+        (["train", "tiny.yaml", "--out", "whole"], None),
+        (["train", "tiny.yaml", "--out", "cut"], (STEP, "apply", "before", 15)),
+    ]
+    assert run_all(tmp_path, jobs, 1) == [0, -signal.SIGKILL]
+    assert run_all(tmp_path, [(["train", "--resume", "--out", "cut"], None)], 2) == [0]
+    kept = [hashes(tmp_path / name / "models") for name in ("whole", "cut")]
+    assert kept[0] == kept[1] and {path.parts[0] for path in kept[0]} == {"best", "step-2"}
+    rows = [row for row in Run(tmp_path / "whole").metrics() if "low" in row and row["stage"] != "untrained"]
+    best = max(rows, key=lambda row: row["success"])  # the first one
+    last = (tmp_path / "whole" / "model" / "model.safetensors").read_bytes()
+    same = (tmp_path / "whole" / "models" / "best" / "model.safetensors").read_bytes() == last
+    assert same == (best["stage"] == "trained")
+
+
+def hashes(folder: Path) -> dict[Path, str]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

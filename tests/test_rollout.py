@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import math
 import random
 import time
 from dataclasses import replace
@@ -23,6 +24,7 @@ from treegym.agents import (
     Context,
     Cost,
     EntropyBranching,
+    EpisodeError,
     FollowOracle,
     Node,
     ReplayMismatch,
@@ -34,6 +36,7 @@ from treegym.agents import (
     TreeExpansion,
     Turn,
     grow_trees,
+    verify,
 )
 from treegym.agents.nano import build_nano
 from treegym.agents.strategies import MAX_IDLE
@@ -228,7 +231,10 @@ def test_a_bug_in_an_environment_reaches_the_caller_and_the_policy_goes_on(
         patch.setattr(LookupEnv, "step", lambda self, action: 1 / 0)
         with pytest.raises(ExceptionGroup) as raised:
             grow(policy, renderer, strategy, max_tokens=5)
-    assert raised.group_contains(ZeroDivisionError)
+    assert raised.group_contains(
+        EpisodeError, match=r"treegym/Lookup-v0, seed \d+, turn 1: ZeroDivisionError: .*in <la"
+    )
+    assert isinstance(raised.value.exceptions[0].__cause__, ZeroDivisionError)
     fresh = grow(nano_policy(renderer), renderer, strategy, max_tokens=5)
     assert grow(policy, renderer, strategy, max_tokens=5) == fresh
 
@@ -317,9 +323,44 @@ def test_a_task_that_cannot_be_opened_closes_the_others(
     reset, policy = LookupEnv.reset, nano_policy(renderer)
     monkeypatch.setattr(LookupEnv, "reset", lambda self, seed, options: reset(self, seed=[seed][seed > 1]))
     monkeypatch.setattr(LookupEnv, "close", lambda self: closed.append(self))
-    with pytest.raises(IndexError):
+    with pytest.raises(EpisodeError, match=r"treegym/Lookup-v0, seed 2, turn 0: IndexError: .*in <lambda>"):
         grow(policy, renderer, Chains(1), max_tokens=5)
     assert len(closed) == len(TASKS)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e200])
+@pytest.mark.parametrize("where", ["reward", "term 'exact'"])
+def test_a_reward_that_is_no_number_is_refused_with_its_episode(
+    renderer: ChatRenderer, where: str, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Learned from, it would make the weights NaN."""
+    step = LookupEnv.step
+
+    def broken(self: LookupEnv, action: str) -> Any:
+        observation, reward, terminated, truncated, info = step(self, action)
+        if where == "reward":
+            return observation, value, terminated, truncated, info
+        return observation, reward, terminated, truncated, {**info, "reward_terms": {"exact": value, "format": None}}
+
+    monkeypatch.setattr(LookupEnv, "step", broken)
+    with pytest.raises(ExceptionGroup) as raised:
+        grow(nano_policy(renderer), renderer, Chains(1), max_tokens=5)
+    assert raised.group_contains(EpisodeError, match=f"Lookup-v0, seed 0, turn 1: the {where} is {value}; rewards must")
+
+
+@each_strategy
+def test_a_prompt_that_leaves_no_room_ends_its_episodes_with_that_cause(
+    renderer: ChatRenderer, strategy: RolloutStrategy
+) -> None:
+    """The policy is not asked: what it would say lies beyond max_context, and perhaps beyond the model's positions."""
+    policy = nano_policy(renderer)
+    trees = grow(policy, renderer, strategy, max_tokens=5, max_context=20)
+    assert policy.sampled_tokens == policy.prefilled_tokens == 0
+    for tree in trees:
+        [node] = tree.nodes
+        assert len(tree.prompt) > 20 and node.truncated and node.info["cause"] == "context length"
+        assert node.action == Completion("", stop_reason="length") and tree.cost.sampled_tokens == 0
+        assert verify(tree) is None
 
 
 @each_strategy

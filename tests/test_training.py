@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -23,6 +25,7 @@ from treegym.agents import (
     ChatRenderer,
     Completion,
     Context,
+    EpisodeError,
     FollowOracle,
     Node,
     RolloutTree,
@@ -45,6 +48,7 @@ from treegym.trainers import (
     HeldOut,
     Improvement,
     Learner,
+    OnFailure,
     Optimization,
     Pack,
     Plan,
@@ -53,6 +57,7 @@ from treegym.trainers import (
     Trainer,
     Warmup,
     arpo,
+    at2po,
     gigpo,
     grpo,
     pack,
@@ -310,6 +315,68 @@ def test_gradients_are_clipped_and_a_silent_batch_moves_nothing() -> None:
     assert clipped == pytest.approx(1e-3, rel=1e-3)
 
 
+@pytest.mark.parametrize("advantage", [math.nan, math.inf, 1e38])
+def test_a_gradient_that_is_not_finite_moves_nothing_and_is_counted(advantage: float) -> None:
+    """Weights, optimiser and learning rate are what they were; the next batch trains as if there had been none."""
+    good: list[tuple[RolloutTree, Advantages]] = [(chain((5, 6), (7,)), [[1.0], [-1.0]])]
+    ends = []
+    for first in ([], [(chain((8,), (9,)), [[advantage], [-1.0]])]):
+        model = gpt2().float()
+        learner = Learner(model, Optimization(1e-3, warmup_steps=2), dtype=torch.float32)
+        for bad in first:
+            metrics = learner.update([bad], ReinforceLoss("token-sum"))
+            assert metrics["skipped_updates"] == 1 and metrics["grad_norm"] == 0
+            assert all(math.isfinite(value) for value in metrics.values())
+        assert learner.update(good, ClippedLoss())["skipped_updates"] == 0
+        ends.append([*model.state_dict().values(), learner.tensors()["learner.step"]])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+def test_clip_fraction_is_the_share_of_terms_that_the_loss_clips() -> None:
+    """Old log-probabilities of 0 make every ratio tiny: below the bound, only terms of negative advantage are cut."""
+    model = gpt2()
+    learner = Learner(model, Optimization(0.0), dtype=torch.float64)
+    batch: list[tuple[RolloutTree, Advantages]] = [(chain((5, 6, 7), (8,), (9,), old=0.0), [[-1.0], [1.0], [0.0]])]
+    assert learner.update(batch, ClippedLoss())["clip_fraction"] == 3 / 4  # the rollout without advantage has no terms
+
+
+def test_old_log_probabilities_can_be_the_learner_s() -> None:
+    """Those of the plain model, for every rollout and in many packs; then no ratio differs from 1 before an update."""
+    actions = [(5, 6, 7), (5, 8), (9,)]
+    model = gpt2()
+    learner = Learner(model, Optimization(1e-2, max_tokens=6), dtype=torch.float64)
+    tree = learner.with_own_logprobs(chain(*actions))
+    for node, action in zip(tree.nodes, actions, strict=True):
+        logits = plain_logits(model, [1, 2, 3, *action])[2:-1]
+        expected = torch.log_softmax(logits, -1)[range(len(action)), list(action)].tolist()
+        assert node.action.logprobs == pytest.approx(expected, rel=1e-10)
+    batch: list[tuple[RolloutTree, Advantages]] = [(tree, [[1.0], [-1.0], [0.5]])]
+    narrow = ClippedLoss(1e-9, 1e-9)
+    before, after = (learner.update(batch, narrow) for _ in range(2))
+    assert before["clip_fraction"] == 0 and before["ratio_deviation"] < 1e-12
+    assert after["clip_fraction"] > 0
+
+
+def test_at2po_trains_on_ratios_that_begin_at_one(tmp_path: Path) -> None:
+    """In bfloat16 sampler and learner differ by more than its bounds; none of its loss is clipped for that."""
+    texts = ["<answer>red blue</answer> Choose. Red or blue?"]
+    improvement = Improvement(1, tasks_per_step=2, optimization=Optimization(1e-4))
+    algorithm = replace(at2po(), rollout=Chains(8))
+    shares = []
+    for old in ("sampler", "learner"):
+        chosen = replace(algorithm, loss=replace(algorithm.loss, old=old))
+        warmup = Warmup(64, optimization=Optimization(1e-3))
+        plan = Plan(Environment("tests/Bandit-v0"), chosen, Sampling(max_tokens=8), warmup, improvement, HeldOut(0))
+        model, renderer = nano(texts)
+        run = Run(tmp_path / old)
+        Trainer(plan, model, renderer, run, Silent(), dtype=torch.bfloat16).train()
+        row = run.metrics()[-1]
+        shares.append(row["clip_fraction"])
+        assert 1e-4 < row["sampler_deviation"] < 0.1
+    assert shares[0] > 0 and shares[1] == 0
+    assert at2po().loss.needs == {"old"}
+
+
 def test_an_optimiser_s_state_goes_on_where_it_was_saved() -> None:
     batch: list[tuple[RolloutTree, Advantages]] = [(chain((5, 6), (7,)), [[1.0], [-1.0]])]
     whole, parted = gpt2(), gpt2()
@@ -325,6 +392,67 @@ def test_an_optimiser_s_state_goes_on_where_it_was_saved() -> None:
         second.update(batch, ClippedLoss())
     assert second.step == 4
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parted.parameters(), strict=True))
+
+
+# failures
+
+
+class MoodyEnv(BanditEnv):
+    """Raises in some of its tasks, at the reset or at the answer; its oracle always answers blue."""
+
+    def begin(self, options: Mapping[str, Any]) -> str:
+        self.mood = options.get("mood", "fine") if self.np_random.random() < 0.3 else "fine"
+        if self.mood == "reset":
+            raise LookupError("the table is gone")
+        return super().begin(options)
+
+    def score(self, answer: str) -> dict[str, float]:
+        return {"exact": 1 / 0 if self.mood == "score" else float(answer == "blue")}
+
+    def score_unanswered(self) -> dict[str, float]:
+        return {"exact": math.nan if self.mood == "score" else 0.0}
+
+
+gymnasium.register("tests/Moody-v0", MoodyEnv)
+
+
+def moody(mood: str, on_failure: OnFailure) -> Plan:
+    return Plan(
+        Environment("tests/Moody-v0", train={"mood": mood}, heldout={"mood": mood}),
+        grpo(4),
+        Sampling(max_tokens=8),
+        Warmup(16, batch_size=4),
+        Improvement(2, tasks_per_step=8),
+        HeldOut(12, untrained=0),
+        on_failure=on_failure,
+    )
+
+
+@pytest.mark.parametrize("mood", ["reset", "score"])
+def test_a_failed_episode_stops_a_run_and_names_its_task(mood: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        EpisodeError, match=r"^tests/Moody-v0, seed \d+, options .*, turn \d: (Lookup|ZeroDiv).* in begin|s"
+    ) as e:
+        trainer(moody(mood, "stop"), tmp_path, ["<answer>red blue</answer> Choose. Red or blue?"]).train()
+    assert e.value.turn == (0 if mood == "reset" else 1) and e.value.__cause__ is not None
+    assert e.value.task.make().reset(seed=e.value.task.seed)  # without the option all is well
+
+
+@pytest.mark.parametrize("mood", ["reset", "score"])
+def test_a_run_can_leave_failed_tasks_out(mood: str, tmp_path: Path) -> None:
+    """Their siblings are trained and recorded, they are counted and named, and count as no success where measured."""
+    run = trainer(moody(mood, "skip"), tmp_path, ["<answer>red blue</answer> Choose. Red or blue?"])
+    results = run.train()
+    rows = run.run.metrics()
+    failed = {
+        stage: [row for row in rows if row["stage"] == stage and "failures" in row] for stage in ("warm-up", "trained")
+    }
+    assert failed["warm-up"] and failed["trained"]
+    assert all("tests/Moody-v0, seed" in text for row in rows for text in row.get("failures", ()))
+    grown = [labels for labels, _ in run.run.trees if labels["stage"] == "trained"]
+    [count] = [row["failed_tasks"] for row in failed["trained"]]
+    assert len(grown) + count == len(results["trained"].success) == 12
+    assert sum(row["stage"] == "improvement" for row in rows) == 2
 
 
 # TensorBoard

@@ -20,8 +20,19 @@ from .losses import (
 )
 from .node_values import BackedUp, PrefixGroups, SummedLeaves
 from .packing import Advantages, Pack, ScoredTree, Segment, Terms, TurnAdvantage, by_turn, pack, score, split
-from .run import Progress, Run
-from .training import Environment, HeldOut, Improvement, Plan, Stopped, Trainer, Warmup, Watcher
+from .run import DamagedCheckpoint, Progress, Run
+from .training import (
+    Environment,
+    HeldOut,
+    Improvement,
+    Keep,
+    OnFailure,
+    Plan,
+    Stopped,
+    Trainer,
+    Warmup,
+    Watcher,
+)
 
 __all__ = [
     "AGGREGATIONS",
@@ -34,6 +45,7 @@ __all__ = [
     "BestOnly",
     "CispoLoss",
     "ClippedLoss",
+    "DamagedCheckpoint",
     "Environment",
     "GeometricLoss",
     "GroupRelative",
@@ -41,8 +53,10 @@ __all__ = [
     "HeldOut",
     "HistoryAnchors",
     "Improvement",
+    "Keep",
     "Learner",
     "Norm",
+    "OnFailure",
     "Optimization",
     "Pack",
     "Plan",

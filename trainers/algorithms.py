@@ -30,7 +30,7 @@ def grpo(
 ) -> Algorithm:
     """Independent rollouts, each compared with its group. arXiv:2402.03300."""
     loss = ClippedLoss(clip, clip if clip_high is None else clip_high, aggregation=aggregation)
-    return Algorithm(Chains(n), GroupRelative(), loss)
+    return Algorithm(_group(n), GroupRelative(), loss)
 
 
 def gigpo(
@@ -39,7 +39,7 @@ def gigpo(
     """Whole rollouts compared as in GRPO, plus turns compared at states the group revisits. arXiv:2505.10978."""
     norm = Norm(divide)
     advantage = Sum((1.0, GroupRelative(norm)), (step_weight, AnchorStates(discount, norm)))
-    return Algorithm(Chains(n), advantage, ClippedLoss(clip, clip, aggregation="token-mean"))
+    return Algorithm(_group(n), advantage, ClippedLoss(clip, clip, aggregation="token-mean"))
 
 
 def arpo(
@@ -73,9 +73,17 @@ def tree_grpo(
 def at2po(
     chains: int = 4, expansions: int = 2, rounds: int = 2, *, clip: float = 3e-3, clip_high: float = 4e-3
 ) -> Algorithm:
-    """One tree, whose unsurest turns are taken again; turns credited with the value of their node. arXiv:2601.04767."""
+    """One tree, whose unsurest turns are taken again; turns credited with the value of their node. arXiv:2601.04767.
+
+    Its bounds are narrower than what sampler and learner differ by in bfloat16, so ratios start from the learner."""
     rollout = TreeExpansion(1, expansions, rounds, chains, choose="unsure")
-    return Algorithm(rollout, BackedUp(), ClippedLoss(clip, clip_high, level="turn"))
+    return Algorithm(rollout, BackedUp(), ClippedLoss(clip, clip_high, level="turn", old="learner"))
+
+
+def _group(n: int) -> Chains:
+    if n < 2:
+        raise ValueError(f"n must be at least 2, got {n}: a rollout alone has no other to be compared with")
+    return Chains(n)
 
 
 ALGORITHMS: dict[str, Callable[..., Algorithm]] = {

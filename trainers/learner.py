@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,8 +15,9 @@ from ..agents import RolloutTree, native_dtype
 from .forward import predict_with
 from .losses import AGGREGATIONS, PolicyLoss, kl
 from .packing import Advantages, Pack, pack, score, split
+from .run import DamagedCheckpoint
 
-_MEANS = ("ratio_deviation", "kl", "entropy")  # metrics that are means over terms, nats
+_MEANS = ("ratio_deviation", "clip_fraction", "kl", "entropy")  # metrics that are means over terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +69,15 @@ class Learner:
         loss: PolicyLoss,
         on_pack: Callable[[Pack], None] = lambda pack: None,
     ) -> dict[str, float]:
-        """One optimiser step on the whole batch; metrics of it. A batch without gradient moves nothing."""
-        scored = score(batch, AGGREGATIONS[loss.aggregation], keep_zeros=bool(loss.needs))
-        totals: dict[str, float] = {"loss": 0.0, "trained_tokens": 0.0, "loss_terms": 0.0}
+        """One optimiser step on the whole batch; metrics of it.
+
+        A batch without gradient moves nothing. Neither does one whose gradient is not finite: `skipped_updates`
+        counts it, and figures of it that are not finite either are given as 0. `ratio_deviation` is the mean of
+        |log ratio|, nats; `clip_fraction` the share of terms that have an advantage and yet no gradient, because the
+        loss clips them.
+        """
+        scored = score(batch, AGGREGATIONS[loss.aggregation], keep_zeros=bool(loss.needs - {"old"}))
+        totals = dict.fromkeys(("loss", "trained_tokens", "loss_terms", "ratio_deviation", "clip_fraction"), 0.0)
         for parameter in self._parameters if scored else []:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)  # now: made amid the activations, they would leave holes
@@ -79,10 +88,9 @@ class Learner:
             for name, value in self.accumulate(packed, loss).items():
                 totals[name] = totals.get(name, 0.0) + value
             on_pack(packed)
-        if not scored:
-            return totals | {"ratio_deviation": 0.0, "grad_norm": 0.0, "learning_rate": 0.0}
-        means = {name: totals[name] / totals["loss_terms"] for name in _MEANS if name in totals}
-        return totals | means | self.apply()
+        means = {name: totals[name] / max(totals["loss_terms"], 1.0) for name in _MEANS if name in totals}
+        metrics = totals | means | (self.apply() if scored else _unmoved(0))
+        return {name: value if math.isfinite(value) else 0.0 for name, value in metrics.items()}
 
     def accumulate(self, packed: Pack, loss: PolicyLoss) -> dict[str, float]:
         """Adds the gradient of a pack's part of the batch loss; sums over the pack."""
@@ -91,22 +99,40 @@ class Learner:
             terms = replace(terms, reference=self.reference_logprobs(packed)[terms.logprob])
         predicted, entropies = self._predict(packed, entropy="entropy" in loss.needs)
         logprobs = predicted[terms.logprob]  # [N]
+        logprobs.retain_grad()
         if "entropy" in loss.needs:
             terms = replace(terms, entropy=entropies[packed.row[terms.logprob]])
         value = (loss(logprobs, terms) * terms.weight).sum()
         value.backward()  # type: ignore[no-untyped-call]
+        clipped = (terms.advantage != 0) & (logprobs.grad == 0 if logprobs.grad is not None else True)
         logprobs = logprobs.detach()
         sums = {
             "loss": value.item(),
             "trained_tokens": float(len(packed.tokens)),
             "loss_terms": float(len(logprobs)),
             "ratio_deviation": (logprobs - terms.old_logprob).abs().sum().item(),
+            "clip_fraction": clipped.sum().item(),
         }
         if terms.reference is not None:
             sums["kl"] = kl(logprobs, terms.reference).sum().item()
         if terms.entropy is not None:
             sums["entropy"] = terms.entropy.sum().item()
         return sums
+
+    def with_own_logprobs(self, tree: RolloutTree) -> RolloutTree:
+        """The tree with its replies' log-probabilities under the present weights, nats, in place of the sampler's."""
+        ones = [[1.0] * len(path) for path in tree.paths]
+        nodes = list(tree.nodes)
+        for group in split(score([(tree, ones)], AGGREGATIONS["token-sum"]), self.optimization.max_tokens):
+            packed = pack(group).to(self.model.device)
+            with torch.no_grad():
+                logprobs = iter(self.logprobs(packed)[packed.terms.logprob].tolist())
+            for part in group:  # terms are the tokens of its rollouts, one rollout after the other
+                for node in (node for path in part.tree.paths for node in path):
+                    action = tree.nodes[node].action
+                    own = tuple(itertools.islice(logprobs, len(action.token_ids)))
+                    nodes[node] = replace(tree.nodes[node], action=replace(action, logprobs=own))
+        return replace(tree, nodes=tuple(nodes))
 
     def logprobs(self, packed: Pack) -> Tensor:
         """Log-probability [P] of every prediction, nats."""
@@ -129,8 +155,11 @@ class Learner:
             parameter.data, self._reference[i] = self._reference[i], parameter.data
 
     def apply(self) -> dict[str, float]:
-        """Clips the gradients and moves the weights."""
+        """Clips the gradients and moves the weights. Where a gradient is not finite nothing moves: what would come of
+        it is not finite either, for good."""
         norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+        if not norm.isfinite():
+            return _unmoved(1)
         if norm > self.optimization.max_grad_norm:  # else clipping would multiply them all by 1
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self.optimization.max_grad_norm, norm)
         rate = self.optimization.rate(self.step)
@@ -140,7 +169,7 @@ class Learner:
         if self.model.device.type != "cpu":  # whose heap would keep the gradients' memory anyway
             self.optimizer.zero_grad()
         self.step += 1
-        return {"grad_norm": norm.item(), "learning_rate": rate}
+        return {"grad_norm": norm.item(), "learning_rate": rate, "skipped_updates": 0.0}
 
     def tensors(self) -> dict[str, Tensor]:
         """The optimiser's state and the step count, by name."""
@@ -150,16 +179,24 @@ class Learner:
         return {**moments, **reference, "learner.step": torch.tensor(self.step)}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes up a state that `tensors` gave."""
+        """Takes up a state that `tensors` gave. DamagedCheckpoint where a part of it is missing."""
+        needed = {"learner.step"} | {f"reference.{i}" for i in range(len(self._reference))}
+        if int(tensors.get("learner.step", 0)):
+            moments = ("step", "exp_avg", "exp_avg_sq")
+            needed |= {f"optimizer.{i}.{moment}" for i in range(len(self._parameters)) for moment in moments}
+        if missing := sorted(needed - tensors.keys()):
+            raise DamagedCheckpoint(f"the checkpoint is not of this learner: it lacks {', '.join(missing[:3])}")
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             if name.startswith("optimizer."):
                 _, index, key = name.split(".")
                 state.setdefault(int(index), {})[key] = value
-        if self._reference and "reference.0" not in tensors:
-            raise ValueError("the loss needs a reference, and the checkpoint is of a run without one")
         self._reference = [
             tensors[f"reference.{i}"].to(p.device) for i, p in enumerate(self._parameters) if self._reference
         ]
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         self.step = int(tensors["learner.step"])
+
+
+def _unmoved(skipped: int) -> dict[str, float]:
+    return {"grad_norm": 0.0, "learning_rate": 0.0, "skipped_updates": float(skipped)}

@@ -13,7 +13,7 @@ from .packing import Aggregation, Terms
 
 Level = Literal["token", "turn", "sequence"]
 KL = Literal["k1", "abs", "k2", "k3", "k1+", "k3+"]
-Need = Literal["reference", "entropy"]
+Need = Literal["reference", "entropy", "old"]
 NOTHING: frozenset[Need] = frozenset()
 
 
@@ -67,7 +67,8 @@ class PolicyLoss(Protocol):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """Columns of the terms that it reads beyond the usual; its terms then count where the advantage is 0 too."""
+        """What it reads beyond the usual. Columns of the terms ("reference", "entropy"): then its terms count where the
+        advantage is 0 too. Old log-probabilities that are the learner's ("old")."""
         ...
 
     def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
@@ -83,6 +84,10 @@ class ClippedLoss:
     `level`: the ratio is the token's, or the geometric mean over the rollout (GSPO, arXiv:2507.18071 eq. 5) or over
     the turn (AT2PO, arXiv:2601.04767). `keep_gradient`: a ratio above its bound still has the gradient that it has
     at the bound (AEPO, arXiv:2510.14545 sec. 4.2).
+
+    `old`: whose log-probabilities the ratio starts from: the sampler's, as recorded, or the learner's before the
+    step's first update. Sampler and learner round differently, by some 0.005 nats a token in bfloat16; bounds as
+    narrow as that need the learner's, which take one more forward pass.
     """
 
     clip_low: float = 0.2
@@ -91,7 +96,11 @@ class ClippedLoss:
     level: Level = "token"
     keep_gradient: bool = False
     aggregation: AggregationName = "seq-mean-token-mean"
-    needs: ClassVar[frozenset[Need]] = NOTHING
+    old: Literal["sampler", "learner"] = "sampler"
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset({"old"}) if self.old == "learner" else NOTHING
 
     def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
         ratio = log_ratio(logprobs, terms, self.level).exp()
@@ -182,7 +191,7 @@ class TruncatedImportance:
 
     @property
     def needs(self) -> frozenset[Need]:
-        return self.loss.needs
+        return self.loss.needs - {"old"}  # which it gives the loss itself
 
     def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
         own = logprobs.detach()

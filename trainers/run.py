@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -11,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..agents import EpisodeStore, append_line, read_lines
+from ..agents import EpisodeStore, StoreError, append_line, read_lines
 from ..agents.store import sync
 from ..tools import Cassette
 
@@ -29,6 +31,14 @@ class Progress:
     step: int = 0  # steps done in it
     weights_version: int = 0  # steps done in all stages
     results: dict[str, Any] = field(default_factory=dict)  # evaluations so far, by stage name
+    best: float = -1.0  # highest success on all held-out tasks so far
+
+
+class DamagedCheckpoint(StoreError):
+    """A checkpoint is not what was written, or not this model's; nothing was loaded of it."""
+
+
+SUMS = "SHA256SUMS"  # of a checkpoint's files, as sha256sum reads it
 
 
 class Run:
@@ -51,6 +61,10 @@ class Run:
     @property
     def started(self) -> bool:
         return (self.path / "summary.json").exists() or self._metrics.exists()
+
+    def claim(self) -> None:
+        """Nobody else writes to the run until `close`. StoreLocked where somebody does: nothing was changed then."""
+        self.trees.lock()
 
     def log(self, **row: Any) -> None:
         self._board = self._board or Board(self.path / "tensorboard", self.metrics())
@@ -91,22 +105,40 @@ class Run:
             **asdict(progress),
             "metrics_size": self._metrics.stat().st_size if self._metrics.exists() else 0,
             "trees_size": self.trees.size,
+            "tensors": sorted(tensors),
         }
         write_json(new / "progress.json", state)
+        sums = [f"{_sha256(file)}  {file.name}\n" for file in sorted(new.iterdir())]
+        write_text(new / SUMS, "".join(sums))
         new.rename(new.with_suffix(""))
         for old in self._numbers()[:-1]:
             shutil.rmtree(self._checkpoints / f"{old:06d}")
 
     def restore(self) -> tuple[Progress, dict[str, torch.Tensor]] | None:
-        """The last whole checkpoint; metrics and trees written after it are forgotten. None: there is none."""
+        """The last whole checkpoint; metrics and trees written after it are forgotten. None: there is none.
+
+        DamagedCheckpoint where it is not what was written; then nothing is forgotten.
+        """
+        self.claim()
         if not self._numbers():
             self._forget(0, 0)
             return None
         folder = self._checkpoints / f"{self._numbers()[-1]:06d}"
-        state = json.loads((folder / "progress.json").read_text())
-        self._forget(state.pop("metrics_size"), state.pop("trees_size"))
-        shards = (load_file(file) for file in sorted(folder.glob("*.safetensors")))
-        return Progress(**state), {name: tensor for shard in shards for name, tensor in shard.items()}
+        try:
+            _check_sums(folder)
+            state = json.loads((folder / "progress.json").read_text())
+            shards = [load_file(file) for file in sorted(folder.glob("*.safetensors"))]
+            tensors = {name: tensor for shard in shards for name, tensor in shard.items()}
+            if missing := sorted(set(state.pop("tensors", tensors)) - tensors.keys()):
+                raise ValueError(f"tensors are missing: {', '.join(missing[:3])}")
+            sizes = state.pop("metrics_size"), state.pop("trees_size")
+            progress = Progress(**state)
+        except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
+            raise DamagedCheckpoint(
+                f"{folder} is damaged: {error}; the run cannot go on from it, its trees and metrics are whole"
+            ) from error
+        self._forget(*sizes)
+        return progress, tensors
 
     def finish(self) -> None:
         """Removes the checkpoints: the trained model and the summary stay."""
@@ -172,6 +204,23 @@ class Board:
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _check_sums(folder: Path) -> None:
+    """ValueError where a file of the checkpoint is not what was written. Older checkpoints have no sums."""
+    if not (folder / SUMS).exists():
+        return
+    written = dict(reversed(line.split("  ", 1)) for line in (folder / SUMS).read_text().splitlines())
+    for name, digest in written.items():
+        if not (folder / name).exists():
+            raise ValueError(f"{name} is missing")
+        if _sha256(folder / name) != digest:
+            raise ValueError(f"{name} has another checksum than when it was written")
 
 
 def _shards(tensors: Mapping[str, torch.Tensor], size: int = 1 << 27) -> Iterator[dict[str, torch.Tensor]]:

@@ -7,11 +7,12 @@ import contextlib
 import ctypes
 import gc
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from transformers import PreTrainedModel
@@ -21,6 +22,7 @@ from ..agents import (
     Chains,
     ChatRenderer,
     Cost,
+    EpisodeError,
     Evaluation,
     FollowOracle,
     RolloutStrategy,
@@ -31,6 +33,7 @@ from ..agents import (
     grow_trees,
     merged_state,
     native_dtype,
+    positions,
     succeeded,
 )
 from ..envs import Task
@@ -38,7 +41,7 @@ from .algorithms import Algorithm
 from .learner import Learner, Optimization
 from .losses import ReinforceLoss
 from .packing import Advantages, by_turn
-from .run import Progress, Run
+from .run import DamagedCheckpoint, Progress, Run
 
 _STRICT = {"extra": "forbid"}  # read by pydantic where these are validated
 
@@ -128,6 +131,21 @@ class HeldOut:
 
 
 @dataclass(frozen=True, slots=True)
+class Keep:
+    """Which models stay in the run's directory besides the trained one, the last."""
+
+    __pydantic_config__ = _STRICT
+    best: bool = False  # models/best: of the evaluation on all held-out tasks with the highest success, the first one
+    every: int = 0  # models/step-N after every so many steps of the improvement; 0: none
+
+    def __post_init__(self) -> None:
+        _at_least(0, every=self.every)
+
+
+OnFailure = Literal["stop", "skip"]  # of an episode: ends the run, or leaves its task out and counts it
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """All a run does."""
 
@@ -139,6 +157,8 @@ class Plan:
     heldout: HeldOut = HeldOut()
     seed: int = 0
     checkpoint_every: float = 120.0  # seconds between checkpoints
+    keep: Keep = Keep()
+    on_failure: OnFailure = "stop"
 
 
 class Watcher(Protocol):
@@ -179,6 +199,7 @@ class Trainer:
         self.dtype = dtype or native_dtype(model.device)
         self.policy = TransformersPolicy(model, renderer, dtype=self.dtype, max_rows=max_rows)
         self._max_rows = max_rows
+        self._positions = positions(model) or 1 << 30
         self._progress = Progress()
         self._learner: Learner | None = None
         self._restored: dict[str, torch.Tensor] = {}  # optimiser state of the checkpoint
@@ -230,14 +251,17 @@ class Trainer:
         start = time.monotonic()
         waves = -(-tasks * held.rollouts // self._max_rows)  # more at once would only take memory for keys and values
         size = -(-tasks // waves)
+        failed: list[EpisodeError] = []
         trees = [
             tree
             for i in range(0, tasks, size)
             for tree in self._grow(
-                chosen[i : i + size], Chains(held.rollouts), sampling, derive_seed("evaluation"), watch=True
+                chosen[i : i + size], Chains(held.rollouts), sampling, derive_seed("evaluation"), failed, watch=True
             )
         ]
         result = Evaluation.of(trees, self.plan.environment.success, time.monotonic() - start)
+        if failed:
+            result = _with_failures(result, chosen, trees)
         self._record(trees, stage=name, step=self._progress.step)
         mean, low, high = result.interval
         self.run.log(
@@ -248,8 +272,12 @@ class Trainer:
             high=high,
             turns=result.turns,
             tool_calls=result.tool_calls,
+            **_told(failed),
             seconds={"evaluation": result.seconds},
         )
+        if self.plan.keep.best and tasks == held.tasks and mean > self._progress.best:
+            self._progress.best = mean
+            self.save_model(self.run.path / "models" / "best")
         return result
 
     def _warm_up(self, name: str) -> None:
@@ -260,18 +288,22 @@ class Trainer:
         ]
         if not tasks:
             return
-        demonstrations = self._grow(tasks, FollowOracle(), Sampling(max_context=1 << 30), 0)
+        failed: list[EpisodeError] = []
+        demonstrations = self._grow(tasks, FollowOracle(), Sampling(max_context=self._positions), 0, failed)
         teacher = Evaluation.of(demonstrations, environment.success)
         self._progress.results["demonstrations"] = teacher.to_json()
         if self._progress.step == 0:
             self._record(demonstrations, stage=name, step=0)
-        order = [i for epoch in range(warmup.epochs) for i in self._shuffled(len(tasks), "demonstrations", epoch)]
+        order = [
+            i for epoch in range(warmup.epochs) for i in self._shuffled(len(demonstrations), "demonstrations", epoch)
+        ]
         learner = self._learn(warmup.optimization)
         for step in self._steps("warming up", warmup.steps):
             batch = [demonstrations[i] for i in order[step * warmup.batch_size : (step + 1) * warmup.batch_size]]
             start = time.monotonic()
             metrics = learner.update([(tree, _ones(tree)) for tree in batch], ReinforceLoss())
-            self.run.log(stage=name, step=step, **metrics, seconds={"update": time.monotonic() - start})
+            told = _told(failed) if step == 0 else {}
+            self.run.log(stage=name, step=step, **metrics, **told, seconds={"update": time.monotonic() - start})
             self._done(f"loss {metrics['loss']:.2f}")
 
     def _improve(self, name: str) -> None:
@@ -288,55 +320,82 @@ class Trainer:
                 for i in range(plan.tasks_per_step)
             ]
             before = self.policy.prefilled_tokens, self.policy.sampled_tokens
-            trees = self._grow(
-                tasks, self.plan.algorithm.rollout, self.plan.sampling, derive_seed(self.plan.seed, "rollout", step)
-            )
+            failed: list[EpisodeError] = []
+            seed = derive_seed(self.plan.seed, "rollout", step)
+            trees = self._grow(tasks, self.plan.algorithm.rollout, self.plan.sampling, seed, failed)
             grown = time.monotonic()
             advantages = self.plan.algorithm.advantage(trees)
             metrics = self._update(learner, trees, advantages)
             self.run.log(
-                stage=name, step=step, **self._describe(trees), **metrics,
+                stage=name, step=step, **self._describe(trees), **metrics, **_told(failed),
                 prefilled_tokens=self.policy.prefilled_tokens - before[0],
                 sampled_tokens=self.policy.sampled_tokens - before[1],
                 seconds={"rollout": grown - start, "update": time.monotonic() - grown},
             )  # fmt: skip
             self._record(trees, advantages, stage=name, step=step)
             success = fmean(x for tree in trees for x in succeeded(tree, self.plan.environment.success))
-            self._done(f"success {success:.0%}")
+            if self.plan.keep.every and (step + 1) % self.plan.keep.every == 0:
+                self.save_model(self.run.path / "models" / f"step-{step + 1}")
+            self._done(f"success {success:.0%}" + (f", {len(failed)} failed" if failed else ""))
 
     # parts of stages
 
     def _grow(
-        self, tasks: Sequence[Task], strategy: RolloutStrategy, sampling: Sampling, seed: int, *, watch: bool = False
+        self,
+        tasks: Sequence[Task],
+        strategy: RolloutStrategy,
+        sampling: Sampling,
+        seed: int,
+        failed: list[EpisodeError],
+        *,
+        watch: bool = False,
     ) -> list[RolloutTree]:
-        heard: Callable[[RolloutTree], None] = (lambda tree: self.watcher.advance()) if watch else (lambda tree: None)
+        """A tree for each task. Where the plan skips failures, the tasks that failed are left out and appended to
+        `failed`, and the others are grown again without them: the same trees, for seeds name their tasks."""
         if self._stale:
             _trim()
             self.policy.refresh(self._progress.weights_version)
             self._stale = False
-        return asyncio.run(
-            grow_trees(
-                tasks,
-                strategy,
-                self.policy,
-                self.renderer,
-                sampling,
-                seed=seed,
-                on_tree=heard,
-                cassette=self.run.cassette,
-            )
-        )
+        left, heard = list(tasks), set[int]()
+
+        def hear(tree: RolloutTree) -> None:
+            if watch and tree.task.seed not in heard:
+                heard.add(tree.task.seed)
+                self.watcher.advance()
+
+        while True:
+            growing = grow_trees(
+                left, strategy, self.policy, self.renderer, sampling,
+                seed=seed, on_tree=hear, cassette=self.run.cassette,
+            )  # fmt: skip
+            try:
+                return asyncio.run(growing)
+            except (EpisodeError, BaseExceptionGroup) as raised:
+                error = _first_episode_error(raised)
+                left = [task for task in left if error.task != task]
+                if self.plan.on_failure == "stop" or not left:
+                    raise error from error.__cause__
+                failed.append(error)
 
     def _update(
         self, learner: Learner, trees: Sequence[RolloutTree], advantages: Sequence[Advantages]
     ) -> dict[str, float]:
-        """The step's optimiser steps; means of their metrics, sums of their counts."""
+        """The step's optimiser steps; means of their metrics, sums of their counts.
+
+        `sampler_deviation` is the mean distance, nats, of the learner's log-probabilities from the sampler's before the
+        first of them.
+        """
         algorithm, parts = self.plan.algorithm, self.plan.improvement.updates_per_step
-        scored = list(zip(trees, advantages, strict=True))
         self._rest_policy()
+        sampled = trees
+        if "old" in algorithm.loss.needs:
+            trees = [learner.with_own_logprobs(tree) for tree in trees]
+        scored = list(zip(trees, advantages, strict=True))
         rows = [learner.update(scored[i::parts], algorithm.loss) for i in range(parts)]
-        counts = {"trained_tokens", "loss_terms"}
-        return {name: (sum if name in counts else fmean)(row[name] for row in rows) for name in rows[0]}
+        counts = {"trained_tokens", "loss_terms", "skipped_updates"}
+        metrics = {name: (sum if name in counts else fmean)(row[name] for row in rows) for name in rows[0]}
+        apart = rows[0]["ratio_deviation"] if trees is sampled else _distance(sampled, trees)
+        return metrics | {"sampler_deviation": apart}
 
     def _describe(self, trees: Sequence[RolloutTree]) -> dict[str, Any]:
         held = Evaluation.of(trees, self.plan.environment.success)
@@ -347,7 +406,8 @@ class Trainer:
             "informative": fmean(len(set(tree.returns)) > 1 for tree in trees),
             "turns": held.turns,
             "tool_calls": held.tool_calls,
-            "surprise": -fmean(logprobs),  # nats per sampled token; an estimate of the entropy
+            "truncated": _truncated(trees),
+            "surprise": -fmean(logprobs) if logprobs else 0.0,  # nats per sampled token; an estimate of the entropy
             "unique_tokens": sum(tree.num_unique_tokens for tree in trees),
             "total_tokens": sum(tree.num_total_tokens for tree in trees),
             "cost": asdict(sum((tree.cost for tree in trees), Cost())),
@@ -416,9 +476,10 @@ class Trainer:
             return
         self._progress, tensors = found
         weights = {name.removeprefix("model."): x for name, x in tensors.items() if name.startswith("model.")}
-        missing = self.model.load_state_dict(weights, strict=False)
-        if missing.unexpected_keys:
-            raise ValueError(f"the checkpoint in {self.run.path} is of another model: {missing.unexpected_keys[:3]}")
+        learned = {name for name, p in self.model.named_parameters() if p.requires_grad}
+        if other := sorted(learned ^ weights.keys()):
+            raise DamagedCheckpoint(f"the checkpoint in {self.run.path} is of another model: {', '.join(other[:3])} …")
+        self.model.load_state_dict(weights, strict=False)
         self._restored = {name: x for name, x in tensors.items() if not name.startswith("model.")}
         self._stale = True
 
@@ -431,3 +492,48 @@ def _trim() -> None:
 
 def _ones(tree: RolloutTree) -> Advantages:
     return [[1.0] * len(path) for path in tree.paths]
+
+
+def _first_episode_error(raised: EpisodeError | BaseExceptionGroup) -> EpisodeError:
+    """The first one there is in it. Raises it again where there is none."""
+    if isinstance(raised, EpisodeError):
+        return raised
+    failures, others = raised.split(EpisodeError)
+    if failures is None or others is not None:
+        raise raised
+    first: BaseException = failures
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    assert isinstance(first, EpisodeError)
+    return first
+
+
+def _told(failed: Sequence[EpisodeError]) -> dict[str, Any]:
+    """What a row of the metrics tells of failed tasks."""
+    return {"failed_tasks": len(failed), "failures": [str(error) for error in failed]} if failed else {}
+
+
+def _with_failures(result: Evaluation, tasks: Sequence[Task], trees: Sequence[RolloutTree]) -> Evaluation:
+    """The evaluation of all tasks: those without a tree had no success."""
+    place = {tree.task.seed: number for number, tree in enumerate(trees)}
+    places = [place.get(task.seed) for task in tasks]
+    return replace(
+        result,
+        success=[0.0 if i is None else result.success[i] for i in places],
+        hops=[0 if i is None else result.hops[i] for i in places],
+    )
+
+
+def _truncated(trees: Sequence[RolloutTree]) -> dict[str, float]:
+    """The share of rollouts that were cut off, by cause."""
+    ends = [tree.nodes[leaf] for tree in trees for leaf in tree.leaves]
+    causes = Counter(str(end.info.get("cause")) for end in ends if end.truncated)
+    return {cause: count / len(ends) for cause, count in sorted(causes.items())}
+
+
+def _distance(before: Sequence[RolloutTree], after: Sequence[RolloutTree]) -> float:
+    """Mean absolute difference of the log-probabilities of all sampled tokens, nats."""
+    pairs = (pair for pair in zip(before, after, strict=True))
+    nodes = ((one, two) for a, b in pairs for one, two in zip(a.nodes, b.nodes, strict=True))
+    apart = [abs(x - y) for one, two in nodes for x, y in zip(one.action.logprobs, two.action.logprobs, strict=True)]
+    return fmean(apart) if apart else 0.0
