@@ -20,7 +20,7 @@ from treegym.tools import PythonTool, open_sandbox
 from treegym.tools.cgroup import Cgroup
 from treegym.tools.remote import Link
 from treegym.tools.sandbox import ForkRefused, Interpreter, Limits, Sandbox, SandboxError, SandboxUnavailable
-from treegym.tools.zygote import Episode
+from treegym.tools.zygote import Episode, KeeperLink
 
 sys.path.insert(0, str(Path(__file__).parent))
 from attacks import ATTACKS, GREED, MACHINERY
@@ -245,7 +245,7 @@ said.qsize(), said.get(), threading.active_count(), rang, status, subprocess.run
     [
         ("ours.fork_beside, os.setpgid = lambda: True, lambda *_: None", "no fork of its parent"),  # the parent itself
         ("ours.fork_beside = lambda: not os.fork()", "no fork of its parent"),  # a child of the parent
-        ("ours.Interpreter.fork = lambda _, *to: (os.write(to[0], ours.packed({})), os.close(to[1]))", "no fork came"),
+        ("ours.Interpreter.fork = lambda _, meeting, work: os.close(meeting)", "no fork came"),
     ],
 )
 def test_only_a_fork_is_taken_for_one(branch: Interpreter, forged: str, reason: str) -> None:
@@ -448,12 +448,12 @@ def test_a_fork_of_a_branch_in_another_folder_keeps_its_open_files(branch: Inter
 def test_a_keeper_that_answers_late_is_waited_for_at_the_next_question(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("treegym.tools.zygote.GRACE", 0.05)
     ours, theirs = socket.socketpair()
-    with contextlib.closing(Link(ours=ours)) as link, contextlib.closing(Link(ours=theirs)) as keeper:
-        episode = Episode(link, LIMITS, None, None)
+    with contextlib.closing(KeeperLink(ours)) as link, contextlib.closing(Link(ours=theirs)) as keeper:
+        episode = Episode(link, LIMITS, None, None, lambda: None)
         with pytest.raises(SandboxError, match="does not answer"):
             episode.ask(do="something")
-        keeper.send(error=None)
-        keeper.send(error="it has no such branch")
+        keeper.send(error=None, branch=0)
+        keeper.send(error="it has no such branch", branch=0)
         with pytest.raises(SandboxError, match="no such branch"):
             episode.ask(do="something else")
         assert episode.owed == 0
