@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Set
 from stat import S_ISCHR, S_ISREG, S_ISSOCK
@@ -12,55 +13,59 @@ from .sandbox import ForkRefused
 
 SECONDS = 1.0  # that the two have to come to rest
 PAUSE = 0.0002  # seconds between two looks
+STATUS = re.compile(rb"\nState:\tS.*\nThreads:\t1\n.*\nvoluntary_ctxt_switches:\t(.*)", re.DOTALL)
 
 
 def check_fork(fork: int, parent: int, interpreters: Set[int], channel: int, meeting: int) -> None:
-    """ForkRefused unless each is without threads, children and what the other holds, and nobody holds it for them.
+    """ForkRefused unless both wait, hold nothing that the other can use, and nobody is there to hold it for them.
 
-    So what the host sends to the meeting, the fork alone gets. The first three are processes; `interpreters` all of the
-    episode. `channel` and `meeting` are inodes of sockets: the one that the parent has, and the one that the fork has.
+    OSError where one has ended, or this user may not look. What the host then sends to the meeting, the fork alone
+    gets. `fork`, `parent` and `interpreters`, which are all of the episode, are processes; `channel` and `meeting` are
+    inodes of the sockets at which the parent and the fork wait.
     """
     end = time.monotonic() + SECONDS
-    while True:
-        rest = _rest(fork), _rest(parent)
-        reason = _shared(fork, parent, interpreters, channel, meeting) if all(rest) else "it does not come to rest"
-        if not reason and rest == (_rest(fork), _rest(parent)):  # neither has run meanwhile
-            return
-        if time.monotonic() > end:
-            raise ForkRefused(reason or "it does not come to rest")
+    while time.monotonic() < end:
+        if rest := _rest(fork, parent, interpreters):
+            reason = _shared(fork, parent, channel, meeting)
+            if rest == _rest(fork, parent, interpreters):  # nobody has run meanwhile
+                if reason:
+                    raise ForkRefused(reason)
+                return
         time.sleep(PAUSE)
+    raise ForkRefused("it, its parent or a process beside them does not come to rest")
 
 
-def _rest(pid: int) -> str:
-    """How often a process with one thread, which sleeps, has slept so far; empty for any other."""
-    with open(f"/proc/{pid}/status") as file:
-        status = dict(line.split(":\t", 1) for line in file.read().splitlines() if ":\t" in line)
-    still = status["State"].startswith("S") and status["Threads"] == "1"
-    return status["voluntary_ctxt_switches"] + " " + status["nonvoluntary_ctxt_switches"] if still else ""
+def _rest(fork: int, parent: int, interpreters: Set[int]) -> tuple[bytes, ...]:
+    """How often the two have slept so far; nothing where one of them runs, or there is a process of another kind."""
+    if _children(parent) or _children(fork) or _children(parent_of(fork)) - interpreters:
+        return ()
+    found = [STATUS.search(_read(f"/proc/{pid}/status")) for pid in (fork, parent)]
+    return tuple(each[1] for each in found if each) if all(found) else ()
 
 
-def _shared(fork: int, parent: int, interpreters: Set[int], channel: int, meeting: int) -> str | None:
-    """What is shared, or might be."""
-    try:
-        files = os.stat(f"/proc/{parent}/root{WORK}").st_dev
-        if _children(parent) or _children(fork) or _children(parent_of(fork)) - interpreters:
-            return "there is a process that is no interpreter"
-        if files in (os.stat(f"/proc/{fork}/{way}").st_dev for way in (f"root{WORK}", "cwd")):
-            return "it has its parent's files"
-        if memory := shared_memory(fork, files):
-            return f"memory is shared: {memory}"
-        return _held(parent, channel, None) or _held(fork, meeting, files)
-    except OSError as error:  # it ended, or this user may not look
-        return str(error)
+def _shared(fork: int, parent: int, channel: int, meeting: int) -> str | None:
+    files = os.stat(f"/proc/{parent}/root{WORK}").st_dev
+    if files in (os.stat(f"/proc/{fork}/{way}").st_dev for way in (f"root{WORK}", "cwd")):
+        return "it has its parent's files"
+    if memory := shared_memory(fork, files):
+        return f"memory is shared: {memory}"
+    return _held(parent, channel, None) or _held(fork, meeting, files)
 
 
 def _children(pid: int) -> set[int]:
-    with open(f"/proc/{pid}/task/{pid}/children") as file:
-        return {int(child) for child in file.read().split()}
+    return set(map(int, _read(f"/proc/{pid}/task/{pid}/children").split()))
+
+
+def _read(path: str) -> bytes:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(fd, 1 << 16)
+    finally:
+        os.close(fd)
 
 
 def _held(pid: int, socket: int, foreign: int | None) -> str | None:
-    """An open file that is not on its own: neither this socket, nor a device without a state, nor a file elsewhere."""
+    """An open file that is neither this socket, nor a device without a state, nor a file on another device."""
     for number in os.listdir(f"/proc/{pid}/fd"):
         path = f"/proc/{pid}/fd/{number}"
         status = os.stat(path)

@@ -582,22 +582,18 @@ class Keeper:
         self.pids.pop(branch, None)
         others = set(self.pids.values())
         if self.isolated and not others:
-            return self._signal_all(signal.SIGKILL)
+            return signal_all(signal.SIGKILL)
         ended = end_below(os.getpid(), others)
         if not ended and self.isolated:  # processes that end as soon as they started the next outrun a list of them
             try:
                 for _ in range(ROUNDS):
-                    self._signal_all(signal.SIGSTOP)
-                    ended = ended or end_below(os.getpid(), others)
+                    signal_all(signal.SIGSTOP)
+                    if ended := end_below(os.getpid(), others):
+                        break
             finally:
-                self._signal_all(signal.SIGCONT)
+                signal_all(signal.SIGCONT)
         if not ended:
             raise OSError("processes start others faster than they can be ended")
-
-    def _signal_all(self, number: int) -> None:
-        """To every process of the episode but this one, at once."""
-        with contextlib.suppress(ProcessLookupError):  # there is none
-            os.kill(-1, number)
 
     def do_discard(self, *, branch: int) -> None:
         self.do_kill(branch=branch)
@@ -609,7 +605,7 @@ class Keeper:
 
     def _end(self) -> NoReturn:
         if self.isolated:
-            self._signal_all(signal.SIGKILL)
+            signal_all(signal.SIGKILL)
         else:
             end_below(os.getpid(), set())
             for folder in {os.path.dirname(work) for work in self.works.values()}:  # a host that was killed does not
@@ -647,6 +643,12 @@ def stat(pid: int | str) -> list[str]:
         return os.read(fd, 4096).decode(errors="replace").rpartition(")")[2].split()
     finally:
         os.close(fd)
+
+
+def signal_all(number: int) -> None:
+    """To every process of the namespace but its first, which this is, at once."""
+    with contextlib.suppress(ProcessLookupError):  # there is none
+        os.kill(-1, number)
 
 
 def end_below(pid: int, but: set[int]) -> bool:
@@ -855,9 +857,10 @@ def serve_pipes(limits: dict[str, Any]) -> NoReturn:
 
 
 def reap() -> NoReturn:
-    """The first process of a container: buries the dead."""
+    """The first process of a container: buries the dead, and kills all others when the host says so by a signal."""
     checked(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))  # its memory is nobody's business
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, lambda *_: signal_all(signal.SIGKILL))
     while True:
         signal.pause()
 
