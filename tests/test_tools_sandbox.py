@@ -767,6 +767,24 @@ def test_a_branch_cannot_reach_its_siblings() -> None:
             assert text(parent, "open('file').read()") == "'parent'\n"
 
 
+def test_a_branch_cannot_reach_an_interpreter_that_just_starts() -> None:
+    """Which is started anew after each call that ended it."""
+    code = """
+import os, time
+end, found = time.time() + 1.5, set()
+while time.time() < end:
+    for pid in set(range(2, 60)) - {os.getpid()}:
+        try: os.close(os.open(f'/proc/{pid}/mem', os.O_RDWR)); found.add(pid)
+        except OSError: pass
+"""
+    parent = opened("bubblewrap").start(LIMITS, 0)
+    with contextlib.closing(parent), contextlib.closing(parent.fork()) as twin, ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(twin.run, code)
+        while not looking.done():
+            parent.run("import os; os._exit(0)")
+        assert not looking.result().lost and text(twin, "found") == "set()\n"
+
+
 def test_a_fork_has_no_way_to_its_parents_files() -> None:
     with contextlib.closing(opened("bubblewrap").start(LIMITS, 0)) as parent:
         parent.run("open('file', 'w').write('parent')")

@@ -399,13 +399,10 @@ def begin(fd: int, limits: dict[str, Any], isolated: bool, filter_: bytes) -> No
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.setsid()
     _close_all_but(fd)
-    checked(libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0))  # else its own entry there is closed to it
-    with open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")  # where memory is short, this goes and its keeper stays
     if isolated:
         _drop_capabilities()
     _bind(limits)
-    checked(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))
+    checked(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))  # as its keeper is where there are walls
     if filter_:
         _filter_calls(filter_)
     interpreter = Interpreter(Channel(fd), limits, isolated)
@@ -475,8 +472,9 @@ def _filter_calls(filter_: bytes) -> None:
 class Keeper:
     """Looks after the interpreters of one episode and its branches."""
 
-    def __init__(self, fd: int, limits: dict[str, Any], isolated: bool, filter_: bytes) -> None:
+    def __init__(self, fd: int, limits: dict[str, Any], isolated: bool, filter_: bytes, expendable: int) -> None:
         self.channel = Channel(fd)
+        self.expendable, self.kept = expendable, os.read(expendable, 16)  # how soon this goes where memory is short
         self.limits, self.isolated, self.filter = limits, isolated, filter_
         self.home = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC) if isolated else -1
         self.pids: dict[int, int] = {}  # of the interpreters, by branch
@@ -512,7 +510,11 @@ class Keeper:
             self.works[branch] = work
             if self.isolated:
                 self.rooms[branch] = os.dup(self.home)
-        pid = os.fork()
+        os.write(self.expendable, b"1000")  # which the fork inherits; to write its own, it had to open to its siblings
+        try:
+            pid = os.fork()
+        finally:
+            os.write(self.expendable, self.kept)
         if not pid:
             try:
                 if self.isolated:
@@ -807,8 +809,10 @@ def keep(fd: int, limits: dict[str, Any], isolated: bool, filter_: bytes, cgroup
         files = make_files(limits["disk"])
         mount_files(files, WORK)
         os.close(files)
+    expendable = os.open("/proc/self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)
+    if isolated:
         checked(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))
-    Keeper(fd, limits, isolated, filter_).serve()
+    Keeper(fd, limits, isolated, filter_, expendable).serve()
 
 
 def serve_episodes(fd: int, isolated: bool, filter_: bytes) -> None:
