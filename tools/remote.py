@@ -77,7 +77,7 @@ class Link:
         ready = select.poll()
         ready.register(self.socket, event)
         if not ready.poll(max(end - time.monotonic(), 0) * 1000):
-            raise TimeoutError
+            raise TimeoutError("the other end does not read or write in time")
 
     def _some(self) -> bytes:
         try:
@@ -137,7 +137,7 @@ class Remote:
                 raise EOFError("an answer out of turn")
             return _outcome(message, limits)
         except TimeoutError as error:
-            return self._lose(f"stopped after {error}")
+            return self._lose(str(error))
         except (OSError, EOFError):
             return self._lose("the interpreter ended: it exited, was killed, or used too much memory or CPU time")
 
@@ -150,9 +150,9 @@ class Remote:
         while True:
             left, allowed = end - time.monotonic(), cpu - (self._cpu_seconds() - before)
             if left <= 0:
-                raise TimeoutError(f"{self.limits.seconds:g} seconds")
+                raise TimeoutError(f"stopped after {self.limits.seconds:g} seconds")
             if allowed <= 0:
-                raise TimeoutError(f"{cpu:g} seconds of CPU time")
+                raise TimeoutError(f"stopped after {cpu:g} seconds of CPU time")
             with contextlib.suppress(TimeoutError):
                 return link.receive(min(left, max(allowed / PROCESSORS, LOOK)))
 

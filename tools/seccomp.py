@@ -10,7 +10,7 @@ import struct
 import tempfile
 from collections.abc import Iterator
 
-from .inside import CLONE_NEWNS
+from .inside import CLONE_NEWNS, PR_SET_DUMPABLE
 from .sandbox import SandboxError, SandboxUnavailable
 
 DENIED = """
@@ -54,6 +54,7 @@ def filter_rules(*, fork: bool) -> Iterator[Rule]:
     for call, argument, value in OTHERS:
         yield call, errno.EPERM, (argument, "!=", value)
     yield "fcntl", errno.EPERM, (1, "==", F_SETLEASE)
+    yield "prctl", errno.EPERM, (0, "==", PR_SET_DUMPABLE)  # an interpreter's memory stays closed to other branches
     for request in TERMINALS:
         yield "ioctl", errno.EPERM, (1, "==", request)
 
