@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
 from collections.abc import Set
 from stat import S_ISCHR, S_ISREG, S_ISSOCK
 
-from .inside import DEVICES, WORK, parent_of, shared_memory
+from .inside import DEVICES, WORK, checked, libc, parent_of, shared_memory
 from .sandbox import ForkRefused
 
 SECONDS = 1.0  # that the two have to come to rest
+PIDFD_GETFD = 438  # the system call's number, on every architecture
 PAUSE = 0.0002  # seconds between two looks
 STATUS = re.compile(rb"\nState:\tS.*\nThreads:\t1\n.*\nvoluntary_ctxt_switches:\t(.*)", re.DOTALL)
 
@@ -66,14 +68,18 @@ def _read(path: str) -> bytes:
 
 def _held(pid: int, socket: int, foreign: int | None) -> str | None:
     """An open file that is neither this socket, nor a device without a state, nor a file on another device."""
-    for number in os.listdir(f"/proc/{pid}/fd"):
-        path = f"/proc/{pid}/fd/{number}"
-        status = os.stat(path)
-        kind = status.st_mode
-        if not (
-            (S_ISSOCK(kind) and status.st_ino == socket)
-            or (S_ISCHR(kind) and status.st_rdev in DEVICES)
-            or (S_ISREG(kind) and status.st_dev != foreign)
-        ):
-            return f"file descriptor {number} is {os.readlink(path)}"
+    with contextlib.ExitStack() as opened:
+        process = os.pidfd_open(pid)
+        opened.callback(os.close, process)
+        for number in os.listdir(f"/proc/{pid}/fdinfo"):  # the folder `fd` is root's alone
+            fd = checked(libc.syscall(PIDFD_GETFD, process, int(number), 0), "pidfd_getfd")
+            opened.callback(os.close, fd)
+            status = os.fstat(fd)
+            kind = status.st_mode
+            if not (
+                (S_ISSOCK(kind) and status.st_ino == socket)
+                or (S_ISCHR(kind) and status.st_rdev in DEVICES)
+                or (S_ISREG(kind) and status.st_dev != foreign)
+            ):
+                return f"file descriptor {number} is {os.readlink(f'/proc/self/fd/{fd}')}"
     return None

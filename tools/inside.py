@@ -822,7 +822,6 @@ def serve_episodes(fd: int, isolated: bool, filter_: bytes) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     if not isolated:  # what a keeper leaves behind that is killed comes here; else its namespace ends with it
         checked(libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
-    keepers = set[int]()
     channel = Channel(fd)
     channel.send(ready=True)
     while True:
@@ -830,11 +829,10 @@ def serve_episodes(fd: int, isolated: bool, filter_: bytes) -> None:
         if message is None:
             break
         if "limits" not in message:
-            end_below(os.getpid(), keepers)
+            _sweep()
             channel.send(swept=True)
             continue
-        keeper = os.fork()
-        if not keeper:
+        if not os.fork():
             try:
                 channel.close()
                 keep(fds[0], message["limits"], isolated, filter_, fds[1:])
@@ -843,9 +841,18 @@ def serve_episodes(fd: int, isolated: bool, filter_: bytes) -> None:
                     Channel(fds[0]).send(error=f"{type(error).__name__}: {error}")
             finally:
                 os._exit(1)
-        keepers.add(keeper)
         for received in fds:
             os.close(received)
+
+
+def _sweep() -> None:
+    """Ends what keepers that were killed left below this process: keepers alone are in its own session."""
+    keepers = set[int]()
+    for pid in below(os.getpid(), set())[0]:
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(pid) == os.getsid(0):
+                keepers.add(pid)
+    end_below(os.getpid(), keepers)
 
 
 def serve_pipes(limits: dict[str, Any]) -> NoReturn:

@@ -136,9 +136,14 @@ class Zygote:
         """Has the zygote end what keepers left behind that were killed."""
         if self._isolated or self._owner != os.getpid():
             return  # their namespaces end with them
-        with self._lock, contextlib.suppress(OSError, EOFError):
-            self._link.send()
-            self._link.receive(GRACE)
+
+        def sweep() -> None:
+            with contextlib.suppress(OSError, EOFError):
+                self._link.send()
+                self._link.receive(GRACE)
+
+        with contextlib.suppress(RuntimeError):  # at exit, when no thread takes it
+            _launcher(self._owner).submit(sweep).result()
 
     def _send(self, fds: Sequence[int], limits: dict[str, Any]) -> None:
         """Begins an episode; a zygote that was killed since the last one is replaced."""
@@ -286,6 +291,7 @@ class Episode:
             self.ask(do="discard", branch=branch)
         with self.lock:
             self.living.discard(branch)
+            self.pids.pop(branch, None)
             last, self.ended = not self.living and not self.ended, self.ended or not self.living
         if last:
             self.end()
