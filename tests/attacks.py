@@ -117,7 +117,6 @@ ATTACKS: dict[str, str] = {
     "processors of the first process": _attempt("os.sched_setaffinity(1, [0])"),
     "scheduling of the first process": _attempt("os.sched_setscheduler(1, os.SCHED_IDLE, os.sched_param(0))"),
     "disk priority of the first process": _call("syscall", "251", "1", "1", "3 << 13"),
-    "opening its memory to its siblings": _call("prctl", "4", "1", "0", "0", "0"),
     "a lease on a file": _attempt(
         "import fcntl; fcntl.fcntl(os.open('leased', os.O_RDWR | os.O_CREAT), fcntl.F_SETLEASE, fcntl.F_WRLCK)"
     ),

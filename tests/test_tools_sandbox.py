@@ -768,6 +768,11 @@ def test_a_branch_cannot_reach_its_siblings() -> None:
             assert text(parent, "open('file').read()") == "'parent'\n"
 
 
+def test_an_interpreter_cannot_open_its_memory_to_other_branches() -> None:
+    with contextlib.closing(opened("bubblewrap").start(LIMITS, 0)) as branch:
+        assert text(branch, "import ctypes; ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)") == "-1\n"
+
+
 def test_a_branch_cannot_reach_an_interpreter_that_just_starts() -> None:
     """Which is started anew after each call that ended it."""
     code = """

@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import time
 from collections.abc import Set
 from stat import S_ISCHR, S_ISREG, S_ISSOCK
 
-from .inside import DEVICES, WORK, checked, libc, parent_of, shared_memory
+from .inside import DEVICES, WORK, checked, libc, parent_of, shared_memory, stat
 from .sandbox import ForkRefused
 
 SECONDS = 1.0  # that the two have to come to rest
 PIDFD_GETFD = 438  # the system call's number, on every architecture
+FLAGS, PENDING = 6, 28  # among the fields of `stat`
+PF_EXITING = 4
 PAUSE = 0.0002  # seconds between two looks
 STATUS = re.compile(rb"\nState:\tS.*\nThreads:\t1\n.*\nvoluntary_ctxt_switches:\t(.*)", re.DOTALL)
 
@@ -39,7 +42,9 @@ def check_fork(fork: int, parent: int, interpreters: Set[int], channel: int, mee
 
 def _rest(fork: int, parent: int, interpreters: Set[int]) -> tuple[bytes, ...]:
     """How often the two have slept so far; nothing where one of them runs, or there is a process of another kind."""
-    if _children(parent) or _children(fork) or _children(parent_of(fork)) - interpreters:
+    if _children(parent) or _children(fork):
+        return ()
+    if not all(map(_dies, _children(parent_of(fork)) - interpreters)):
         return ()
     found = [STATUS.search(_read(f"/proc/{pid}/status")) for pid in (fork, parent)]
     return tuple(each[1] for each in found if each) if all(found) else ()
@@ -56,6 +61,15 @@ def _shared(fork: int, parent: int, channel: int, meeting: int) -> str | None:
 
 def _children(pid: int) -> set[int]:
     return set(map(int, _read(f"/proc/{pid}/task/{pid}/children").split()))
+
+
+def _dies(pid: int) -> bool:
+    """Whether a process runs no more code: it was killed, as a branch that just ended."""
+    try:
+        fields = stat(pid)
+    except OSError:
+        return True
+    return fields[0] in "ZX" or bool(int(fields[FLAGS]) & PF_EXITING or int(fields[PENDING]) & 1 << signal.SIGKILL - 1)
 
 
 def _read(path: str) -> bytes:

@@ -42,7 +42,7 @@ Rule = tuple[str, int, tuple[int, str, int] | None]  # a call, the error it give
 
 
 def filter_rules(*, fork: bool) -> Iterator[Rule]:
-    """Denied calls; all namespaces among them but, for `fork`, the one in which a fork's own files are mounted."""
+    """Denied calls. For `fork`, the namespace in which a fork's own files are mounted is not among them."""
     for call in DENIED:
         yield call, errno.EPERM, None
     for flag in NAMESPACES:
@@ -54,7 +54,8 @@ def filter_rules(*, fork: bool) -> Iterator[Rule]:
     for call, argument, value in OTHERS:
         yield call, errno.EPERM, (argument, "!=", value)
     yield "fcntl", errno.EPERM, (1, "==", F_SETLEASE)
-    yield "prctl", errno.EPERM, (0, "==", PR_SET_DUMPABLE)  # an interpreter's memory stays closed to other branches
+    if fork:  # an interpreter's memory stays closed to other branches
+        yield "prctl", errno.EPERM, (0, "==", PR_SET_DUMPABLE)
     for request in TERMINALS:
         yield "ioctl", errno.EPERM, (1, "==", request)
 
