@@ -56,7 +56,7 @@ NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 WORK = "/episode"
 ASIDE = "/mnt/aside"  # where a keeper gets and no agent's code: the folder above is closed to all without capabilities
 GRACE = 5.0  # seconds that a sandbox's own processes have for an answer
-COPYING = 2.0  # seconds that a keeper has for each step of a fork: less, so that it answers in time
+COPYING = 2.0  # seconds that a keeper gives each step of a fork: less, so that it answers in time
 REASON = 500  # bytes of why there was no fork
 CHUNK = 8 << 20  # bytes of a file that are copied at once
 ROUNDS = 20  # of killing what is found, after which everything is stopped before it is looked for
@@ -236,7 +236,7 @@ class Interpreter:
         return "".join(traceback.format_exception(type(error), error, frames, limit=limit))
 
     def fork(self, meeting: int, work: str) -> None:
-        """Forks. The copy goes to the meeting, where it gets its files and then its channel; a reason goes there else.
+        """Forks. The copy gets its files and its channel at the meeting; where there is no copy, the reason is sent there.
 
         What can be made before is: afterwards each page of memory that is first written to is copied.
         """

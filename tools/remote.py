@@ -185,7 +185,7 @@ class Remote:
 
 def cpu_seconds(pid: int) -> float:
     """CPU time of a process, all threads together; 0 where there is none of that number."""
-    if not pid:
+    if pid <= 0:
         return 0.0
     try:
         return time.clock_gettime(~pid << 3 | 2)  # as clock_getcpuclockid(3) makes it

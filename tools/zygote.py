@@ -208,7 +208,7 @@ class KeeperLink(Link):
         self._fds: list[int] = []
 
     def _some(self) -> bytes:
-        part, fds, _, _ = socket.recv_fds(self.socket, 1 << 16, 4)
+        part, fds, _, _ = socket.recv_fds(self.socket, 1 << 16, 4, socket.MSG_CMSG_CLOEXEC)
         self._fds += fds
         if not part:
             raise EOFError("the end")
@@ -265,18 +265,19 @@ class Episode:
             while self.owed:
                 answer = self.link.receive(GRACE)  # which may come late: then it is owed still
                 self.owed -= 1
-                self._meet(answer["branch"], self.link.take(answer.get("fds", 0)))
+                self._meet(answer.get("branch", 0), self.link.take(answer.get("fds", 0)))
                 if answer["error"]:
                     raise SandboxError(f"sandbox: {answer['error']}")
 
     def _meet(self, branch: int, processes: Sequence[int]) -> None:
-        """Notes the branch's interpreter and, where it is told, the keeper."""
-        for fd, is_keeper in zip(processes, (False, True), strict=False):
-            if is_keeper and self.keeper is None:
-                self.keeper = fd
-            else:
+        """Notes the branch's interpreter and, where it is told for the first time, the keeper."""
+        for number, fd in enumerate(processes):
+            if number == 0:
                 self.pids[branch] = pid_of(fd)
-                os.close(fd)
+            elif self.keeper is None:
+                self.keeper = fd
+                continue
+            os.close(fd)
 
     @contextlib.contextmanager
     def _answering(self) -> Iterator[None]:
@@ -326,7 +327,7 @@ class Episode:
 
 
 def pid_of(process: int) -> int:
-    """The number of a process by its descriptor."""
+    """The number of a process by its descriptor; -1 where it has ended."""
     with open(f"/proc/self/fdinfo/{process}") as file:
         return int(dict(line.split(":\t") for line in file.read().splitlines())["Pid"])
 
