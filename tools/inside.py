@@ -236,7 +236,7 @@ class Interpreter:
         return "".join(traceback.format_exception(type(error), error, frames, limit=limit))
 
     def fork(self, meeting: int, work: str) -> None:
-        """Forks. The copy gets its files and its channel at the meeting; where there is no copy, the reason is sent there.
+        """Forks. The copy gets files and a channel at the meeting. Where there is no copy, the reason is sent there.
 
         What can be made before is: afterwards each page of memory that is first written to is copied.
         """
