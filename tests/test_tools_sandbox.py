@@ -511,8 +511,8 @@ def test_a_keeper_that_answers_late_is_waited_for_at_the_next_question(monkeypat
         episode = Episode(link, LIMITS, None, None, lambda: None)
         with pytest.raises(SandboxError, match="does not answer"):
             episode.ask(do="something")
-        keeper.send(error=None, branch=0)
-        keeper.send(error="it has no such branch", branch=0)
+        keeper.send(error=None)
+        keeper.send(error="it has no such branch")
         with pytest.raises(SandboxError, match="no such branch"):
             episode.ask(do="something else")
         assert episode.owed == 0

@@ -15,6 +15,7 @@ from .sandbox import ForkRefused
 
 SECONDS = 1.0  # that the two have to come to rest
 PIDFD_GETFD = 438  # the system call's number, on every architecture
+NUMBERS = re.compile(rb"\nNSpid:(.*)")
 FLAGS, PENDING = 6, 28  # among the fields of `stat`
 PF_EXITING = 4
 PAUSE = 0.0002  # seconds between two looks
@@ -61,6 +62,16 @@ def _shared(fork: int, parent: int, channel: int, meeting: int) -> str | None:
 
 def _children(pid: int) -> set[int]:
     return set(map(int, _read(f"/proc/{pid}/task/{pid}/children").split()))
+
+
+def seen_from_here(parent: int, number: int) -> int:
+    """The child of a process that has this number in its own namespace; 0 where there is none."""
+    for pid in _children(parent):
+        with contextlib.suppress(OSError):
+            numbers = NUMBERS.search(_read(f"/proc/{pid}/status"))
+            if numbers and int(numbers[1].split()[-1]) == number:
+                return pid
+    return 0
 
 
 def _dies(pid: int) -> bool:

@@ -29,7 +29,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from io import TextIOWrapper
 from stat import S_ISDIR, S_ISLNK, S_ISREG
 from types import CodeType
@@ -74,17 +74,15 @@ def checked(result: int, *about: object) -> int:
 
 
 class Channel:
-    """Messages over a socket, with at most a few file descriptors beside each; a message tells how many."""
+    """Messages over a socket, with at most a few file descriptors beside each; from the host they tell how many."""
 
     def __init__(self, fd: int) -> None:
         self.socket = socket.socket(fileno=fd)
         self.unread = bytearray()
         self.fds: list[int] = []  # that came and whose message was not yet read
 
-    def send(self, fds: Sequence[int] = (), **message: Any) -> None:
-        data = packed(message | {"fds": len(fds)} if fds else message)
-        sent = socket.send_fds(self.socket, [data], fds) if fds else 0
-        self.socket.sendall(data[sent:])
+    def send(self, **message: Any) -> None:
+        self.socket.sendall(packed(message))
 
     def receive(self) -> tuple[dict[str, Any] | None, list[int]]:
         """The next message and the descriptors that belong to it; None at the end."""
@@ -137,7 +135,7 @@ class Pipes(Channel):
         self.unread = bytearray()
         self.fds = []
 
-    def send(self, fds: Sequence[int] = (), **message: Any) -> None:
+    def send(self, **message: Any) -> None:
         data = packed(message)
         while data:
             data = data[os.write(self.ends[1], data) :]
@@ -486,24 +484,23 @@ class Keeper:
         with contextlib.suppress(OSError, EOFError):  # the host is gone
             message, fds = self.channel.receive()
             while message is not None:
-                error, pids = self._do(message, fds)
-                with _processes(pids) as processes:
-                    self.channel.send(processes, error=error, branch=message["branch"])
+                error, pid = self._do(message, fds)
+                self.channel.send(error=error, branch=message["branch"], pid=pid)
                 self._tidy()
                 message, fds = self.channel.receive()
         self._end()
 
-    def _do(self, message: dict[str, Any], fds: list[int]) -> tuple[str | None, Iterable[int]]:
-        """What went wrong, whatever an agent's files made of it, and the processes that the host is to know."""
+    def _do(self, message: dict[str, Any], fds: list[int]) -> tuple[str | None, int | None]:
+        """What went wrong, whatever an agent's files made of it, and the interpreter that is new."""
         try:
-            return None, getattr(self, "do_" + message.pop("do"))(*fds, **message) or ()
+            return None, getattr(self, "do_" + message.pop("do"))(*fds, **message)
         except Uncopyable as error:
-            return str(error), ()
+            return str(error), None
         except Exception as error:
-            return f"{type(error).__name__}: {error}", ()
+            return f"{type(error).__name__}: {error}", None
 
-    def do_start(self, fd: int, *, branch: int, work: str, seed: int) -> Iterable[int]:
-        """A new interpreter over the branch's files. -> it, and this keeper"""
+    def do_start(self, fd: int, *, branch: int, work: str, seed: int) -> int:
+        """A new interpreter over the branch's files."""
         if branch not in self.works:
             if not self.isolated and not self.works:
                 os.mkdir(os.path.dirname(work), 0o700)  # here, so that a host that is killed leaves none
@@ -524,9 +521,9 @@ class Keeper:
                 os._exit(1)
         os.close(fd)
         self.pids[branch] = pid
-        return pid, os.getpid()
+        return pid
 
-    def do_adopt(self, meeting: int, *, branch: int, parent: int, work: str) -> Iterable[int]:
+    def do_adopt(self, meeting: int, *, branch: int, parent: int, work: str) -> int:
         """Gives the fork of an interpreter, which comes to the meeting, files of its own: a copy of its parent's."""
         with contextlib.ExitStack() as opened:
             fork = opened.enter_context(socket.socket(fileno=meeting))
@@ -548,7 +545,7 @@ class Keeper:
                     copy_folder(self.works[parent], files)
             self.pids[branch] = pid
             fork.sendall(b".")
-            return (pid,)
+            return pid
 
     def _furnish(self, branch: int, room: int, files: int) -> None:
         """Copies and mounts files in a fork's mount namespace, where its parent's are still mounted."""
@@ -619,18 +616,6 @@ class Keeper:
         with contextlib.suppress(OSError):
             self.channel.send(ended=True)
         os._exit(0)
-
-
-@contextlib.contextmanager
-def _processes(pids: Iterable[int]) -> Iterator[list[int]]:
-    """Descriptors of processes, as far as these live."""
-    with contextlib.ExitStack() as opened:
-        found = []
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                found.append(os.pidfd_open(pid))
-                opened.callback(os.close, found[-1])
-        yield found
 
 
 def parent_of(pid: int) -> int:

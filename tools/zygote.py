@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .cgroup import Cgroup
-from .forkcheck import check_fork
-from .inside import GRACE, REASON
+from .forkcheck import check_fork, seen_from_here
+from .inside import CREDENTIALS, GRACE, REASON
 from .remote import LIBRARIES, Link, Remote, cpu_seconds
 from .sandbox import ForkRefused, Limits, SandboxError, SandboxUnavailable
 
@@ -201,23 +201,19 @@ def _launcher(process: int) -> ThreadPoolExecutor:
 
 
 class KeeperLink(Link):
-    """The host's end of a keeper's channel, on which descriptors come too."""
+    """The host's end of a keeper's channel, which tells who writes to it."""
 
     def __init__(self, ours: socket.socket | None = None) -> None:
         super().__init__(ours=ours)
-        self._fds: list[int] = []
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self.keeper = 0  # its process, once it wrote
 
     def _some(self) -> bytes:
-        part, fds, _, _ = socket.recv_fds(self.socket, 1 << 16, 4, socket.MSG_CMSG_CLOEXEC)
-        self._fds += fds
+        part, about, _, _ = self.socket.recvmsg(1 << 16, socket.CMSG_SPACE(CREDENTIALS.size))
         if not part:
             raise EOFError("the end")
+        self.keeper = CREDENTIALS.unpack(about[0][2])[0]
         return part
-
-    def take(self, count: int) -> list[int]:
-        """The descriptors that belong to the message that was just received."""
-        taken, self._fds = self._fds[:count], self._fds[count:]
-        return taken
 
 
 @dataclass(eq=False)
@@ -265,19 +261,16 @@ class Episode:
             while self.owed:
                 answer = self.link.receive(GRACE)  # which may come late: then it is owed still
                 self.owed -= 1
-                self._meet(answer.get("branch", 0), self.link.take(answer.get("fds", 0)))
                 if answer["error"]:
                     raise SandboxError(f"sandbox: {answer['error']}")
+                if answer.get("pid"):
+                    self._meet(answer["branch"], answer["pid"])
 
-    def _meet(self, branch: int, processes: Sequence[int]) -> None:
-        """Notes the branch's interpreter and, where it is told for the first time, the keeper."""
-        for number, fd in enumerate(processes):
-            if number == 0:
-                self.pids[branch] = pid_of(fd)
-            elif self.keeper is None:
-                self.keeper = fd
-                continue
-            os.close(fd)
+    def _meet(self, branch: int, number: int) -> None:
+        """Notes the branch's interpreter, which has that number in its namespace, and the keeper."""
+        if self.keeper is None:
+            self.keeper = os.pidfd_open(self.link.keeper)
+        self.pids[branch] = seen_from_here(self.link.keeper, number)
 
     @contextlib.contextmanager
     def _answering(self) -> Iterator[None]:
@@ -324,12 +317,6 @@ class Episode:
             ended.register(self.keeper, select.POLLIN)
             ended.poll(GRACE * 1000)
         self.sweep()
-
-
-def pid_of(process: int) -> int:
-    """The number of a process by its descriptor; -1 where it has ended."""
-    with open(f"/proc/self/fdinfo/{process}") as file:
-        return int(dict(line.split(":\t") for line in file.read().splitlines())["Pid"])
 
 
 class Branch(Remote):
