@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
-from attacks import ATTACKS, GREED, MACHINERY  # noqa: E402
+from attacks import ATTACKS, GREED, KEEPING, LINGERING, MACHINERY  # noqa: E402
 
 TEST = ROOT / "tests" / "test_tools_sandbox.py"
 RESULTS = ROOT / "docs" / "results" / "attacks.md"
@@ -23,10 +23,18 @@ KINDS = {
     "Walls: what must not be reached": ATTACKS,
     "Limits: what must not be used up": GREED,
     "Calls: whose answers must not be forged": MACHINERY,
+    "Ends: what must not outlive its call": LINGERING,
+    "Forks: what must not be kept of the other branch": KEEPING,
 }
-SIDES = {"bubblewrap": "bubblewrap", "bubblewrap, as an ordinary user": "ordinary", "docker": "docker"}
+SIDES = {
+    "bubblewrap": "bubblewrap or kept",
+    "bubblewrap, as an ordinary user": "ordinary",
+    "docker": "docker",
+    "local": "local",
+}
+TESTS = "walls_hold|limits_hold|calls_are_answered_in_turn|what_is_started_ends|what_is_kept_over_a_fork_is_found"
 LINE = re.compile(
-    r"^(PASSED|FAILED|SKIPPED|ERROR) \S*::test_(?:walls_hold|limits_hold|calls_are_answered_in_turn)\[\w+-(.*?)\]", re.M
+    rf"^(PASSED|FAILED|SKIPPED|ERROR) \S*::test_(?:{TESTS})\[(?:(?:bubblewrap|docker|local)-)?(.*?)\]", re.M
 )
 
 

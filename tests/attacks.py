@@ -108,6 +108,18 @@ ATTACKS: dict[str, str] = {
         "out = subprocess.run(['su', '-c', 'id -u'], capture_output=True, text=True, stdin=subprocess.DEVNULL).stdout; assert out.strip() == '0'",
         "(OSError, AssertionError)",
     ),
+    "limits of the first process": _attempt("import resource; resource.prlimit(1, resource.RLIMIT_NOFILE, (0, 0))"),
+    "limits of another process": _attempt(
+        "import resource, signal, time\npid = os.fork()\nif not pid: time.sleep(5); os._exit(0)\ntry: resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, 0))\nfinally: os.kill(pid, signal.SIGKILL); os.waitpid(pid, 0)"
+    ),
+    "priority of the first process": _attempt("os.setpriority(os.PRIO_PROCESS, 1, 19)"),
+    "priority of all processes": _attempt("os.setpriority(os.PRIO_USER, 0, 19)"),
+    "processors of the first process": _attempt("os.sched_setaffinity(1, [0])"),
+    "scheduling of the first process": _attempt("os.sched_setscheduler(1, os.SCHED_IDLE, os.sched_param(0))"),
+    "disk priority of the first process": _call("syscall", "251", "1", "1", "3 << 13"),
+    "a lease on a file": _attempt(
+        "import fcntl; fcntl.fcntl(os.open('leased', os.O_RDWR | os.O_CREAT), fcntl.F_SETLEASE, fcntl.F_WRLCK)"
+    ),
     "lifting limits": _attempt(
         "import resource; resource.setrlimit(resource.RLIMIT_AS, (-1, -1))", "(OSError, ValueError)"
     ),
@@ -276,4 +288,99 @@ for thing in gc.get_objects():
     "terminal escapes": "print('\\x1b]0;owned\\x07\\x1b[2J\\x9b31m')",
     "directions of text": "print('\\u202e\\u2066reversed')",
     "bytes that are no text": "import os; os.write(1, bytes(range(256)))",
+}
+
+# What must end with its call, and with its episode. Each runs until the deadline; what it leaves is called {mark}, and
+# writes to the file `beat`.
+_MARK = "import ctypes, os, signal, sys, threading, time; libc = ctypes.CDLL(None); end = time.time() + 60\n"
+_BEAT = """
+def beat():
+    libc.prctl(15, b'{mark}', 0, 0, 0)
+    while time.time() < end:
+        with open('beat', 'a') as file: file.write('x')
+        time.sleep(0.02)
+"""
+_LINGERING = {
+    "a thread whose leader exited": """
+if not os.fork():
+    threading.Thread(target=beat).start()
+    libc.syscall(60, 0)
+""",
+    "processes below a leader that exited": """
+def branch():
+    if not os.fork(): beat()
+    beat()
+if not os.fork():
+    threading.Thread(target=branch).start()
+    time.sleep(0.1)
+    libc.syscall(60, 0)
+""",
+    "the interpreter's own leader exiting": """
+threading.Thread(target=beat).start()
+time.sleep(0.1)
+libc.syscall(60, 0)
+""",
+    "a session of its own": """
+if not os.fork():
+    os.setsid()
+    if not os.fork(): beat()
+    os._exit(0)
+""",
+    "a child of the keeper": """
+libc.prctl(36, 0, 0, 0, 0)
+if not os.fork():
+    if not os.fork(): beat()
+    os._exit(0)
+""",
+    "a sibling of the interpreter": """
+if not libc.syscall(56, 0x8000 | 17, 0, 0, 0, 0): beat()
+""",
+    "processes that each end at once": """
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+def run():
+    libc.prctl(15, b'{mark}', 0, 0, 0)
+    while time.time() < end:
+        try:
+            if os.fork(): os._exit(0)
+            fd = os.open('beat', os.O_WRONLY | os.O_CREAT | os.O_APPEND); os.write(fd, b'x'); os.close(fd)
+        except OSError: pass
+for _ in range(3):
+    if not os.fork(): run()
+""",
+    "as many processes as there may be": """
+try:
+    while True:
+        if not os.fork(): beat()
+except OSError: pass
+""",
+    "a process deaf to signals": """
+if not os.fork():
+    for number in range(1, 65):
+        try: signal.signal(number, signal.SIG_IGN)
+        except (OSError, ValueError): pass
+    beat()
+""",
+    "a stopped process": """
+pid = os.fork()
+if not pid: beat()
+time.sleep(0.2)
+os.kill(pid, signal.SIGSTOP)
+""",
+}
+LINGERING = {name: f"{_MARK}{_BEAT}{code}\ntime.sleep(60)" for name, code in _LINGERING.items()}
+
+# What a branch keeps over a fork to reach the other, with our own checks patched away: the fork must be refused.
+KEEPING: dict[str, str] = {
+    "the parent's channel": "ours.Channel.close = lambda self: None",
+    "the meeting": "real = ours.fork_beside\ndef beside():\n    global kept\n    copy = real()\n    if not copy: kept = [os.dup(fd) for fd in range(3, 30) if os.path.exists(f'/proc/self/fd/{fd}')]\n    return copy\nours.fork_beside = beside",
+    "a pair of sockets": "import socket\nours.Interpreter._files = lambda self, but: []\npair = socket.socketpair()",
+    "a pipe": "ours.Interpreter._files = lambda self, but: []\npipe = os.pipe()",
+    "the folder of its parent's files": "real = ours.Interpreter._files\nfolder = os.open('.', os.O_RDONLY)\nours.Interpreter._files = lambda self, but: real(self, but | {folder})",
+    "a file of its parent's": "real = ours.Interpreter._files\nfile = os.open('kept', os.O_RDWR | os.O_CREAT)\nours.Interpreter._files = lambda self, but: real(self, but | {file})",
+    "its working folder": "os.chdir = lambda *_: None",
+    "its mounts, in another namespace": "Socket = ours.socket.socket\nclass Leaving(Socket):\n    def sendmsg(self, *a): return Socket.sendmsg(self, *a), ours.libc.unshare(0x20000)\nours.socket = type('module', (), dict(ours.socket.__dict__, socket=Leaving))",
+    "shared memory": "import mmap\nours.Interpreter._check_memory = lambda self: None\nmemory = mmap.mmap(-1, 4096)",
+    "a thread": "import threading, time\nours.Interpreter._check_processes = lambda self: None\nthreading.Thread(target=time.sleep, args=(9,)).start()",
+    "a child": "import time\nours.Interpreter._check_processes = lambda self: None\nif not os.fork(): time.sleep(9); os._exit(0)",
+    "a process beside it": "import time\nif ours.fork_beside(): time.sleep(9); os._exit(0)",
 }

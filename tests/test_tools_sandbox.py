@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,14 +17,14 @@ from typing import Any
 
 import pytest
 
-from treegym.tools import PythonTool, open_sandbox
+from treegym.tools import PythonTool, inside, open_sandbox
 from treegym.tools.cgroup import Cgroup
 from treegym.tools.remote import Link
 from treegym.tools.sandbox import ForkRefused, Interpreter, Limits, Sandbox, SandboxError, SandboxUnavailable
-from treegym.tools.zygote import Episode
+from treegym.tools.zygote import Episode, KeeperLink
 
 sys.path.insert(0, str(Path(__file__).parent))
-from attacks import ATTACKS, GREED, MACHINERY
+from attacks import ATTACKS, GREED, KEEPING, LINGERING, MACHINERY
 
 pytestmark = pytest.mark.filterwarnings("ignore:the sandbox 'local'")
 LIMITS = Limits(seconds=3, cpu=3, memory=400 << 20, total_memory=512 << 20, disk=64 << 20, file_size=32 << 20)
@@ -200,6 +201,46 @@ def test_what_cannot_be_copied_is_refused_by_name(branch: Interpreter, code: str
     assert text(branch, "1") == "1\n"
 
 
+def test_a_fork_waits_for_nobody_who_holds_a_file(forking: Sandbox) -> None:
+    hold = """
+import fcntl, os, signal
+signal.signal(signal.SIGIO, signal.SIG_IGN)
+fcntl.fcntl(os.open('held', os.O_RDWR | os.O_CREAT), fcntl.F_SETLEASE, fcntl.F_WRLCK)
+"""
+    with contextlib.closing(forking.start(LIMITS, 0)) as branch:
+        if "PermissionError" in text(branch, hold):  # where there are walls, no lease can be had
+            assert forking.isolates
+            branch.fork().close()
+        else:
+            with pytest.raises(ForkRefused, match="a program holds a lease on held"):
+                branch.fork()
+        assert text(branch, "1 + 1") == "2\n"
+
+
+def test_a_fork_waits_for_no_pipe(branch: Interpreter) -> None:
+    branch.run("import os; os.mkdir('sub'); os.mkfifo('sub/pipe')")
+    with pytest.raises(ForkRefused, match="pipe is neither a file, a folder nor a link"):
+        branch.fork()
+
+
+def test_a_copy_of_files_ends_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    for folder in (source, target):
+        folder.mkdir()
+    (source / "file").write_bytes(b"x")
+    monkeypatch.setattr(inside, "COPYING", -1.0)
+    fd = os.open(target, os.O_RDONLY)
+    with pytest.raises(inside.Uncopyable, match="seconds to copy"):
+        inside.copy_folder(str(source), fd)
+    os.close(fd)
+
+
+def test_an_interpreter_that_does_not_fork_is_not_waited_for(branch: Interpreter) -> None:
+    branch.run("import sys, time; sys.modules['__main__'].Interpreter.fork = lambda *_: time.sleep(60)")
+    with pytest.raises(ForkRefused, match="timed out"):
+        branch.fork()
+
+
 def test_forks_read_on_in_files_of_the_system_by_themselves(branch: Interpreter) -> None:
     branch.run("import ast; f = open(ast.__file__, 'rb', 0); null = open('/dev/null', 'w'); f.read(9)")
     with contextlib.closing(branch.fork()) as twin:
@@ -245,7 +286,7 @@ said.qsize(), said.get(), threading.active_count(), rang, status, subprocess.run
     [
         ("ours.fork_beside, os.setpgid = lambda: True, lambda *_: None", "no fork of its parent"),  # the parent itself
         ("ours.fork_beside = lambda: not os.fork()", "no fork of its parent"),  # a child of the parent
-        ("ours.Interpreter.fork = lambda _, *to: (os.write(to[0], ours.packed({})), os.close(to[1]))", "no fork came"),
+        ("ours.Interpreter.fork = lambda _, meeting, work: os.close(meeting)", "no fork came"),
     ],
 )
 def test_only_a_fork_is_taken_for_one(branch: Interpreter, forged: str, reason: str) -> None:
@@ -318,6 +359,24 @@ def test_a_deadline_in_a_fork_leaves_its_parent_alone(branch: Interpreter) -> No
         assert twin.run("import time; time.sleep(60)").lost
         assert text(branch, "x") == "1\n"
         assert "NameError" in text(twin, "x")
+
+
+@pytest.mark.parametrize(
+    "set_up",
+    [
+        "",
+        "import signal; signal.signal(signal.SIGXCPU, signal.SIG_IGN)",
+        "import resource; resource.setrlimit(resource.RLIMIT_CPU, (-1, -1))",
+        "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))",
+        "import threading; threading.Thread(target=spin).start(); time.sleep(60)",
+    ],
+)
+def test_cpu_time_is_bounded_whatever_the_interpreter_sets(sandbox: Sandbox, set_up: str) -> None:
+    spin = "import time\ndef spin():\n    while time.process_time() < 40: pass\n"
+    with contextlib.closing(sandbox.start(dataclasses.replace(LIMITS, seconds=60, cpu=0.5), 0)) as interpreter:
+        assert "after 0.5 seconds of CPU time" in interpreter.run(f"{spin}{set_up}\nspin()").lost
+        for seconds in (0.3, 0.6):  # each call has the whole of it
+            assert not interpreter.run(f"import time\nwhile time.process_time() < {seconds}: pass").lost
 
 
 def test_the_same_seed_draws_the_same_numbers(sandbox: Sandbox) -> None:
@@ -448,8 +507,8 @@ def test_a_fork_of_a_branch_in_another_folder_keeps_its_open_files(branch: Inter
 def test_a_keeper_that_answers_late_is_waited_for_at_the_next_question(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("treegym.tools.zygote.GRACE", 0.05)
     ours, theirs = socket.socketpair()
-    with contextlib.closing(Link(ours=ours)) as link, contextlib.closing(Link(ours=theirs)) as keeper:
-        episode = Episode(link, LIMITS, None, None)
+    with contextlib.closing(KeeperLink(ours)) as link, contextlib.closing(Link(ours=theirs)) as keeper:
+        episode = Episode(link, LIMITS, None, None, lambda: None)
         with pytest.raises(SandboxError, match="does not answer"):
             episode.ask(do="something")
         keeper.send(error=None)
@@ -457,6 +516,29 @@ def test_a_keeper_that_answers_late_is_waited_for_at_the_next_question(monkeypat
         with pytest.raises(SandboxError, match="no such branch"):
             episode.ask(do="something else")
         assert episode.owed == 0
+
+
+def test_a_keeper_that_hangs_is_ended_with_all_that_is_below_it(
+    forking: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("treegym.tools.zygote.GRACE", 0.2)
+    mark = f"tg-h-{os.getpid()}"
+    branch = forking.start(LIMITS, 0)
+    branch.run(LINGERING["a session of its own"].format(mark=mark).replace("time.sleep(60)", "time.sleep(0.3)"))
+    assert alive(mark)
+    signal.pidfd_send_signal(branch._episode.keeper, signal.SIGSTOP)  # type: ignore[attr-defined]
+    branch.close()
+    assert ended(mark)
+
+
+def test_a_keeper_that_code_kills_leaves_nothing_behind() -> None:
+    """Which it can where there are no walls."""
+    mark = f"tg-o-{os.getpid()}"
+    with contextlib.closing(opened("local").start(dataclasses.replace(LIMITS, seconds=1), 0)) as branch:
+        code = LINGERING["a session of its own"].format(mark=mark)
+        branch.run(f"import os; keeper = os.getppid()\n{code.replace('60)', '0.3)')}; os.kill(keeper, 9)")
+        assert alive(mark)
+    assert ended(mark)
 
 
 # Attacks
@@ -532,6 +614,7 @@ def test_walls_hold(walls: Sandbox, host: Host, attack: str) -> None:
 @pytest.mark.parametrize("attack", GREED)
 def test_limits_hold(walls: Sandbox, host: Host, attack: str) -> None:
     with contextlib.closing(walls.start(LIMITS, 0)) as interpreter:
+        interpreter.run("1")  # a container takes seconds to begin
         start = time.monotonic()
         outcome = interpreter.run(GREED[attack].format(**host.facts()))
         assert "ESCAPED" not in outcome.text and len(outcome.text) <= LIMITS.output * 10, outcome
@@ -550,6 +633,40 @@ def test_calls_are_answered_in_turn(walls: Sandbox, attack: str) -> None:
         if answers[-1].lost:  # an alarm goes off when it likes; the next interpreter has none
             answers.append(interpreter.run("3 + 1"))
         assert not answers[-1].failed or attack in POISONED, answers
+
+
+@pytest.mark.parametrize("attack", LINGERING)
+def test_what_is_started_ends(sandbox: Sandbox, attack: str) -> None:
+    mark = f"tg-{os.getpid()}"
+    with contextlib.ExitStack() as opened:
+        interpreter = opened.enter_context(contextlib.closing(sandbox.start(dataclasses.replace(LIMITS, seconds=1), 0)))
+        if sandbox.name != "docker":  # which does not fork
+            twin = opened.enter_context(contextlib.closing(interpreter.fork()))
+            twin.run("x = 1")
+        outcome = interpreter.run(LINGERING[attack].format(mark=mark))
+        assert outcome.lost, outcome
+        sizes = [text(interpreter, "import os, time; time.sleep(0.2); os.path.getsize('beat')") for _ in range(2)]
+        assert int(sizes[0]) == int(sizes[1]), "ESCAPED: it writes after its deadline"
+        assert ended(mark)
+        if sandbox.name != "docker":
+            assert text(twin, "x") == "1\n"
+
+
+@pytest.mark.parametrize("attack", KEEPING)
+def test_what_is_kept_over_a_fork_is_found(attack: str) -> None:
+    with contextlib.closing(opened("bubblewrap").start(LIMITS, 0)) as parent:
+        done = parent.run(f"import os, sys\nours = sys.modules['__main__']\n{KEEPING[attack]}")
+        assert not done.failed, done
+        with pytest.raises(ForkRefused):
+            parent.fork()
+
+
+def test_nobody_answers_in_the_place_of_a_branch_that_was_killed() -> None:
+    parent = opened("bubblewrap").start(LIMITS, 0)
+    with contextlib.closing(parent), contextlib.closing(parent.fork()) as twin:
+        parent.run(f"import os; os.kill({int(text(twin, 'import os; os.getpid()'))}, 9)")
+        assert twin.run("print('still here')").lost
+        assert text(twin, "print('again')") == "again\n"
 
 
 POISONED = {"no compiler"}  # the agent broke its own Python, and is told so
@@ -604,7 +721,7 @@ def test_walls_hold_for_an_ordinary_user_too(tmp_path: Path) -> None:
             "--clear-groups",
         ),
         *(sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", "-p", "no:xdist", str(here)),
-        *("-k", "bubblewrap and (hold or answered or outlives or reach)"),
+        *("-k", "(bubblewrap and (hold or answered or outlives or reach or ends)) or kept or place"),
     ]
     env = {**os.environ, "HOME": "/tmp", "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
@@ -649,6 +766,29 @@ def test_a_branch_cannot_reach_its_siblings() -> None:
             assert "held" in outcome.text and "ESCAPED" not in outcome.text and not outcome.failed, outcome
             twin.run("open('file', 'w').write('twin')")
             assert text(parent, "open('file').read()") == "'parent'\n"
+
+
+def test_an_interpreter_cannot_open_its_memory_to_other_branches() -> None:
+    with contextlib.closing(opened("bubblewrap").start(LIMITS, 0)) as branch:
+        assert text(branch, "import ctypes; ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)") == "-1\n"
+
+
+def test_a_branch_cannot_reach_an_interpreter_that_just_starts() -> None:
+    """Which is started anew after each call that ended it."""
+    code = """
+import os, time
+end, found = time.time() + 1.5, set()
+while time.time() < end:
+    for pid in set(range(2, 60)) - {os.getpid()}:
+        try: os.close(os.open(f'/proc/{pid}/mem', os.O_RDWR)); found.add(pid)
+        except OSError: pass
+"""
+    parent = opened("bubblewrap").start(LIMITS, 0)
+    with contextlib.closing(parent), contextlib.closing(parent.fork()) as twin, ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(twin.run, code)
+        while not looking.done():
+            parent.run("import os; os._exit(0)")
+        assert not looking.result().lost and text(twin, "found") == "set()\n"
 
 
 def test_a_fork_has_no_way_to_its_parents_files() -> None:
@@ -697,6 +837,21 @@ def test_an_episode_cannot_reach_the_terminals_of_another() -> None:
 def test_the_filter_lets_ordinary_programs_run(code: str) -> None:
     with contextlib.closing(opened("bubblewrap").start(LIMITS, 0)) as interpreter:
         assert text(interpreter, code) == "done\n"
+
+
+def alive(mark: str) -> bool:
+    """Whether a process or a thread goes by this name."""
+    for path in Path("/proc").glob("[0-9]*/task/[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            name, _, fields = path.read_text(errors="replace").partition("(")[2].rpartition(")")
+            if name == mark and fields.split()[0] not in "ZX":
+                return True
+    return False
+
+
+def ended(mark: str) -> bool:
+    """Whether they are no more, after the moment that the kernel takes."""
+    return any(not alive(mark) or time.sleep(0.1) for _ in range(50))
 
 
 def running(name: str) -> bool:

@@ -15,13 +15,14 @@ import sys
 import sysconfig
 import tarfile
 import tempfile
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from .inside import GRACE, WORK
 from .packages import packages, site_packages
-from .remote import INSIDE, LIBRARIES, Link, Remote
+from .remote import INSIDE, LIBRARIES, Link, Remote, cpu_seconds
 from .sandbox import ForkRefused, Limits, SandboxError, SandboxUnavailable
 from .seccomp import filter_rules
 
@@ -104,6 +105,7 @@ class Contained(Remote):
     def __init__(self, api: Any, container: Any, limits: Limits, seed: int) -> None:
         super().__init__(limits)
         self._api, self._container, self._seed = api, container, seed
+        self._pid = 0  # of the interpreter, where its engine is on this machine
 
     @property
     def container_id(self) -> str:
@@ -124,18 +126,34 @@ class Contained(Remote):
         except (OSError, EOFError) as error:
             link.close()
             raise SandboxError(f"the interpreter in a container does not start: {error!r}") from None
+        self._pid = _seen(self._api.exec_inspect(made["Id"])["Pid"], command[-1])
         return link
 
     def _kill(self) -> None:
-        """Every process but the first, which ignores what comes from inside."""
-        made = self._api.exec_create(self.container_id, ["kill", "-9", "-1"], user=USER)
-        self._api.exec_start(made["Id"])
+        """Has the first process kill all others. To run a program for it, there may be no process left."""
+        self._api.kill(self.container_id, signal="SIGUSR1")
+        end = time.monotonic() + GRACE
+        while self._api.stats(self.container_id, stream=False, one_shot=True)["pids_stats"].get("current") != 1:
+            if time.monotonic() > end:
+                self._container.kill()
+                raise SandboxError("the processes of a container do not end")
+
+    def _cpu_seconds(self) -> float:
+        return cpu_seconds(self._pid)
 
     def fork(self) -> Contained:
         raise ForkRefused("a container cannot fork")
 
     def _leave(self) -> None:
         self._container.remove(force=True)  # which would hang while an attached stream is not read
+
+
+def _seen(pid: int, argument: str) -> int:
+    """The process, if it is seen from here by that number and was started with that argument; else 0."""
+    try:
+        return pid if argument.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") else 0
+    except OSError:
+        return 0
 
 
 class _Stream(Link):

@@ -31,7 +31,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from io import TextIOWrapper
-from stat import S_ISREG
+from stat import S_ISDIR, S_ISLNK, S_ISREG
 from types import CodeType
 from typing import Any, NoReturn
 
@@ -49,9 +49,17 @@ MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOVE_MOUNT_F_EMPTY_PATH = 2, 4, 4
 PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 4, 22, 24, 36, 38
 CAP_SYS_ADMIN, LAST_CAP = 21, 40
 AT_FDCWD = -100
+NUM_THREADS = 17  # among the fields of `stat`
+FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+FILE = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 WORK = "/episode"
 ASIDE = "/mnt/aside"  # where a keeper gets and no agent's code: the folder above is closed to all without capabilities
 GRACE = 5.0  # seconds that a sandbox's own processes have for an answer
+COPYING = 2.0  # seconds that a keeper gives each step of a fork: less, so that it answers in time
+REASON = 500  # bytes of why there was no fork
+CHUNK = 8 << 20  # bytes of a file that are copied at once
+ROUNDS = 20  # of killing what is found, after which everything is stopped before it is looked for
 FIRST = "x = 6\nprint(x)\nx * 7"  # run before all calls, so that none has to wait until memory of the zygote is copied
 libc = ctypes.CDLL(None, use_errno=True)
 python = ctypes.PyDLL(None, use_errno=True)  # the same functions, and Python's own, without another thread meanwhile
@@ -167,7 +175,7 @@ class Interpreter:
             if message["do"] == "run":
                 self.channel.send(id=message["id"], **self.run(message["code"], message["apart"]))
             elif message["do"] == "fork":
-                self.fork(fds[0], fds[1], message["work"])
+                self.fork(fds[0], message["work"])
             elif message["do"] == "seed":
                 seed(message["seed"])
 
@@ -188,10 +196,6 @@ class Interpreter:
         if self.writer is None:
             self.writer = open(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115 (stays)
         sys.stdout = sys.stderr = writer = self.writer
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        seconds = int(used.ru_utime + used.ru_stime + self.limits["cpu"]) + 1
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.getrlimit(resource.RLIMIT_CPU)[1]))
         failed = not self._execute(code, name, names)
         try:
             writer.flush()
@@ -229,36 +233,34 @@ class Interpreter:
         limit = None if not isinstance(error, RecursionError) else 5
         return "".join(traceback.format_exception(type(error), error, frames, limit=limit))
 
-    def fork(self, fd: int, meeting: int, work: str) -> None:
-        """Forks. On the descriptor the copy answers, once it has met the keeper; this one where there is no copy.
+    def fork(self, meeting: int, work: str) -> None:
+        """Forks. The copy gets files and a channel at the meeting. Where there is no copy, the reason is sent there.
 
         What can be made before is: afterwards each page of memory that is first written to is copied.
         """
         with contextlib.suppress(Exception):
             sys.stdout.flush()
-        other, keeper = Channel(fd), socket.socket(fileno=meeting)
-        copied, made = False, packed({"refused": None})
+        keeper, copied = socket.socket(fileno=meeting), False
         try:
             self._check_processes()
             self._check_memory()
-            files = self._files(but={1, 2, self.channel.socket.fileno(), self.output, fd, meeting})
+            files = self._files(but={1, 2, self.channel.socket.fileno(), self.output, meeting})
             folder = os.getcwd()
             copied = fork_beside()
             if copied:
                 self._settle(keeper, work, folder, files)
-            answer = made if copied else b""
         except Exception as error:
-            answer = packed({"refused": str(error) if isinstance(error, Uncopyable) else repr(error)})
-        with contextlib.suppress(OSError):  # nobody waits any more
-            other.socket.sendall(answer)
-        if copied:
-            self.channel, other = other, self.channel
-        other.close()
+            reason = str(error) if isinstance(error, Uncopyable) else repr(error)
+            with contextlib.suppress(OSError):  # nobody waits any more
+                keeper.send(reason.encode(errors="replace")[:REASON])
+            if copied:
+                os._exit(1)
         keeper.close()
 
     def _settle(self, keeper: socket.socket, work: str, folder: str, files: list[tuple[int, str, int, int]]) -> None:
-        """Moves this process, a copy of one that works in the folder, to files of its own."""
+        """Moves this process, a copy of one that works in the folder, to files and a channel of its own."""
         os.close(self.output)
+        self.channel.close()
         if self.isolated:
             checked(libc.unshare(CLONE_NEWNS), "unshare")
             room = os.open("/proc/self/ns/mnt", os.O_RDONLY)
@@ -282,6 +284,13 @@ class Interpreter:
             os.dup2(new, number, inheritable=not flags & os.O_CLOEXEC)
             os.close(new)
         self._open_output()
+        for standard in (1, 2):  # which are still its parent's output
+            os.dup2(self.output, standard)
+        keeper.send(b".")
+        fds = socket.recv_fds(keeper, 1, 1)[1]
+        if not fds:
+            os._exit(1)  # the host found that it holds more than it may
+        self.channel = Channel(fds[0])
 
     def _check_processes(self) -> None:
         """Uncopyable where there are threads or children."""
@@ -295,13 +304,9 @@ class Interpreter:
     def _check_memory(self) -> None:
         """Uncopyable where memory is shared, to be written or with a file of the episode's."""
         work = self.limits["work"]
-        with open("/proc/self/maps", "rb") as maps:
-            if self.isolated and not _may_share(maps.fileno(), os.stat(work).st_dev):
-                return
-            for line in maps:
-                _, rights, rest = line.split(b" ", 2)
-                if rights.endswith(b"s") and (b"w" in rights or b" " + work.encode() in rest):
-                    raise Uncopyable(f"memory is shared: {line.decode(errors='replace').strip()}")
+        device = os.stat(work).st_dev if self.isolated else None  # else other files are there, too
+        if shared := shared_memory("self", device, work):
+            raise Uncopyable(f"memory is shared: {shared}")
 
     def _files(self, but: set[int]) -> list[tuple[int, str, int, int]]:
         """Number, path, flags and offset of each open file. Uncopyable where one is no file, or has no name."""
@@ -323,6 +328,20 @@ class Interpreter:
         with open(f"/proc/self/fdinfo/{number}") as file:
             info = dict(line.split(":\t") for line in file.read().splitlines()[:2])
         return number, path, int(info["flags"], 8), int(info["pos"])
+
+
+def shared_memory(pid: int | str, device: int | None, folder: str = WORK) -> str | None:
+    """A process's memory that is shared, to be written or with a file on the device or in the folder."""
+    with open(f"/proc/{pid}/maps", "rb") as maps:
+        if device is not None and not _may_share(maps.fileno(), device):
+            return None
+        for line in maps:
+            _, rights, _, numbers, _, *path = line.split(None, 5)
+            number = os.makedev(*(int(part, 16) for part in numbers.split(b":")))
+            ours = number == device or (bool(path) and path[0].startswith(folder.encode()))
+            if rights.endswith(b"s") and (b"w" in rights or ours):
+                return line.decode(errors="replace").strip()
+    return None
 
 
 def _may_share(maps: int, device: int) -> bool:
@@ -378,13 +397,10 @@ def begin(fd: int, limits: dict[str, Any], isolated: bool, filter_: bytes) -> No
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.setsid()
     _close_all_but(fd)
-    checked(libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0))  # else its own entry there is closed to it
-    with open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")  # where memory is short, this goes and its keeper stays
     if isolated:
         _drop_capabilities()
     _bind(limits)
-    checked(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))
+    checked(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))  # as its keeper is where there are walls
     if filter_:
         _filter_calls(filter_)
     interpreter = Interpreter(Channel(fd), limits, isolated)
@@ -454,8 +470,9 @@ def _filter_calls(filter_: bytes) -> None:
 class Keeper:
     """Looks after the interpreters of one episode and its branches."""
 
-    def __init__(self, fd: int, limits: dict[str, Any], isolated: bool, filter_: bytes) -> None:
+    def __init__(self, fd: int, limits: dict[str, Any], isolated: bool, filter_: bytes, expendable: int) -> None:
         self.channel = Channel(fd)
+        self.expendable, self.kept = expendable, os.read(expendable, 16)  # how soon this goes where memory is short
         self.limits, self.isolated, self.filter = limits, isolated, filter_
         self.home = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC) if isolated else -1
         self.pids: dict[int, int] = {}  # of the interpreters, by branch
@@ -467,20 +484,22 @@ class Keeper:
         with contextlib.suppress(OSError, EOFError):  # the host is gone
             message, fds = self.channel.receive()
             while message is not None:
-                self.channel.send(error=self._do(message, fds))
+                error, pid = self._do(message, fds)
+                self.channel.send(error=error, branch=message["branch"], pid=pid)
                 self._tidy()
                 message, fds = self.channel.receive()
         self._end()
 
-    def _do(self, message: dict[str, Any], fds: list[int]) -> str | None:
-        """What went wrong, whatever an agent's files made of it."""
+    def _do(self, message: dict[str, Any], fds: list[int]) -> tuple[str | None, int | None]:
+        """What went wrong, whatever an agent's files made of it, and the interpreter that is new."""
         try:
-            getattr(self, "do_" + message.pop("do"))(*fds, **message)
+            return None, getattr(self, "do_" + message.pop("do"))(*fds, **message)
+        except Uncopyable as error:
+            return str(error), None
         except Exception as error:
-            return f"{type(error).__name__}: {error}"
-        return None
+            return f"{type(error).__name__}: {error}", None
 
-    def do_start(self, fd: int, *, branch: int, work: str, seed: int) -> None:
+    def do_start(self, fd: int, *, branch: int, work: str, seed: int) -> int:
         """A new interpreter over the branch's files."""
         if branch not in self.works:
             if not self.isolated and not self.works:
@@ -488,7 +507,11 @@ class Keeper:
             self.works[branch] = work
             if self.isolated:
                 self.rooms[branch] = os.dup(self.home)
-        pid = os.fork()
+        os.write(self.expendable, b"1000")  # which the fork inherits; to write its own, it had to open to its siblings
+        try:
+            pid = os.fork()
+        finally:
+            os.write(self.expendable, self.kept)
         if not pid:
             try:
                 if self.isolated:
@@ -498,12 +521,13 @@ class Keeper:
                 os._exit(1)
         os.close(fd)
         self.pids[branch] = pid
+        return pid
 
-    def do_adopt(self, meeting: int, *, branch: int, parent: int, work: str) -> None:
+    def do_adopt(self, meeting: int, *, branch: int, parent: int, work: str) -> int:
         """Gives the fork of an interpreter, which comes to the meeting, files of its own: a copy of its parent's."""
         with contextlib.ExitStack() as opened:
             fork = opened.enter_context(socket.socket(fileno=meeting))
-            fork.settimeout(GRACE)
+            fork.settimeout(COPYING)
             if self.isolated:  # while it is made
                 files = make_files(self.limits["disk"])
                 opened.callback(os.close, files)
@@ -516,9 +540,12 @@ class Keeper:
             if self.isolated:
                 self._furnish(branch, fds[0], files)
             else:
-                shutil.copytree(self.works[parent], work, symlinks=True)
+                os.mkdir(work, 0o700)
+                with _opened(work, FOLDER, AT_FDCWD) as files:
+                    copy_folder(self.works[parent], files)
             self.pids[branch] = pid
             fork.sendall(b".")
+            return pid
 
     def _furnish(self, branch: int, room: int, files: int) -> None:
         """Copies and mounts files in a fork's mount namespace, where its parent's are still mounted."""
@@ -527,8 +554,7 @@ class Keeper:
             raise OSError("a fork has no mount namespace of its own")
         self.rooms[branch] = os.dup(room)
         with self._inside(room):
-            os.fchdir(files)
-            _copy(WORK, ".")
+            copy_folder(WORK, files)
             checked(libc.mount(WORK.encode(), ASIDE.encode(), None, MS_MOVE, None), "move")
             self.fresh = self.rooms[branch]
             mount_files(files, WORK)
@@ -553,11 +579,20 @@ class Keeper:
     def do_kill(self, *, branch: int) -> None:
         """Ends the branch's interpreter and what it started, and what an interpreter that died left behind."""
         self.pids.pop(branch, None)
-        others, stopped = set(self.pids.values()), set[int]()
-        while fresh := below(os.getpid(), others) - stopped:
-            _signal(fresh, signal.SIGSTOP)  # what stands still starts nothing
-            stopped |= fresh
-        _signal(stopped, signal.SIGKILL)
+        others = set(self.pids.values())
+        if self.isolated and not others:
+            return signal_all(signal.SIGKILL)
+        ended = end_below(os.getpid(), others)
+        if not ended and self.isolated:  # processes that end as soon as they started the next outrun a list of them
+            try:
+                for _ in range(ROUNDS):
+                    signal_all(signal.SIGSTOP)
+                    if ended := end_below(os.getpid(), others):
+                        break
+            finally:
+                signal_all(signal.SIGCONT)
+        if not ended:
+            raise OSError("processes start others faster than they can be ended")
 
     def do_discard(self, *, branch: int) -> None:
         self.do_kill(branch=branch)
@@ -568,26 +603,19 @@ class Keeper:
             shutil.rmtree(work, ignore_errors=True)
 
     def _end(self) -> NoReturn:
-        folders = set() if self.isolated else {os.path.dirname(work) for work in self.works.values()}
-        for branch in list(self.works):
-            self.do_discard(branch=branch)
-        for folder in folders:  # a host that was killed does not do it
-            with contextlib.suppress(OSError):
-                os.rmdir(folder)
         if self.isolated:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(-1, signal.SIGKILL)  # all of the namespace
+            signal_all(signal.SIGKILL)
+        else:
+            end_below(os.getpid(), set())
+            for folder in {os.path.dirname(work) for work in self.works.values()}:  # a host that was killed does not
+                shutil.rmtree(folder, ignore_errors=True)
         end = time.monotonic() + 2
         with contextlib.suppress(ChildProcessError):  # none is left: only then the host hears of the end
             while os.waitpid(-1, os.WNOHANG) and time.monotonic() < end:
                 time.sleep(0.0005)
+        with contextlib.suppress(OSError):
+            self.channel.send(ended=True)
         os._exit(0)
-
-
-def _signal(pids: set[int], number: int) -> None:
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
 
 
 def parent_of(pid: int) -> int:
@@ -604,21 +632,50 @@ def stat(pid: int | str) -> list[str]:
         os.close(fd)
 
 
-def below(pid: int, but: set[int]) -> set[int]:
-    """The processes below this one that live, without these and those below them."""
+def signal_all(number: int) -> None:
+    """To every process of the namespace but its first, which this is, at once."""
+    with contextlib.suppress(ProcessLookupError):  # there is none
+        os.kill(-1, number)
+
+
+def end_below(pid: int, but: set[int]) -> bool:
+    """Kills the processes below this one, without these and those below them. Whether none can have been missed.
+
+    What is to die starts nothing more, whichever of its threads the list showed.
+    """
+    killed = set[int]()
+    for _ in range(ROUNDS):
+        found, gone = below(pid, but)
+        if not (found | gone) - killed:
+            return True
+        for each in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(each, signal.SIGKILL)
+        killed |= found
+    return False
+
+
+def below(pid: int, but: set[int]) -> tuple[set[int], set[int]]:
+    """The living processes below this one, without these and those below them; and those that ended meanwhile.
+
+    A process lives as long as one of its threads does: its first may have exited.
+    """
     children: dict[int, list[int]] = {}
+    gone = set[int]()
     for name in os.listdir("/proc"):
         if name.isdigit():
-            with contextlib.suppress(OSError, IndexError):
-                state, parent = stat(name)[:2]
-                if state != "Z":
+            try:
+                state, parent, *_ = fields = stat(name)
+                if state not in "ZX" or int(fields[NUM_THREADS]) > 1:
                     children.setdefault(int(parent), []).append(int(name))
+            except (OSError, ValueError, IndexError):
+                gone.add(int(name))
     found, ahead = set[int](), [pid]
     while ahead:
         fresh = set(children.get(ahead.pop(), [])) - but
         found |= fresh
         ahead += fresh
-    return found
+    return found, gone
 
 
 def make_files(disk: int) -> int:
@@ -640,8 +697,11 @@ def mount_files(files: int, folder: str) -> None:
 
 
 def met(other: socket.socket) -> tuple[int, list[int]]:
-    """Who writes to the socket, by its own account, and descriptors that come with it. EOFError where nobody does."""
-    data, parts, _, _ = other.recvmsg(1, socket.CMSG_SPACE(CREDENTIALS.size) + socket.CMSG_SPACE(INT.size))
+    """Who writes to the socket, as the kernel says, and descriptors that come with it.
+
+    EOFError where nobody does, Uncopyable where it is the reason why there is no fork.
+    """
+    data, parts, _, _ = other.recvmsg(REASON, socket.CMSG_SPACE(CREDENTIALS.size) + socket.CMSG_SPACE(INT.size))
     pid, fds = 0, list[int]()
     for _, kind, content in parts:
         if kind == socket.SCM_CREDENTIALS:
@@ -650,20 +710,62 @@ def met(other: socket.socket) -> tuple[int, list[int]]:
             fds += [fd for (fd,) in INT.iter_unpack(content[: len(content) // INT.size * INT.size])]
     if not data:
         raise EOFError("no fork came")
+    if data != b".":
+        raise Uncopyable(data.decode(errors="replace"))
     return pid, fds
 
 
-def _copy(source: str, target: str) -> None:
-    for entry in os.scandir(source):
-        there = os.path.join(target, entry.name)
-        if entry.is_symlink():
-            os.symlink(os.readlink(entry.path), there)
-        elif entry.is_dir():
-            os.mkdir(there)
-            _copy(entry.path, there)
-            shutil.copystat(entry.path, there)
-        elif entry.is_file():
-            shutil.copy2(entry.path, there)
+def copy_folder(path: str, target: int) -> None:
+    """Copies the files of a folder into another, which is open. Uncopyable where it would have to wait, or takes long.
+
+    Agent code may run meanwhile.
+    """
+    with _opened(path, FOLDER, AT_FDCWD) as source:
+        _copy(source, target, time.monotonic() + COPYING)
+
+
+def _copy(source: int, target: int, end: float) -> None:
+    """By open folders, so that a link that is put in a folder's place meanwhile leads nowhere."""
+    for name in os.listdir(source):
+        _in_time(end)
+        mode = os.stat(name, dir_fd=source, follow_symlinks=False).st_mode
+        if S_ISLNK(mode):
+            os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=target)
+        elif S_ISDIR(mode):
+            os.mkdir(name, dir_fd=target)
+            with _opened(name, FOLDER, source) as old, _opened(name, FOLDER, target) as new:
+                _copy(old, new, end)
+                shutil.copystat(old, new)
+        else:
+            with _opened(name, FILE, source) as old:
+                if not S_ISREG(os.fstat(old).st_mode):
+                    raise Uncopyable(f"{name} is neither a file, a folder nor a link")
+                with _opened(name, NEW_FILE, target) as new:
+                    _copy_content(old, new, end)
+                    shutil.copystat(old, new)
+
+
+def _copy_content(source: int, target: int, end: float) -> None:
+    while os.sendfile(target, source, None, CHUNK):
+        _in_time(end)  # it may grow all the time
+
+
+def _in_time(end: float) -> None:
+    if time.monotonic() > end:
+        raise Uncopyable(f"its files take more than {COPYING:g} seconds to copy")
+
+
+@contextlib.contextmanager
+def _opened(name: str, flags: int, folder: int) -> Iterator[Any]:
+    """A file's descriptor, without waiting: for the other end of a pipe, or for who holds a lease."""
+    try:
+        fd = os.open(name, flags, 0o600, dir_fd=folder)
+    except BlockingIOError:
+        raise Uncopyable(f"a program holds a lease on {name}") from None
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 # The zygote
@@ -692,8 +794,10 @@ def keep(fd: int, limits: dict[str, Any], isolated: bool, filter_: bytes, cgroup
         files = make_files(limits["disk"])
         mount_files(files, WORK)
         os.close(files)
+    expendable = os.open("/proc/self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)
+    if isolated:
         checked(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))
-    Keeper(fd, limits, isolated, filter_).serve()
+    Keeper(fd, limits, isolated, filter_, expendable).serve()
 
 
 def serve_episodes(fd: int, isolated: bool, filter_: bytes) -> None:
@@ -701,12 +805,18 @@ def serve_episodes(fd: int, isolated: bool, filter_: bytes) -> None:
     gc.collect()
     gc.freeze()  # a collection would touch, and so copy, the pages that forks share
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    if not isolated:  # what a keeper leaves behind that is killed comes here; else its namespace ends with it
+        checked(libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
     channel = Channel(fd)
     channel.send(ready=True)
     while True:
         message, fds = channel.receive()
         if message is None:
             break
+        if "limits" not in message:
+            _sweep()
+            channel.send(swept=True)
+            continue
         if not os.fork():
             try:
                 channel.close()
@@ -718,6 +828,16 @@ def serve_episodes(fd: int, isolated: bool, filter_: bytes) -> None:
                 os._exit(1)
         for received in fds:
             os.close(received)
+
+
+def _sweep() -> None:
+    """Ends what keepers that were killed left below this process: keepers alone are in its own session."""
+    keepers = set[int]()
+    for pid in below(os.getpid(), set())[0]:
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(pid) == os.getsid(0):
+                keepers.add(pid)
+    end_below(os.getpid(), keepers)
 
 
 def serve_pipes(limits: dict[str, Any]) -> NoReturn:
@@ -733,9 +853,10 @@ def serve_pipes(limits: dict[str, Any]) -> NoReturn:
 
 
 def reap() -> NoReturn:
-    """The first process of a container: buries the dead."""
+    """The first process of a container: buries the dead, and kills all others when the host says so by a signal."""
     checked(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))  # its memory is nobody's business
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, lambda *_: signal_all(signal.SIGKILL))
     while True:
         signal.pause()
 

@@ -31,6 +31,8 @@ LIBRARIES = (  # that it begins with
     "numpy.random",
 )
 MAX_CODE = 100_000  # characters of an agent's call
+PROCESSORS = os.cpu_count() or 1  # on as many at once, a process may use up CPU time
+LOOK = 0.02  # seconds between two looks at it, or more
 
 
 class Link:
@@ -40,6 +42,7 @@ class Link:
         self.theirs: socket.socket | None = None
         if ours is None:
             ours, self.theirs = socket.socketpair()
+            self.inode = os.fstat(self.theirs.fileno()).st_ino  # by which /proc shows who holds the other end
         self.socket = ours
         self.socket.setblocking(False)  # a timeout would be set anew, by a system call, for every message
         self._limit = limit
@@ -74,7 +77,7 @@ class Link:
         ready = select.poll()
         ready.register(self.socket, event)
         if not ready.poll(max(end - time.monotonic(), 0) * 1000):
-            raise TimeoutError
+            raise TimeoutError("the other end does not read or write in time")
 
     def _some(self) -> bytes:
         try:
@@ -111,6 +114,10 @@ class Remote:
     def _start(self) -> Link:
         raise NotImplementedError
 
+    def _cpu_seconds(self) -> float:
+        """CPU time of the interpreter so far; 0 where it cannot be seen from here."""
+        raise NotImplementedError
+
     def _kill(self) -> None:
         raise NotImplementedError
 
@@ -123,15 +130,31 @@ class Remote:
         limits, link = self.limits, self._living()
         try:
             number = secrets.token_hex(8)  # an answer is to this call: none can be written ahead
+            before = self._cpu_seconds()
             link.send(do="run", id=number, code=code, apart=apart)
-            message = link.receive(limits.seconds)
+            message = self._receive(link, before)
             if message.get("id") != number:
                 raise EOFError("an answer out of turn")
             return _outcome(message, limits)
-        except TimeoutError:
-            return self._lose(f"stopped after {limits.seconds:g} seconds")
+        except TimeoutError as error:
+            return self._lose(str(error))
         except (OSError, EOFError):
             return self._lose("the interpreter ended: it exited, was killed, or used too much memory or CPU time")
+
+    def _receive(self, link: Link, before: float) -> dict[str, Any]:
+        """The answer to a call. TimeoutError after the call's time, by the clock or of the processor.
+
+        Nobody but the host holds the latter: a process could put off a limit of its own, or its signal.
+        """
+        end, cpu = time.monotonic() + self.limits.seconds, self.limits.cpu
+        while True:
+            left, allowed = end - time.monotonic(), cpu - (self._cpu_seconds() - before)
+            if left <= 0:
+                raise TimeoutError(f"stopped after {self.limits.seconds:g} seconds")
+            if allowed <= 0:
+                raise TimeoutError(f"stopped after {cpu:g} seconds of CPU time")
+            with contextlib.suppress(TimeoutError):
+                return link.receive(min(left, max(allowed / PROCESSORS, LOOK)))
 
     def _living(self) -> Link:
         if self._closed or self._owner != os.getpid():
@@ -158,6 +181,16 @@ class Remote:
             finally:
                 if self._owner == os.getpid():
                     self._leave()
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of a process, all threads together; 0 where there is none of that number."""
+    if pid <= 0:
+        return 0.0
+    try:
+        return time.clock_gettime(~pid << 3 | 2)  # as clock_getcpuclockid(3) makes it
+    except OSError:
+        return 0.0
 
 
 def _outcome(message: dict[str, Any], limits: Limits) -> Outcome:

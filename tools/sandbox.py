@@ -26,7 +26,7 @@ class Limits:
     """Of one episode, each of its branches alike."""
 
     seconds: float = 10.0  # of wall time for a call
-    cpu: float = 10.0  # seconds of CPU time for a call, in the interpreter itself
+    cpu: float = 10.0  # seconds of CPU time for a call, of all threads of the interpreter itself
     memory: int = 512 << 20  # bytes of address space of a process
     total_memory: int = 1 << 30  # bytes of all processes and files together, where a cgroup can be made
     processes: int = 64
@@ -47,7 +47,6 @@ class Limits:
             "NPROC": self.processes,
             "FSIZE": self.file_size,
             "NOFILE": self.open_files,
-            "cpu": self.cpu,
             "disk": self.disk,
             "output": self.output,
         }

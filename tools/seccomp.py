@@ -10,7 +10,7 @@ import struct
 import tempfile
 from collections.abc import Iterator
 
-from .inside import CLONE_NEWNS
+from .inside import CLONE_NEWNS, PR_SET_DUMPABLE
 from .sandbox import SandboxError, SandboxUnavailable
 
 DENIED = """
@@ -26,11 +26,23 @@ NO_STREAM = (2, 4, 8)  # of the lowest four bits of a socket's type SOCK_STREAM 
 NEWEST = 451  # cachestat, of Linux 6.5, on every architecture; what came later nobody has looked at
 NAMESPACES = (0x00020000, 0x02000000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000)
 TERMINALS = (0x5412, 0x541C)  # TIOCSTI and TIOCLINUX: input forged for a terminal
+OTHERS = (  # what changes limits and shares of processes: 0 is the caller itself
+    ("prlimit64", 0, 0),
+    ("setpriority", 0, 0),  # of a process, not of a group or a user
+    ("setpriority", 1, 0),
+    ("ioprio_set", 0, 1),
+    ("ioprio_set", 1, 0),
+    ("sched_setaffinity", 0, 0),
+    ("sched_setscheduler", 0, 0),
+    ("sched_setparam", 0, 0),
+    ("sched_setattr", 0, 0),
+)
+F_SETLEASE = 1024  # whoever else opens the file would wait
 Rule = tuple[str, int, tuple[int, str, int] | None]  # a call, the error it gives, and when: argument, comparison, value
 
 
 def filter_rules(*, fork: bool) -> Iterator[Rule]:
-    """Denied calls; all namespaces among them but, for `fork`, the one in which a fork's own files are mounted."""
+    """Denied calls. For `fork`, the namespace in which a fork's own files are mounted is not among them."""
     for call in DENIED:
         yield call, errno.EPERM, None
     for flag in NAMESPACES:
@@ -39,6 +51,11 @@ def filter_rules(*, fork: bool) -> Iterator[Rule]:
     yield "unshare", errno.EPERM, (0, "!=", CLONE_NEWNS) if fork else None
     for bit in NO_STREAM:  # a datagram finds every socket with a name, those of other episodes too
         yield "socketpair", errno.EPERM, (1, "&", bit)
+    for call, argument, value in OTHERS:
+        yield call, errno.EPERM, (argument, "!=", value)
+    yield "fcntl", errno.EPERM, (1, "==", F_SETLEASE)
+    if fork:  # an interpreter's memory stays closed to other branches
+        yield "prctl", errno.EPERM, (0, "==", PR_SET_DUMPABLE)
     for request in TERMINALS:
         yield "ioctl", errno.EPERM, (1, "==", request)
 

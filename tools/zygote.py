@@ -8,7 +8,9 @@ import itertools
 import json
 import os
 import secrets
+import select
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -19,8 +21,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .cgroup import Cgroup
-from .inside import GRACE
-from .remote import LIBRARIES, Link, Remote
+from .forkcheck import check_fork, seen_from_here
+from .inside import CREDENTIALS, GRACE, REASON
+from .remote import LIBRARIES, Link, Remote, cpu_seconds
 from .sandbox import ForkRefused, Limits, SandboxError, SandboxUnavailable
 
 SPARES = 4  # kinds of episodes that one is made ahead of
@@ -113,7 +116,7 @@ class Zygote:
             branch.close()
 
     def _begin(self, limits: Limits) -> Branch:
-        link = Link()
+        link = KeeperLink()
         cgroup = Cgroup(limits.total_memory, limits.processes * 8) if self._cgroups else None
         fds = cgroup.open() if cgroup else []
         try:
@@ -125,9 +128,22 @@ class Zygote:
             for fd in fds:
                 os.close(fd)
         link.gave()
-        branch = Branch(Episode(link, limits, self._work, cgroup), 0)
+        branch = Branch(Episode(link, limits, self._work, cgroup, self._sweep), 0)
         branch.begin()
         return branch
+
+    def _sweep(self) -> None:
+        """Has the zygote end what keepers left behind that were killed."""
+        if self._isolated or self._owner != os.getpid():
+            return  # their namespaces end with them
+
+        def sweep() -> None:
+            with contextlib.suppress(OSError, EOFError):
+                self._link.send()
+                self._link.receive(GRACE)
+
+        with contextlib.suppress(RuntimeError):  # at exit, when no thread takes it
+            _launcher(self._owner).submit(sweep).result()
 
     def _send(self, fds: Sequence[int], limits: dict[str, Any]) -> None:
         """Begins an episode; a zygote that was killed since the last one is replaced."""
@@ -184,17 +200,36 @@ def _launcher(process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, "sandboxes")
 
 
+class KeeperLink(Link):
+    """The host's end of a keeper's channel, which tells who writes to it."""
+
+    def __init__(self, ours: socket.socket | None = None) -> None:
+        super().__init__(ours=ours)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self.keeper = 0  # its process, once it wrote
+
+    def _some(self) -> bytes:
+        part, about, _, _ = self.socket.recvmsg(1 << 16, socket.CMSG_SPACE(CREDENTIALS.size))
+        if not part:
+            raise EOFError("the end")
+        self.keeper = CREDENTIALS.unpack(about[0][2])[0]
+        return part
+
+
 @dataclass(eq=False)
 class Episode:
     """The host's side of a keeper: the branches that live."""
 
-    link: Link
+    link: KeeperLink
     limits: Limits
     work: str | None  # where its files are inside; None: in a folder of each branch's own
     cgroup: Cgroup | None
+    sweep: Callable[[], None]  # ends what a keeper that was killed left behind
     lock: threading.RLock = field(default_factory=threading.RLock)
     numbers: itertools.count[int] = field(default_factory=itertools.count)
     living: set[int] = field(default_factory=set)
+    pids: dict[int, int] = field(default_factory=dict)  # of the interpreters, as the host counts, by branch
+    keeper: int | None = None  # its process: a descriptor
     folder: str = ""
     ended: bool = False
     owed: int = 0  # answers of the keeper that nobody has read
@@ -226,8 +261,16 @@ class Episode:
             while self.owed:
                 answer = self.link.receive(GRACE)  # which may come late: then it is owed still
                 self.owed -= 1
-                if answer.get("error"):
+                if answer["error"]:
                     raise SandboxError(f"sandbox: {answer['error']}")
+                if answer.get("pid"):
+                    self._meet(answer["branch"], answer["pid"])
+
+    def _meet(self, branch: int, number: int) -> None:
+        """Notes the branch's interpreter, which has that number in its namespace, and the keeper."""
+        if self.keeper is None:
+            self.keeper = os.pidfd_open(self.link.keeper)
+        self.pids[branch] = seen_from_here(self.link.keeper, number)
 
     @contextlib.contextmanager
     def _answering(self) -> Iterator[None]:
@@ -242,20 +285,38 @@ class Episode:
             self.ask(do="discard", branch=branch)
         with self.lock:
             self.living.discard(branch)
+            self.pids.pop(branch, None)
             last, self.ended = not self.living and not self.ended, self.ended or not self.living
         if last:
             self.end()
 
     def end(self) -> None:
-        """Waits for the keeper to end, and everything below it."""
-        with contextlib.suppress(EOFError, OSError):
-            self.link.socket.shutdown(socket.SHUT_WR)
-            self.link.receive(GRACE)
+        """Ends the keeper and everything below it, by force where the keeper does not say that it has done so."""
+        try:
+            with contextlib.suppress(OSError):
+                self.link.socket.shutdown(socket.SHUT_WR)
+            while "ended" not in self.link.receive(GRACE):
+                pass  # what nobody waited for
+        except (OSError, EOFError):
+            self.fall()
         self.link.close()
+        if self.keeper is not None:
+            os.close(self.keeper)
+            self.keeper = None
         if self.folder:
             shutil.rmtree(self.folder, ignore_errors=True)
         if self.cgroup:
             self.cgroup.remove()
+
+    def fall(self) -> None:
+        """Kills the keeper and, with it, every process of the episode."""
+        if self.keeper is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.keeper, signal.SIGKILL)
+            ended = select.poll()
+            ended.register(self.keeper, select.POLLIN)
+            ended.poll(GRACE * 1000)
+        self.sweep()
 
 
 class Branch(Remote):
@@ -293,7 +354,14 @@ class Branch(Remote):
         return link
 
     def _kill(self) -> None:
-        self._episode.ask(do="kill", branch=self._number)
+        try:
+            self._episode.ask(do="kill", branch=self._number)
+        except SandboxError:
+            self._episode.fall()
+            raise
+
+    def _cpu_seconds(self) -> float:
+        return cpu_seconds(self._episode.pids.get(self._number, 0))
 
     def fork(self) -> Branch:
         with self._episode.lock:  # no other branch ends meanwhile, and with it what the keeper does not know yet
@@ -304,32 +372,32 @@ class Branch(Remote):
         twin = Branch(self._episode, self._seed)
         link = twin._link = Link(self.limits.message)
         try:
-            with contextlib.ExitStack() as meeting:  # of the copy and the keeper
-                ends = [meeting.enter_context(end) for end in socket.socketpair()]
+            with contextlib.ExitStack() as opened:  # where the copy meets the keeper and then the host
+                ends = [opened.enter_context(end) for end in socket.socketpair()]
                 ends[0].setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # to hear who comes
+                ends[0].settimeout(GRACE)
+                parent.send([ends[1].fileno()], do="fork", work=twin._work)
+                meeting = os.fstat(ends[1].fileno()).st_ino
+                ends[1].close()
                 message = {"branch": twin._number, "parent": self._number, "work": twin._work}
-                parent.send([link.give(), ends[1].fileno()], do="fork", work=twin._work)
-                self._episode.order([ends[0].fileno()], do="adopt", **message)
+                self._episode.ask([ends[0].fileno()], do="adopt", **message)
+                if (ready := ends[0].recv(REASON)) != b".":
+                    raise ForkRefused(ready.decode(errors="replace") or "the copy ended")
+                if self._episode.work:
+                    self._check(twin, parent, meeting)
+                socket.send_fds(ends[0], [b"."], [link.give()])
             link.gave()
-            try:
-                self._episode.settle()
-            except SandboxError:
-                with contextlib.suppress(OSError, EOFError):
-                    _unrefused(link)  # why there was no copy to come to the keeper
-                raise
-            _unrefused(link)
         except (OSError, EOFError, SandboxError) as error:
             twin.close()
-            raise ForkRefused(f"the interpreter did not fork: {error!r}") from None
+            raise ForkRefused(f"the interpreter did not fork: {error}") from None
         except ForkRefused:
             twin.close()
             raise
         return twin
 
+    def _check(self, twin: Branch, parent: Link, meeting: int) -> None:
+        pids = self._episode.pids
+        check_fork(pids[twin._number], pids[self._number], set(pids.values()), parent.inode, meeting)
+
     def _leave(self) -> None:
         self._episode.leave(self._number)
-
-
-def _unrefused(link: Link) -> None:
-    if reason := link.receive(GRACE).get("refused"):
-        raise ForkRefused(str(reason)[:500])
