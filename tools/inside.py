@@ -51,6 +51,8 @@ CAP_SYS_ADMIN, LAST_CAP = 21, 40
 AT_FDCWD = -100
 WORK = "/episode"
 ASIDE = "/mnt/aside"  # where a keeper gets and no agent's code: the folder above is closed to all without capabilities
+COUNTED = {"CORE": 0, "MEMLOCK": 0, "MSGQUEUE": 0, "SIGPENDING": 256}  # what the kernel counts by user, or puts anywhere
+TERMINALS = 16  # of an episode; all episodes together get those of the host
 GRACE = 5.0  # seconds that a sandbox's own processes have for an answer
 FIRST = "x = 6\nprint(x)\nx * 7"  # run before all calls, so that none has to wait until memory of the zygote is copied
 libc = ctypes.CDLL(None, use_errno=True)
@@ -398,7 +400,8 @@ def _bind(limits: dict[str, Any]) -> None:
     checked(libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
     for name in ("AS", "NPROC", "FSIZE", "NOFILE"):
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limits[name], limits[name]))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for name, most in COUNTED.items():
+        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (most, most))
     temporary = os.path.join(limits["work"], ".tmp")
     with contextlib.suppress(OSError):  # the disk is full, or another file has its name
         os.makedirs(temporary, exist_ok=True)
@@ -687,13 +690,21 @@ def keep(fd: int, limits: dict[str, Any], isolated: bool, filter_: bytes, cgroup
     if isolated:
         checked(libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None), "mount", "/")
         checked(libc.mount(b"proc", b"/proc", b"proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, None), "mount", "/proc")
-        terminals = b"newinstance,ptmxmode=0666,mode=620"
+        terminals = f"newinstance,ptmxmode=0666,mode=620,max={TERMINALS}".encode()
         checked(libc.mount(b"devpts", b"/dev/pts", b"devpts", MS_NOSUID | MS_NOEXEC, terminals), "mount", "/dev/pts")
+        _bound_namespaces(4 * limits["NPROC"])
         files = make_files(limits["disk"])
         mount_files(files, WORK)
         os.close(files)
         checked(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))
     Keeper(fd, limits, isolated, filter_).serve()
+
+
+def _bound_namespaces(mounts: int) -> None:
+    """So many mount namespaces for this user namespace, and none of what else is counted there."""
+    for entry in os.scandir("/proc/sys/user"):
+        with open(entry, "w") as file:
+            file.write(str(mounts if entry.name == "max_mnt_namespaces" else 0))
 
 
 def serve_episodes(fd: int, isolated: bool, filter_: bytes) -> None:
