@@ -20,6 +20,7 @@ import json
 import linecache
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -31,15 +32,17 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from io import TextIOWrapper
-from stat import S_ISREG
+from stat import S_IMODE, S_ISDIR, S_ISLNK, S_ISREG
 from types import CodeType
 from typing import Any, NoReturn
 
 HEADER, INT, CREDENTIALS = struct.Struct("!I"), struct.Struct("i"), struct.Struct("3i")
 DEVICES = {os.makedev(1, minor) for minor in (3, 5, 7, 8, 9)}  # null, zero, full, random, urandom
 CLONE = {"x86_64": 56, "aarch64": 220}  # the system call's number
+PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 CLONE_PARENT, CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWPID = 0x00008000, 0x00020000, 0x08000000, 0x20000000
-MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_MOVE, MS_PRIVATE = 2, 4, 8, 1 << 14, 1 << 13, 1 << 18
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
+MS_BIND, MS_MOVE, MS_REC, MS_PRIVATE = 1 << 12, 1 << 13, 1 << 14, 1 << 18
 MNT_DETACH = 2
 PROCMAP, PROCMAP_QUERY = struct.Struct("=9Q4I2Q"), 0xC0686611
 VMA_WRITABLE, VMA_SHARED, COVERING_OR_NEXT_VMA = 2, 8, 16
@@ -50,6 +53,7 @@ PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER, PR_SET
 CAP_SYS_ADMIN, LAST_CAP = 21, 40
 AT_FDCWD = -100
 WORK = "/episode"
+KERNEL = ("proc", "devpts", "mqueue")  # file systems that hold no files of the host
 ASIDE = "/mnt/aside"  # where a keeper gets and no agent's code: the folder above is closed to all without capabilities
 COUNTED = {"CORE": 0, "MEMLOCK": 0, "MSGQUEUE": 0, "SIGPENDING": 256}  # what the kernel counts by user, or puts anywhere
 TERMINALS = 16  # of an episode; all episodes together get those of the host
@@ -689,15 +693,71 @@ def keep(fd: int, limits: dict[str, Any], isolated: bool, filter_: bytes, cgroup
     checked(libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
     if isolated:
         checked(libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None), "mount", "/")
-        checked(libc.mount(b"proc", b"/proc", b"proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, None), "mount", "/proc")
+        cover()
+        mount(b"proc", ASIDE + "/proc", b"proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
         terminals = f"newinstance,ptmxmode=0666,mode=620,max={TERMINALS}".encode()
-        checked(libc.mount(b"devpts", b"/dev/pts", b"devpts", MS_NOSUID | MS_NOEXEC, terminals), "mount", "/dev/pts")
-        _bound_namespaces(4 * limits["NPROC"])
+        mount(b"devpts", ASIDE + "/dev/pts", b"devpts", MS_NOSUID | MS_NOEXEC, terminals)
         files = make_files(limits["disk"])
-        mount_files(files, WORK)
+        mount_files(files, ASIDE + WORK)
         os.close(files)
+        enter(ASIDE)
+        _bound_namespaces(4 * limits["NPROC"])
         checked(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))
     Keeper(fd, limits, isolated, filter_).serve()
+
+
+def cover() -> None:
+    """Makes a root of this episode's own, aside, with the same content as this one: host folders as overlays.
+
+    A lock on a file is then a lock in this episode alone. Devices stay those of the host.
+    """
+    with open("/proc/self/mountinfo") as file:
+        lines = [line.split() for line in file]
+    mounts = {_unescaped(line[4]): line[line.index("-") + 1] for line in lines}
+    made_here = {os.stat(folder).st_dev for folder in ("/", "/dev")}
+    mount(b"tmpfs", ASIDE, b"tmpfs", MS_NOSUID | MS_NODEV, b"mode=0755")
+    _cover("/", ASIDE, mounts, made_here)
+    mount(b"", ASIDE, None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
+
+
+def enter(root: str) -> None:
+    os.chdir(root)
+    checked(libc.syscall(PIVOT_ROOT[os.uname().machine], b".", b"."), "pivot_root")
+    checked(libc.umount2(b".", MNT_DETACH), "umount")
+    os.chdir("/")
+
+
+def _cover(path: str, target: str, mounts: dict[str, str], made_here: set[int]) -> None:
+    """Only a folder that nothing is mounted in can be laid under an overlay; others are made again, file by file."""
+    status = os.lstat(path)
+    if S_ISLNK(status.st_mode):
+        os.symlink(os.readlink(path), target)
+    elif S_ISREG(status.st_mode):
+        shutil.copy(path, target)
+    elif not S_ISDIR(status.st_mode):
+        os.close(os.open(target, os.O_CREAT))
+        mount(os.fsencode(path), target, None, MS_BIND)
+    else:
+        os.makedirs(target, exist_ok=True)
+        below = path.rstrip("/") + "/"
+        if path == ASIDE or mounts.get(path) in KERNEL:
+            return
+        if status.st_dev not in made_here and not any(other.startswith(below) for other in mounts):
+            layers = ":".join(re.sub(r"([\\:,])", r"\\\1", layer) for layer in (WORK, path))  # one alone is refused
+            mount(b"overlay", target, b"overlay", MS_RDONLY | MS_NOSUID | MS_NODEV, f"lowerdir={layers}".encode())
+            return
+        for name in os.listdir(path):
+            _cover(below + name, os.path.join(target, name), mounts, made_here)
+        os.chmod(target, S_IMODE(status.st_mode))
+
+
+def mount(source: bytes, target: str, kind: bytes | None, flags: int, options: bytes | None = None) -> None:
+    checked(libc.mount(source, os.fsencode(target), kind, flags, options), f"mount at {target}")
+
+
+def _unescaped(path: str) -> str:
+    """A path of mountinfo, where blanks and the like are octal numbers."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), path)
 
 
 def _bound_namespaces(mounts: int) -> None:
