@@ -52,12 +52,14 @@ MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOVE_MOUNT_F_EMPTY_PATH = 2, 4, 4
 PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 4, 22, 24, 36, 38
 CAP_SYS_ADMIN, LAST_CAP = 21, 40
 AT_FDCWD = -100
+FALLOC_FL_KEEP_SIZE = 1
 WORK = "/episode"
 KERNEL = ("proc", "devpts", "mqueue")  # file systems that hold no files of the host
 ASIDE = "/mnt/aside"  # where a keeper gets and no agent's code: the folder above is closed to all without capabilities
-COUNTED = {"CORE": 0, "MEMLOCK": 0, "MSGQUEUE": 0, "SIGPENDING": 256}  # what the kernel counts by user, or puts anywhere
+COUNTED = {"CORE": 0, "MEMLOCK": 0, "MSGQUEUE": 0, "SIGPENDING": 256}  # limits of any process
 TERMINALS = 16  # of an episode; all episodes together get those of the host
 GRACE = 5.0  # seconds that a sandbox's own processes have for an answer
+GAP = "\n[...]\n"  # in a text whose middle is left out
 FIRST = "x = 6\nprint(x)\nx * 7"  # run before all calls, so that none has to wait until memory of the zygote is copied
 libc = ctypes.CDLL(None, use_errno=True)
 python = ctypes.PyDLL(None, use_errno=True)  # the same functions, and Python's own, without another thread meanwhile
@@ -190,7 +192,7 @@ class Interpreter:
             linecache.cache[name] = (len(code), None, code.splitlines(True), name)
         for fd in (1, 2):
             os.dup2(self.output, fd)
-        os.ftruncate(self.output, 0)
+        self._empty_output()
         if self.writer is None:
             self.writer = open(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115 (stays)
         sys.stdout = sys.stderr = writer = self.writer
@@ -198,18 +200,41 @@ class Interpreter:
         seconds = int(used.ru_utime + used.ru_stime + self.limits["cpu"]) + 1
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.getrlimit(resource.RLIMIT_CPU)[1]))
-        failed = not self._execute(code, name, names)
+        error = self._execute(code, name, names)
+        lost = self._flush(writer)
+        return {**self._printed(), "failed": bool(error or lost), "error": error or lost}
+
+    def _empty_output(self) -> None:
+        """Keeps room for what is shown of it: a call can print although the disk is full."""
+        os.ftruncate(self.output, 0)
+        libc.fallocate(self.output, FALLOC_FL_KEEP_SIZE, ctypes.c_long(0), ctypes.c_long(4 * self.limits["output"]))
+
+    def _flush(self, writer: Any) -> str:
+        """Why a part of the output is lost, if it is. The next call then gets another writer."""
+        lost = ""
         try:
             writer.flush()
-        except Exception:  # the disk is full, or the agent closed it: the next call gets another
-            self.writer = None
-        size, data = os.fstat(self.output).st_size, b""
-        if size:
-            data = os.pread(self.output, 4 * self.limits["output"], 0)
-            os.ftruncate(self.output, 0)
-        return {"text": data.decode("utf-8", "replace"), "bytes": size, "failed": failed}
+            return ""
+        except OSError as error:  # the disk is full, or it is more than a file may hold
+            lost = f"the end of what was printed is lost: {error.strerror}\n"
+        except Exception:  # the agent closed it
+            pass
+        with contextlib.suppress(Exception):
+            writer.buffer.raw.close()  # else what it holds is written once it is forgotten, in another call
+        self.writer = None
+        return lost
 
-    def _execute(self, code: str, name: str, names: dict[str, Any]) -> bool:
+    def _printed(self) -> dict[str, Any]:
+        """The output's beginning, its size in bytes, and whether there is more."""
+        size, data, most = os.fstat(self.output).st_size, b"", self.limits["output"]
+        if size:
+            data = os.pread(self.output, 4 * most, 0)
+            os.ftruncate(self.output, 0)
+        text = data.decode("utf-8", "replace")
+        return {"text": text[:most], "bytes": size, "cut": size > 4 * most or bool(text[most:])}
+
+    def _execute(self, code: str, name: str, names: dict[str, Any]) -> str:
+        """What went wrong, as the agent reads it; nothing where all went well."""
         try:
             body, last = compiled(code, name)
             exec(body, names)
@@ -218,12 +243,11 @@ class Interpreter:
                 if value is not None:
                     names["_"] = value
                     print(repr(value))
-            return True
+            return ""
         except SystemExit as error:
-            print(f"SystemExit: {error.code}; the interpreter goes on", file=sys.stderr)
+            return "".join(traceback.format_exception_only(error)).rstrip() + "; the interpreter goes on\n"
         except BaseException as error:
-            sys.stderr.write(self._told(error, apart=names is not self.names))
-        return False
+            return _shortened(self._told(error, apart=names is not self.names), self.limits["output"] // 2)
 
     def _told(self, error: BaseException, *, apart: bool) -> str:
         """The traceback from the agent's first frame on."""
@@ -246,6 +270,7 @@ class Interpreter:
         copied, made = False, packed({"refused": None})
         try:
             self._check_processes()
+            self._check_signals()
             self._check_memory()
             files = self._files(but={1, 2, self.channel.socket.fileno(), self.output, fd, meeting})
             folder = os.getcwd()
@@ -298,6 +323,17 @@ class Interpreter:
             os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             raise Uncopyable("a process that it started runs, or ended and was not waited for")
 
+    def _check_signals(self) -> None:
+        """Uncopyable where a signal is to come: the kernel gives neither timers nor what is pending to a copy."""
+        timers = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
+        more = ""
+        with contextlib.suppress(FileNotFoundError), open("/proc/self/timers") as file:  # not every kernel tells
+            more = file.read()
+        if more or any(signal.getitimer(timer)[0] for timer in timers):
+            raise Uncopyable("a timer runs")
+        if signal.sigpending():
+            raise Uncopyable("a signal is pending")
+
     def _check_memory(self) -> None:
         """Uncopyable where memory is shared, to be written or with a file of the episode's."""
         work = self.limits["work"]
@@ -329,6 +365,12 @@ class Interpreter:
         with open(f"/proc/self/fdinfo/{number}") as file:
             info = dict(line.split(":\t") for line in file.read().splitlines()[:2])
         return number, path, int(info["flags"], 8), int(info["pos"])
+
+
+def _shortened(text: str, most: int) -> str:
+    """Without its middle where it is longer than so many characters."""
+    half = (most - len(GAP)) // 2
+    return text[:half] + GAP + text[-half:] if text[most:] else text
 
 
 def _may_share(maps: int, device: int) -> bool:

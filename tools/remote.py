@@ -46,7 +46,7 @@ class Link:
         self._unread = bytearray()
 
     def send(self, fds: Sequence[int] = (), **message: Any) -> None:
-        data = packed(message | {"fds": len(fds)} if fds else message)
+        data = memoryview(packed(message | {"fds": len(fds)} if fds else message))
         end = time.monotonic() + GRACE
         while data:
             try:
@@ -161,10 +161,18 @@ class Remote:
 
 
 def _outcome(message: dict[str, Any], limits: Limits) -> Outcome:
-    text, size, failed = message.get("text"), message.get("bytes"), message.get("failed")
-    if not isinstance(text, str) or not isinstance(size, int) or not isinstance(failed, bool):
+    text, error, size = message.get("text"), message.get("error"), message.get("bytes")
+    failed, cut = message.get("failed"), message.get("cut")
+    if not isinstance(text, str) or not isinstance(error, str) or not isinstance(size, int):
         raise EOFError("not an outcome")
-    return Outcome(visible(text[: limits.output]), failed, size)
+    if not isinstance(failed, bool) or not isinstance(cut, bool):
+        raise EOFError("not an outcome")
+    told = visible(error[: limits.output])[-limits.output // 2 :]
+    shown, room = visible(text[: limits.output]), limits.output - len(told)
+    if cut or shown[room:]:
+        notice = f"\n[cut: {size} bytes were printed]\n"
+        shown = shown[: max(room - len(notice), 0)] + notice
+    return Outcome(shown + told, failed, size)
 
 
 def visible(text: str) -> str:
