@@ -112,6 +112,7 @@ class Place(NamedTuple):
     at: int
     top: int = 0
     bottom: int = 0
+    loose: bool = False  # GNU patch would not take it
 
 
 def patch(path: str, changes: str) -> None:
@@ -135,7 +136,7 @@ def patch(path: str, changes: str) -> None:
             offset = place.at + 1 - hunk.line
         if place.top or place.bottom:
             notes.append(f"hunk {number} fits at line {place.at + 1} only without the outermost lines of its context")
-    for (start, end), part in sorted(zip(taken, parts, strict=True), key=lambda change: change[0], reverse=True):
+    for (start, end), _, part in sorted(zip(taken, itertools.count(), parts), reverse=True):
         lines[start:end] = part
     for index, line in enumerate(lines[:-1]):
         if not line.endswith("\n"):  # it was the last
@@ -244,7 +245,7 @@ def _body(lines: "list[str]", number: int) -> "list[tuple[str, str]]":
 
 def _place(lines: "list[str]", hunk: Hunk, offset: int, taken: "list[tuple[int, int]]") -> "Place | None":
     """The nearest place to the line that a hunk names, moved as the hunk before was, with as little fuzz as can be."""
-    old, here = [_bare(line) for line in hunk.old], [_bare(line) for line in lines]
+    old, here = ([line.replace("\r\n", "\n") for line in each] for each in (hunk.old, lines))
     free = taken[-1][1] if taken else 0
     guess = free if hunk.line is None else hunk.line - 1 + offset
     if not old:
@@ -268,9 +269,11 @@ def _place(lines: "list[str]", hunk: Hunk, offset: int, taken: "list[tuple[int, 
         top, bottom = max(top, 0), max(bottom, 0)
         if (at := nearest(starts, top, bottom)) is not None:
             return Place(at, top, bottom)
+    here[-1:] = [_bare(line) + "\n" for line in here[-1:]]  # the hunk may not know that the file's last line is open
+    old = [_bare(line) + "\n" for line in old]
     apart = (at for at in range(len(lines)) if all(at >= end or at + len(old) <= start for start, end in taken))
     at = nearest(apart)
-    return None if at is None else Place(at)
+    return None if at is None else Place(at, loose=True)
 
 
 def _new_lines(lines: "list[str]", hunk: Hunk, place: Place) -> "list[str]":
@@ -285,8 +288,7 @@ def _new_lines(lines: "list[str]", hunk: Hunk, place: Place) -> "list[str]":
         if sign == " ":
             new.append(lines[index])
         index += 1
-    last_is_open = 0 < index == len(lines) and not lines[-1].endswith("\n")
-    if last_is_open and new and hunk.old and hunk.old[-1].endswith("\n"):  # the hunk does not say so, and may mean it
+    if place.loose and new and index == len(lines) and not lines[-1].endswith("\n"):
         new[-1] = _bare(new[-1])
     return new
 
