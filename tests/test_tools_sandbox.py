@@ -742,6 +742,7 @@ CONDITIONAL = [rule for rule in filter_rules(fork=True) if rule[2]]
 @pytest.mark.parametrize(("call", "error", "compare"), CONDITIONAL)
 def test_the_filter_compares_what_the_kernel_reads(call: str, error: int, compare: Compare) -> None:
     """What stands above the 32 bits of an argument makes no other call of it."""
+    sandbox = opened("bubblewrap")
     number = ctypes.CDLL("libseccomp.so.2").seccomp_syscall_resolve_name(call.encode())
     arguments = [0] * 5
     arguments[compare.argument] = HIGH | (compare.second if compare.operator == "SCMP_CMP_MASKED_EQ" else compare.first)
@@ -752,7 +753,7 @@ result = libc.syscall(*map(ctypes.c_long, {[number, *arguments]}))
 if result == 0 and {call!r} == 'clone': os._exit(0)
 result, ctypes.get_errno()
 """
-    with contextlib.closing(opened("bubblewrap").start(LIMITS, 0)) as interpreter:
+    with contextlib.closing(sandbox.start(LIMITS, 0)) as interpreter:
         assert text(interpreter, code) == f"(-1, {error})\n"
 
 
@@ -774,10 +775,9 @@ def test_locks_reach_neither_the_host_nor_other_episodes(walls: Sandbox) -> None
             interpreter = stack.enter_context(contextlib.closing(walls.start(LIMITS, 0)))
             assert text(interpreter, code) == "locked\n"
         for path in LOCKED:
-            with contextlib.ExitStack() as opened:
-                file = os.open(path, os.O_RDONLY)
-                opened.callback(os.close, file)
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file = os.open(path, os.O_RDONLY)
+            stack.callback(os.close, file)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_locks_in_an_episode_hold(branch: Interpreter) -> None:

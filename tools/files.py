@@ -116,9 +116,9 @@ class Place(NamedTuple):
 
 
 def patch(path: str, changes: str) -> None:
-    """Applies a unified diff's hunks, all or none: where and how GNU patch does.
+    """Applies a unified diff's hunks, all or none, where GNU patch applies them.
 
-    Hunks that GNU patch refuses may have no line numbers, wrong counts, or other line ends than the file's.
+    Beyond that, a hunk may have no line number, wrong counts, or other line ends than the file.
     """
     hunks, empties = _hunks(changes)
     lines = _lines(path, new=not any(hunk.old for hunk in hunks))

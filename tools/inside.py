@@ -15,6 +15,7 @@ import ast
 import contextlib
 import ctypes
 import fcntl
+import functools
 import gc
 import json
 import linecache
@@ -405,6 +406,13 @@ def fork_beside() -> bool:
     return not pid
 
 
+def body_of(text: str, name: str) -> CodeType:
+    return compile(text, name, "exec", dont_inherit=True)
+
+
+ours = functools.lru_cache(maxsize=1)(body_of)  # of code that is not the agent's and differs in its last line alone
+
+
 def compiled(code: str, name: str) -> tuple[CodeType, CodeType | None]:
     """The code, and the expression that it ends in, if any, apart."""
     text = code.rstrip("\n")
@@ -413,7 +421,7 @@ def compiled(code: str, name: str) -> tuple[CodeType, CodeType | None]:
     if "\r" not in text and not line[:1].isspace():
         with contextlib.suppress(SyntaxError):  # else the last line is an expression, and what is above it is whole
             last = compile("\n" * above.count("\n") + line, name, "eval", dont_inherit=True)
-            return compile(above, name, "exec", dont_inherit=True), last
+            return (ours if name == __file__ else body_of)(above, name), last
     tree: Any = compile(code, name, "exec", ast.PyCF_ONLY_AST, dont_inherit=True)
     end = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
     body = compile(tree, name, "exec", dont_inherit=True)

@@ -18,6 +18,7 @@ from .sandbox import Limits, Outcome, SandboxError
 
 INSIDE = Path(__file__).parent / "inside.py"  # what runs at the other end
 LIBRARIES = (  # that it begins with
+    "base64",
     "collections",
     "datetime",
     "fractions",
@@ -27,6 +28,8 @@ LIBRARIES = (  # that it begins with
     "math",
     "re",
     "statistics",
+    "subprocess",
+    "typing",
     "numpy",
     "numpy.random",
 )

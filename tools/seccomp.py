@@ -107,10 +107,10 @@ def bpf() -> bytes:
         number = library.seccomp_syscall_resolve_name(call.encode())
         if number == -1:  # a call newer than the library
             continue
-        compares = [_Compare(c.argument, operators[c.operator], c.first, c.second) for c in (comparison,) if c]
-        array = (_Compare * len(compares))(*compares)
-        action = ctypes.c_uint32(0x00050000 | error)
-        if library.seccomp_rule_add_array(context, action, number, len(compares), array) != 0:
+        index, operator, first, second = comparison or equals(0, 0)
+        array = (_Compare * 1)(_Compare(index, operators[operator], first, second))
+        count, action = 1 if comparison else 0, ctypes.c_uint32(0x00050000 | error)
+        if library.seccomp_rule_add_array(context, action, number, count, array) != 0:
             raise SandboxError(f"libseccomp takes no rule for {call}")
     with tempfile.TemporaryFile() as file:
         if library.seccomp_export_bpf(context, file.fileno()) != 0:
