@@ -125,6 +125,13 @@ ATTACKS: dict[str, str] = {
     ),
     "terminal input": _attempt("import fcntl; fcntl.ioctl(0, 0x5412, b'x')"),
     "anonymous files": _attempt("os.memfd_create('x')"),
+    # the host's files, by what the kernel tells and keeps of them
+    "watching the host's programs": _call("inotify_init1", "0"),
+    "watching a folder": _attempt("import fcntl; fcntl.fcntl(os.open('/usr/bin', os.O_RDONLY), fcntl.F_NOTIFY, 1)"),
+    "a lease": _attempt(
+        "import fcntl; open('own', 'w').close(); fcntl.fcntl(os.open('own', os.O_RDONLY), fcntl.F_SETLEASE, fcntl.F_RDLCK)"
+    ),
+    "what the host has in memory": _call("syscall", "451", "os.open('/usr/bin/env', 0)", "bytes(16)", "bytes(40)", "0"),
     "system v memory": _call("shmget", "1234", "4096", "0o1600"),
 }
 
@@ -196,6 +203,26 @@ except OSError as error:
     print('held', error)
 if len(held) > 300: print('ESCAPED')
 """,
+    "queued signals": """
+import ctypes, os, signal
+libc = ctypes.CDLL(None)
+signal.pthread_sigmask(signal.SIG_BLOCK, [40])
+queued = 0
+while queued < 2000 and libc.sigqueue(os.getpid(), 40, None) == 0: queued += 1
+print('held' if queued < 300 else 'ESCAPED', queued)
+""",
+    "timers": """
+import ctypes
+libc = ctypes.CDLL(None)
+made = 0
+while made < 2000 and libc.timer_create(1, None, ctypes.byref(ctypes.c_void_p())) == 0: made += 1
+print('held' if made < 300 else 'ESCAPED', made)
+""",
+    "pages of pipes": _attempt("import fcntl; fcntl.fcntl(os.pipe()[1], fcntl.F_SETPIPE_SZ, 1 << 20)"),
+    "memory that stays": _attempt(
+        "import ctypes; libc = ctypes.CDLL(None, use_errno=True)\nif libc.mlockall(3): raise OSError(ctypes.get_errno(), 'mlockall')"
+    ),
+    "requests of files": _call("syscall", "206", "60000", "ctypes.byref(ctypes.c_long(0))"),
     "a zip bomb": """
 import io, zipfile
 box = io.BytesIO()
@@ -223,7 +250,7 @@ while True:
     "sleeping": "import time; time.sleep(60)",
     "a sleeping child": "import subprocess; subprocess.run(['sleep', '60'])",
     "endless recursion": "f = lambda: f()\nf()",
-    "recursion in the parser": "eval('(' * 5000 + ')' * 5000)",
+    "recursion in the parser": _attempt("eval('(' * 5000 + ')' * 5000)", "(SyntaxError, MemoryError)"),
     "recursion in C": "import sys; sys.setrecursionlimit(10**6); f = lambda: f()\nf()",
     "a large number": "10 ** 10 ** 8",
     "a daemon": """

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
+import fcntl
 import os
 import signal
 import socket
@@ -21,6 +23,7 @@ from treegym.tools import PythonTool, inside, open_sandbox
 from treegym.tools.cgroup import Cgroup
 from treegym.tools.remote import Link
 from treegym.tools.sandbox import ForkRefused, Interpreter, Limits, Sandbox, SandboxError, SandboxUnavailable
+from treegym.tools.seccomp import Compare, filter_rules
 from treegym.tools.zygote import Episode, KeeperLink
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -131,6 +134,36 @@ def test_an_error_of_syntax_is_told_without_our_own_code(branch: Interpreter, co
     assert "Error: " in outcome.text and "ast.py" not in outcome.text and "Traceback" not in outcome.text
 
 
+@pytest.mark.parametrize("shown", ["\\x07", "\\U000e0001", "\\u00e4", "A", "\\ud800"])
+def test_what_comes_back_is_as_long_as_its_limit(sandbox: Sandbox, shown: str) -> None:
+    tool = PythonTool(sandbox.name, dataclasses.replace(LIMITS, output=1000))
+    for code in (f"print('{shown}' * 20000)", f"raise ValueError('{shown}' * 20000)", f"print('{shown}' * 999)\n1 / 0"):
+        result = tool(code=code)
+        assert 400 < len(result.text) <= 1000 and "gone" not in result.text, result
+        assert ("[cut: " in result.text) == code.startswith("print")
+    assert "[cut: " in result.text and result.text.endswith("ZeroDivisionError: division by zero\n")
+    tool.close()
+
+
+def test_nothing_of_a_call_is_printed_by_the_next(interpreter: Interpreter) -> None:
+    outcome = interpreter.run("print('A' * (40 << 20))")
+    assert outcome.failed and outcome.text.endswith("OSError: [Errno 27] File too large\n")
+    assert text(interpreter, "print('next')") == "next\n"
+    interpreter.run("import os; print('A'); os.truncate('/proc/self/fd/1', 32 << 20)")
+    assert text(interpreter, "import gc; gc.collect(); print('next')") == "next\n"
+
+
+@pytest.mark.parametrize("name", ["bubblewrap", "docker"])
+def test_a_call_can_print_where_the_disk_is_full(name: str) -> None:
+    with contextlib.closing(opened(name).start(LIMITS, 0)) as interpreter:
+        interpreter.run("i = 0\nwhile True:\n    f = open(f'f{i}', 'wb', 0); f.write(bytes(8 << 20)); i += 1")
+        assert "No space left" in text(interpreter, "while True: f.write(b'x')")
+        assert text(interpreter, "print('said')") == "said\n"
+        outcome = interpreter.run("print('A' * 400000)")
+        assert outcome.failed and outcome.text.endswith("OSError: [Errno 28] No space left on device\n"), outcome
+        assert text(interpreter, "import os; os.remove('f0'); print('said')") == "said\n"
+
+
 def test_forks_have_variables_files_and_positions_of_their_own(branch: Interpreter) -> None:
     branch.run("import numpy as np; x = np.arange(3); open('a', 'w').write('hello'); f = open('a', 'rb', 0); f.read(1)")
     branch.run("g = (i for i in range(9)); next(g)")
@@ -192,6 +225,9 @@ def test_a_fork_outlives_its_parent(forking: Sandbox) -> None:
         ("import subprocess; p = subprocess.Popen(['sleep', '9'])", "a process"),
         ("import subprocess; p = subprocess.Popen(['true']); import time; time.sleep(0.1)", "a process"),
         ("import os; os.system('sleep 9 &')", "a process"),
+        ("import signal; signal.signal(14, signal.SIG_IGN); signal.alarm(60)", "a timer"),
+        ("import ctypes; ctypes.CDLL(None).timer_create(1, None, ctypes.byref(ctypes.c_void_p()))", "a timer"),
+        ("import os, signal; signal.pthread_sigmask(signal.SIG_BLOCK, [10]); os.kill(os.getpid(), 10)", "a signal"),
     ],
 )
 def test_what_cannot_be_copied_is_refused_by_name(branch: Interpreter, code: str, reason: str) -> None:
@@ -852,6 +888,75 @@ def alive(mark: str) -> bool:
 def ended(mark: str) -> bool:
     """Whether they are no more, after the moment that the kernel takes."""
     return any(not alive(mark) or time.sleep(0.1) for _ in range(50))
+
+
+HIGH = 1 << 32
+CONDITIONAL = [rule for rule in filter_rules(fork=True) if rule[2]]
+
+
+@pytest.mark.parametrize(("call", "error", "compare"), CONDITIONAL)
+def test_the_filter_compares_what_the_kernel_reads(call: str, error: int, compare: Compare) -> None:
+    """What stands above the 32 bits of an argument makes no other call of it."""
+    sandbox = opened("bubblewrap")
+    number = ctypes.CDLL("libseccomp.so.2").seccomp_syscall_resolve_name(call.encode())
+    arguments = [0] * 5
+    arguments[compare.argument] = HIGH | (compare.second if compare.operator == "SCMP_CMP_MASKED_EQ" else compare.first)
+    code = f"""
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+result = libc.syscall(*map(ctypes.c_long, {[number, *arguments]}))
+if result == 0 and {call!r} == 'clone': os._exit(0)
+result, ctypes.get_errno()
+"""
+    with contextlib.closing(sandbox.start(LIMITS, 0)) as interpreter:
+        assert text(interpreter, code) == f"(-1, {error})\n"
+
+
+LOCKED = ["/usr/bin/env", "/usr", os.__file__, "/", "/etc/ld.so.cache"]
+LOCK = """
+import fcntl, os
+for path in {paths}:
+    file = os.open(path, os.O_RDONLY)
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if os.path.isfile(path): fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+print('locked')
+"""
+
+
+def test_locks_reach_neither_the_host_nor_other_episodes(walls: Sandbox) -> None:
+    code = LOCK.format(paths=[path for path in LOCKED if walls.name == "bubblewrap" or path != "/etc/ld.so.cache"])
+    with contextlib.ExitStack() as stack:
+        for _ in range(2):
+            interpreter = stack.enter_context(contextlib.closing(walls.start(LIMITS, 0)))
+            assert text(interpreter, code) == "locked\n"
+        for path in LOCKED:
+            file = os.open(path, os.O_RDONLY)
+            stack.callback(os.close, file)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_locks_in_an_episode_hold(branch: Interpreter) -> None:
+    code = "import fcntl, os\nfile = open('own', 'w'); fcntl.flock(file, fcntl.LOCK_EX)\n"
+    code += "fcntl.flock(os.open('own', os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    assert "BlockingIOError" in text(branch, code)
+    assert text(branch, "import sqlite3; db = sqlite3.connect('db'); db.execute('create table t(x)'); 1") == "1\n"
+
+
+@pytest.mark.parametrize("attack", ["queued signals", "timers"])
+def test_what_one_episode_takes_another_still_has(attack: str) -> None:
+    with contextlib.ExitStack() as stack:
+        one, other = (stack.enter_context(contextlib.closing(opened("bubblewrap").start(LIMITS, 0))) for _ in range(2))
+        taken = [each.run(GREED[attack]).text for each in (one, other)]
+        assert taken[0] == taken[1] and taken[0].startswith("held 2"), taken
+
+
+def test_terminals_and_namespaces_of_an_episode_are_few() -> None:
+    with contextlib.closing(opened("bubblewrap").start(LIMITS, 0)) as interpreter:
+        made = "import os\ntry:\n    for n in range(60): os.openpty()\nexcept OSError: print(n)"
+        assert text(interpreter, made) == "16\n"
+        assert text(
+            interpreter, "sum(int(open(f'/proc/sys/user/{n}').read()) for n in os.listdir('/proc/sys/user'))"
+        ) == (f"{4 * LIMITS.processes}\n")
 
 
 def running(name: str) -> bool:

@@ -183,13 +183,12 @@ class _Stream(Link):
 
 def profile() -> dict[str, Any]:
     """The system call filter as Docker takes it."""
-    operators = {"==": "SCMP_CMP_EQ", "!=": "SCMP_CMP_NE", "&": "SCMP_CMP_MASKED_EQ"}
     rules: list[dict[str, Any]] = []
     for call, error, comparison in filter_rules(fork=False):
         rule: dict[str, Any] = {"names": [call], "action": "SCMP_ACT_ERRNO", "errnoRet": error}
         if comparison:
-            index, operator, value = comparison
-            rule["args"] = [{"index": index, "op": operators[operator], "value": value, "valueTwo": value}]
+            index, operator, first, second = comparison
+            rule["args"] = [{"index": index, "op": operator, "value": first, "valueTwo": second}]
         rules.append(rule)
     return {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules}
 

@@ -1,85 +1,309 @@
 """What a workspace's tools do, inside its sandbox: sent there as text, so the standard library alone."""
 
+import base64
+import contextlib
 import itertools
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
-MAX_ENTRIES = 200
+MAX_ENTRIES = 200  # that a listing shows
+MAX_COUNTED = 20_000  # and that it looks at
+MAX_FUZZ = 2  # lines of context at each end of a hunk that need not be there
+
+
+def given(text: str) -> "list[Any]":
+    """The arguments of a call: as a literal of Python they would take long to compile."""
+    return list(json.loads(base64.b64decode(text).decode("utf-8", "surrogatepass")))
 
 
 def read(path: str, first_line: int, lines: int) -> None:
-    with open(path, encoding="utf-8", errors="replace") as file:
+    with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
         shown = list(itertools.islice(file, first_line - 1, first_line - 1 + lines))
-        rest = sum(1 for _ in file)
-    sys.stdout.writelines(shown)
-    if rest or first_line > 1:
         last = first_line + len(shown) - 1
-        print(f"\n[lines {first_line} to {last} of {last + rest}]")
+        total = last + sum(1 for _ in file) if shown else _count(path)
+    for line in shown:
+        sys.stdout.write(line[:-2] + "\n" if line.endswith("\r\n") else line)
+    if not shown:
+        print(f"[no line {first_line}: the file has {total} lines]" if total else "[the file is empty]")
+    elif last < total or first_line > 1:
+        print(f"\n[lines {first_line} to {last} of {total}]")
+
+
+def _count(path: str) -> int:
+    with open(path, "rb") as file:
+        return sum(1 for _ in file)
 
 
 def write(path: str, text: str) -> None:
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        file.write(text)
+    _put(path, text.encode())
     print(f"wrote {len(text)} characters to {path}")
 
 
+def _put(path: str, data: bytes) -> None:
+    """Writes a file whole; where that fails, on a full disk, it is as it was."""
+    old = None
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        old = file.read()
+    try:
+        with open(path, "wb") as file:
+            file.write(data)
+    except OSError:
+        if old is not None:
+            with open(path, "wb") as file:
+                file.write(old)
+        elif os.path.exists(path):
+            os.remove(path)
+        raise
+
+
 def list_(folder: str) -> None:
-    entries = []
-    for place, folders, names in os.walk(folder, onerror=_refuse):
-        folders[:] = sorted(set(folders) - {".tmp", ".git"})
+    entries: list[str] = []
+    closed: list[OSError] = []
+
+    def note(error: OSError) -> None:
+        if error.filename == folder:
+            raise error
+        closed.append(error)
+
+    for place, folders, names in os.walk(folder, onerror=note):
+        hidden = {".tmp", ".git", "proc"} if os.path.abspath(place) == "/" else {".tmp", ".git"}
+        folders[:] = sorted(set(folders) - hidden)
         entries += [os.path.normpath(os.path.join(place, name)) for name in sorted(names)]
+        if len(entries) > MAX_COUNTED:
+            break
     for path in entries[:MAX_ENTRIES]:
-        print(path, os.lstat(path).st_size)
+        with contextlib.suppress(FileNotFoundError):  # it has just been removed
+            print(path, os.lstat(path).st_size)
     if len(entries) > MAX_ENTRIES:
-        print(f"[{MAX_ENTRIES} of {len(entries)} files]")
+        print(f"[{MAX_ENTRIES} of {len(entries)} files{' or more' * (len(entries) > MAX_COUNTED)}]")
     elif not entries:
         print("(no files)")
+    for error in closed[:MAX_ENTRIES]:
+        print(f"[{error.filename}: {error.strerror}]")
 
 
-def _refuse(error: OSError) -> None:
-    raise error
+class Hunk(NamedTuple):
+    """A hunk's lines with their signs and line ends, and the number of the line they begin at, where it is told."""
+
+    line: "int | None"
+    body: "list[tuple[str, str]]"
+
+    @property
+    def old(self) -> "list[str]":
+        return [text for sign, text in self.body if sign != "+"]
+
+    def context(self) -> "tuple[int, int]":
+        """How many lines stay before the first change and after the last one."""
+        signs = "".join(sign for sign, _ in self.body)
+        return len(signs) - len(signs.lstrip()), len(signs) - len(signs.rstrip())
+
+
+class Place(NamedTuple):
+    """Where a hunk fits: the index of its first old line, and how many at its ends need not be there."""
+
+    at: int
+    top: int = 0
+    bottom: int = 0
+    loose: bool = False  # GNU patch would not take it
 
 
 def patch(path: str, changes: str) -> None:
-    """Applies a unified diff's hunks, all or none: each where its old lines stand, nearest to the line it names."""
-    with open(path, encoding="utf-8", newline="") as file:
-        lines = file.read().split("\n")
-    hunks = _hunks(changes)
-    for number, (line, old, new) in enumerate(hunks, 1):
-        places = [i for i in range(len(lines) - len(old) + 1) if lines[i : i + len(old)] == old]
-        if not places:
-            raise ValueError(f"hunk {number}: {path} has no such lines: {chr(10).join(old[:3])!r}; nothing was changed")
-        at = min(places, key=lambda i: abs(i + 1 - line))
-        lines[at : at + len(old)] = new
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        file.write("\n".join(lines))
-    print(f"changed {path} in {len(hunks)} places")
+    """Applies a unified diff's hunks, all or none, where GNU patch applies them.
+
+    Beyond that, a hunk may have no line number, wrong counts, or other line ends than the file.
+    """
+    hunks, empties = _hunks(changes)
+    lines = _lines(path, new=not any(hunk.old for hunk in hunks))
+    taken: list[tuple[int, int]] = []  # of each hunk, what it changes: the first line's index and the end's
+    parts, notes, offset = [], [], 0
+    for number, hunk in enumerate(hunks, 1):
+        place = _place(lines, hunk, offset, taken)
+        if place is None:
+            shown = "".join(hunk.old[:3])
+            raise ValueError(f"hunk {number}: {path} has no such lines: {shown!r}; nothing was changed")
+        before, after = hunk.context()
+        taken.append((place.at + before, place.at + len(hunk.old) - after))
+        parts.append(_new_lines(lines, hunk, place))
+        if hunk.line is not None:
+            offset = place.at + 1 - hunk.line
+        if place.top or place.bottom:
+            notes.append(f"hunk {number} fits at line {place.at + 1} only without the outermost lines of its context")
+    for (start, end), _, part in sorted(zip(taken, itertools.count(), parts), reverse=True):
+        lines[start:end] = part
+    for index, line in enumerate(lines[:-1]):
+        if not line.endswith("\n"):  # it was the last
+            lines[index] = line + _line_end(lines, index)
+    _put(path, "".join(lines).encode("utf-8", "surrogateescape"))
+    if empties and not lines:
+        os.remove(path)
+    print(f"changed {path} in {len(hunks)} places", *notes, sep="\n")
 
 
-def _hunks(changes: str) -> "list[tuple[int, list[str], list[str]]]":
-    """Of each hunk: its first line's number, the lines there, and those to be there."""
-    found: list[tuple[int, list[str], list[str]]] = []
-    for line in changes.splitlines():
-        if head := re.match(r"@@(?: -(\d+))?", line):
-            found.append((int(head[1] or 0), [], []))
-        elif found and not line.startswith("\\"):
-            if line[:1] != "+":
-                found[-1][1].append(line[1:])
-            if line[:1] != "-":
-                found[-1][2].append(line[1:])
-    if not any(old or new for _, old, new in found):
+def _lines(path: str, new: bool) -> "list[str]":
+    """A file's lines with their ends; none where a new one is to be made."""
+    try:
+        with open(path, "rb") as file:
+            return _split(file.read().decode("utf-8", "surrogateescape"))
+    except FileNotFoundError:
+        if not new:
+            raise
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        return []
+
+
+def _split(text: str) -> "list[str]":
+    """Only at line feeds: str.splitlines knows other ends."""
+    return re.findall(r"[^\n]*\n|[^\n]+", text)
+
+
+def _bare(line: str) -> str:
+    return line.removesuffix("\n").removesuffix("\r")
+
+
+def _hunks(changes: str) -> "tuple[list[Hunk], bool]":
+    """The hunks of a diff of one file, and whether they leave no file."""
+    lines = [line.removesuffix("\n") for line in _split(changes)]
+    if all(line.endswith("\r") for line in lines):
+        lines = [line[:-1] for line in lines]
+    heads = [index for index, line in enumerate(lines) if line.startswith("@@")]
+    if not heads:
         raise ValueError("no hunk: a change begins with a line @@, then lines that begin with a blank, - or +")
-    return found
+    hunks, outside = [], lines[: heads[0]]
+    for number, (head, end) in enumerate(itertools.pairwise([*heads, len(lines)]), 1):
+        line, counts = _numbers(lines[head])
+        start = head + 1
+        stop = start + _length(lines[start:end], counts)
+        body = _body(lines[start:stop], number)
+        if line is not None and all(sign == "+" for sign, _ in body):
+            line += 1  # it is that of the line before
+        hunks.append(Hunk(line, body))
+        outside += lines[stop:end]
+    names = [line for line in outside if line.startswith("+++ ")]
+    if len(names) > 1:
+        raise ValueError(f"changes of {len(names)} files; this tool changes one at a time")
+    return hunks, any(name.startswith("+++ /dev/null") for name in names)
+
+
+def _numbers(head: str) -> "tuple[int | None, tuple[int, int] | None]":
+    """The line of a hunk's head, and how many old and new lines it counts, as far as they are told."""
+    if whole := re.match(r"@@ -(\d+)(?:,(\d+))? \+\d+(?:,(\d+))? @@", head):
+        first, old, new = whole.groups(default="1")
+        return int(first), (int(old), int(new))
+    part = re.match(r"@@ -(\d+)", head)
+    return int(part[1]) if part else None, None
+
+
+def _length(lines: "list[str]", counts: "tuple[int, int] | None") -> int:
+    """How many lines are a hunk's: what its head counts, or all before another file where there are more or fewer."""
+    old = new = 0
+    for index, line in enumerate([*lines, "@@"]):
+        if (old, new) == counts and not line.startswith("\\"):
+            rest = lines[index : _next_file(lines, index)]
+            if not any(line.strip(" -") and line[0] in " +-" for line in rest):
+                return index
+            break
+        old += not line.startswith(("+", "\\"))
+        new += not line.startswith(("-", "\\"))
+    end = _next_file(lines, 0)
+    while end and not lines[end - 1]:
+        end -= 1
+    return end
+
+
+def _next_file(lines: "list[str]", start: int) -> int:
+    """The index of the first line from there on that begins the changes of another file."""
+    for index in range(start, len(lines)):
+        names = [line[:4] for line in lines[index : index + 2]] == ["--- ", "+++ "]
+        if names or lines[index].startswith(("diff --git ", "Index: ")):
+            return index
+    return len(lines)
+
+
+def _body(lines: "list[str]", number: int) -> "list[tuple[str, str]]":
+    body: list[tuple[str, str]] = []
+    for line in lines:
+        if line.startswith("\\"):  # No newline at end of file
+            body[-1:] = [(sign, text.removesuffix("\n")) for sign, text in body[-1:]]
+        elif line.startswith((" ", "+", "-")):
+            body.append((line[0], line[1:] + "\n"))
+        elif not line or line.startswith("\t"):  # an editor took the blank
+            body.append((" ", line + "\n"))
+        else:
+            raise ValueError(f"hunk {number}: the line {line!r} begins with none of blank, - and +")
+    if all(sign == " " for sign, _ in body):
+        raise ValueError(f"hunk {number} changes nothing: no line of it begins with - or +")
+    return body
+
+
+def _place(lines: "list[str]", hunk: Hunk, offset: int, taken: "list[tuple[int, int]]") -> "Place | None":
+    """The nearest place to the line that a hunk names, moved as the hunk before was, with as little fuzz as can be."""
+    old, here = ([line.replace("\r\n", "\n") for line in each] for each in (hunk.old, lines))
+    free = taken[-1][1] if taken else 0
+    guess = free if hunk.line is None else hunk.line - 1 + offset
+    if not old:
+        return None if hunk.line is None and lines else Place(min(max(guess, free), len(lines)))
+
+    def nearest(starts: "Iterable[int]", top: int = 0, bottom: int = 0) -> "int | None":
+        end = len(old) - bottom
+        fitting = (at for at in starts if here[at + top : at + end] == old[top:end])
+        return min(fitting, key=lambda at: (abs(at - guess), at < guess), default=None)
+
+    sides = hunk.context()
+    for fuzz in range(min(MAX_FUZZ, max(sides)) + 1):
+        if hunk.line is None:
+            break
+        top, bottom = (fuzz + side - max(sides) for side in sides)
+        starts = range(free, len(lines) - len(old) + max(bottom, 0) + 1)
+        if top < 0 and hunk.line <= 1:  # less context before than after: the file begins there
+            starts = range(free, 1)
+        if bottom < 0:  # or ends
+            starts = starts[-1:]
+        top, bottom = max(top, 0), max(bottom, 0)
+        if (at := nearest(starts, top, bottom)) is not None:
+            return Place(at, top, bottom)
+    here[-1:] = [_bare(line) + "\n" for line in here[-1:]]  # the hunk may not know that the file's last line is open
+    old = [_bare(line) + "\n" for line in old]
+    apart = (at for at in range(len(lines)) if all(at >= end or at + len(old) <= start for start, end in taken))
+    at = nearest(apart)
+    return None if at is None else Place(at, loose=True)
+
+
+def _new_lines(lines: "list[str]", hunk: Hunk, place: Place) -> "list[str]":
+    """What is to be from the first change to the last one, with the line ends that the file has there."""
+    before, after = hunk.context()
+    index, new = place.at + before, list[str]()
+    told = any(text.endswith("\r\n") for _, text in hunk.body)
+    for sign, text in hunk.body[before : len(hunk.body) - after]:
+        if sign == "+":
+            new.append(text if told or not text.endswith("\n") else text[:-1] + _line_end(lines, index))
+            continue
+        if sign == " ":
+            new.append(lines[index])
+        index += 1
+    if place.loose and new and index == len(lines) and not lines[-1].endswith("\n"):
+        new[-1] = _bare(new[-1])
+    return new
+
+
+def _line_end(lines: "list[str]", index: int) -> str:
+    """As the line before there ends, or the first."""
+    return "\r\n" if lines and lines[max(index - 1, 0)].endswith("\r\n") else "\n"
 
 
 def shell(command: str, seconds: float) -> None:
-    """Runs it to its end; what it leaves running is ended with it."""
+    """Runs it to its end, in bash where there is one; what it leaves running is ended with it."""
     before = _children()
-    process = subprocess.Popen(["/bin/sh", "-c", command], stdin=subprocess.DEVNULL, stdout=1, stderr=1)
+    process = subprocess.Popen(
+        [shutil.which("bash") or "/bin/sh", "-c", command], stdin=subprocess.DEVNULL, stdout=1, stderr=1
+    )
     try:
         status = process.wait(seconds)
     except subprocess.TimeoutExpired:

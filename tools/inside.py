@@ -15,11 +15,13 @@ import ast
 import contextlib
 import ctypes
 import fcntl
+import functools
 import gc
 import json
 import linecache
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -31,15 +33,17 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from io import TextIOWrapper
-from stat import S_ISDIR, S_ISLNK, S_ISREG
+from stat import S_IMODE, S_ISDIR, S_ISLNK, S_ISREG
 from types import CodeType
 from typing import Any, NoReturn
 
 HEADER, INT, CREDENTIALS = struct.Struct("!I"), struct.Struct("i"), struct.Struct("3i")
 DEVICES = {os.makedev(1, minor) for minor in (3, 5, 7, 8, 9)}  # null, zero, full, random, urandom
 CLONE = {"x86_64": 56, "aarch64": 220}  # the system call's number
+PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 CLONE_PARENT, CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWPID = 0x00008000, 0x00020000, 0x08000000, 0x20000000
-MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_MOVE, MS_PRIVATE = 2, 4, 8, 1 << 14, 1 << 13, 1 << 18
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
+MS_BIND, MS_MOVE, MS_REC, MS_PRIVATE = 1 << 12, 1 << 13, 1 << 14, 1 << 18
 MNT_DETACH = 2
 PROCMAP, PROCMAP_QUERY = struct.Struct("=9Q4I2Q"), 0xC0686611
 VMA_WRITABLE, VMA_SHARED, COVERING_OR_NEXT_VMA = 2, 8, 16
@@ -53,13 +57,18 @@ NUM_THREADS = 17  # among the fields of `stat`
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 FILE = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+FALLOC_FL_KEEP_SIZE = 1
 WORK = "/episode"
+KERNEL = ("proc", "devpts", "mqueue")  # file systems that hold no files of the host
 ASIDE = "/mnt/aside"  # where a keeper gets and no agent's code: the folder above is closed to all without capabilities
+COUNTED = {"CORE": 0, "MEMLOCK": 0, "MSGQUEUE": 0, "SIGPENDING": 256}  # limits of any process
+TERMINALS = 16  # of an episode; all episodes together get those of the host
 GRACE = 5.0  # seconds that a sandbox's own processes have for an answer
 COPYING = 2.0  # seconds that a keeper gives each step of a fork: less, so that it answers in time
 REASON = 500  # bytes of why there was no fork
 CHUNK = 8 << 20  # bytes of a file that are copied at once
 ROUNDS = 20  # of killing what is found, after which everything is stopped before it is looked for
+GAP = "\n[...]\n"  # in a text whose middle is left out
 FIRST = "x = 6\nprint(x)\nx * 7"  # run before all calls, so that none has to wait until memory of the zygote is copied
 libc = ctypes.CDLL(None, use_errno=True)
 python = ctypes.PyDLL(None, use_errno=True)  # the same functions, and Python's own, without another thread meanwhile
@@ -192,22 +201,45 @@ class Interpreter:
             linecache.cache[name] = (len(code), None, code.splitlines(True), name)
         for fd in (1, 2):
             os.dup2(self.output, fd)
-        os.ftruncate(self.output, 0)
+        self._empty_output()
         if self.writer is None:
             self.writer = open(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115 (stays)
         sys.stdout = sys.stderr = writer = self.writer
-        failed = not self._execute(code, name, names)
+        error = self._execute(code, name, names)
+        lost = self._flush(writer)
+        return {**self._printed(), "failed": bool(error or lost), "error": error or lost}
+
+    def _empty_output(self) -> None:
+        """Keeps room for what is shown of it: a call can print although the disk is full."""
+        os.ftruncate(self.output, 0)
+        libc.fallocate(self.output, FALLOC_FL_KEEP_SIZE, ctypes.c_long(0), ctypes.c_long(4 * self.limits["output"]))
+
+    def _flush(self, writer: Any) -> str:
+        """Why a part of the output is lost, if it is. The next call then gets another writer."""
+        lost = ""
         try:
             writer.flush()
-        except Exception:  # the disk is full, or the agent closed it: the next call gets another
-            self.writer = None
-        size, data = os.fstat(self.output).st_size, b""
-        if size:
-            data = os.pread(self.output, 4 * self.limits["output"], 0)
-            os.ftruncate(self.output, 0)
-        return {"text": data.decode("utf-8", "replace"), "bytes": size, "failed": failed}
+            return ""
+        except OSError as error:  # the disk is full, or it is more than a file may hold
+            lost = f"the end of what was printed is lost: {error.strerror}\n"
+        except Exception:  # the agent closed it
+            pass
+        with contextlib.suppress(Exception):
+            writer.buffer.raw.close()  # else what it holds is written once it is forgotten, in another call
+        self.writer = None
+        return lost
 
-    def _execute(self, code: str, name: str, names: dict[str, Any]) -> bool:
+    def _printed(self) -> dict[str, Any]:
+        """The output's beginning, its size in bytes, and whether there is more."""
+        size, data, most = os.fstat(self.output).st_size, b"", self.limits["output"]
+        if size:
+            data = os.pread(self.output, 4 * most, 0)
+            os.ftruncate(self.output, 0)
+        text = data.decode("utf-8", "replace")
+        return {"text": text[:most], "bytes": size, "cut": size > 4 * most or bool(text[most:])}
+
+    def _execute(self, code: str, name: str, names: dict[str, Any]) -> str:
+        """What went wrong, as the agent reads it; nothing where all went well."""
         try:
             body, last = compiled(code, name)
             exec(body, names)
@@ -216,12 +248,11 @@ class Interpreter:
                 if value is not None:
                     names["_"] = value
                     print(repr(value))
-            return True
+            return ""
         except SystemExit as error:
-            print(f"SystemExit: {error.code}; the interpreter goes on", file=sys.stderr)
+            return "".join(traceback.format_exception_only(error)).rstrip() + "; the interpreter goes on\n"
         except BaseException as error:
-            sys.stderr.write(self._told(error, apart=names is not self.names))
-        return False
+            return _shortened(self._told(error, apart=names is not self.names), self.limits["output"] // 2)
 
     def _told(self, error: BaseException, *, apart: bool) -> str:
         """The traceback from the agent's first frame on."""
@@ -243,6 +274,7 @@ class Interpreter:
         keeper, copied = socket.socket(fileno=meeting), False
         try:
             self._check_processes()
+            self._check_signals()
             self._check_memory()
             files = self._files(but={1, 2, self.channel.socket.fileno(), self.output, meeting})
             folder = os.getcwd()
@@ -301,6 +333,17 @@ class Interpreter:
             os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             raise Uncopyable("a process that it started runs, or ended and was not waited for")
 
+    def _check_signals(self) -> None:
+        """Uncopyable where a signal is to come: the kernel gives neither timers nor what is pending to a copy."""
+        timers = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
+        more = ""
+        with contextlib.suppress(FileNotFoundError), open("/proc/self/timers") as file:  # not every kernel tells
+            more = file.read()
+        if more or any(signal.getitimer(timer)[0] for timer in timers):
+            raise Uncopyable("a timer runs")
+        if signal.sigpending():
+            raise Uncopyable("a signal is pending")
+
     def _check_memory(self) -> None:
         """Uncopyable where memory is shared, to be written or with a file of the episode's."""
         work = self.limits["work"]
@@ -344,6 +387,12 @@ def shared_memory(pid: int | str, device: int | None, folder: str = WORK) -> str
     return None
 
 
+def _shortened(text: str, most: int) -> str:
+    """Without its middle where it is longer than so many characters."""
+    half = (most - len(GAP)) // 2
+    return text[:half] + GAP + text[-half:] if text[most:] else text
+
+
 def _may_share(maps: int, device: int) -> bool:
     """Whether shared memory can be written, or is a file's on the device. To read all maps takes ten times as long."""
     query, end = bytearray(PROCMAP.size), 0
@@ -376,6 +425,13 @@ def fork_beside() -> bool:
     return not pid
 
 
+def body_of(text: str, name: str) -> CodeType:
+    return compile(text, name, "exec", dont_inherit=True)
+
+
+ours = functools.lru_cache(maxsize=1)(body_of)  # of code that is not the agent's and differs in its last line alone
+
+
 def compiled(code: str, name: str) -> tuple[CodeType, CodeType | None]:
     """The code, and the expression that it ends in, if any, apart."""
     text = code.rstrip("\n")
@@ -384,7 +440,7 @@ def compiled(code: str, name: str) -> tuple[CodeType, CodeType | None]:
     if "\r" not in text and not line[:1].isspace():
         with contextlib.suppress(SyntaxError):  # else the last line is an expression, and what is above it is whole
             last = compile("\n" * above.count("\n") + line, name, "eval", dont_inherit=True)
-            return compile(above, name, "exec", dont_inherit=True), last
+            return (ours if name == __file__ else body_of)(above, name), last
     tree: Any = compile(code, name, "exec", ast.PyCF_ONLY_AST, dont_inherit=True)
     end = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
     body = compile(tree, name, "exec", dont_inherit=True)
@@ -414,7 +470,8 @@ def _bind(limits: dict[str, Any]) -> None:
     checked(libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
     for name in ("AS", "NPROC", "FSIZE", "NOFILE"):
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limits[name], limits[name]))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for name, most in COUNTED.items():
+        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (most, most))
     temporary = os.path.join(limits["work"], ".tmp")
     with contextlib.suppress(OSError):  # the disk is full, or another file has its name
         os.makedirs(temporary, exist_ok=True)
@@ -788,16 +845,80 @@ def keep(fd: int, limits: dict[str, Any], isolated: bool, filter_: bytes, cgroup
     checked(libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
     if isolated:
         checked(libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None), "mount", "/")
-        checked(libc.mount(b"proc", b"/proc", b"proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, None), "mount", "/proc")
-        terminals = b"newinstance,ptmxmode=0666,mode=620"
-        checked(libc.mount(b"devpts", b"/dev/pts", b"devpts", MS_NOSUID | MS_NOEXEC, terminals), "mount", "/dev/pts")
+        cover()
+        mount(b"proc", ASIDE + "/proc", b"proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+        terminals = f"newinstance,ptmxmode=0666,mode=620,max={TERMINALS}".encode()
+        mount(b"devpts", ASIDE + "/dev/pts", b"devpts", MS_NOSUID | MS_NOEXEC, terminals)
         files = make_files(limits["disk"])
-        mount_files(files, WORK)
+        mount_files(files, ASIDE + WORK)
         os.close(files)
+        enter(ASIDE)
+        _bound_namespaces(4 * limits["NPROC"])
     expendable = os.open("/proc/self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)
     if isolated:
         checked(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))
     Keeper(fd, limits, isolated, filter_, expendable).serve()
+
+
+def cover() -> None:
+    """Makes a root of this episode's own, aside, with the same content as this one: host folders as overlays.
+
+    A lock on a file is then a lock in this episode alone. Devices stay those of the host.
+    """
+    with open("/proc/self/mountinfo") as file:
+        lines = [line.split() for line in file]
+    mounts = {_unescaped(line[4]): line[line.index("-") + 1] for line in lines}
+    made_here = {os.stat(folder).st_dev for folder in ("/", "/dev")}
+    mount(b"tmpfs", ASIDE, b"tmpfs", MS_NOSUID | MS_NODEV, b"mode=0755")
+    _cover("/", ASIDE, mounts, made_here)
+    mount(b"", ASIDE, None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
+
+
+def enter(root: str) -> None:
+    os.chdir(root)
+    checked(libc.syscall(PIVOT_ROOT[os.uname().machine], b".", b"."), "pivot_root")
+    checked(libc.umount2(b".", MNT_DETACH), "umount")
+    os.chdir("/")
+
+
+def _cover(path: str, target: str, mounts: dict[str, str], made_here: set[int]) -> None:
+    """Only a folder that nothing is mounted in can be laid under an overlay; others are made again, file by file."""
+    status = os.lstat(path)
+    if S_ISLNK(status.st_mode):
+        os.symlink(os.readlink(path), target)
+    elif S_ISREG(status.st_mode):
+        shutil.copy(path, target)
+    elif not S_ISDIR(status.st_mode):
+        os.close(os.open(target, os.O_CREAT))
+        mount(os.fsencode(path), target, None, MS_BIND)
+    else:
+        os.makedirs(target, exist_ok=True)
+        below = path.rstrip("/") + "/"
+        if path == ASIDE or mounts.get(path) in KERNEL:
+            return
+        if status.st_dev not in made_here and not any(other.startswith(below) for other in mounts):
+            layers = ":".join(re.sub(r"([\\:,])", r"\\\1", layer) for layer in (WORK, path))  # one alone is refused
+            mount(b"overlay", target, b"overlay", MS_RDONLY | MS_NOSUID | MS_NODEV, f"lowerdir={layers}".encode())
+            return
+        for name in os.listdir(path):
+            _cover(below + name, os.path.join(target, name), mounts, made_here)
+        os.chmod(target, S_IMODE(status.st_mode))
+
+
+def mount(source: bytes, target: str, kind: bytes | None, flags: int, options: bytes | None = None) -> None:
+    checked(libc.mount(source, os.fsencode(target), kind, flags, options), f"mount at {target}")
+
+
+def _unescaped(path: str) -> str:
+    """A path of mountinfo, where blanks and the like are octal numbers."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), path)
+
+
+def _bound_namespaces(mounts: int) -> None:
+    """So many mount namespaces for this user namespace, and none of what else is counted there."""
+    for entry in os.scandir("/proc/sys/user"):
+        with open(entry, "w") as file:
+            file.write(str(mounts if entry.name == "max_mnt_namespaces" else 0))
 
 
 def serve_episodes(fd: int, isolated: bool, filter_: bytes) -> None:

@@ -18,6 +18,7 @@ from .sandbox import Limits, Outcome, SandboxError
 
 INSIDE = Path(__file__).parent / "inside.py"  # what runs at the other end
 LIBRARIES = (  # that it begins with
+    "base64",
     "collections",
     "datetime",
     "fractions",
@@ -27,6 +28,8 @@ LIBRARIES = (  # that it begins with
     "math",
     "re",
     "statistics",
+    "subprocess",
+    "typing",
     "numpy",
     "numpy.random",
 )
@@ -49,7 +52,7 @@ class Link:
         self._unread = bytearray()
 
     def send(self, fds: Sequence[int] = (), **message: Any) -> None:
-        data = packed(message | {"fds": len(fds)} if fds else message)
+        data = memoryview(packed(message | {"fds": len(fds)} if fds else message))
         end = time.monotonic() + GRACE
         while data:
             try:
@@ -194,10 +197,18 @@ def cpu_seconds(pid: int) -> float:
 
 
 def _outcome(message: dict[str, Any], limits: Limits) -> Outcome:
-    text, size, failed = message.get("text"), message.get("bytes"), message.get("failed")
-    if not isinstance(text, str) or not isinstance(size, int) or not isinstance(failed, bool):
+    text, error, size = message.get("text"), message.get("error"), message.get("bytes")
+    failed, cut = message.get("failed"), message.get("cut")
+    if not isinstance(text, str) or not isinstance(error, str) or not isinstance(size, int):
         raise EOFError("not an outcome")
-    return Outcome(visible(text[: limits.output]), failed, size)
+    if not isinstance(failed, bool) or not isinstance(cut, bool):
+        raise EOFError("not an outcome")
+    told = visible(error[: limits.output])[-limits.output // 2 :]
+    shown, room = visible(text[: limits.output]), limits.output - len(told)
+    if cut or shown[room:]:
+        notice = f"\n[cut: {size} bytes were printed]\n"
+        shown = shown[: max(room - len(notice), 0)] + notice
+    return Outcome(shown + told, failed, size)
 
 
 def visible(text: str) -> str:

@@ -33,12 +33,12 @@ class Limits:
     file_size: int = 32 << 20  # bytes
     disk: int = 64 << 20  # bytes of all files of a branch
     open_files: int = 256
-    output: int = 8000  # characters of a call's output that come back
+    output: int = 8000  # characters of a call's output and traceback that come back
 
     @property
     def message(self) -> int:
-        """Bytes that an interpreter's answer may take: every character may be written as an escape."""
-        return 12 * self.output + 10_000
+        """Bytes that an interpreter's answer may take: of output and half as much of an error, all of it escapes."""
+        return 18 * self.output + 10_000
 
     def inside(self) -> dict[str, Any]:
         """The settings of `inside.py`, all but `work`, its folder, and `seed`."""
@@ -56,7 +56,7 @@ class Limits:
 class Outcome:
     """What came of a call."""
 
-    text: str  # what it printed, cut at the limit
+    text: str  # what it printed, cut where that is long, and its traceback, if any
     failed: bool = False
     size: int = 0  # bytes that it printed
     lost: str = ""  # why the interpreter and its variables are gone, if they are

@@ -103,8 +103,6 @@ class Session:
 
 def _result(outcome: Outcome) -> ToolResult:
     text = outcome.text
-    if outcome.size > len(text.encode()):
-        text += f"\n[cut: {outcome.size} bytes were printed]"
     if outcome.lost:
         text += f"{outcome.lost}; {GONE}"
     return ToolResult(text or "(nothing printed)", failed=outcome.failed)

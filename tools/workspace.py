@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import functools
+import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Annotated, Any, Self
@@ -52,6 +54,8 @@ class Workspace:
     @tool
     def write_file(self, path: str, text: str) -> ToolResult:
         """Write a file, with the folders on its way."""
+        if len(text) > (most := self.session.limits.file_size):
+            return ToolResult(f"{len(text)} characters; a file has at most {most} bytes", failed=True)
         return self._do("write", path, text)
 
     @tool
@@ -66,7 +70,7 @@ class Workspace:
 
     @tool
     def shell(self, command: str) -> ToolResult:
-        """Run a command line. What it leaves running is ended with it."""
+        """Run a command line in bash, or in sh where there is no bash. What it leaves running is ended with it."""
         return self._do("shell", command, 0.8 * self.session.limits.seconds)  # before the call itself is ended
 
     @tool
@@ -75,7 +79,8 @@ class Workspace:
         return self.session.run(code)
 
     def _do(self, function: str, *arguments: Any) -> ToolResult:
-        return self.session.run(f"{_inside()}\n{function}(*{arguments!r})", apart=True)
+        given = base64.b64encode(json.dumps(arguments, ensure_ascii=False).encode("utf-8", "surrogatepass")).decode()
+        return self.session.run(f"{_inside()}\n{function}(*given({given!r}))", apart=True)
 
     def fork(self) -> Self:
         return type(self)(self.files, tools=self.names, session=self.session.fork())
