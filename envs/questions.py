@@ -7,15 +7,18 @@ import gzip
 import hashlib
 import json
 import lzma
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from ..tools import Passage
+from ..tools.protocol import encodable
 from .rewards import exact_match
 
 T = TypeVar("T")
+LONE = re.compile(r"\\u[dD][89a-fA-F]")  # what may write half of a surrogate pair
 HELD_OUT = frozenset({"dev", "eval", "heldout", "test", "valid", "validation"})  # names of splits not for training
 
 
@@ -92,6 +95,8 @@ def _read(path: Path, make: Callable[[dict[str, Any]], T]) -> list[T]:
 def _make(path: Path, number: int, line: str, make: Callable[[dict[str, Any]], T]) -> T:
     try:
         row = json.loads(line)
+        if LONE.search(line):
+            row = json.loads(encodable(json.dumps(row, ensure_ascii=False)))
         if not isinstance(row, dict):
             raise ValueError("not a JSON object")
         return make(row)

@@ -438,8 +438,7 @@ def _server(tools: Mapping[str, Tool], instructions: str) -> Server[Any]:
         asked = ToolCall(parameters.name, parameters.arguments or {})
         async with lock:
             result = await to_thread.run_sync(call_tool, asked, tools)
-        text = result.text.encode(errors="replace").decode()  # JSON takes no lone surrogates
-        return types.CallToolResult(content=[types.TextContent(type="text", text=text)], is_error=result.failed)
+        return types.CallToolResult(content=[types.TextContent(type="text", text=result.text)], is_error=result.failed)
 
     return Server("treegym", instructions=instructions or None, on_list_tools=list_tools, on_call_tool=call)
 
