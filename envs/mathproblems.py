@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import random
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from .lines import lines_of
 
 NAMES = "Ada Ben Cleo Dan Eva Finn Gina Hugo Iris Jack Kira Leo Mona Noah Olga Paul Rosa Sam Tina Will".split()
 THINGS = """
@@ -94,16 +95,31 @@ def _misread(step: str) -> str:
 
 
 def read_problems(path: Path) -> list[MathProblem]:
-    """Problems of a JSON or JSONL file, which may be .gz, in the fields of GSM8K (question, answer after ####), SVAMP
-    (Body, Question, Answer) or MATH and AIME (problem, answer). ValueError names file, line and field."""
-    opener: Any = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as file:
-        text = file.read()
+    """Problems of a JSON or JSONL file, which may be .gz or .xz, in the fields of GSM8K (question, answer after ####),
+    SVAMP (Body, Question, Answer) or MATH and AIME (problem, answer). ValueError names file, line and field."""
+    problems: dict[str, MathProblem] = {}
+    for place, row in _rows(path):
+        problem = _problem(row, path, place)
+        if problem.id in problems:
+            raise ValueError(f"{path}, row {place}: the id {problem.id!r} is also that of another row; ids must differ")
+        problems[problem.id] = problem
+    return list(problems.values())
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Any]]:
+    lines = [line for _, line in lines_of(path)]
     try:
-        rows = enumerate(json.loads(text) if text.lstrip().startswith("[") else map(json.loads, text.splitlines()), 1)
-        return [_problem(row, path, number) for number, row in rows]
+        if next(filter(str.strip, lines), "").lstrip().startswith("["):
+            yield from enumerate(json.loads("".join(lines)), 1)
+            return
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: {error}") from None
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from None
 
 
 def _problem(row: Any, path: Path, number: int) -> MathProblem:

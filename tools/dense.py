@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from .cache import cached_directory, checksums
 from .protocol import encodable
-from .search import Hit, Passage, load_passages, passages_key, progress, save_passages
+from .search import Hit, Passage, distinct, load_passages, passages_key, progress, save_passages
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -159,7 +159,7 @@ class DenseIndex:
 
         `query_encoder` encodes the queries, where a model wants them encoded in another way.
         """
-        kept = tuple(passages)
+        kept = distinct(passages)
         if not kept:
             raise ValueError("a dense index needs at least one passage")
         key = passages_key(kept, f"{FORMAT} {encoder.name}")
