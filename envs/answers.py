@@ -64,10 +64,12 @@ UNITS = {
     "sq": "square", "squared": "square", "cubed": "cubic", "^2": "square", "^3": "cubic", "mph": "mile per hour",
     "percent": "percent",
 }  # fmt: skip
+POWERS = ("squared", "cubed")  # of the number, where they follow it; else of a unit
 MEASURES = frozenset(UNITS.values())
 NO_UNITS = frozenset(
     "or and to not but about around approximately between than plus minus times over by is are was if modulo mod "
-    "sin cos tan cot sec csc log ln exp sqrt pi infty infinity oo factorial choose gcd lcm max min dozen half".split()
+    "sin cos tan cot sec csc log ln exp sqrt pi infty infinity oo factorial choose gcd lcm max min dozen half "
+    "halve third quarter fourth fifth sixth seventh eighth ninth tenth hundredth thousandth millionth".split()
 )
 
 
@@ -204,6 +206,8 @@ def _with_units(number: Fraction, text: str, money: str) -> Value | None:
     if glued and (len(glued[0]) == 1 or _unit(glued[0]) not in MEASURES):
         return None  # 2k and 15x are products
     words = re.findall(r"\^\{?[23]\}?|[A-Za-z]+|[^\s/{}-]", text)
+    if (words and words[0].lower() in POWERS) or text.lstrip().startswith("^"):
+        return None
     if words and (power := SCALES.get(words[0].lower())):
         return _with_units(number * 10**power, text.partition(words[0])[2], money)
     units = [_unit(word) for word in (*money.split(), *words)]
@@ -217,7 +221,7 @@ def _unit(word: str) -> str | None:
     word = re.sub("[{}]", "", word.lower())
     single = word[:-1] if word.endswith("s") and len(word) > 2 else word
     known = UNITS.get(word) or UNITS.get(single)
-    return known or (single if len(word) > 2 and word.isalpha() and word not in NO_UNITS else None)
+    return known or (single if len(word) > 2 and word.isalpha() and not {word, single} & NO_UNITS else None)
 
 
 def _compact(text: str) -> str:

@@ -168,7 +168,7 @@ def write_index(passages: Sequence[Passage], path: Path) -> None:
 
 def distinct(passages: Iterable[Passage]) -> tuple[Passage, ...]:
     """The passages. ValueError names an id that two of them have."""
-    kept = {}
+    kept: dict[str, Passage] = {}
     for passage in passages:
         if kept.setdefault(passage.id, passage) is not passage:
             raise ValueError(
