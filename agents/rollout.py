@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..envs import Message, Task, TextEnv
 from ..tools import Cassette
+from ..tools.protocol import encodable
 from .answer import (
     STATE,
     Answer,
@@ -180,7 +181,7 @@ class GrowingTree:
             with contextlib.closing(await in_thread(self._replay, turn, undo=lambda env: env.close())) as env:
                 text = await player.act(env, chat, seed)
         cut = isinstance(text, CutReply)
-        text = text.encode("utf-8", "replace").decode()  # lone surrogates are no text to store
+        text = encodable(text)
         tokens = self.renderer.reply(text)[: -1 if cut else None]  # without the one that ends a turn
         return Sample(Completion(text, tokens, stop_reason="length" if cut else "stop"), Context(tokens, turn.context))
 

@@ -90,7 +90,7 @@ SIDES: dict[str, tuple[Callable[[Path], Retriever], tuple[str, ...]]] = {  # nam
 def build(files: Sequence[Path], cache: Path) -> dict[str, Any]:
     """Builds all that the sides need: seconds and megabytes by folder, and how many passages there are."""
     os.environ["TREEGYM_CACHE"] = str(cache)
-    passages = [passage for file in files for passage in read_passages(file)]
+    passages = read_passages(*files)
     found: dict[str, Any] = {"passages": len(passages)}
     for folder, make in {
         "search": lambda: SearchIndex.build(passages),

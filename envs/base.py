@@ -10,6 +10,7 @@ from typing import Any, Self
 import gymnasium
 
 from ..tools import Cassette
+from ..tools.protocol import encodable
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +18,10 @@ class Message:
     """One chat message; what reset or step said is a list of these in info["messages"]."""
 
     role: str  # "system", "user", "assistant" or "tool"
-    text: str
+    text: str  # `encodable`
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", encodable(self.text))
 
 
 @dataclass(frozen=True, slots=True)

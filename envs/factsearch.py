@@ -162,7 +162,7 @@ def _load(corpus: tuple[str, ...], questions: str | None) -> tuple[SearchIndex, 
     elif questions is None:
         raise ValueError("a corpus of your own needs a file of questions too")
     else:
-        index, file = SearchIndex.build(p for path in corpus for p in read_passages(Path(path))), Path(questions)
+        index, file = SearchIndex.build(read_passages(*map(Path, corpus))), Path(questions)
     titles = {passage.id: passage.title for passage in index.passages}
     return index, QuestionSet(read_questions(file, titles))
 
@@ -179,7 +179,9 @@ def _write_facts(directory: Path) -> None:
 def _facts_key() -> str:
     """Changes with the data, and with the code that reads it."""
     folder = Path(__file__).parent
-    code = [(folder / f"{name}.py").read_bytes() for name in ("facts", "factquestions", "questions", "rewards")]
+    code = [
+        (folder / f"{name}.py").read_bytes() for name in ("facts", "factquestions", "questions", "lines", "rewards")
+    ]
     code.append((folder.parent / "tools" / "search.py").read_bytes())
     versions = [f"{name} {importlib.metadata.version(name)}".encode() for name in SOURCES]
     return hashlib.sha256(b"\0".join([*versions, *code])).hexdigest()

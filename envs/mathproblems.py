@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import random
-import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from ..tools import Limits, SandboxError, open_sandbox
+from .lines import lines_of
 
 NAMES = "Ada Ben Cleo Dan Eva Finn Gina Hugo Iris Jack Kira Leo Mona Noah Olga Paul Rosa Sam Tina Will".split()
 THINGS = """
     apples beads books buttons cards coins cups eggs keys marbles pens pins plates rings ropes shells stamps tiles
 """.split()
-CHECK = Limits(seconds=10, memory=2 << 30)  # of a comparison by math-verify, whose input may be hostile
-MAX_ANSWER = 200  # characters; a longer answer is wrong
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,16 +95,31 @@ def _misread(step: str) -> str:
 
 
 def read_problems(path: Path) -> list[MathProblem]:
-    """Problems of a JSON or JSONL file, which may be .gz, in the fields of GSM8K (question, answer after ####), SVAMP
-    (Body, Question, Answer) or MATH and AIME (problem, answer). ValueError names file, line and field."""
-    opener: Any = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as file:
-        text = file.read()
+    """Problems of a JSON or JSONL file, which may be .gz or .xz, in the fields of GSM8K (question, answer after ####),
+    SVAMP (Body, Question, Answer) or MATH and AIME (problem, answer). ValueError names file, line and field."""
+    problems: dict[str, MathProblem] = {}
+    for place, row in _rows(path):
+        problem = _problem(row, path, place)
+        if problem.id in problems:
+            raise ValueError(f"{path}, row {place}: the id {problem.id!r} is also that of another row; ids must differ")
+        problems[problem.id] = problem
+    return list(problems.values())
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Any]]:
+    lines = [line for _, line in lines_of(path)]
     try:
-        rows = enumerate(json.loads(text) if text.lstrip().startswith("[") else map(json.loads, text.splitlines()), 1)
-        return [_problem(row, path, number) for number, row in rows]
+        if next(filter(str.strip, lines), "").lstrip().startswith("["):
+            yield from enumerate(json.loads("".join(lines)), 1)
+            return
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: {error}") from None
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from None
 
 
 def _problem(row: Any, path: Path, number: int) -> MathProblem:
@@ -124,42 +134,3 @@ def _problem(row: Any, path: Path, number: int) -> MathProblem:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}, row {number}: no {error} in the fields of GSM8K, SVAMP, MATH or AIME") from None
     return MathProblem(id, question, answer)
-
-
-def same_answer(given: str, expected: str) -> bool:
-    """Whether the texts mean the same: numbers exactly, anything else by math-verify, in a sandbox of its own."""
-    if len(given) > MAX_ANSWER:
-        return False
-    numbers = number(given), number(expected)
-    if None not in numbers:
-        return numbers[0] == numbers[1]
-    if " ".join(given.split()) == " ".join(expected.split()):
-        return True
-    return numbers[1] is None and _verified(given, expected)
-
-
-def number(text: str) -> Fraction | None:
-    """The number that a text is: "1,234", "$12.50", "3/4", "-2e3"; None if it is none."""
-    plain = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text.strip().strip("$.").removesuffix("%").strip())
-    if not re.fullmatch(r"[+-]?(\d{1,40}(\.\d{0,40})?|\.\d{1,40})(/\d{1,40}|e[+-]?\d{1,2})?", plain):
-        return None
-    try:
-        return Fraction(plain)
-    except (ValueError, ZeroDivisionError):
-        return None
-
-
-def _verified(given: str, expected: str) -> bool:
-    checker = open_sandbox().start(CHECK, 0)
-    try:
-        code = (
-            "from math_verify import parse, verify\n"
-            f"sides = [parse('$' + text + '$', parsing_timeout=None) for text in ({expected!r}, {given!r})]\n"
-            "verify(*sides, timeout_seconds=None)"
-        )
-        outcome = checker.run(code)
-    finally:
-        checker.close()
-    if "ModuleNotFoundError" in outcome.text:
-        raise SandboxError("answers that are no numbers are compared by math-verify: pip install 'treegym[math]'")
-    return outcome.text.splitlines()[-1:] == ["True"]  # it prints warnings too

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..tools import Limits, PythonTool
-from .mathproblems import MathProblem, generate, read_problems, same_answer
+from .answers import same_answer
+from .mathproblems import MathProblem, generate, read_problems
 from .problems import ProblemEnv
 
 

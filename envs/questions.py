@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import functools
-import gzip
 import hashlib
 import json
-import lzma
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar
 
 from ..tools import Passage
+from ..tools.protocol import encodable
+from .lines import lines_of
 from .rewards import exact_match
 
 T = TypeVar("T")
+LONE = re.compile(r"\\u[dD][89a-fA-F]")  # what may write half of a surrogate pair
 HELD_OUT = frozenset({"dev", "eval", "heldout", "test", "valid", "validation"})  # names of splits not for training
 
 
@@ -67,42 +69,57 @@ def write_questions(questions: Sequence[Question], path: Path) -> None:
         file.writelines(json.dumps(asdict(question)) + "\n" for question in questions)
 
 
-def read_passages(path: Path) -> list[Passage]:
-    """Passages from JSONL rows {"id", "title", "text"}; the file may be .gz or .xz."""
-    return _read(path, lambda row: Passage(_text(row, "id"), _text(row, "title"), _text(row, "text")))
+def read_passages(*paths: Path) -> list[Passage]:
+    """Passages from JSONL rows {"id", "title", "text"}; a file may be .gz or .xz. No two have the same id."""
+    return _read(paths, lambda row: Passage(_text(row, "id"), _text(row, "title"), _text(row, "text")))
 
 
 def read_questions(path: Path, titles: dict[str, str] | None = None) -> list[Question]:
-    """Questions from JSONL rows {"id", "question", "answers", "supporting"[, "hops", "split", "type", …]}.
+    """Questions from JSONL rows {"id", "question", "answers", "supporting"[, "hops", "split", "type", …]}, of which no
+    two have the same id.
 
     `titles` are the corpus's, by passage id; a question searches for its supporting titles unless it has queries.
     Without them the titles are those of the row, and where it has none a question searches for its own words.
     """
-    return _read(path, lambda row: _question(row, titles))
+    return _read([path], lambda row: _question(row, titles))
 
 
 class _BadField(Exception):
     """Says which field of a row is wrong, and how."""
 
 
-def _read(path: Path, make: Callable[[dict[str, Any]], T]) -> list[T]:
-    return [_make(path, number, line, make) for number, line in enumerate(_lines(path), 1) if line.strip()]
+class _Row(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+R = TypeVar("R", bound=_Row)
+
+
+def _read(paths: Sequence[Path], make: Callable[[dict[str, Any]], R]) -> list[R]:
+    rows: list[R] = []
+    places: dict[str, str] = {}  # by id
+    for path in paths:
+        for number, line in lines_of(path):
+            if line.strip():
+                row, place = _make(path, number, line, make), f"{path}, line {number}"
+                if row.id in places:
+                    raise ValueError(f"{place}: the id {row.id!r} is also that of {places[row.id]}; ids must differ")
+                places[row.id] = place
+                rows.append(row)
+    return rows
 
 
 def _make(path: Path, number: int, line: str, make: Callable[[dict[str, Any]], T]) -> T:
     try:
         row = json.loads(line)
+        if LONE.search(line):
+            row = json.loads(encodable(json.dumps(row, ensure_ascii=False)))
         if not isinstance(row, dict):
             raise ValueError("not a JSON object")
         return make(row)
     except (_BadField, ValueError) as error:
         raise ValueError(f"{path}, line {number}: {error}") from None
-
-
-def _lines(path: Path) -> Iterator[str]:
-    opener = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
-    with cast(Any, opener)(path, "rt", encoding="utf-8") as file:
-        yield from file
 
 
 def _question(row: dict[str, Any], titles: dict[str, str] | None) -> Question:

@@ -26,6 +26,7 @@ from ..tools import (
     ToolResult,
     call_tools,
 )
+from ..tools.protocol import encodable
 from .actions import Action, FormatError
 from .base import Message, TextEnv
 from .formats import action_format
@@ -154,7 +155,7 @@ class ToolEnv(TextEnv):
         if self.over:
             raise ResetNeeded("the episode is over, or none has begun: call reset() before step()")
         self.turn += 1
-        parsed = self.format.parse(_encodable(action), self.tools)
+        parsed = self.format.parse(encodable(action), self.tools)
         messages = self._act(parsed)
         terminated = self.answered is not None
         truncated = not terminated and self.turn >= self.max_turns
@@ -256,11 +257,6 @@ def _copy_generator(generator: np.random.Generator) -> np.random.Generator:
 
 def _observation(messages: Sequence[Message]) -> str:
     return "\n".join(message.text for message in messages)
-
-
-def _encodable(text: str) -> str:
-    """Lone surrogates, which no tokenizer takes, as question marks."""
-    return text.encode("utf-8", "replace").decode()
 
 
 def digest(value: Any) -> str:

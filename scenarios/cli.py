@@ -245,7 +245,7 @@ def _retriever(corpus: list[Path], dense: bool, hybrid: bool, encoder: Path | No
     from ..envs.questions import read_passages
     from ..tools import DenseIndex, Fused, SearchIndex, StaticEncoder, TransformerEncoder
 
-    passages = [passage for file in corpus for passage in read_passages(file)]
+    passages = read_passages(*corpus)
     if not (dense or hybrid):
         return SearchIndex.build(passages), len(passages)
     by_meaning = DenseIndex.build(passages, TransformerEncoder(str(encoder)) if encoder else StaticEncoder())

@@ -10,7 +10,7 @@ import gymnasium
 import pytest
 
 from treegym.envs import PythonMathEnv, check_env
-from treegym.envs.mathproblems import NAMES, THINGS, generate, read_problems, same_answer
+from treegym.envs.mathproblems import NAMES, THINGS, generate, read_problems
 from treegym.tools import SandboxUnavailable, open_sandbox
 
 pytestmark = pytest.mark.filterwarnings("ignore:the sandbox 'local'")
@@ -76,31 +76,6 @@ def test_it_keeps_every_promise_of_an_environment(sandbox: str) -> None:
     except SandboxUnavailable as error:
         pytest.skip(str(error))
     check_env(lambda: gymnasium.make("treegym/PythonMath-v0", sandbox=sandbox).unwrapped, seeds=[0])
-
-
-@pytest.mark.parametrize(
-    ("given", "expected", "same"),
-    [
-        ("72", "72", True),
-        ("72.0", "72", True),
-        ("$1,234.50", "1234.5", True),
-        ("1/2", "0.5", True),
-        ("7", "72", False),
-        ("about 72", "72", False),
-        ("", "72", False),
-        ("72 or 73", "72", False),
-        ("9" * 500, "72", False),
-        ("1e99", "72", False),
-        ("1/0", "72", False),
-        (r"\frac{\pi}{2}", r"\pi/2", True),
-        (r"(3, \frac{\pi}{2})", r"\left( 3, \frac{\pi}{2} \right)", True),
-        (r"\frac{\pi}{3}", r"\pi/2", False),
-        ("9**9**9**9", r"\pi/2", False),
-        ("__import__('os').system('true')", r"\pi/2", False),
-    ],
-)
-def test_answers_are_compared_by_what_they_mean(given: str, expected: str, same: bool) -> None:
-    assert same_answer(given, expected) is same
 
 
 def test_a_broken_file_is_named_with_its_row(tmp_path: Path) -> None:

@@ -249,3 +249,38 @@ def test_the_example_in_the_documentation_runs(tmp_path: Path) -> None:
     page = (Path(__file__).parents[1] / "docs" / "environments.md").read_text()
     (tmp_path / "example.py").write_text(page.split("```python\n")[1].split("```")[0])
     subprocess.run([sys.executable, tmp_path / "example.py"], check=True)
+
+
+class OddTexts(ToolEnv):
+    """Its task and its tool speak half of a surrogate pair."""
+
+    def begin(self, options: Mapping[str, Any]) -> str:
+        return "task \ud83d"
+
+    @tool
+    def look(self) -> str:
+        """Look \udc00."""
+        return "seen \udfff"
+
+    @tool
+    def fail(self) -> str:
+        raise ToolError("not \ud800")
+
+    def score(self, answer: str) -> dict[str, float]:
+        return {"exact": 1.0}
+
+    def state_key(self) -> str:
+        return ""
+
+
+def test_every_text_that_an_agent_reads_can_be_encoded() -> None:
+    env = OddTexts()
+    observation, info = env.reset(seed=0)
+    texts = [observation, *(message.text for message in info["messages"])]
+    for call in ("look", "fail"):
+        observation, *_, info = env.step(env.write_call(call))
+        texts += [observation, *(message.text for message in info["messages"])]
+    assert "seen ?" in texts
+    assert "not ?" in texts
+    for text in texts:
+        text.encode()

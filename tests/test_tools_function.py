@@ -5,6 +5,7 @@ import pickle
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +15,12 @@ from hypothesis import strategies as st
 import treegym.tools.calls
 from treegym.tools import (
     Backoff,
+    Cassette,
     Conduct,
     FunctionTool,
+    Playhead,
     PythonTool,
+    Recorded,
     Tool,
     ToolCall,
     ToolError,
@@ -556,3 +560,125 @@ def test_calls_within_calls_wait_for_no_thread_that_waits_for_them(monkeypatch: 
     with ThreadPoolExecutor(1) as pool:
         monkeypatch.setattr(treegym.tools.calls, "_pool", lambda: pool)
         assert called(branch, depth=3).text == " ".join(["leaf"] * 64)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (3, "3"),
+        (0.5, "0.5"),
+        (True, "true"),
+        (None, "null"),
+        ([1, "ü"], '[1, "ü"]'),
+        ({"a": (1, 2)}, '{"a": [1, 2]}'),
+        ("as it is", "as it is"),
+        (ToolResult("so", data=[1]), "so"),
+        ("half \ud83d of a pair", "half ? of a pair"),
+        (["\udc00"], '["?"]'),
+    ],
+)
+def test_a_value_is_read_as_its_json(value: Any, text: str, tmp_path: Path) -> None:
+    @tool
+    def give() -> Any:
+        return value
+
+    taped = Recorded(give, Playhead(Cassette(tmp_path / "tape.jsonl")))
+    for result in (called(give), called(taped)):
+        assert (result.text, result.failed) == (text, False)
+
+
+@pytest.mark.parametrize("value", [b"bytes", {1, 2}, float("nan"), object(), 1j, {(1, 2): 3}])
+def test_a_value_that_json_cannot_hold_is_a_bug_that_is_named(value: Any) -> None:
+    @tool
+    def give() -> Any:
+        return value
+
+    with pytest.raises(TypeError, match=f"the tool give returned {type(value).__name__} .*a tool returns a text"):
+        called(give)
+
+
+def test_a_coroutine_that_a_tool_returns_is_named_and_closed() -> None:
+    async def later() -> str:
+        return "never"
+
+    @tool
+    def give(word: str) -> Any:
+        return later()
+
+    with pytest.raises(TypeError, match="the tool give returned coroutine"):
+        called(give, word="a")
+
+
+async def waits(word: str) -> str:
+    return word
+
+
+def yields(word: str) -> Any:
+    yield word
+
+
+def unhinted(word, other: int = 0) -> str:  # type: ignore[no-untyped-def]
+    return str(word)
+
+
+def starred(*words: str) -> str:
+    return ""
+
+
+def keyed(**words: str) -> str:
+    return ""
+
+
+def by_place(word: str, /) -> str:
+    return word
+
+
+def gives_bytes(word: str) -> bytes:
+    return word.encode()
+
+
+def gives_set(word: str) -> "set[str]":
+    return {word}
+
+
+class Unhinted:
+    def ask(self, word) -> str:  # type: ignore[no-untyped-def]
+        return str(word)
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (waits, "waits returns a coroutine.* asyncio.run"),
+        (yields, "yields returns a generator"),
+        (gives_bytes, "gives_bytes returns bytes; a tool returns a text"),
+        (gives_set, "gives_set returns set"),
+        (unhinted, "unhinted: the parameter 'word' needs a type hint, such as word: str"),
+        (Unhinted.ask, "Unhinted.ask: the parameter 'word' needs a type hint"),
+        (starred, r"starred: .*\*words"),
+        (keyed, r"keyed: .*\*\*words"),
+        (by_place, "by_place: .*positional-only"),
+        (lambda word: word, "lambda.*'word' needs a type hint"),
+    ],
+)
+def test_a_function_that_no_agent_can_call_is_refused_where_it_is_decorated(
+    function: Callable[..., Any], said: str
+) -> None:
+    for decorate in (tool, tool(deadline=1.0)):
+        with pytest.raises(TypeError, match=said):
+            decorate(function)
+
+
+def test_a_method_s_own_instance_needs_no_hint() -> None:
+    class Shelf:
+        @tool
+        def look(this, place: int) -> int:
+            return place
+
+        @tool
+        def count(self: Any) -> list[int]:
+            return [1, 2]
+
+    assert call_tool(ToolCall("look", {"place": "3"}), {"look": Shelf().look}).text == "3"
+    assert call_tool(ToolCall("count", {}), {"count": Shelf().count}).text == "[1, 2]"
+    assert Shelf().count.parameters["properties"] == {}

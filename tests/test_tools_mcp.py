@@ -81,6 +81,8 @@ for line in sys.stdin:
         time.sleep(3600)
     elif parameters["name"] == "garbage":
         print("\x00 <html> not JSON", "{", "[1, 2]", '{"jsonrpc": "2.0"}', "", sep="\n", flush=True)
+        sys.stdout.buffer.write(b"caf\xe9 in Latin-1\n\xff\xfe")  # and bytes before the answer
+        sys.stdout.buffer.flush()
         text("after garbage")
     elif parameters["name"] == "huge":
         text("x" * 5_000_000)
@@ -425,7 +427,7 @@ def http(command: list[str]) -> Iterator[str]:
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None
-            found = re.search(r"serving at (http://127\.0\.0\.1:\d+/mcp)", next(process.stderr, ""))
+            found = re.search(r"serving at (http://127\.0\.0\.1:\d+/\w+)", next(process.stderr, ""))
             assert found, process.stderr.read()
             yield found[1]
         finally:
@@ -541,6 +543,50 @@ class Forgetful(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *parts: object) -> None: ...
+
+
+EVENTS = """
+import socket, sys
+
+import uvicorn
+from mcp import types
+from mcp.server.lowlevel import Server
+from mcp.server.sse import SseServerTransport
+from starlette.applications import Starlette
+from starlette.responses import Response
+from starlette.routing import Mount, Route
+
+
+async def tools(context, parameters):
+    return types.ListToolsResult(tools=[types.Tool(name="double", input_schema={"type": "object"})])
+
+
+async def call(context, parameters):
+    text = str(2 * parameters.arguments["number"])
+    return types.CallToolResult(content=[types.TextContent(type="text", text=text)])
+
+
+async def events(request):
+    async with sse.connect_sse(request.scope, request.receive, request._send) as (reading, writing):
+        await server.run(reading, writing, server.create_initialization_options())
+    return Response()
+
+
+server, sse = Server("old", on_list_tools=tools, on_call_tool=call), SseServerTransport("/messages/")
+routes = [Route("/sse", events), Mount("/messages/", app=sse.handle_post_message)]
+listening = socket.create_server(("127.0.0.1", 0))
+print(f"serving at http://127.0.0.1:{listening.getsockname()[1]}/sse", file=sys.stderr, flush=True)
+uvicorn.Server(uvicorn.Config(Starlette(routes=routes), log_level="critical")).run(sockets=[listening])
+"""
+
+
+def test_a_server_of_the_old_transport_is_spoken_to_over_events() -> None:
+    with http([sys.executable, "-c", EVENTS]) as url, MCPServer(url) as server:
+        assert [call(server, "double", number=number).text for number in (2, 3)] == ["4", "6"]
+        server.server = url.replace("/sse", "/mcp")
+        server.close()
+        with pytest.raises(ServerUnavailable, match="/mcp did not start: Not Found"):
+            server.call("double", {})
 
 
 def test_a_url_that_forgot_the_session_gets_another() -> None:

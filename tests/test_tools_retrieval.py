@@ -271,6 +271,33 @@ def test_a_reply_of_another_shape_is_said(reply: bytes) -> None:
         assert len(seen) == 1
 
 
+NILE = Passage("7", "Nile", "A river ?.")
+
+
+@pytest.mark.parametrize(
+    ("hit", "id", "score"),
+    [
+        ({"document": {"id": 7, "contents": '"Nile"\nA river \ud800.'}, "score": 2}, "7", 2.0),
+        ({"document": {"contents": '"Nile"\nA river \ud800.'}}, None, 0.5),  # Search-R1's online servers
+        ({"document": '"Nile"\nA river \ud800.', "score": -3.5}, None, -3.5),  # its reranker
+        ('"Nile"\nA river \ud800.', None, 0.5),
+        ({"id": "7", "contents": "Nile\nA river \ud800."}, "7", 0.5),  # without return_scores
+        ({"document": {"id": "7", "content": "Nile\nA river \ud800."}, "score": None}, "7", 0.5),
+        ({"document": {"title": "Nile", "text": "A river \ud800."}, "score": 1}, None, 1.0),
+    ],
+)
+def test_hits_of_other_servers_are_read(hit: Any, id: str | None, score: float) -> None:
+    first = {"document": {"contents": "another"}}
+    for reply in ({"result": [[first, hit]]}, [[first, hit]]):
+        sent = json.dumps(reply).encode()
+        with scripted(lambda n, request, sent=sent: (200, sent)) as (url, _), closing(RemoteSearch(url)) as client:
+            (other, found), again = client.search("moss", 2), client.search("moss", 2)[1]
+        assert (found.passage.title, found.passage.text, found.score) == (NILE.title, NILE.text, score)
+        assert found == again
+        assert found.passage.id != other.passage.id
+        assert id is None or found.passage.id == id
+
+
 def test_a_bad_reply_fails_those_who_share_it_and_no_others() -> None:
     def answer(n: int, request: dict[str, Any]) -> Reply:
         return 200, found(request) if request["topk"] == 2 else b"{}"

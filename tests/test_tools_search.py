@@ -129,3 +129,44 @@ def test_the_tool_numbers_cuts_and_names_its_hits(index: SearchIndex) -> None:
 def test_the_tool_refuses_what_is_no_query(index: SearchIndex, arguments: dict[str, object]) -> None:
     with pytest.raises(ToolError, match="query"):
         SearchTool(index)(**arguments)
+
+
+UNSPACED = [
+    Passage("beijing", "北京", "北京是中国的首都。"),
+    Passage("tokyo", "東京", "東京都は日本の首都です。"),
+    Passage("bangkok", "กรุงเทพ", "กรุงเทพมหานครเป็นเมืองหลวงของประเทศไทย"),
+    Passage("fuji", "富士山", "富士山は高い山。"),
+    Passage("shop", "Shop", "iPhone手机壳 for Oslo"),
+    Passage("seoul", "서울", "서울은 대한민국의 수도이다"),
+]
+
+
+@pytest.mark.parametrize(
+    ("query", "best"),
+    [
+        ("中国的首都是哪里", "beijing"),
+        ("日本の首都はどこ", "tokyo"),
+        ("เมืองหลวงของไทย", "bangkok"),
+        ("山", "fuji"),
+        ("手机", "shop"),
+        ("서울은", "seoul"),
+    ],
+)
+def test_text_without_blanks_is_found_by_a_part_of_it(query: str, best: str) -> None:
+    assert SearchIndex.build(UNSPACED).search(query, 1)[0].passage.id == best
+
+
+def test_unspaced_passages_leave_the_scores_of_other_words_alone() -> None:
+    english = [Passage(str(i), "", text) for i, text in enumerate(["a red moss", "moss on a stone", "stone"])]
+    long = Passage("x", "", "東京都は日本の首都です" * 50)
+    short = Passage("x", "", "one")  # as many words, by blanks
+    scores = [
+        [(hit.passage.id, hit.score) for hit in SearchIndex.build([*english, other]).search("red moss stone", 9)]
+        for other in (long, short)
+    ]
+    assert scores[0] == scores[1]
+
+
+def test_two_passages_of_one_id_are_refused() -> None:
+    with pytest.raises(ValueError, match="two passages have the id 'a': 'One' and 'Two'"):
+        SearchIndex.build([Passage("a", "One", "1"), Passage("a", "Two", "2")])

@@ -16,7 +16,7 @@ from typing import Any
 
 from .deadline import Slots, call_within
 from .function import FunctionTool
-from .protocol import Conduct, Stateful, Tool, ToolCall, ToolError, ToolResult, TransientError
+from .protocol import Conduct, Stateful, Tool, ToolCall, ToolError, ToolResult, TransientError, as_result
 
 THREADS = 32  # for calls side by side, in the process
 KEPT_RESULTS = 4096  # of pure tools, in the process
@@ -47,10 +47,10 @@ def call_tool(call: ToolCall, tools: Mapping[str, Tool], backoff: Backoff = Back
             key = _function_of(tool) or tool, json.dumps(dict(call.arguments), sort_keys=True)
             if known := _results.get(key):
                 return known
-        answer = _tried(tool, call.arguments, conduct, backoff)
+        answer = as_result(_tried(tool, call.arguments, conduct, backoff), call.name)
     except ToolError as error:
         answer = ToolResult(str(error), failed=True)
-    result = _cut(answer if isinstance(answer, ToolResult) else ToolResult(answer), conduct.max_chars)
+    result = _cut(answer, conduct.max_chars)
     if key and not result.failed:
         _results.put(key, replace(result, elapsed=0.0, cached=True))
     return replace(result, elapsed=time.perf_counter() - start)
@@ -110,7 +110,7 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(THREADS, "tool calls")
 
 
-def _tried(tool: Tool, arguments: Mapping[str, Any], conduct: Conduct, backoff: Backoff) -> str | ToolResult:
+def _tried(tool: Tool, arguments: Mapping[str, Any], conduct: Conduct, backoff: Backoff) -> Any:
     for tries in range(1, conduct.retries + 1):
         try:
             return _once(tool, arguments, conduct)
@@ -119,14 +119,13 @@ def _tried(tool: Tool, arguments: Mapping[str, Any], conduct: Conduct, backoff: 
     return _once(tool, arguments, conduct)
 
 
-def _once(tool: Tool, arguments: Mapping[str, Any], conduct: Conduct) -> str | ToolResult:
+def _once(tool: Tool, arguments: Mapping[str, Any], conduct: Conduct) -> Any:
     if conduct.deadline is None and conduct.at_once is None:
         return tool(**arguments)
     slots = _slots(tool, conduct.at_once) if conduct.at_once else Slots()
     slots.take()
     if conduct.deadline is not None:
-        answer: str | ToolResult = call_within(conduct.deadline, lambda: tool(**arguments), slots)
-        return answer
+        return call_within(conduct.deadline, lambda: tool(**arguments), slots)
     try:
         return tool(**arguments)
     finally:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from .protocol import Conduct, Stateful, Tool, ToolError, ToolResult, TransientError
+from .protocol import Conduct, Stateful, Tool, ToolError, ToolResult, TransientError, as_result
 
 Mode = Literal["auto", "record", "play"]
 
@@ -162,9 +162,7 @@ class Recorded:
 def _asked(tool: Tool, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """What the tool gives, as JSON."""
     try:
-        result = tool(**arguments)
+        result = as_result(tool(**arguments), tool.name)
     except ToolError as error:
         return {"error": str(error), "transient": isinstance(error, TransientError)}
-    if isinstance(result, str):
-        return {"text": result}
     return {"text": result.text, "failed": result.failed, "data": result.data, "truncated": result.truncated}

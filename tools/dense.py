@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .cache import cached_directory, checksums
-from .search import Hit, Passage, load_passages, passages_key, progress, save_passages
+from .protocol import encodable
+from .search import Hit, Passage, distinct, load_passages, passages_key, progress, save_passages
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -158,7 +159,7 @@ class DenseIndex:
 
         `query_encoder` encodes the queries, where a model wants them encoded in another way.
         """
-        kept = tuple(passages)
+        kept = distinct(passages)
         if not kept:
             raise ValueError("a dense index needs at least one passage")
         key = passages_key(kept, f"{FORMAT} {encoder.name}")
@@ -213,8 +214,7 @@ def write_vectors(passages: Sequence[Passage], encoder: Encoder, path: Path) -> 
 
 def _encode(encoder: Encoder, texts: Sequence[str]) -> NDArray[np.float32]:
     """Vectors of the texts, [texts, d]. ValueError where the encoder gives anything else."""
-    encodable = [text.encode("utf-8", "replace").decode() for text in texts]  # lone surrogates, which tokenizers refuse
-    vectors = np.ascontiguousarray(encoder(encodable), dtype=np.float32)
+    vectors = np.ascontiguousarray(encoder([encodable(text) for text in texts]), dtype=np.float32)
     if vectors.ndim != 2 or len(vectors) != len(texts):
         raise ValueError(f"the encoder {encoder.name!r} gave shape {vectors.shape} for {len(texts)} texts")
     if not np.isfinite(vectors).all():

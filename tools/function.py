@@ -12,12 +12,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast, overload
 
-from .protocol import MAX_CHARS, Conduct, ToolError, ToolResult
+from .protocol import MAX_CHARS, RETURNS, Conduct, ToolError
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
-Function = Callable[..., str | ToolResult]
+Function = Callable[..., Any]
+NOT_JSON = frozenset(  # names of what a function may say it returns, and no agent can read
+    "bytes bytearray memoryview complex set frozenset Set FrozenSet AbstractSet Coroutine Awaitable Future Task "
+    "Iterator Generator AsyncIterator AsyncGenerator AsyncIterable".split()
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +51,7 @@ class FunctionTool:
     def parameters(self) -> Mapping[str, Any]:
         return _schema(self.function)
 
-    def __call__(self, /, **arguments: Any) -> str | ToolResult:
+    def __call__(self, /, **arguments: Any) -> Any:
         from pydantic import ValidationError
 
         try:
@@ -90,10 +94,54 @@ def tool(
 
 
 def tool(function: Function | None = None, /, **conduct: Any) -> FunctionTool | Callable[[Function], FunctionTool]:
-    """Decorates a function, or a method of a ToolEnv, as a tool of the same name; the options are those of Conduct."""
+    """Decorates a function, or a method of a ToolEnv, as a tool of the same name; the options are those of Conduct.
+
+    TypeError where no agent could call the function: a parameter without a type hint, one that has no name to the
+    caller (`*args`, `**kwargs`, before `/`), an async function or a generator, or a return type that JSON cannot hold.
+    """
     if function is not None:
-        return FunctionTool(function)
-    return functools.partial(FunctionTool, conduct=Conduct(**conduct))
+        return _checked(function, Conduct())
+    return functools.partial(_checked, conduct=Conduct(**conduct))
+
+
+def _checked(function: Function, conduct: Conduct) -> FunctionTool:
+    name = getattr(function, "__qualname__", repr(function))
+    for parameter in _parameters(function):
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            raise TypeError(
+                f"@tool {name}: an agent gives arguments by name, which {parameter} ({parameter.kind.description}) does"
+                " not take; give each argument a parameter of its own, and write no /"
+            )
+        if parameter.annotation is parameter.empty:
+            raise TypeError(f"@tool {name}: the parameter {parameter.name!r} needs a type hint, such as "
+                            f"{parameter.name}: str, from which the agent's schema is made")  # fmt: skip
+    kind = _unreadable(function)
+    if kind:
+        raise TypeError(f"@tool {name} returns {kind}; a tool returns {RETURNS}")
+    return FunctionTool(function, conduct=conduct)
+
+
+def _parameters(function: Function) -> list[inspect.Parameter]:
+    """Those that a caller gives, so without a method's own instance."""
+    parameters = list(inspect.signature(function).parameters.values())
+    within = getattr(function, "__qualname__", "").rpartition(".")[0]
+    method = within and not within.endswith("<locals>")
+    own = (
+        method and parameters and (parameters[0].name == "self" or parameters[0].annotation is inspect.Parameter.empty)
+    )
+    return parameters[1:] if own else parameters
+
+
+def _unreadable(function: Function) -> str:
+    """What the function returns, if no agent can read it."""
+    if inspect.iscoroutinefunction(function):
+        return "a coroutine, which nobody awaits: call asyncio.run in a plain function"
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        return "a generator: return a list"
+    hint = getattr(function, "__annotations__", {}).get("return")
+    written = hint if isinstance(hint, str) else getattr(typing.get_origin(hint) or hint, "__name__", "")
+    named = written.partition("[")[0].rpartition(".")[2].strip()
+    return named if named in NOT_JSON else ""
 
 
 @functools.cache
@@ -104,9 +152,9 @@ def _arguments(function: Callable[..., object]) -> TypeAdapter[dict[str, Any]]:
 
     hints = typing.get_type_hints(function, include_extras=True)
     fields = {
-        name: hints[name] if parameter.default is parameter.empty else typing.NotRequired[hints[name]]
-        for name, parameter in inspect.signature(function).parameters.items()
-        if name in hints
+        one.name: hints[one.name] if one.default is one.empty else typing.NotRequired[hints[one.name]]
+        for one in _parameters(function)
+        if one.name in hints
     }
     shape = cast(Any, TypedDict)(function.__name__, fields)
     shape.__pydantic_config__ = ConfigDict(extra="forbid")

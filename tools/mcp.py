@@ -34,10 +34,14 @@ if TYPE_CHECKING:
     from mcp.server.lowlevel import Server
 
 T = TypeVar("T")
+Transports = Sequence[Callable[[TextIO], "Transport"]]
 
 MAX_DEPTH = 100  # of arguments; at some 250 a session breaks down
 CLOSE_SECONDS = 5  # to end a session; ending a process has bounds of its own
-WAY_OUT = "A command should run in a terminal and wait for input; a URL is the endpoint, which often ends in /mcp."
+WAY_OUT = (
+    "A command should run in a terminal and wait for input; a URL is the endpoint, which often ends in /mcp or /sse."
+)
+SILENCE = 86400.0  # seconds in which a server may have nothing to say over SSE; a call has a deadline of its own
 LAST_BYTES = 2000  # of what a server wrote to its standard error, in an error
 
 # Otherwise each line of garbage that a server writes is a traceback on the user's terminal.
@@ -57,7 +61,7 @@ class MCPServer:
     shared by any number of environments and threads; its tools do not close it.
     """
 
-    server: Sequence[str] | str  # a command and its arguments, or the URL of a streamable HTTP endpoint
+    server: Sequence[str] | str  # a command and its arguments, or the URL of a streamable HTTP or SSE endpoint
     prefix: str = ""  # of the tools' names
     stateless: bool = False  # no answer depends on the calls before
     seconds: float = 30.0  # a call may take
@@ -130,8 +134,7 @@ class MCPServer:
             return self._connection
 
     def _connect(self) -> _Connection:
-        address = self.server, dict(self.env), dict(self.headers)
-        connection = _Connection(str(self), functools.partial(_transport, *address), self.start_seconds)
+        connection = _Connection(str(self), _transports(self.server, self.env, self.headers), self.start_seconds)
         connection.closed = weakref.finalize(self, connection.close)  # at the latest when Python ends
         return connection
 
@@ -241,7 +244,7 @@ class _Connection:
 
     closed: Callable[[], object]  # closes it once
 
-    def __init__(self, server: str, transport: Callable[[TextIO], Transport], start_seconds: float) -> None:
+    def __init__(self, server: str, transports: Transports, start_seconds: float) -> None:
         _require_mcp()
         self.calls = 0  # that have begun and not ended
         self.used = False
@@ -249,7 +252,7 @@ class _Connection:
         self._scope: anyio.CancelScope | None = None
         self._ready: Future[None] = Future()
         self._loop, self._stop = asyncio.new_event_loop(), asyncio.Event()
-        arguments = server, transport, start_seconds
+        arguments = server, transports, start_seconds
         self._thread = threading.Thread(target=self._run, args=arguments, name=server, daemon=True)
         self._thread.start()
         try:
@@ -258,27 +261,36 @@ class _Connection:
             self.close()
             raise
 
-    def _run(self, server: str, transport: Callable[[TextIO], Transport], start_seconds: float) -> None:
+    def _run(self, server: str, transports: Transports, start_seconds: float) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(self._live(server, transport, start_seconds))
+            runner.run(self._live(server, transports, start_seconds))
 
-    async def _live(self, server: str, transport: Callable[[TextIO], Transport], start_seconds: float) -> None:
-        """The session from beginning to end, in one task, for scopes of cancellation nest in a task."""
+    async def _live(self, server: str, transports: Transports, start_seconds: float) -> None:
+        """The session from beginning to end, over the first transport that the server does not refuse."""
+        with tempfile.TemporaryFile("w+") as log:
+            faults: list[BaseException] = []
+            for transport in transports:
+                try:
+                    return await self._session(transport(log), start_seconds)
+                except BaseException as error:
+                    faults.append(error)
+                    if self._ready.done() or not _refused(error):
+                        break
+            if not self._ready.done():  # after the start, those who call hear of it
+                self._ready.set_exception(_unavailable(server, faults[0], start_seconds, log.fileno()))
+
+    async def _session(self, transport: Transport, start_seconds: float) -> None:
+        """In one task, because scopes of cancellation nest in a task."""
         import anyio
         from mcp import Client
 
-        with tempfile.TemporaryFile("w+") as log:
-            try:
-                with anyio.fail_after(start_seconds) as self._scope:
-                    async with Client(transport(log)) as self._client:
-                        await self._list_tools()
-                        self._scope.deadline = math.inf
-                        self._ready.set_result(None)
-                        await self._stop.wait()
-                        self._end()
-            except BaseException as error:  # after the start, those who call hear of it
-                if not self._ready.done():
-                    self._ready.set_exception(_unavailable(server, error, start_seconds, log.fileno()))
+        with anyio.fail_after(start_seconds) as self._scope:
+            async with Client(transport) as self._client:
+                await self._list_tools()
+                self._scope.deadline = math.inf
+                self._ready.set_result(None)
+                await self._stop.wait()
+                self._end()
 
     async def _list_tools(self) -> None:
         cursor = None
@@ -331,27 +343,55 @@ def _require_mcp() -> None:
         raise ServerUnavailable("MCP needs the package mcp: pip install 'treegym[mcp]'")
 
 
-@contextlib.asynccontextmanager
-async def _transport(
-    server: Sequence[str] | str, env: dict[str, str], headers: dict[str, str], log: TextIO
-) -> AsyncIterator[TransportStreams]:
-    import httpx2
+def _transports(server: Sequence[str] | str, env: Mapping[str, str], headers: Mapping[str, str]) -> Transports:
+    """The ways to speak with a server, the newest first; each takes the log for a command's standard error."""
+    if isinstance(server, str):
+        return [functools.partial(way, server, dict(headers)) for way in (_over_streams, _over_events)]
+    return [functools.partial(_over_pipes, tuple(server), dict(env))]
+
+
+def _over_pipes(command: Sequence[str], env: dict[str, str], log: TextIO) -> Transport:
     from mcp import StdioServerParameters, stdio_client
+
+    program, *arguments = command
+    # A byte that is no UTF-8 is dropped, or it would end the session; a line that is no message is skipped as it is.
+    parameters = StdioServerParameters(command=program, args=arguments, env=env, encoding_error_handler="ignore")
+    return stdio_client(parameters, errlog=log)
+
+
+@contextlib.asynccontextmanager
+async def _over_streams(url: str, headers: dict[str, str], log: TextIO) -> AsyncIterator[TransportStreams]:
+    import httpx2
     from mcp.client.streamable_http import streamable_http_client
 
-    async with contextlib.AsyncExitStack() as stack:
-        if isinstance(server, str):
-            client = httpx2.AsyncClient(headers=headers, timeout=None)  # the call has a deadline
-            transport = streamable_http_client(server, http_client=await stack.enter_async_context(client))
-        else:
-            command = StdioServerParameters(command=server[0], args=list(server[1:]), env=env)
-            transport = stdio_client(command, errlog=log)
-        yield await stack.enter_async_context(transport)
+    async with (
+        httpx2.AsyncClient(headers=headers, timeout=None) as client,  # the call has a deadline
+        streamable_http_client(url, http_client=client) as streams,
+    ):
+        yield streams
+
+
+def _over_events(url: str, headers: dict[str, str], log: TextIO) -> Transport:
+    from mcp.client.sse import sse_client
+
+    return sse_client(url, headers, sse_read_timeout=SILENCE)
+
+
+def _refused(error: BaseException) -> bool:
+    """Whether the server heard the first message and would not have it in this way."""
+    from mcp import MCPError
+
+    return isinstance(_cause(error), MCPError)
+
+
+def _cause(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _unavailable(server: str, error: BaseException, start_seconds: float, log: int) -> ServerUnavailable:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
+    error = _cause(error)
     if isinstance(error, TimeoutError):
         reason = f"no answer within {start_seconds:g} seconds, which start_seconds can raise"
     else:
@@ -438,8 +478,7 @@ def _server(tools: Mapping[str, Tool], instructions: str) -> Server[Any]:
         asked = ToolCall(parameters.name, parameters.arguments or {})
         async with lock:
             result = await to_thread.run_sync(call_tool, asked, tools)
-        text = result.text.encode(errors="replace").decode()  # JSON takes no lone surrogates
-        return types.CallToolResult(content=[types.TextContent(type="text", text=text)], is_error=result.failed)
+        return types.CallToolResult(content=[types.TextContent(type="text", text=result.text)], is_error=result.failed)
 
     return Server("treegym", instructions=instructions or None, on_list_tools=list_tools, on_call_tool=call)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 MAX_CHARS = 8000  # of a result's text
+RETURNS = "a text, a ToolResult, or a value that JSON can hold, which the agent reads as JSON"
 
 
 class ToolError(Exception):
@@ -26,9 +29,14 @@ class ToolCall:
     arguments: Mapping[str, Any]
 
 
+def encodable(text: str) -> str:
+    """The text with a question mark for each half of a surrogate pair, which no tokenizer and no file takes."""
+    return text.encode("utf-8", "replace").decode()
+
+
 @dataclass(frozen=True, slots=True)
 class ToolResult:
-    """What came back, as the agent reads it."""
+    """What came back, as the agent reads it: `encodable`."""
 
     text: str
     failed: bool = False
@@ -36,6 +44,24 @@ class ToolResult:
     elapsed: float = field(default=0.0, compare=False)  # seconds
     truncated: bool = False  # text was cut at the tool's cap
     cached: bool = field(default=False, compare=False)  # answered from an earlier call of a pure tool
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", encodable(self.text))
+
+
+def as_result(answer: Any, tool: str) -> ToolResult:
+    """What a tool returned, as a result: a text as it is, other values as their JSON. TypeError where there is none."""
+    if isinstance(answer, ToolResult):
+        return answer
+    if isinstance(answer, str):
+        return ToolResult(answer)
+    if inspect.iscoroutine(answer):
+        answer.close()  # nobody waits for it
+    try:
+        return ToolResult(json.dumps(answer, ensure_ascii=False, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        shown = f"{type(answer).__name__} {answer!r:.80}"
+        raise TypeError(f"the tool {tool} returned {shown} ({error}); a tool returns {RETURNS}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +96,8 @@ class Tool(Protocol):
     @property
     def parameters(self) -> Mapping[str, Any]: ...  # JSON schema of type "object"
 
-    def __call__(self, /, **arguments: Any) -> str | ToolResult:
-        """Raises ToolError with a text for the agent."""
+    def __call__(self, /, **arguments: Any) -> Any:
+        """A text, a ToolResult, or a value that JSON can hold. Raises ToolError with a text for the agent."""
         ...
 
     def fork(self) -> Tool:

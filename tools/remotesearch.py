@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import atexit
 import functools
+import hashlib
 import json
 import os
 import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from .protocol import encodable
 from .search import Hit, Passage, SearchError
 
 TIMEOUT = 30.0  # seconds
@@ -183,20 +185,38 @@ def _detail(text: str) -> str:
 def _read(reply: bytes, count: int, k: int, url: str) -> list[list[Hit]]:
     """The hits of each of `count` queries."""
     try:
-        lists = json.loads(reply)["result"]
+        answer = json.loads(reply)
+        lists = answer["result"] if isinstance(answer, dict) else answer
         if len(lists) != count:
             raise ValueError(f"{len(lists)} results for {count} queries")
-        return [[_hit(item) for item in found[:k]] for found in lists]
+        return [[_hit(item, rank) for rank, item in enumerate(found[:k], 1)] for found in lists]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise SearchError(f"{url} answered in another shape: {type(error).__name__}: {error}") from None
 
 
-def _hit(item: Any) -> Hit:
-    """A hit from {"document": {"id", "contents"}, "score"}; contents are a title, in quotes or not, and a text."""
-    contents = item["document"]["contents"]
+def _hit(item: Any, rank: int) -> Hit:
+    """A hit from {"document": document, "score"} or from the document alone: {"id", "contents"}, or the contents as a
+    text. Contents are a title, in quotes or not, and a text. Search-R1's online servers give neither ids nor scores:
+    then the id is a digest of the contents, and the score 1 / rank.
+    """
+    document = item.get("document", item) if isinstance(item, dict) else item
+    fields = {"contents": document} if isinstance(document, str) else document
+    title, text = _parts(fields)
+    digest = hashlib.blake2b(json.dumps([title, text]).encode(), digest_size=8).hexdigest()
+    score = item.get("score") if isinstance(item, dict) else None
+    id = fields.get("id")
+    return Hit(Passage(digest if id is None else str(id), title, text), 1 / rank if score is None else float(score))
+
+
+def _parts(document: Mapping[str, Any]) -> tuple[str, str]:
+    """Title and text of a document; KeyError where it has none."""
+    contents = document.get("contents", document.get("content"))
+    if contents is None:
+        return str(document.get("title") or ""), encodable(document["text"])
+    contents = encodable(contents)
     quoted = contents.startswith('"') and '"\n' in contents
     title, _, text = contents[1:].partition('"\n') if quoted else contents.partition("\n")
-    return Hit(Passage(str(item["document"]["id"]), title, text), float(item["score"]))
+    return title, text
 
 
 _open_lock = threading.Lock()

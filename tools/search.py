@@ -24,7 +24,7 @@ from typing import Any, Protocol, Self, TypeVar, cast
 from .cache import cached_directory
 from .protocol import ToolError, ToolResult, only_text
 
-FORMAT = "2"  # of the files on disk; part of the key, so that an older cache is built anew
+FORMAT = "3"  # of the files on disk; part of the key, so that an older cache is built anew
 HEAP = 2_000_000_000  # bytes while indexing; what fits is one segment, within which equal scores keep their order
 MAX_QUERY_WORDS = 64  # a longer query is cut: its time stays bounded
 T = TypeVar("T")
@@ -66,11 +66,36 @@ class Retriever(Protocol):
         ...
 
 
+# Scripts that put no blanks between words: Thai, Lao, Tibetan, Burmese, Khmer, kana, Han.
+UNSPACED = (
+    "\u0e00-\u109f\u1780-\u17ff\u3005-\u3007\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff"
+    "\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+RUN = re.compile(rf"([{UNSPACED}]+)|([^\W{UNSPACED}]+)")
+
+
 def words(text: str) -> list[str]:
     """Lower-case words without accents: "São Paulo's" -> sao, paulo, s."""
+    return re.findall(r"\w+", _folded(text))
+
+
+def unspaced_parts(text: str, *, single: bool = False) -> list[str]:
+    """Pairs of neighbouring characters of scripts without blanks, and letters glued to them: "iPhone手机壳" -> iphone,
+    手机, 机壳. A character that stands alone is its own part; with `single` each character is one too."""
+    parts: list[str] = []
+    for word in [] if text.isascii() else re.findall(r"\w+", _folded(text)):
+        runs = RUN.findall(word)
+        for run, letters in runs if any(run for run, _ in runs) else []:
+            pairs = [run[place : place + 2] for place in range(len(run) - 1)]
+            parts += [letters] if letters else pairs or [run]
+            parts += run if single and pairs else ()
+    return parts
+
+
+def _folded(text: str) -> str:
     if not text.isascii():
         text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
-    return re.findall(r"\w+", text.lower())
+    return text.lower()
 
 
 class SearchIndex:
@@ -88,7 +113,7 @@ class SearchIndex:
     @classmethod
     def build(cls, passages: Iterable[Passage]) -> SearchIndex:
         """The index of these passages, from the cache when it was built before."""
-        kept = tuple(passages)
+        kept = distinct(passages)
         key = passages_key(kept, f"{FORMAT} {importlib.metadata.version('tantivy')}")
         return open_index(cached_directory("search", key, lambda path: write_index(kept, path)))
 
@@ -100,7 +125,9 @@ class SearchIndex:
         asked = ([word for word in asked if word not in STOP_WORDS] or asked)[:MAX_QUERY_WORDS]
         if not asked or k < 1:
             return []
-        terms = [(tantivy.Occur.Should, tantivy.Query.term_query(self._schema, "body", word)) for word in asked]
+        fields = [("body", word) for word in asked] + [("parts", part) for part in unspaced_parts(query)]
+        queries = [tantivy.Query.term_query(self._schema, *term) for term in fields[:MAX_QUERY_WORDS]]
+        terms = [(tantivy.Occur.Should, term) for term in queries]
         found = self._searcher.search(tantivy.Query.boolean_query(terms), k, count=False).hits
         places = cast(list[int], self._searcher.fast_field_values("place", [address for _, address in found]))
         ranked = sorted((-score, place) for (score, _), place in zip(found, places, strict=True))
@@ -126,14 +153,28 @@ def write_index(passages: Sequence[Passage], path: Path) -> None:
     save_passages(passages, path)
     schema = tantivy.SchemaBuilder()
     schema.add_text_field("body", tokenizer_name="whitespace", index_option="freq")
+    # A field of its own, so that the lengths of passages, and with them the scores of other words, stay what they are.
+    schema.add_text_field("parts", tokenizer_name="whitespace", index_option="freq")
     schema.add_integer_field("place", fast=True)
     (path / "tantivy").mkdir()
     writer = tantivy.Index(schema.build(), path=str(path / "tantivy")).writer(HEAP, num_threads=1)
     for place, passage in enumerate(progress(passages, "Indexing", len(passages) >= 100_000)):
-        body = " ".join(words(f"{passage.title} {passage.text}"))
-        writer.add_document(tantivy.Document(body=body, place=place))
+        text = f"{passage.title} {passage.text}"
+        body, parts = " ".join(words(text)), " ".join(unspaced_parts(text, single=True))
+        writer.add_document(tantivy.Document(body=body, parts=parts, place=place))
     writer.commit()
     writer.wait_merging_threads()
+
+
+def distinct(passages: Iterable[Passage]) -> tuple[Passage, ...]:
+    """The passages. ValueError names an id that two of them have."""
+    kept: dict[str, Passage] = {}
+    for passage in passages:
+        if kept.setdefault(passage.id, passage) is not passage:
+            raise ValueError(
+                f"two passages have the id {passage.id!r}: {kept[passage.id].title!r} and {passage.title!r}"
+            )
+    return tuple(kept.values())
 
 
 def save_passages(passages: Sequence[Passage], path: Path) -> None:
