@@ -7,7 +7,8 @@ from .base import Message, Task, TextEnv
 from .check import check_env
 from .code import CodeEnv
 from .factsearch import FactSearchEnv
-from .formats import HermesFormat, OpenAIFormat, TaggedFormat, action_format
+from .families import HermesFormat
+from .formats import OpenAIFormat, TaggedFormat, action_format
 from .household import HouseholdEnv
 from .lookup import LookupEnv
 from .maze import MazeEnv

@@ -12,8 +12,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from treegym.envs import Action, ActionFormat, FormatError, action_format
+from treegym.envs.families import ParameterFormat
 from treegym.envs.formats import FORMATS
 from treegym.tools import Tool, ToolCall, tool
+from treegym.tools.calls import call_tool
 
 
 @tool
@@ -76,6 +78,36 @@ MARKS = (  # of every format, its escapes, and what JSON and Markdown make of th
     *("\n**Action:** ", "\nObservation:", "\\Action: ", "\n\\\\ Thought: ", "Finish[x]", "\n\u017ffinal answer:"),
     *("```", "````", "\n```\n", "\n```search\n", "\n ```answer\n", "\n\\```", "\n    ```\n", "~~~", "`"),
     *('{"query": "x"}', '{"a": 1}', "{}", "null", "true", "1e999", "NaN", "-0", "\\ud800", '"', "'", "\\"),
+    *(
+        "<think>",
+        "</think>",
+        "<tool_call>",
+        "&lt;answer>",
+        "<function=x>",
+        "<parameter=x>",
+        "\n</parameter>",
+        "</function>",
+    ),
+    *(
+        "<arg_key>",
+        "</arg_key>",
+        "<arg_value>",
+        "</arg_value>",
+        "[TOOL_CALLS]",
+        "[ARGS]",
+        "&lsqb;TOOL_CALLS]",
+        "look{}",
+    ),
+    *(
+        "<｜tool▁calls▁begin｜>",
+        "<｜tool▁call▁begin｜>",
+        "<｜tool▁sep｜>",
+        "<｜tool▁call▁end｜>",
+        "<｜tool▁calls▁end｜>",
+    ),
+    *("<|tool_call>", "<tool_call|>", '<|"|>', "<escape>", "<start_function_call>", "call:look{}", "<|python_tag|>"),
+    *("[look()", "look()", "```tool_code\n", "&grave;``tool_code\n", "<|tool_call_start|>", '{"name":', '[{"name":'),
+    *("<|channel|>", "<|message|>", "<|end|>", "<|call|>", "<|start|>", "analysis", "assistantfinal", "<|im_end|>"),
     *("{", "}", "[", "]", ",", ":", "\n", "\r\n", "\t", " ", "*", "\x00", "\x0b", "\x85", "\u2028", "\ufeff"),
 )
 TRICKY = st.sampled_from(MARKS)
@@ -118,11 +150,11 @@ def tools_and_actions(draw: st.DrawFn) -> tuple[dict[str, Tool], Action]:
 
 
 def stripped(value: Any) -> Any:
-    """The same with no blanks around its texts."""
+    """The same with no blanks around its texts, and newlines as the line ends of thought and answer."""
     if isinstance(value, Action):
-        answer = None if value.answer is None else value.answer.strip()
+        answer = None if value.answer is None else value.answer.replace("\r\n", "\n").strip()
         calls = tuple(ToolCall(call.name, stripped(dict(call.arguments))) for call in value.calls)
-        return Action(calls, answer, value.thought.strip())
+        return Action(calls, answer, value.thought.replace("\r\n", "\n").strip())
     if isinstance(value, dict):
         return {name: item.strip() if isinstance(item, str) else item for name, item in value.items()}
     raise TypeError(value)
@@ -150,13 +182,8 @@ def test_every_mark_is_read_back_wherever_it_stands(form: ActionFormat) -> None:
             assert stripped(parsed) == stripped(action)
 
 
-WAYS = {
-    "tagged": "<answer>",
-    "hermes": "<answer>",
-    "react": "Final Answer:",
-    "fenced": "```answer",
-    "openai": "content",
-}
+WAYS = {"react": "Final Answer:", "fenced": "```answer", "openai": "content", "harmony": "<|channel|>final"}
+WAYS = {name: WAYS.get(name, "<answer>") for name in FORMATS}
 
 
 def check_any_text(form: ActionFormat, text: str) -> None:
@@ -226,9 +253,12 @@ def test_depth_is_taken_or_refused(form: ActionFormat, depth: int) -> None:
 
 @pytest.mark.parametrize("number", ["1" * 5000, "-" + "1" * 5000, "1e999", "-1e999", "NaN", "Infinity"])
 def test_a_number_that_is_none_is_refused(form: ActionFormat, number: str) -> None:
+    """By the format, or by the tool, where parameters are texts of any kind."""
     parsed = form.parse(call_of_move(form, number), TOOLS)
-    assert isinstance(parsed, FormatError)
-    assert "Not JSON" in parsed.text
+    if isinstance(parsed, Action):
+        assert isinstance(form, ParameterFormat) and call_tool(parsed.calls[0], TOOLS).failed
+    else:
+        assert "Not JSON" in parsed.text or "Not a value" in parsed.text
 
 
 NEARLY = (
@@ -450,5 +480,5 @@ def test_instructions_show_every_tool_and_the_end(form: ActionFormat) -> None:
 
 
 def test_an_unknown_format_is_refused_with_those_there_are() -> None:
-    with pytest.raises(ValueError, match=re.escape("'yaml'; formats: tagged, hermes, react, fenced, openai")):
+    with pytest.raises(ValueError, match=re.escape("'yaml'; formats: tagged, hermes, react, fenced, openai, llama,")):
         action_format("yaml")
