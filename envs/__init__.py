@@ -8,7 +8,7 @@ from .check import check_env
 from .code import CodeEnv
 from .factsearch import FactSearchEnv
 from .families import HermesFormat
-from .formats import OpenAIFormat, TaggedFormat, action_format
+from .formats import OpenAIFormat, TaggedFormat, action_format, format_of
 from .household import HouseholdEnv
 from .lookup import LookupEnv
 from .maze import MazeEnv
@@ -41,6 +41,7 @@ __all__ = [
     "action_format",
     "check_env",
     "exact_match",
+    "format_of",
     "normalize_answer",
     "registered",
     "token_f1",

@@ -44,6 +44,7 @@ class ModelFormat(ABC):
     """A thought, then calls as a family of models writes them, or <answer>. Ends of turns at the end are left out."""
 
     marks: Marks  # what begins calls and answers
+    tokens: tuple[str, ...] = ()  # that it writes and that may be special ones of the model's
 
     @abstractmethod
     def way(self) -> str:
@@ -194,6 +195,7 @@ class HermesFormat(TaggedCalls):
     """
 
     tags = ("<tool_call>", "</tool_call>")
+    tokens = ("<tool_call>", "</tool_call>")
     marks = marks_of("tool_call>")
 
     def way(self) -> str:
@@ -245,6 +247,7 @@ class MistralFormat(ModelFormat):
 
     named: bool
     marks = marks_of(**{"[": r"TOOL_CALLS\]"})
+    tokens = ("[TOOL_CALLS]", "[ARGS]")
 
     def way(self) -> str:
         return "[TOOL_CALLS]name[ARGS]{...}" if self.named else '[TOOL_CALLS][{"name": ..., "arguments": {...}}]'
@@ -299,6 +302,10 @@ class DeepSeekFormat(ModelFormat):
 
     fenced: bool
     marks = marks_of("｜tool▁calls?▁begin｜>")
+    tokens = (
+        *("<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>"),
+        *("<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>"),
+    )
 
     def way(self) -> str:
         return f"<｜tool▁calls▁begin｜>{self._written('name', '{...}')}<｜tool▁calls▁end｜>"
@@ -367,8 +374,9 @@ class ParameterFormat(TaggedCalls):
 
     tags: tuple[str, str]  # around a call
     call: tuple[str, str]  # around the parameters of a call; {name} is the tool's
-    parameter: tuple[str, str]  # around a value; {name} is the parameter's, {string} says whether it is a text
+    parameter: tuple[str, str]  # around a value; {name} is the parameter's
     marks: Marks
+    tokens = ("<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
 
     @property
     def alone(self) -> bool:
@@ -422,7 +430,7 @@ class ParameterFormat(TaggedCalls):
     def _written(self, name: str, arguments: Mapping[str, Any]) -> str:
         parts = [self.call[0].replace("{name}", name)]
         for key, value in arguments.items():
-            opening = self.parameter[0].replace("{name}", key).replace("{string}", json.dumps(isinstance(value, str)))
+            opening = self.parameter[0].replace("{name}", key)
             plain = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             parts.append(f"{opening}{plain}{self.parameter[1]}")
         return "".join([*parts, self.call[1]])
@@ -434,7 +442,7 @@ def _pattern(tag: str) -> str:
     ending = r"\n?" if tag.endswith("\n") and "{name}" in tag else ""  # before a value
     name = r"(?P<name>[^<>\s](?:[^<>\"\n]*[^<>\"\s])?)"
     joined = r"\s*+".join(lines) + ending
-    return joined.replace(r"\{name\}", name).replace(r"\{string\}", r"\w*+")
+    return joined.replace(r"\{name\}", name)
 
 
 def _schema(tool: Tool | None, name: str) -> Mapping[str, Any]:
@@ -543,6 +551,7 @@ class PythonicFormat(ModelFormat):
         r"\|(?:python_tag|python_start|tool_call_start)\|>",
         **{"[": rf"(?=\s*+{NAME}\()", "`": r"``tool_code\b"},
     )
+    tokens = ("<|tool_call_start|>", "<|tool_call_end|>")
 
     def way(self) -> str:
         return f"{self.opening}tool(name=value){self.closing}"
@@ -588,6 +597,7 @@ class GemmaFormat(ModelFormat):
     closing: str
     quote: str
     marks: Marks
+    tokens = ("<|tool_call>", "<tool_call|>", '<|"|>', "<start_function_call>", "<end_function_call>", "<escape>")
 
     def way(self) -> str:
         return f"{self.opening}call:tool{{name:{self.quote}value{self.quote}}}{self.closing}"
@@ -651,6 +661,8 @@ class HarmonyFormat:
 
     `<|channel|>commentary to=functions.search <|constrain|>json<|message|>{"query": "capital of Japan"}<|call|>`
     """
+
+    tokens = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|call|>")
 
     def parse(self, text: str, tools: Tools) -> Action | FormatError:
         try:

@@ -89,15 +89,19 @@ class OpenAIFormat:
 
     def parse(self, text: str, tools: Tools) -> Action | FormatError:
         try:
-            message = json_object(text)
-            if unknown := sorted(key for key in message.keys() - _MESSAGE if message[key]):
-                raise Malformed(f'A message has no {unknown[0][:40]!r}; a call stands in "tool_calls".')
-            content, reasoning = _text(message, "content"), _text(message, "reasoning_content") or ""
-            if calls := [read_call(call, tools) for call in _tool_calls(message)]:
-                return one_action("\n".join(filter(None, [reasoning, content])), calls, [])
-            return one_action(reasoning, [], [] if content is None else [content])
+            return read_reply(text, lambda text, place: self._read(text, place, tools))
         except Malformed as error:
             return FormatError(f"{error} Write {OPENAI_CALL} or {OPENAI_ANSWER}.")
+
+    def _read(self, text: str, place: int, tools: Tools) -> Action:
+        message = json_object(text[place:])
+        if unknown := sorted(key for key in message.keys() - _MESSAGE if message[key]):
+            raise Malformed(f'A message has no {unknown[0][:40]!r}; a call stands in "tool_calls".')
+        content, reasoning = _text(message, "content"), _text(message, "reasoning_content")
+        thoughts = [text[:place].strip(), reasoning]
+        if calls := [read_call(call, tools) for call in _tool_calls(message)]:
+            return one_action("\n".join(filter(None, [*thoughts, content])), calls, [])
+        return one_action("\n".join(filter(None, thoughts)), [], [] if content is None else [content])
 
     def render(self, action: Action, tools: Tools) -> str:
         message: dict[str, Any] = {"content": action.thought or None}
@@ -126,6 +130,7 @@ class OpenAIFormat:
 _MESSAGE = frozenset({"role", "content", "reasoning_content", "tool_calls", "function_call"})
 OPENAI_CALL = '{"tool_calls": [{"type": "function", "function": {"name": ..., "arguments": "{...}"}}]}'
 OPENAI_ANSWER = '{"content": "the answer"}'
+DEFAULT = "tagged"
 FORMATS: Mapping[str, ActionFormat] = {
     "tagged": TaggedFormat(),
     "hermes": HermesFormat(),
@@ -158,6 +163,32 @@ FORMATS: Mapping[str, ActionFormat] = {
     ),
     "harmony": HarmonyFormat(),
 }
+
+
+# What a chat template has where it renders calls, and the format of models that were trained on it; the first counts.
+TEMPLATES = (
+    (("<|channel|>", "functions."), "harmony"),
+    (("<｜tool▁calls▁begin｜>", "```json"), "deepseek"),
+    (("<｜tool▁calls▁begin｜>",), "deepseek-v3.1"),
+    (("<function=",), "qwen-coder"),
+    (("<arg_key>",), "glm"),
+    (("[ARGS]",), "mistral-named"),
+    (("[TOOL_CALLS]",), "mistral"),
+    (("<|tool_call>",), "gemma4"),
+    (("<start_function_call>",), "functiongemma"),
+    (("<|tool_call_start|>",), "lfm2"),
+    (("<|tool_list_start|>",), "lfm2"),
+    (("<tool_call>",), "hermes"),
+    (("<|python_start|>",), "pythonic"),
+    (('"parameters": ', "<|start_header_id|>"), "llama"),
+    (("<start_of_turn>",), "gemma"),
+)
+
+
+def format_of(template: str | Mapping[str, str] | None) -> str:
+    """The name of the format in which models with this chat template write calls; `tagged` where it shows none."""
+    text = "\n".join(template.values()) if isinstance(template, Mapping) else template or ""
+    return next((name for marks, name in TEMPLATES if all(mark in text for mark in marks)), DEFAULT)
 
 
 def action_format(name: str) -> ActionFormat:

@@ -28,7 +28,7 @@ from ..tools import (
 )
 from .actions import Action, FormatError
 from .base import Message, TextEnv
-from .formats import action_format
+from .formats import DEFAULT, action_format
 from .spaces import AnyText
 
 MAX_TURNS = 8
@@ -67,7 +67,7 @@ class ToolEnv(TextEnv):
         self,
         *,
         tools: Sequence[Tool | Toolkit] = (),
-        format: str = "tagged",
+        format: str = DEFAULT,
         max_turns: int | None = None,
         reward_weights: Mapping[str, float] | None = None,
     ) -> None:
