@@ -32,9 +32,9 @@ from .literals import distinct, past_comma, read_literal, read_mapping, write_li
 
 # Ends of turns, which a server may leave in its text, and which some models write besides the template's.
 ENDS = (
-    *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|endoftext|>", "<|end_of_text|>", "<|end|>", "</s>", "<eos>"),
+    *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|eot|>", "<|eom|>", "<|end|>", "</s>", "<eos>"),
     *("<end_of_turn>", "<turn|>", "<|tool_response>", "<start_function_response>", "<｜end▁of▁sentence｜>"),
-    *("<|user|>", "<|observation|>"),
+    *("<|user|>", "<|observation|>", "<|endoftext|>", "<|end_of_text|>"),
 )
 NAME = r"[\w./-]++"
 IN_ANSWER = Marks({"<": "/?answer>|/think>"})
@@ -575,7 +575,9 @@ class PythonicFormat(ModelFormat):
         return self.opening + self.between.join(map(_python_call, calls)) + self.closing
 
 
-_PYTHON_OPENING = re.compile(rf"\s*+(?:<\|\w++\|>|(```)tool_code\b|(?=\[\s*+{NAME}\())")
+_PYTHON_OPENING = re.compile(
+    rf"\s*+(?:<\|(?:python_tag|python_start|tool_call_start)\|>|(```)tool_code\b|(?=\[\s*+{NAME}\())"
+)
 _PYTHON_CLOSING = re.compile(r"\s*+(?:<\|(?:python_end|tool_call_end)\|>|(```))")
 
 
