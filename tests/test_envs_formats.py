@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from treegym.envs import Action, ActionFormat, FormatError, action_format, format_of
@@ -165,6 +165,7 @@ def form(request: pytest.FixtureRequest) -> ActionFormat:
     return action_format(request.param)
 
 
+@settings(max_examples=50)
 @given(tools_and_actions())
 def test_what_is_rendered_parses_back(form: ActionFormat, case: tuple[dict[str, Tool], Action]) -> None:
     tools, action = case
@@ -198,6 +199,7 @@ def check_any_text(form: ActionFormat, text: str) -> None:
         assert form.parse(form.render(parsed, TOOLS), TOOLS) == parsed
 
 
+@settings(max_examples=50)
 @given(st.lists(TRICKY | st.text(st.characters(), max_size=5), max_size=12).map("".join) | st.text(st.characters()))
 @example("\ud800")
 @example("Action: search\nAction Input: \ud800")
@@ -222,6 +224,7 @@ ACTIONS = st.builds(
 )
 
 
+@settings(max_examples=50)
 @given(ACTIONS, st.lists(st.tuples(st.floats(0, 1), st.floats(0, 0.1), TRICKY), min_size=1, max_size=3))
 def test_a_damaged_action_is_an_action_or_a_reason(
     form: ActionFormat, action: Action, damage: list[tuple[float, float, str]]
@@ -275,14 +278,33 @@ NEARLY = (
     "<" + "/a" * 100_000,
     '{"tool_calls": [' + "{}," * 50_000 + "{}]}",
     '{"content": "' + "\\u0041" * 30_000 + '"}',
+    "<tool_call>" + '{"name": "look"}' * 12_000,
+    "<tool_call><function=look>" + "<parameter=x>" * 15_000,
+    "<tool_call><function=look><parameter=x>" + "\n</parameter> " * 13_000,
+    "<tool_call>look<arg_key>x</arg_key><arg_value>" + "</arg_value>" * 16_000,
+    "<tool_call>look<arg_key>x</arg_key><arg_value>" + "</arg_value> <arg_key>x</arg_key><arg_value>" * 4_000,
+    "[look(" * 30_000,
+    "[look(x=" + "(" * 200_000,
+    "[look(" + "x='a'," * 30_000,
+    "[look(" + "'" * 200_000,
+    "[look(x='" + "\\'" * 100_000,
+    "[look(), " * 20_000,
+    "<|tool_call>call:look{" + "a:" * 100_000,
+    "<|tool_call>call:look{x:[" + "1," * 100_000,
+    "call:look{x:" + "a b " * 50_000,
+    "[TOOL_CALLS]look[ARGS]{}" * 8_000,
+    "<｜tool▁call▁begin｜>look<｜tool▁sep｜>{}<｜tool▁call▁end｜>" * 4_000,
+    "<|channel|>analysis<|message|>x<|end|><|start|>assistant" * 4_000,
+    "<think>" * 15_000 + "</think>" * 15_000,
 )
 
 
-@pytest.mark.parametrize("text", [*(mark * (200_000 // len(mark)) for mark in MARKS), *NEARLY], ids=lambda s: s[:20])
-def test_long_texts_of_marks_are_read(form: ActionFormat, text: str) -> None:
+def test_long_texts_of_marks_are_read(form: ActionFormat) -> None:
     """Stops at the test's time limit where a pattern goes back over what it read: 200 kB squared are hours."""
-    form.parse(text, TOOLS)
-    assert form.parse(form.render(Action(answer=text), TOOLS), TOOLS) == Action(answer=text.strip())
+    for text in [*(mark * (200_000 // len(mark)) for mark in MARKS), *NEARLY]:
+        form.parse(text, TOOLS)
+        answer = text.replace("\r\n", "\n").strip()
+        assert form.parse(form.render(Action(answer=text), TOOLS), TOOLS) == Action(answer=answer), text[:20]
 
 
 def test_tags_take_text_numbers_and_objects() -> None:
