@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
-from ..envs import Message
+from ..envs import Message, action_format, format_of
 
 _REPLY = "reply"  # stands for any assistant text
 
@@ -25,6 +25,7 @@ class ChatRenderer:
         self.tokenizer = tokenizer
         specials = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         self._specials = sorted(specials, key=len, reverse=True)
+        self._spoken = frozenset(getattr(action_format(format_of(tokenizer.chat_template)), "tokens", ()))
         self._check()
 
     @cached_property
@@ -50,7 +51,7 @@ class ChatRenderer:
 
     def reply(self, text: str) -> tuple[int, ...]:
         """Tokens of a reply that somebody else wrote, ended."""
-        return (*self._encode(self._plain(text)), self.end_of_turn)
+        return (*self._encode(self._plain(text, self._spoken)), self.end_of_turn)
 
     def _after_reply(self, messages: Sequence[Message], *, generation: bool) -> str:
         before = [Message("user", "?"), Message("assistant", _REPLY)]
@@ -62,10 +63,11 @@ class ChatRenderer:
         chat = [{"role": message.role, "content": self._plain(message.text)} for message in messages]
         return str(self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=generation))
 
-    def _plain(self, text: str) -> str:
-        """The text with its special tokens broken up: a tool's result must not be able to end the turn."""
+    def _plain(self, text: str, kept: Collection[str] = ()) -> str:
+        """The text with its special tokens broken up, save those that are `kept`: a tool's result must not be able to
+        end the turn."""
         for token in self._specials:
-            if token in text:
+            if token in text and token not in kept:
                 text = text.replace(token, f"{token[:1]} {token[1:]}")
         return text
 

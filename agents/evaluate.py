@@ -79,8 +79,10 @@ class TaskOutcome:
 
     @property
     def key(self) -> str:
-        """Equal keys: the same task."""
-        return json.dumps(asdict(self.task), sort_keys=True, ensure_ascii=False)
+        """Equal keys: the same task, in whatever format its actions are written."""
+        task = asdict(self.task)
+        task["settings"].pop("format", None)
+        return json.dumps(task, sort_keys=True, ensure_ascii=False)
 
 
 def _outcome(

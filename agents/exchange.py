@@ -26,6 +26,7 @@ from .. import __version__
 from ..envs import Action, ActionFormat, Message, OpenAIFormat, Task, ToolEnv
 from ..tools import Tool
 from .frames import StoreError
+from .messages import read_message
 from .policy import Completion
 from .records import Record
 from .tree import ROOT, Cost, Node, RolloutTree
@@ -161,10 +162,8 @@ def _turns(tree: RolloutTree, rollout: int, known: Grammar | None) -> Iterator[R
 
 def _said(row: Row) -> str:
     """An assistant's message as one text: its content if that is all, else JSON, which `OpenAIFormat` reads."""
-    if not (row.get("tool_calls") or row.get("reasoning_content")):
-        return str(row.get("content") or "")
-    said = {name: row[name] for name in ("content", "reasoning_content", "tool_calls") if row.get(name) is not None}
-    return json.dumps(said, ensure_ascii=False)
+    said = read_message(row)
+    return json.dumps(said, ensure_ascii=False) if said.keys() - {"content"} else str(said.get("content", ""))
 
 
 def _conversation(rows: Sequence[Row], prompt: Sequence[Row] = ()) -> tuple[tuple[Message, ...], list[Node]]:

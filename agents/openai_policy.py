@@ -8,8 +8,10 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..envs import Message, TextEnv
+from ..envs import Message, TextEnv, ToolEnv
+from ..envs.families import shown
 from .chat import ChatRenderer
+from .messages import as_action, chat_rows, read_message, reasoning_name, with_thinking, without_thinking
 from .policy import Completion, Context, CutReply, Player, Policy, Sample, Sampling, derive_seed
 
 TIMEOUT = 120.0  # seconds of a request
@@ -172,24 +174,58 @@ class ChatPlayer(Player):
 
     Its tokens are those of this side's tokenizer, it has no log-probabilities, and the server renders the chat its own
     way; success can be measured so, training cannot start from it. Tool results are sent as the user's messages.
+
+    With `tools`, an environment's tools are sent for the server to render, calls and their results go both ways as
+    `tool_calls` and the tool's messages, and a reply without a call is the answer. Calls are read in any case. The
+    reasoning that a server tells apart from the reply is part of the action's text; with `reasoning` it is sent back.
     """
 
-    def __init__(self, server: Server, model: str, sampling: Sampling) -> None:
+    def __init__(
+        self, server: Server, model: str, sampling: Sampling, *, tools: bool = False, reasoning: bool = False
+    ) -> None:
         self._server, self._model, self._sampling = server, model, sampling
+        self._tools, self._reasoning = tools, reasoning
+        self._reasoning_name = ""  # under which the server has its reasoning, once it had some
 
     async def act(self, env: TextEnv, chat: Sequence[Message], seed: int) -> str:
-        messages = [{"role": "user" if m.role == "tool" else m.role, "content": m.text} for m in chat]
+        form = env.format if isinstance(env, ToolEnv) else None
+        tools = env.tools if isinstance(env, ToolEnv) else {}
+        native = self._tools and form is not None
+        rows = list(chat_rows(chat, form, tools)) if native and form else list(map(self._plain, chat))
         body = {
             "model": self._model,
-            "messages": messages,
+            "messages": [self._with_reasoning(row) for row in rows],
             "max_tokens": self._sampling.max_tokens,
             "temperature": self._sampling.temperature,
             "seed": derive_seed(seed, len(chat)),
         }
+        if native and tools:
+            body["tools"] = [{"type": "function", "function": shown(tool)} for tool in tools.values()]
         reply = await self._server.ask("chat/completions", body)
         try:
             choice = reply["choices"][0]
-            text = str(choice["message"]["content"] or "")
-            return CutReply(text) if choice.get("finish_reason") == "length" else text
+            message = read_message(choice["message"])
+            self._reasoning_name = reasoning_name(choice["message"]) or self._reasoning_name
+            cut = choice.get("finish_reason") == "length"
         except (LookupError, TypeError, AttributeError) as error:
             raise _strange(self._server, error) from None
+        text = message.get("content", "")
+        if form and (message.get("tool_calls") or (native and not cut)):
+            text = as_action(message, form, tools)
+        elif form:
+            text = with_thinking(message.get("reasoning_content", ""), text)
+        return CutReply(text) if cut else text
+
+    def _plain(self, message: Message) -> dict[str, Any]:
+        row = {"role": "user" if message.role == "tool" else message.role, "content": message.text}
+        if message.role == "assistant" and self._reasoning_name:
+            reasoning, row["content"] = without_thinking(message.text)
+            row |= {"reasoning_content": reasoning} if reasoning else {}
+        return row
+
+    def _with_reasoning(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The row with its reasoning as the server names it, where it is wanted, else without."""
+        reasoning = row.pop("reasoning_content", None)
+        return (
+            {**row, self._reasoning_name: reasoning} if reasoning and self._reasoning and self._reasoning_name else row
+        )

@@ -7,7 +7,8 @@ from .base import Message, Task, TextEnv
 from .check import check_env
 from .code import CodeEnv
 from .factsearch import FactSearchEnv
-from .formats import HermesFormat, OpenAIFormat, TaggedFormat, action_format
+from .families import HermesFormat
+from .formats import OpenAIFormat, TaggedFormat, action_format, format_of
 from .household import HouseholdEnv
 from .lookup import LookupEnv
 from .maze import MazeEnv
@@ -40,6 +41,7 @@ __all__ = [
     "action_format",
     "check_env",
     "exact_match",
+    "format_of",
     "normalize_answer",
     "registered",
     "token_f1",

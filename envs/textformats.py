@@ -14,6 +14,7 @@ from .actions import (
     Tools,
     one_action,
     read_arguments,
+    read_reply,
     shown_arguments,
     write_arguments,
 )
@@ -25,9 +26,10 @@ MARKER = re.compile(rf"^[ \t*]*+{_WORDS}", _ANY)  # "Thought:", "Action 1:", "**
 MARKED = re.compile(rf"^(?=[ \t*\\]*+{_WORDS})", _ANY)  # a backslash keeps a line of text from being a marker
 ESCAPED = re.compile(rf"^\\(?=[ \t*\\]*+{_WORDS})", _ANY)
 
-FENCE = re.compile(r" {0,3}(`{3,}+)([^`]*+)")
-FENCED = re.compile(r"^(?=[ \\]*+`{3})", re.MULTILINE)
-ESCAPED_FENCE = re.compile(r"^\\(?=[ \\]*+`{3})", re.MULTILINE)
+FENCE = re.compile(r"([ \t]*+)(`{3,}+)([^`]*+)")
+FENCED = re.compile(r"^(?=[ \t\\]*+`{3})", re.MULTILINE)
+ESCAPED_FENCE = re.compile(r"^\\(?=[ \t\\]*+`{3})", re.MULTILINE)
+ITEM = re.compile(r"[ \t]*+(?:[-*+]|\d{1,9}[.)])[ \t]++(?=\S)")  # of a list, up to what it says
 PYTHON = frozenset({"python", "python3", "py"})
 
 
@@ -36,13 +38,13 @@ class ReactFormat:
     r"""Thought, Action and Action Input on lines of their own (Yao et al., arXiv:2210.03629), Final Answer for the end.
 
     The input is the only parameter as it stands, or a JSON object. Read as well: numbered markers, markers in any case
-    or in bold, `Action: search[capital of Japan]`, `Action: Finish[Tokyo]`. In texts, a line that looks like a marker
-    starts with a backslash.
+    or in bold, `Action: search[capital of Japan]`, `Action: Finish[Tokyo]`. In thought and answer, a line that looks
+    like a marker starts with a backslash; an argument with such a line stands in a JSON object.
     """
 
     def parse(self, text: str, tools: Tools) -> Action | FormatError:
         try:
-            return _react(text, tools)
+            return read_reply(text, lambda text, place: _react(text, place, tools))
         except Malformed as error:
             return FormatError(f"{error} Write {' or '.join(map(_react_call, tools.values()))} or Final Answer: text")
 
@@ -51,7 +53,7 @@ class ReactFormat:
         for call in action.calls:
             lines.append(f"Action: {call.name}")
             if call.arguments:
-                lines.append(f"Action Input: {_mark(write_arguments(call.arguments, tools[call.name]))}")
+                lines.append(f"Action Input: {write_arguments(call.arguments, tools[call.name], MARKED)}")
         if action.answer is not None:
             lines.append(f"Final Answer: {_mark(action.answer)}")
         return "\n".join(lines)
@@ -66,8 +68,8 @@ def _react_call(tool: Tool) -> str:
     return f"Action: {tool.name}" + (f"\nAction Input: {shown}" if shown else "")
 
 
-def _react(text: str, tools: Tools) -> Action:
-    marks = list(MARKER.finditer(text))
+def _react(text: str, place: int, tools: Tools) -> Action:
+    marks = list(MARKER.finditer(text, place))
     thoughts = [text[: marks[0].start() if marks else None].strip()]
     actions: list[tuple[str, str | None]] = []  # what stands after Action and after Action Input
     answers: list[str] = []
@@ -83,7 +85,7 @@ def _react(text: str, tools: Tools) -> Action:
             case "action input":
                 if not actions or actions[-1][1] is not None:
                     raise Malformed("Action Input stands right after an Action.")
-                actions[-1] = (actions[-1][0], _unmark(body))
+                actions[-1] = (actions[-1][0], body)
             case "final answer":
                 answers.append(_unmark(body))
             case _:
@@ -91,7 +93,7 @@ def _react(text: str, tools: Tools) -> Action:
     calls = []
     for written, given in actions:
         name, given = _named(written, given, tools)
-        if name.lower() == "finish" and name not in tools:
+        if name.lower() == "finish":
             answers.append(given or "")
         else:
             calls.append(ToolCall(name, _given(given, tools.get(name))))
@@ -129,14 +131,13 @@ class FencedFormat:
 
     A block holds the tool's only parameter as it stands, or a JSON object; its fence is longer than any within. A block
     of Python is for the tool `python`, else for the one whose only parameter is `code`. Other blocks belong to the
-    thought before; there, a line that begins a block only in appearance starts with a backslash.
+    thought before; there, a line that begins a block only in appearance starts with a backslash. In a list, a block is
+    indented as the item is; its lines lose the indentation of its fence.
     """
 
     def parse(self, text: str, tools: Tools) -> Action | FormatError:
         try:
-            thought, blocks = _blocks(text, lambda info: _tool_of(info, tools))
-            calls = [ToolCall(name, read_arguments(body, tools[name])) for name, body in blocks if name != "answer"]
-            return one_action(thought, calls, [body.strip() for name, body in blocks if name == "answer"])
+            return read_reply(text, lambda text, place: self._read(text, place, tools))
         except Malformed as error:
             return FormatError("\n".join([f"{error} Write one of:", *map(_example, tools.values()), ANSWER]))
 
@@ -150,6 +151,12 @@ class FencedFormat:
     def instructions(self, tools: Tools) -> str:
         lines = [f"{_example(tool)}\n{tool.description}" for tool in tools.values()]
         return "\n".join(["Each turn, write one of:", *lines, ANSWER, "Give the final answer."])
+
+    def _read(self, text: str, place: int, tools: Tools) -> Action:
+        before, blocks = _blocks(text[place:], lambda info: _tool_of(info, tools))
+        thought = ESCAPED_FENCE.sub("", (text[:place] + before).strip()).strip()
+        calls = [ToolCall(name, read_arguments(body, tools[name])) for name, body in blocks if name != "answer"]
+        return one_action(thought, calls, [body.strip() for name, body in blocks if name == "answer"])
 
 
 def _block(name: str, body: str) -> str:
@@ -180,21 +187,39 @@ def _blocks(text: str, name_of: Callable[[str], str | None]) -> tuple[str, list[
     """The text before the first block that has a name, and the (name, body) of each; only blanks may follow one."""
     thought: list[str] = []
     blocks: list[tuple[str, list[str]]] = []
-    fence, lines = "", thought  # of the block that is open, and where its lines go
+    items: list[int] = []  # the columns where the lists that are open have their text
+    fence, indent, lines = "", "", thought  # of the block that is open, and where its lines go
     for line in text.split("\n"):
         mark = FENCE.fullmatch(line)
-        if fence and mark and len(mark[1]) >= len(fence) and not mark[2].strip():
+        width = _width(line)
+        if not fence and line.strip():
+            items = [column for column in items if column <= width]
+        if mark and width - max(items, default=0) > 3:
+            mark = None
+        if fence and mark and len(mark[2]) >= len(fence) and not mark[3].strip():
             if lines is thought:
                 thought.append(line)
-            fence, lines = "", thought
-        elif not fence and mark and (name := name_of(mark[2])):
-            fence, lines = mark[1], []
+            fence, indent, lines = "", "", thought
+        elif not fence and mark and (name := name_of(mark[3])):
+            indent, fence, lines = mark[1], mark[2], []
             blocks.append((name, lines))
         elif not fence and blocks and line.strip():
             raise Malformed(f"There is text after the block {blocks[-1][0]}.")
         else:
-            fence = fence or (mark[1] if mark else "")
-            lines.append(line)
+            if not fence and (item := ITEM.match(line)):
+                items.append(len(item[0].expandtabs(4)))
+            fence = fence or (mark[2] if mark else "")
+            lines.append(_dedent(line, indent))
     if fence:
         raise Malformed(f"A block that {fence[:40]} begins is not closed.")
-    return ESCAPED_FENCE.sub("", "\n".join(thought).strip()).strip(), [(name, "\n".join(body)) for name, body in blocks]
+    return "\n".join(thought), [(name, "\n".join(body)) for name, body in blocks]
+
+
+def _width(line: str) -> int:
+    """The columns before a line's first character that is no blank."""
+    return len(line[: len(line) - len(line.lstrip(" \t"))].expandtabs(4))
+
+
+def _dedent(line: str, indent: str) -> str:
+    """The line without the indentation, or without as much of it as there is."""
+    return line[: len(indent)].lstrip(" \t") + line[len(indent) :]

@@ -29,7 +29,7 @@ from ..tools import (
 from ..tools.protocol import encodable
 from .actions import Action, FormatError
 from .base import Message, TextEnv
-from .formats import action_format
+from .formats import DEFAULT, action_format
 from .spaces import AnyText
 
 MAX_TURNS = 8
@@ -68,7 +68,7 @@ class ToolEnv(TextEnv):
         self,
         *,
         tools: Sequence[Tool | Toolkit] = (),
-        format: str = "tagged",
+        format: str = DEFAULT,
         max_turns: int | None = None,
         reward_weights: Mapping[str, float] | None = None,
     ) -> None:
@@ -84,6 +84,18 @@ class ToolEnv(TextEnv):
         self.reward_weights = dict(self.reward_weights if reward_weights is None else reward_weights)
         self.playhead: Playhead | None = None
         self._clear()
+        self._check_names(format)
+
+    def _check_names(self, format: str) -> None:
+        """ValueError where a call of a tool would not be read as one: its name means something else in the format."""
+        tools = self.tools
+        for name in tools:
+            parsed = self.format.parse(self.format.render(Action((ToolCall(name, {}),)), tools), tools)
+            if not isinstance(parsed, Action) or [call.name for call in parsed.calls] != [name]:
+                raise ValueError(
+                    f"a tool named {name!r} cannot be called in the action format {format}, where the name means "
+                    f"something else or cannot be written: rename it (MCPServer takes a prefix), or take another format"
+                )
 
     def _clear(self) -> None:
         self.seed_key = ""

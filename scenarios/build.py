@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import os
 import resource
@@ -16,8 +17,9 @@ import torch
 from transformers import PreTrainedModel
 
 from ..agents import ChatRenderer, Evaluation, add_lora, positions
-from ..agents.models import load
-from ..envs import TextEnv
+from ..agents.models import load, load_tokenizer
+from ..envs import TextEnv, ToolEnv, action_format, format_of
+from ..envs.formats import DEFAULT
 from ..trainers import Environment, Run, Trainer, Watcher
 from ..trainers.run import write_text
 from .errors import ScenarioError
@@ -39,6 +41,8 @@ def train(scenario: Scenario, out: str | Path, *, resume: bool = False) -> dict[
     run = Run(folder)
     if run.summary():
         raise FileExistsError(f"{folder} holds a finished run; choose another directory")
+    if not file.exists():  # a run goes on in the format that it began in
+        scenario = in_own_format(scenario, scenario.model.name)
     if try_environment(scenario.environment).oracle() is None and scenario.warmup.demonstrations:
         raise ScenarioError(f"warmup.demonstrations: {scenario.environment.id} has no oracle; 0 does without")
     run.claim()  # before anything is written
@@ -87,6 +91,31 @@ def settled(scenario: Scenario, dtype: torch.dtype) -> Scenario:
     """The scenario with the dtype that the run computes in: resumed elsewhere, it still does."""
     name: Any = str(dtype).removeprefix("torch.")
     return replace(scenario, model=replace(scenario.model, dtype=name))
+
+
+def in_own_format(scenario: Scenario, model: str) -> Scenario:
+    """The scenario in the action format that the chat template of a model shows."""
+    if model == "nano":
+        return scenario
+    try:
+        template = load_tokenizer(model).chat_template
+    except (FileNotFoundError, ValueError):
+        return scenario  # whoever loads the model will say why it cannot be had
+    return in_format(scenario, format_of(template))
+
+
+def in_format(scenario: Scenario, name: str) -> Scenario:
+    """The scenario with an action format for its environment, unless it names one or the environment takes none."""
+    environment = scenario.environment
+    if name == DEFAULT or "format" in environment.settings:
+        return scenario
+    with contextlib.closing(try_environment(environment)) as env:
+        takes = inspect.signature(type(env)).parameters.values()
+        if not isinstance(env, ToolEnv) or env.format != action_format(DEFAULT):
+            return scenario
+    if not any(each.name == "format" or each.kind is each.VAR_KEYWORD for each in takes):
+        return scenario
+    return replace(scenario, environment=replace(environment, settings={**environment.settings, "format": name}))
 
 
 def try_environment(environment: Environment) -> TextEnv:

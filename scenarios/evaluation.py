@@ -32,7 +32,7 @@ from .build import try_environment
 from .charts import save_chart
 from .errors import ScenarioError
 from .person import Left
-from .policies import OpenedPolicy, open_policy
+from .policies import OpenedPolicy, open_policy, speaking
 from .schema import Scenario, dump_scenario
 from .terminal import console, say
 from .watch import summary
@@ -100,6 +100,8 @@ def evaluate(scenario: Scenario, setting: Setting, out: Path, watcher: Watcher) 
     changes nothing. Stopped after Ctrl-C.
     """
     start = time.monotonic()
+    if not (out / "scenario.yaml").exists():  # an evaluation goes on in the format that it began in
+        scenario = speaking(scenario, setting.policy, setting.tokenizer)
     env = try_environment(scenario.environment)
     if setting.policy == "oracle" and env.oracle() is None:
         raise ScenarioError(f"{scenario.environment.id} has no oracle")

@@ -32,7 +32,8 @@ def eval_command(
             "--policy",
             "--model",
             help="A model's directory or name, oracle, random, human, scripted:FILE.py, or a server: "
-            "http://HOST:PORT/v1#MODEL (vLLM), chat+http://… (text only). Default: the scenario's model.",
+            "http://HOST:PORT/v1#MODEL (vLLM), chat+http://… (text only), tools+http://… (its own tool calls). "
+            "Default: the scenario's model.",
         ),
     ] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Tries a task.")] = None,

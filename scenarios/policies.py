@@ -25,13 +25,18 @@ from ..agents import (
     native_dtype,
 )
 from ..agents.models import load_tokenizer
-from .build import load_model, settled, usable_cores, vocabulary
+from .build import in_format, in_own_format, load_model, settled, usable_cores, vocabulary
 from .errors import ScenarioError
 from .person import Person
 from .schema import Scenario
 
 UNBOUNDED = 1 << 30  # tokens: what is written in words is not cut
-NAMES = "a model's directory or name, http://HOST:PORT/v1#MODEL, chat+http://…, oracle, random, human, scripted:FILE.py"
+PLAYERS = ("oracle", "random", "human")
+CHAT = ("chat+", "tools+", "reasoning+")  # before the address of a server that takes messages
+NAMES = (
+    "a model's directory or name, http://HOST:PORT/v1#MODEL, chat+http://…, tools+http://…, oracle, random, human, "
+    "scripted:FILE.py"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +71,22 @@ def open_policy(name: str | None, scenario: Scenario, tokenizer: str | None = No
         renderer = _renderer(scenario, tokenizer)
         script = _script(Path(name.removeprefix("scripted:")))
         return OpenedPolicy(ScriptedPolicy(renderer, script), renderer, in_words, rows, scenario, _nothing)
-    if name and name.startswith(("http://", "https://", "chat+")):
+    if name and name.startswith(("http://", "https://", *CHAT)):
         return _served(name, scenario, sampling, _renderer(scenario, tokenizer))
     return _local(scenario if name is None else replace(scenario, model=replace(scenario.model, name=name)), sampling)
+
+
+def speaking(scenario: Scenario, name: str | None, tokenizer: str | None = None) -> Scenario:
+    """The scenario in the action format of the model that plays, as its chat template tells it.
+
+    It stays as it is where it names a format, or where no model of a known template plays.
+    """
+    if name and name.startswith("tools+"):
+        return in_format(scenario, "openai")
+    if name in PLAYERS or (name and name.startswith("scripted:")) or (name and name.startswith(CHAT) and not tokenizer):
+        return scenario
+    served = name and name.startswith(("http://", "https://", *CHAT))
+    return in_own_format(scenario, (tokenizer if served else name) or scenario.model.name)
 
 
 def _local(scenario: Scenario, sampling: Sampling) -> OpenedPolicy:
@@ -85,7 +103,8 @@ def _local(scenario: Scenario, sampling: Sampling) -> OpenedPolicy:
 
 
 def _served(name: str, scenario: Scenario, sampling: Sampling, renderer: ChatRenderer) -> OpenedPolicy:
-    url, _, model = name.removeprefix("chat+").partition("#")
+    address, _, model = name.partition("#")
+    kinds, url = _address(address)
     if not model:
         raise ScenarioError(f"{name}: which model? Write {name}#MODEL, as {url}/models lists them")
     rows = scenario.model.max_rows
@@ -93,8 +112,19 @@ def _served(name: str, scenario: Scenario, sampling: Sampling, renderer: ChatRen
         server = Server(url, key=os.environ.get("OPENAI_API_KEY", ""), at_once=rows)
     except ImportError as error:
         raise ScenarioError(str(error)) from error
-    policy = ChatPlayer(server, model, sampling) if name.startswith("chat+") else OpenAIPolicy(server, model, renderer)
+    policy: Policy = OpenAIPolicy(server, model, renderer)
+    if kinds:
+        policy = ChatPlayer(server, model, sampling, tools="tools+" in kinds, reasoning="reasoning+" in kinds)
     return OpenedPolicy(policy, renderer, sampling, 4 * rows, scenario, server.close)  # slots stay full meanwhile
+
+
+def _address(name: str) -> tuple[list[str], str]:
+    """How a server is asked, as `CHAT` has it, and its address."""
+    kinds = []
+    while kind := next((kind for kind in CHAT if name.startswith(kind)), None):
+        kinds.append(kind)
+        name = name.removeprefix(kind)
+    return kinds, name
 
 
 def _renderer(scenario: Scenario, name: str | None) -> ChatRenderer:

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from treegym.envs import Action, ActionFormat, FormatError, action_format
+from treegym.envs import Action, ActionFormat, FormatError, action_format, format_of
+from treegym.envs.families import ParameterFormat
 from treegym.envs.formats import FORMATS
 from treegym.tools import Tool, ToolCall, tool
+from treegym.tools.calls import call_tool
 
 
 @tool
@@ -76,6 +78,36 @@ MARKS = (  # of every format, its escapes, and what JSON and Markdown make of th
     *("\n**Action:** ", "\nObservation:", "\\Action: ", "\n\\\\ Thought: ", "Finish[x]", "\n\u017ffinal answer:"),
     *("```", "````", "\n```\n", "\n```search\n", "\n ```answer\n", "\n\\```", "\n    ```\n", "~~~", "`"),
     *('{"query": "x"}', '{"a": 1}', "{}", "null", "true", "1e999", "NaN", "-0", "\\ud800", '"', "'", "\\"),
+    *(
+        "<think>",
+        "</think>",
+        "<tool_call>",
+        "&lt;answer>",
+        "<function=x>",
+        "<parameter=x>",
+        "\n</parameter>",
+        "</function>",
+    ),
+    *(
+        "<arg_key>",
+        "</arg_key>",
+        "<arg_value>",
+        "</arg_value>",
+        "[TOOL_CALLS]",
+        "[ARGS]",
+        "&lsqb;TOOL_CALLS]",
+        "look{}",
+    ),
+    *(
+        "<｜tool▁calls▁begin｜>",
+        "<｜tool▁call▁begin｜>",
+        "<｜tool▁sep｜>",
+        "<｜tool▁call▁end｜>",
+        "<｜tool▁calls▁end｜>",
+    ),
+    *("<|tool_call>", "<tool_call|>", '<|"|>', "<escape>", "<start_function_call>", "call:look{}", "<|python_tag|>"),
+    *("[look()", "look()", "```tool_code\n", "&grave;``tool_code\n", "<|tool_call_start|>", '{"name":', '[{"name":'),
+    *("<|channel|>", "<|message|>", "<|end|>", "<|call|>", "<|start|>", "analysis", "assistantfinal", "<|im_end|>"),
     *("{", "}", "[", "]", ",", ":", "\n", "\r\n", "\t", " ", "*", "\x00", "\x0b", "\x85", "\u2028", "\ufeff"),
 )
 TRICKY = st.sampled_from(MARKS)
@@ -118,11 +150,11 @@ def tools_and_actions(draw: st.DrawFn) -> tuple[dict[str, Tool], Action]:
 
 
 def stripped(value: Any) -> Any:
-    """The same with no blanks around its texts."""
+    """The same with no blanks around its texts, and newlines as the line ends of thought and answer."""
     if isinstance(value, Action):
-        answer = None if value.answer is None else value.answer.strip()
+        answer = None if value.answer is None else value.answer.replace("\r\n", "\n").strip()
         calls = tuple(ToolCall(call.name, stripped(dict(call.arguments))) for call in value.calls)
-        return Action(calls, answer, value.thought.strip())
+        return Action(calls, answer, value.thought.replace("\r\n", "\n").strip())
     if isinstance(value, dict):
         return {name: item.strip() if isinstance(item, str) else item for name, item in value.items()}
     raise TypeError(value)
@@ -133,6 +165,7 @@ def form(request: pytest.FixtureRequest) -> ActionFormat:
     return action_format(request.param)
 
 
+@settings(max_examples=50)
 @given(tools_and_actions())
 def test_what_is_rendered_parses_back(form: ActionFormat, case: tuple[dict[str, Tool], Action]) -> None:
     tools, action = case
@@ -150,13 +183,8 @@ def test_every_mark_is_read_back_wherever_it_stands(form: ActionFormat) -> None:
             assert stripped(parsed) == stripped(action)
 
 
-WAYS = {
-    "tagged": "<answer>",
-    "hermes": "<answer>",
-    "react": "Final Answer:",
-    "fenced": "```answer",
-    "openai": "content",
-}
+WAYS = {"react": "Final Answer:", "fenced": "```answer", "openai": "content", "harmony": "<|channel|>final"}
+WAYS = {name: WAYS.get(name, "<answer>") for name in FORMATS}
 
 
 def check_any_text(form: ActionFormat, text: str) -> None:
@@ -171,6 +199,7 @@ def check_any_text(form: ActionFormat, text: str) -> None:
         assert form.parse(form.render(parsed, TOOLS), TOOLS) == parsed
 
 
+@settings(max_examples=50)
 @given(st.lists(TRICKY | st.text(st.characters(), max_size=5), max_size=12).map("".join) | st.text(st.characters()))
 @example("\ud800")
 @example("Action: search\nAction Input: \ud800")
@@ -195,6 +224,7 @@ ACTIONS = st.builds(
 )
 
 
+@settings(max_examples=50)
 @given(ACTIONS, st.lists(st.tuples(st.floats(0, 1), st.floats(0, 0.1), TRICKY), min_size=1, max_size=3))
 def test_a_damaged_action_is_an_action_or_a_reason(
     form: ActionFormat, action: Action, damage: list[tuple[float, float, str]]
@@ -226,9 +256,12 @@ def test_depth_is_taken_or_refused(form: ActionFormat, depth: int) -> None:
 
 @pytest.mark.parametrize("number", ["1" * 5000, "-" + "1" * 5000, "1e999", "-1e999", "NaN", "Infinity"])
 def test_a_number_that_is_none_is_refused(form: ActionFormat, number: str) -> None:
+    """By the format, or by the tool, where parameters are texts of any kind."""
     parsed = form.parse(call_of_move(form, number), TOOLS)
-    assert isinstance(parsed, FormatError)
-    assert "Not JSON" in parsed.text
+    if isinstance(parsed, Action):
+        assert isinstance(form, ParameterFormat) and call_tool(parsed.calls[0], TOOLS).failed
+    else:
+        assert "Not JSON" in parsed.text or "Not a value" in parsed.text
 
 
 NEARLY = (
@@ -245,14 +278,33 @@ NEARLY = (
     "<" + "/a" * 100_000,
     '{"tool_calls": [' + "{}," * 50_000 + "{}]}",
     '{"content": "' + "\\u0041" * 30_000 + '"}',
+    "<tool_call>" + '{"name": "look"}' * 12_000,
+    "<tool_call><function=look>" + "<parameter=x>" * 15_000,
+    "<tool_call><function=look><parameter=x>" + "\n</parameter> " * 13_000,
+    "<tool_call>look<arg_key>x</arg_key><arg_value>" + "</arg_value>" * 16_000,
+    "<tool_call>look<arg_key>x</arg_key><arg_value>" + "</arg_value> <arg_key>x</arg_key><arg_value>" * 4_000,
+    "[look(" * 30_000,
+    "[look(x=" + "(" * 200_000,
+    "[look(" + "x='a'," * 30_000,
+    "[look(" + "'" * 200_000,
+    "[look(x='" + "\\'" * 100_000,
+    "[look(), " * 20_000,
+    "<|tool_call>call:look{" + "a:" * 100_000,
+    "<|tool_call>call:look{x:[" + "1," * 100_000,
+    "call:look{x:" + "a b " * 50_000,
+    "[TOOL_CALLS]look[ARGS]{}" * 8_000,
+    "<｜tool▁call▁begin｜>look<｜tool▁sep｜>{}<｜tool▁call▁end｜>" * 4_000,
+    "<|channel|>analysis<|message|>x<|end|><|start|>assistant" * 4_000,
+    "<think>" * 15_000 + "</think>" * 15_000,
 )
 
 
-@pytest.mark.parametrize("text", [*(mark * (200_000 // len(mark)) for mark in MARKS), *NEARLY], ids=lambda s: s[:20])
-def test_long_texts_of_marks_are_read(form: ActionFormat, text: str) -> None:
+def test_long_texts_of_marks_are_read(form: ActionFormat) -> None:
     """Stops at the test's time limit where a pattern goes back over what it read: 200 kB squared are hours."""
-    form.parse(text, TOOLS)
-    assert form.parse(form.render(Action(answer=text), TOOLS), TOOLS) == Action(answer=text.strip())
+    for text in [*(mark * (200_000 // len(mark)) for mark in MARKS), *NEARLY]:
+        form.parse(text, TOOLS)
+        answer = text.replace("\r\n", "\n").strip()
+        assert form.parse(form.render(Action(answer=text), TOOLS), TOOLS) == Action(answer=answer), text[:20]
 
 
 def test_tags_take_text_numbers_and_objects() -> None:
@@ -450,5 +502,283 @@ def test_instructions_show_every_tool_and_the_end(form: ActionFormat) -> None:
 
 
 def test_an_unknown_format_is_refused_with_those_there_are() -> None:
-    with pytest.raises(ValueError, match=re.escape("'yaml'; formats: tagged, hermes, react, fenced, openai")):
+    with pytest.raises(ValueError, match=re.escape("'yaml'; formats: tagged, hermes, react, fenced, openai, llama,")):
         action_format("yaml")
+
+
+ESCAPED = "a &lt; b &amp;lt; &lt;b> &lt;search> &lsqb;TOOL_CALLS]"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("tagged", f"<search>{ESCAPED}</search>"),
+        ("hermes", f'<tool_call>{{"name": "search", "arguments": {{"query": "{ESCAPED}"}}}}</tool_call>'),
+        ("react", f"Action: search\nAction Input: {ESCAPED}"),
+        ("fenced", f"```search\n{ESCAPED}\n```"),
+        ("llama", f'{{"name": "search", "parameters": {{"query": "{ESCAPED}"}}}}'),
+        ("pythonic", f"[search(query='{ESCAPED}')]"),
+        ("gemma4", f'<|tool_call>call:search{{query:<|"|>{ESCAPED}<|"|>}}<tool_call|>'),
+        ("mistral", f'[TOOL_CALLS][{{"name": "search", "arguments": {{"query": "{ESCAPED}"}}}}]'),
+        ("glm", f"<tool_call>search\n<arg_key>query</arg_key>\n<arg_value>{ESCAPED}</arg_value>\n</tool_call>"),
+        ("qwen-coder", f"<function=search>\n<parameter=query>\n{ESCAPED}\n</parameter>\n</function>"),
+        ("harmony", f'<|channel|>commentary to=functions.search<|message|>{{"query": "{ESCAPED}"}}<|call|>'),
+    ],
+)
+def test_arguments_arrive_as_written(name: str, text: str) -> None:
+    assert action_format(name).parse(text, TOOLS) == Action((ToolCall("search", {"query": ESCAPED}),))
+
+
+def test_answers_keep_all_but_escaped_marks_as_written() -> None:
+    for name in ("tagged", "hermes", "mistral"):
+        read = action_format(name).parse("<answer>a &lt; &lt;b> but &lt;answer> and &amp;lt;/answer></answer>", TOOLS)
+        assert read == Action(answer="a &lt; &lt;b> but <answer> and &lt;/answer>")
+
+
+NEARLY_JSON = ("hermes", "llama", "mistral", "openai")
+
+
+def as_called(name: str, call: str) -> str:
+    """The text of a call, written as JSON, in a format."""
+    ways = {"hermes": "<tool_call>{}</tool_call>", "mistral": "[TOOL_CALLS][{}]", "openai": '{{"tool_calls": [{}]}}'}
+    return ways.get(name, "{}").format(call)
+
+
+@pytest.mark.parametrize("name", NEARLY_JSON)
+@pytest.mark.parametrize(
+    "call",
+    [
+        '{"name": "move", "arguments": {"x": 1, "y": 2}}',
+        '{"name": "move", "parameters": {"x": 1, "y": 2}, "id": "call00001"}',
+        '{"name": "move", "args": {"x": 1, "y": 2}}',
+        '{"name": "move", "input": {"x": 1, "y": 2}}',
+        '{"name": "move", "arguments": "{\\"x\\": 1, \\"y\\": 2}"}',
+        '{"type": "function", "function": {"name": "move", "arguments": {"x": 1, "y": 2}}}',
+    ],
+)
+def test_usual_ways_to_write_a_call_are_read(name: str, call: str) -> None:
+    assert action_format(name).parse(as_called(name, call), TOOLS) == Action((ToolCall("move", {"x": 1, "y": 2}),))
+
+
+@pytest.mark.parametrize("name", NEARLY_JSON)
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        ('{"name": "say", "word": "hi"}', '"word"'),
+        ('{"name": "say", "arguments": {}, "kwargs": {"word": "hi"}}', '"kwargs"'),
+        ('{"type": "function", "function": {"name": "say"}, "arguments": {"word": "hi"}}', '"arguments"'),
+        ('{"name": "say", "arguments": {}, "parameters": {"word": "hi"}}', 'not under "arguments" and "parameters"'),
+        ('{"name": "say", "arguments": {"word": "a", "word": "b"}}', "stands twice"),
+        ('{"name": "move", "input": "one step"}', "JSON"),
+        ('{"name": "say", "arguments": "{\\"word\\": "}', "JSON"),
+    ],
+)
+def test_what_is_no_part_of_a_call_is_refused_by_name(name: str, call: str, reason: str) -> None:
+    parsed = action_format(name).parse(as_called(name, call), TOOLS)
+    assert isinstance(parsed, FormatError) and reason in parsed.text
+
+
+def test_an_unknown_part_of_a_message_is_refused() -> None:
+    parsed = action_format("openai").parse('{"content": "Tokyo", "tool_call": {"name": "look"}}', TOOLS)
+    assert isinstance(parsed, FormatError) and "'tool_call'" in parsed.text
+
+
+CODE = ToolCall("run", {"code": "if x:\n    print(1)"})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1. Run it:\n   ```python\n   if x:\n       print(1)\n   ```",
+        "- Run it:\n\n  ```run\n  if x:\n      print(1)\n  ```\n",
+        "* a\n  10. b\n      ```py\n      if x:\n          print(1)\n      ```",
+        "- Run it:\n\t```run\n\tif x:\n\t    print(1)\n\t```",
+        "  ```run\n  if x:\n      print(1)\n  ```",
+        "```run\r\nif x:\r\n    print(1)\r\n```\r\n",
+    ],
+)
+def test_a_block_loses_the_indentation_of_its_fence(text: str) -> None:
+    parsed = action_format("fenced").parse(text, TOOLS)
+    assert isinstance(parsed, Action) and parsed.calls == (CODE,)
+
+
+def test_a_block_that_is_indented_as_code_is_no_fence() -> None:
+    for text in ("Thus:\n    ```run\n    1\n    ```", "1. Thus:\n\n       ```run\n       1\n       ```"):
+        assert isinstance(action_format("fenced").parse(text, TOOLS), FormatError)
+
+
+def test_line_ends_are_newlines(form: ActionFormat) -> None:
+    text = form.render(Action((ToolCall("run", {"code": "a\nb"}), ToolCall("look", {})), thought="x\ny"), TOOLS)
+    expected = Action((ToolCall("run", {"code": "a\nb"}), ToolCall("look", {})), thought="x\ny")
+    assert form.parse(text.replace("\n", "\r\n"), TOOLS) == expected
+    kept = Action((ToolCall("run", {"code": "a\r\nb"}),))
+    assert form.parse(form.render(kept, TOOLS), TOOLS) == kept
+
+
+MOVED = ToolCall("move", {"x": 1, "y": -2})
+FOUND = ToolCall("search", {"query": "capital of Japan"})
+LOOKED = ToolCall("look", {})
+OPENED = ToolCall("open_door", {"number": 3})
+SAMPLES = [  # what models of each family write, its special tokens kept or lost
+    (
+        "hermes",
+        '<tool_call>\n{"name": "search", "arguments": {"query": "capital of Japan"}}\n</tool_call><|im_end|>',
+        (FOUND,),
+    ),
+    ("hermes", '<tool_call>{"name": "look"}\n{"name": "look", "arguments": {}}</tool_call>', (LOOKED, LOOKED)),
+    ("hermes", '<tool_call>[{"name": "look"}, {"name": "look"}]</tool_call>', (LOOKED, LOOKED)),
+    ("llama", '{"name": "search", "parameters": {"query": "capital of Japan"}}<|eot_id|>', (FOUND,)),
+    (
+        "llama",
+        '<|python_tag|>{"name": "look", "parameters": {}}; {"name": "look", "parameters": {}}<|eom_id|>',
+        (LOOKED,) * 2,
+    ),
+    (
+        "llama",
+        '{"type": "function", "name": "look", "parameters": {}}\n{"name": "look", "parameters": {}}',
+        (LOOKED,) * 2,
+    ),
+    ("llama", '[{"name": "move", "arguments": {"x": 1, "y": -2}}, {"name": "look"}]', (MOVED, LOOKED)),
+    ("llama", "[move(x=1, y=-2), look()]", (MOVED, LOOKED)),
+    ("pythonic", "[search(query='capital of Japan'), move(1, y=-2)]", (FOUND, MOVED)),
+    ("pythonic", "<|python_start|>[move(x=1, y=-2)]<|python_end|><|eot|>", (MOVED,)),
+    ("lfm2", "<|tool_call_start|>[move(x=1, y=-2), look()]<|tool_call_end|><|im_end|>", (MOVED, LOOKED)),
+    ("lfm2", "[move(x=1, y=-2), look()]", (MOVED, LOOKED)),
+    ("gemma", '```tool_code\nsearch(query="capital of Japan")\nlook()\n```<end_of_turn>', (FOUND, LOOKED)),
+    ("gemma", "[move(x=1, y=-2)]", (MOVED,)),
+    ("gemma4", '<|tool_call>call:search{query:<|"|>capital of Japan<|"|>}<tool_call|><|tool_response>', (FOUND,)),
+    ("gemma4", "<|tool_call>call:move{x:1,y:-2}<tool_call|><|tool_call>call:look{}<tool_call|>", (MOVED, LOOKED)),
+    ("gemma4", "call:search{query:capital of Japan}", (FOUND,)),
+    (
+        "functiongemma",
+        "<start_function_call>call:search{query:<escape>capital of Japan<escape>}<end_function_call>",
+        (FOUND,),
+    ),
+    ("mistral", '[TOOL_CALLS] [{"name": "move", "arguments": {"x": 1, "y": -2}, "id": "a1b2c3d4e"}]</s>', (MOVED,)),
+    ("mistral", '[{"name": "look", "arguments": {}}, {"name": "look", "arguments": {}}]', (LOOKED, LOOKED)),
+    ("mistral", '[TOOL_CALLS]move[ARGS]{"x": 1, "y": -2}', (MOVED,)),
+    (
+        "mistral-named",
+        '[TOOL_CALLS]move[CALL_ID]a1b2c3d4e[ARGS]{"x": 1, "y": -2}[TOOL_CALLS]look[ARGS]{}</s>',
+        (MOVED, LOOKED),
+    ),
+    ("mistral-named", 'move{"x": 1, "y": -2}look{}', (MOVED, LOOKED)),
+    (
+        "deepseek",
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>move\n```json\n"
+        '{"x": 1, "y": -2}\n```<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>function<｜tool▁sep｜>look\n```json\n{}\n```'
+        "<｜tool▁call▁end｜><｜tool▁calls▁end｜><｜end▁of▁sentence｜>",
+        (MOVED, LOOKED),
+    ),
+    ("deepseek", 'functionmove\n```json\n{"x": 1, "y": -2}\n```', (MOVED,)),
+    (
+        "deepseek-v3.1",
+        '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>move<｜tool▁sep｜>{"x": 1, "y": -2}<｜tool▁call▁end｜>'
+        "<｜tool▁call▁begin｜>look<｜tool▁sep｜>{}<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+        (MOVED, LOOKED),
+    ),
+    ("deepseek-v3.1", 'move{"x": 1, "y": -2}', (MOVED,)),
+    (
+        "glm",
+        "<tool_call>move\n<arg_key>x</arg_key>\n<arg_value>1</arg_value>\n<arg_key>y</arg_key>\n<arg_value>-2</arg_value>"
+        "\n</tool_call>\n<tool_call>look\n</tool_call><|observation|>",
+        (MOVED, LOOKED),
+    ),
+    ("glm", "<tool_call>open_door<arg_key>number</arg_key><arg_value>3</arg_value></tool_call>", (OPENED,)),
+    ("qwen-coder", "<tool_call>\n<function=look>\n</function>\n</tool_call>", (LOOKED,)),
+    (
+        "qwen-coder",
+        "<tool_call>\n<function=move>\n<parameter=x>\n1\n</parameter>\n<parameter=y>\n-2\n</parameter>\n</function>\n"
+        "<function=look>\n</function>\n</tool_call><|im_end|>",
+        (MOVED, LOOKED),
+    ),
+    ("qwen-coder", "<function=search><parameter=query>capital of Japan</parameter></function>", (FOUND,)),
+    (
+        "harmony",
+        '<|channel|>commentary to=functions.move <|constrain|>json<|message|>{"x": 1, "y": -2}<|call|>',
+        (MOVED,),
+    ),
+    ("harmony", ' to=functions.move<|channel|>commentary json<|message|>{"x": 1, "y": -2}<|call|>', (MOVED,)),
+    ("harmony", 'commentary to=functions.move json{"x": 1, "y": -2}', (MOVED,)),
+    ("harmony", "<|channel|>analysis to=run code<|message|>print(1)<|call|>", (ToolCall("run", {"code": "print(1)"}),)),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "calls"), SAMPLES, ids=[f"{n}-{i}" for i, (n, _, _) in enumerate(SAMPLES)])
+def test_what_families_of_models_write_is_read(name: str, text: str, calls: tuple[ToolCall, ...]) -> None:
+    assert action_format(name).parse(text, TOOLS) == Action(calls)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<|channel|>analysis<|message|>I search.<|end|><|start|>assistant<|channel|>final<|message|>Tokyo<|return|>",
+        "analysisI search.assistantfinalTokyo",
+    ],
+)
+def test_harmony_ends_on_the_final_channel(text: str) -> None:
+    assert action_format("harmony").parse(text, TOOLS) == Action(answer="Tokyo", thought="I search.")
+
+
+def test_every_format_has_a_sample() -> None:
+    assert {name for name, _, _ in SAMPLES} == FORMATS.keys() - {"tagged", "react", "fenced", "openai"}
+
+
+STRINGS = {
+    "hermes": '<tool_call>{"name": "run", "arguments": {"code": "TEXT"}}</tool_call>',
+    "llama": '{"name": "run", "parameters": {"code": "TEXT"}}',
+    "mistral": '[TOOL_CALLS][{"name": "run", "arguments": {"code": "TEXT"}}]',
+    "mistral-named": '[TOOL_CALLS]run[ARGS]{"code": "TEXT"}',
+    "deepseek-v3.1": '<｜tool▁call▁begin｜>run<｜tool▁sep｜>{"code": "TEXT"}<｜tool▁call▁end｜>',
+    "pythonic": '[run(code="TEXT")]',
+    "gemma4": '<|tool_call>call:run{code:<|"|>TEXT<|"|>}<tool_call|>',
+    "qwen-coder": "<tool_call>\n<function=run>\n<parameter=code>\nTEXT\n</parameter>\n</function>\n</tool_call>",
+    "glm": "<tool_call>run\n<arg_key>code</arg_key>\n<arg_value>TEXT</arg_value>\n</tool_call>",
+    "harmony": '<|channel|>commentary to=functions.run<|message|>{"code": "TEXT"}<|call|>',
+}
+
+
+@pytest.mark.parametrize("name", STRINGS)
+@pytest.mark.parametrize(
+    "code", ["if x:\n    print(1)\n", "print('</tool_call>')", "</answer> [TOOL_CALLS] </function>"]
+)
+def test_a_text_within_a_call_may_hold_line_ends_and_marks(name: str, code: str) -> None:
+    assert action_format(name).parse(STRINGS[name].replace("TEXT", code), TOOLS) == Action(
+        (ToolCall("run", {"code": code}),)
+    )
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS.keys() - {"harmony"}))
+@pytest.mark.parametrize("opening", ["<think>", ""])
+def test_marks_within_the_thinking_are_none(name: str, opening: str) -> None:
+    """A template may write <think> itself, so that the reply begins within."""
+    form = action_format(name)
+    call = form.render(Action((LOOKED,)), TOOLS)
+    thinking = f"{opening}\nPerhaps {call}\nor <answer>x</answer>?\n</think>"
+    parsed = form.parse(f"{thinking}\n\n{call}", TOOLS)
+    assert parsed == Action((LOOKED,), thought=thinking.strip())
+
+
+@pytest.mark.parametrize(
+    ("template", "name"),
+    [
+        ("{{ '<|im_start|>' + message.role }}", "tagged"),
+        ("""<tool_call>{"name": <function-name>, "arguments": <args-json-object>}</tool_call>""", "hermes"),
+        ("<tool_call>\n<function={{ name }}>\n<parameter=", "qwen-coder"),
+        ("<tool_call>{{ name }}\n<arg_key>{{ key }}</arg_key>", "glm"),
+        ("""<|start_header_id|>assistant<|end_header_id|>{"name": x, '"parameters": ' }""", "llama"),
+        ("[TOOL_CALLS] [{", "mistral"),
+        ("[TOOL_CALLS]{{ name }}[ARGS]", "mistral-named"),
+        ("<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>x\n```json", "deepseek"),
+        ("<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>x<｜tool▁sep｜>", "deepseek-v3.1"),
+        ("<start_of_turn>model\n", "gemma"),
+        ("<|tool_call>call:{{ name }}", "gemma4"),
+        ("<start_of_turn>model\n<start_function_call>call:", "functiongemma"),
+        ("<|tool_list_start|>[", "lfm2"),
+        ("<|start|>assistant to=functions.{{ name }}<|channel|>commentary", "harmony"),
+        ({"default": "plain", "tool_use": "<tool_call>"}, "hermes"),
+        (None, "tagged"),
+    ],
+)
+def test_a_template_shows_the_format_of_its_models(template: Any, name: str) -> None:
+    assert format_of(template) == name

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -284,3 +285,47 @@ def test_every_text_that_an_agent_reads_can_be_encoded() -> None:
     assert "not ?" in texts
     for text in texts:
         text.encode()
+
+
+class Answering(Doors):
+    @tool
+    def answer(self, text: str) -> str:
+        """Say something."""
+        return text
+
+
+@dataclass(frozen=True)
+class Named:
+    """A tool of any name, as a server may have it."""
+
+    name: str
+    description: str = "Does it."
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self) -> str:
+        return "done"
+
+    def fork(self) -> "Named":
+        return self
+
+
+@pytest.mark.parametrize(
+    ("name", "format"),
+    [
+        *(("answer", format) for format in ("tagged", "fenced")),
+        *((name, "react") for name in ("finish", "Finish")),
+        *(("open door", format) for format in ("fenced", "pythonic", "deepseek", "harmony")),
+    ],
+)
+def test_a_name_that_a_format_reads_otherwise_is_refused(name: str, format: str) -> None:
+    with pytest.raises(ValueError, match=f"a tool named '{name}' cannot be called in the action format {format}"):
+        Doors(tools=[Named(name)], format=format)
+
+
+def test_a_method_s_name_is_checked_as_well() -> None:
+    with pytest.raises(ValueError, match="a tool named 'answer'"):
+        Answering()
+    env = Answering(format="hermes")  # where <answer> and the name of a call are apart
+    env.reset(seed=0)
+    _, _, terminated, _, info = env.step(env.write_call("answer", text="gold"))
+    assert not terminated and [message.text for message in info["messages"]] == ["gold"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import threading
 import time
@@ -36,9 +37,11 @@ from treegym.agents import (
     derive_seed,
     grow_trees,
 )
+from treegym.agents.messages import read_message
 from treegym.agents.models import load
 from treegym.agents.nano import build_nano
-from treegym.envs import Message, Task, lookup
+from treegym.envs import Action, Message, Task, ToolEnv, lookup
+from treegym.tools import ToolCall
 from treegym.tools.searchserver import bind
 
 TASKS = [Task("treegym/Lookup-v0", seed) for seed in range(3)]
@@ -281,6 +284,162 @@ def test_a_chat_server_s_replies_are_cut_as_it_says(nano: tuple[TransformersPoli
     assert {node.action.stop_reason for node in tree.nodes} == {"length"}
     chat = [*tree.messages, Message("assistant", "hm"), *tree.nodes[0].messages]
     assert tree.tokens(tree.paths[0][:1]) == renderer.prompt(chat)  # the reply is ended once
+
+
+def message_of(env: ToolEnv, action: str) -> tuple[str, list[ToolCall], str | None]:
+    """(thought, calls, answer) of what an oracle would write."""
+    parsed = env.format.parse(action, env.tools)
+    assert isinstance(parsed, Action)
+    return parsed.thought, list(parsed.calls), parsed.answer
+
+
+def as_openai(env: ToolEnv, action: str) -> dict[str, Any]:
+    """Arguments as a text, content null beside calls."""
+    _, calls, answer = message_of(env, action)
+    tool_calls = [
+        {"id": f"id-{i}", "type": "function", "function": {"name": c.name, "arguments": json.dumps(dict(c.arguments))}}
+        for i, c in enumerate(calls)
+    ]
+    return {"role": "assistant", "content": answer, **({"tool_calls": tool_calls} if calls else {})}
+
+
+def as_local_server(env: ToolEnv, action: str) -> dict[str, Any]:
+    """Content in parts, reasoning apart, arguments as an object, no ids."""
+    _, calls, answer = message_of(env, action)
+    parts = [{"type": "text", "text": piece} for piece in (answer or "").partition(" ") if piece]
+    tool_calls = [{"function": {"name": call.name, "arguments": dict(call.arguments)}} for call in calls]
+    return {"role": "assistant", "content": parts, "reasoning": "Let me see.", "tool_calls": tool_calls}
+
+
+def as_older_server(env: ToolEnv, action: str) -> dict[str, Any]:
+    _, calls, answer = message_of(env, action)
+    call = {"name": calls[0].name, "arguments": json.dumps(dict(calls[0].arguments))} if calls else None
+    return {"role": "assistant", "content": answer, "function_call": call}
+
+
+Habit = Callable[[ToolEnv, str], dict[str, Any]]
+
+
+def oracle_server(tasks: Sequence[Task], habit: Habit) -> Answer:
+    """Answers as the oracle of the task whose question it is asked, in its own habit."""
+
+    async def answer(body: dict[str, Any]) -> Response:
+        messages = body["messages"]
+        asked = next(message["content"] for message in messages if message["role"] == "user")
+        for task in tasks:
+            env = task.make()
+            assert isinstance(env, ToolEnv)
+            if env.reset(seed=task.seed)[1]["messages"][1].text == asked:
+                break
+        for _ in range(sum(message["role"] == "assistant" for message in messages)):
+            env.step(env.oracle() or "")
+        return JSONResponse({"choices": [{"message": habit(env, env.oracle() or "")}]})
+
+    return answer
+
+
+async def chatted(url: str, renderer: ChatRenderer, tasks: Sequence[Task], **settings: bool) -> list[RolloutTree]:
+    async with connected(url) as server:
+        player = ChatPlayer(server, "m", SAMPLING, **settings)
+        return await grow_trees(tasks, Chains(1), player, renderer, Sampling(), seed=1)
+
+
+@pytest.mark.parametrize("habit", [as_openai, as_local_server, as_older_server])
+@pytest.mark.parametrize("format", ["openai", "tagged", "hermes"])
+def test_native_calls_go_both_ways(habit: Habit, format: str, nano: tuple[TransformersPolicy, ChatRenderer]) -> None:
+    tasks = [Task(task.env, task.seed, settings={"format": format}) for task in TASKS]
+    with serving(oracle_server(tasks, habit)) as (url, seen):
+        trees = asyncio.run(chatted(url, nano[1], tasks, tools=True))
+    assert all(tree.term("exact") == (1.0,) and tree.term("format") == (1.0,) for tree in trees)
+    assert all([t["function"]["name"] for t in body["tools"]] == ["lookup"] for body in seen)
+    for body in seen:
+        calls = [call for message in body["messages"] for call in message.get("tool_calls", ())]
+        results = [message["tool_call_id"] for message in body["messages"] if message["role"] == "tool"]
+        assert [call["id"] for call in calls] == results and all(results)
+        assert all(isinstance(json.loads(call["function"]["arguments"]), dict) for call in calls)
+        assert not any("<answer>" in message["content"] for message in body["messages"] if message["role"] == "system")
+    assert any(len(body["messages"]) > 3 for body in seen)
+
+
+def test_calls_are_read_and_parts_joined_where_only_text_is_asked_for(
+    nano: tuple[TransformersPolicy, ChatRenderer],
+) -> None:
+    def spoken(env: ToolEnv, action: str) -> dict[str, Any]:
+        if message_of(env, action)[1]:
+            return as_local_server(env, action)
+        return {"content": [{"type": "text", "text": part} for part in action.partition(">")]}
+
+    with serving(oracle_server(TASKS, spoken)) as (url, seen):
+        trees = asyncio.run(chatted(url, nano[1], TASKS))
+    assert all(tree.term("exact") == (1.0,) for tree in trees)
+    assert not any("tools" in body for body in seen)
+
+
+@pytest.mark.parametrize("tools", [True, False])
+@pytest.mark.parametrize("sent", [True, False])
+def test_reasoning_is_recorded_and_sent_back_where_it_is_wanted(
+    tools: bool, sent: bool, nano: tuple[TransformersPolicy, ChatRenderer]
+) -> None:
+    def thinks(env: ToolEnv, action: str) -> dict[str, Any]:
+        return {**(as_openai(env, action) if tools else {"content": action}), "reasoning_content": "Let me see."}
+
+    with serving(oracle_server(TASKS, thinks)) as (url, seen):
+        trees = asyncio.run(chatted(url, nano[1], TASKS, tools=tools, reasoning=sent))
+    assert all(tree.term("exact") == (1.0,) for tree in trees)
+    assert all("Let me see." in node.action.text for tree in trees for node in tree.nodes)
+    replies = [message for body in seen for message in body["messages"] if message["role"] == "assistant"]
+    assert replies and {message.get("reasoning_content") for message in replies} == {"Let me see." if sent else None}
+    assert not any("Let me see." in (message["content"] or "") for message in replies)
+
+
+def test_a_call_that_cannot_be_read_is_the_agent_s_to_mend(nano: tuple[TransformersPolicy, ChatRenderer]) -> None:
+    function = {"name": "lookup", "arguments": '{"word": '}
+
+    async def broken(body: dict[str, Any]) -> Response:
+        return JSONResponse({"choices": [{"message": {"content": None, "tool_calls": [{"function": function}]}}]})
+
+    tasks = [Task("treegym/Lookup-v0", 0, settings={"format": "openai", "max_turns": 2})]
+    with serving(broken) as (url, seen):
+        [tree] = asyncio.run(chatted(url, nano[1], tasks, tools=True))
+    assert [node.info["malformed"] for node in tree.nodes] == [1, 1]
+    assert [message["role"] for message in seen[1]["messages"]][-2:] == ["assistant", "user"]
+    assert "tool_calls" not in seen[1]["messages"][-2]
+
+
+def test_a_cut_reply_is_no_answer(nano: tuple[TransformersPolicy, ChatRenderer]) -> None:
+    async def breaks_off(body: dict[str, Any]) -> Response:
+        return JSONResponse({"choices": [{"message": {"content": "The answer is"}, "finish_reason": "length"}]})
+
+    tasks = [Task("treegym/Lookup-v0", 0, settings={"format": "openai", "max_turns": 1})]
+    with serving(breaks_off) as (url, _):
+        [tree] = asyncio.run(chatted(url, nano[1], tasks, tools=True))
+    assert tree.nodes[0].info["malformed"] == 1 and tree.nodes[0].action.stop_reason == "length"
+
+
+@pytest.mark.parametrize(
+    ("message", "read"),
+    [
+        ({"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}, {"content": "ab"}),
+        ({"content": ["a", {"type": "image_url", "image_url": {}}]}, {"content": "a[image_url]"}),
+        ({"content": None, "refusal": "No."}, {"content": "No."}),
+        (
+            {
+                "content": [
+                    {"type": "thinking", "thinking": [{"type": "text", "text": "t"}]},
+                    {"type": "text", "text": "a"},
+                ]
+            },
+            {"content": "a", "reasoning_content": "t"},
+        ),
+        ({"content": "", "reasoning": "t", "tool_calls": None}, {"reasoning_content": "t"}),
+        (
+            {"content": None, "function_call": {"name": "f", "arguments": "{}"}},
+            {"tool_calls": [{"type": "function", "function": {"name": "f", "arguments": "{}"}}]},
+        ),
+    ],
+)
+def test_messages_are_read_in_every_shape(message: dict[str, Any], read: dict[str, Any]) -> None:
+    assert read_message(message) == read
 
 
 def prompt(task: Task) -> Sequence[dict[str, str]]:
