@@ -1,7 +1,8 @@
 """Policies, rollout trees and the engine that grows them."""
 
+from .acceptance import bring_attention
 from .answer import LENIENT, STRICT, Answer, Comparison, Difference, OutsideSource, ReplayMismatch
-from .attention import BLOCK, Block, block_attention, block_gradients, bring_attention, causal_attention, tree_logits
+from .attention import BLOCK, Block, block_attention, block_gradients, causal_attention, tree_logits
 from .chat import ChatRenderer
 from .compare import Curves, Flip, PairedResult, curves, flips, paired
 from .evaluate import AnswerReader, Evaluation, Outcome, TaskOutcome, by_difficulty, figures, succeeded

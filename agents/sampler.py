@@ -305,7 +305,7 @@ class TransformersPolicy:
 
     def _finish(self, row: _Row) -> bool:
         """Answers the row's requests if its turn has ended."""
-        ended = row.tokens[-1] == self.renderer.end_of_turn
+        ended = self.renderer.ended(row.tokens) or self.renderer.stopped(row.tokens, row.sampling.stop)
         if not ended and len(row.tokens) < row.sampling.max_tokens:
             return False
         context = Context(tuple(row.tokens), row.context)
