@@ -9,7 +9,7 @@ from .evaluate import AnswerReader, Evaluation, Outcome, TaskOutcome, by_difficu
 from .forward import is_plain_llama, native_dtype, rotate
 from .frames import DamagedStore, StoreError
 from .index import Range, TreeSummary, Where
-from .lora import add_lora, merged_state
+from .lora import add_lora, has_lora, merged_state, save_adapter
 from .openai_policy import ChatPlayer, OpenAIPolicy, Server, ServerError
 from .players import OraclePlayer, RandomPlayer
 from .policy import Completion, Context, Player, Policy, Sample, Sampling, derive_seed
@@ -102,6 +102,7 @@ __all__ = [
     "figures",
     "flips",
     "grow_trees",
+    "has_lora",
     "is_plain_llama",
     "merged_state",
     "migrate",
@@ -114,6 +115,7 @@ __all__ = [
     "rescore",
     "rotate",
     "salvage",
+    "save_adapter",
     "succeeded",
     "tree_logits",
     "verify",

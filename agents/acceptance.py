@@ -43,6 +43,8 @@ def bring_attention(model: PreTrainedModel, length: int = SHORT) -> None:
     present: str = model.config._attn_implementation
     proof = _proofs.get(model, _Proof(0, "eager" if present == BROUGHT else present))  # a copy is not in _proofs
     if length <= proof.length:
+        if present != BROUGHT:
+            model.set_attn_implementation(BROUGHT)
         return
     if kinds := _stateful(model):
         raise ValueError(f"{type(model).__name__} has {kinds} layers, which keep a state that forks cannot share")
@@ -85,7 +87,8 @@ def _prove(model: PreTrainedModel, plain: str, change: int, length: int) -> None
     up to the fork, and the two branches each onto what is cached.
     """
     trunk = length - BRANCH
-    tokens = 1 + torch.arange(trunk + 2 * BRANCH, device=model.device) * 7919 % (model.config.get_text_config().vocab_size - 1)
+    vocabulary: int = model.config.get_text_config().vocab_size
+    tokens = 1 + torch.arange(trunk + 2 * BRANCH, device=model.device) * 7919 % (vocabulary - 1)
     first, second = tokens[trunk : trunk + BRANCH], tokens[trunk + BRANCH :]
     model.set_attn_implementation(plain)
     paths = [torch.cat((tokens[:trunk], branch)) for branch in (first, second)]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from .acceptance import bring_attention
 from .chat import ChatRenderer
 from .forward import native_dtype
 from .kv import Line
@@ -95,6 +96,7 @@ class TransformersPolicy:
         self.renderer = renderer
         self.weights_version = 0
         dtype = dtype or native_dtype(model.device)
+        self._model = model
         self._forward = forward_for(model, dtype)
         self._max_rows = max_rows
         self._max_prefill = max_prefill
@@ -130,6 +132,7 @@ class TransformersPolicy:
         self._stirred.set()
 
     async def sample(self, context: Context, seed: int, sampling: Sampling) -> Sample:
+        bring_attention(self._model, context.length + sampling.max_tokens)
         loop = asyncio.get_running_loop()
         request = _Request(context, seed, sampling, loop.create_future())
         self._asked.append(request)

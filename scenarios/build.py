@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..agents import ChatRenderer, Evaluation, add_lora
-from ..agents.models import load
+from ..agents import ChatRenderer, Evaluation, add_lora, bring_attention, has_lora, save_adapter
+from ..agents.models import end_tokens, load
 from ..envs import TextEnv
 from ..trainers import Environment, Run, Trainer, Watcher
 from ..trainers.run import write_text
@@ -47,6 +47,8 @@ def train(scenario: Scenario, out: str | Path, *, resume: bool = False) -> dict[
     finally:
         run.close()
     trainer.save_model(folder / "model")
+    if has_lora(trainer.model) and trainer.model.name_or_path:  # one made on the spot is no base to come back to
+        save_adapter(trainer.model, folder / "adapter", trainer.model.name_or_path)
     seconds, peak = time.monotonic() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     run.summarize(summary(results, seconds=seconds, peak_memory_gib=peak))
     run.finish()
@@ -112,12 +114,15 @@ def load_model(scenario: Scenario) -> tuple[PreTrainedModel, ChatRenderer]:
     """The scenario's model and what renders its chats. ScenarioError where there is none."""
     texts = vocabulary(scenario) if scenario.model.name == "nano" else ()
     try:
-        model, tokenizer = load(scenario.model.name, texts=texts, seed=scenario.seed)
-    except FileNotFoundError as error:
+        lora = scenario.model.weights == "lora"
+        model, tokenizer = load(scenario.model.name, texts=texts, seed=scenario.seed, merge=not lora)
+        bring_attention(model, scenario.sampling.max_context)
+        renderer = ChatRenderer(tokenizer, ends=end_tokens(model), settings=scenario.model.template)
+    except (FileNotFoundError, ValueError) as error:
         raise ScenarioError(f"model.name: {error}") from error
-    if scenario.model.weights == "lora":
+    if lora and not has_lora(model):
         add_lora(model, scenario.model.lora_rank, scenario.model.lora_alpha, scenario.seed)
-    return model, ChatRenderer(tokenizer)
+    return model, renderer
 
 
 def vocabulary(scenario: Scenario) -> Iterable[str]:

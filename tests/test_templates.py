@@ -238,12 +238,16 @@ def test_the_date_is_the_same_every_day(monkeypatch: pytest.MonkeyPatch) -> None
             "plain text",
         ),
         (PLAIN.replace("{{ m.content }}", "{{ m.content[:2] }}"), "plain text of a user message"),
-        (PLAIN.replace("<|im_end|>", "{{ '<|im_end|>' if loop.last }}"), "does not end earlier ones"),
-        (PLAIN.replace("assistant\n{% endif %}", "model\n{% endif %}"), "begins replies otherwise"),
+        (
+            PLAIN.replace("<|im_end|>", "{{ '<|im_end|>' if loop.last or m.role == 'user' }}"),
+            "does not end earlier ones",
+        ),
+        (PLAIN.replace("assistant\n{% endif %}", "model\n{% endif %}"), "rewrites earlier turns"),
+        (PLAIN.replace("<|im_start|>{{", "<|im_start|>{{ '' if add_generation_prompt else '!' }}{{"), "begins replies"),
         ("{{ strftime_now(format) }}" + PLAIN, "date"),
         ("{% if %}", "refuses a chat"),
     ],
-    ids=["none", "no end", "counts", "parts", "cuts", "last only", "header", "date", "broken"],
+    ids=["none", "no end", "counts", "parts", "cuts", "last only", "header", "last header", "date", "broken"],
 )
 def test_what_cannot_be_followed_is_refused_in_one_line(template: str | None, says: str) -> None:
     with pytest.raises(ValueError, match=says) as refused:
