@@ -52,7 +52,8 @@ class ChatTemplate:
             )
         except (TemplateError, TypeError, ValueError, LookupError) as error:  # whatever a template may stumble over
             roles = ", ".join(message["role"] for message in chat)
-            raise ValueError(f"{self.name}: its chat template refuses a chat of {roles}: {error}") from error
+            fault = " ".join(str(error).split())
+            raise ValueError(f"{self.name}: its chat template refuses a chat of {roles}: {fault}") from error
         return str(text)
 
     def around(self, messages: Sequence[Message], *, generation: bool) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 from typing import Any
 
@@ -11,7 +12,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from treegym.agents import ChatRenderer, Context, Sampling, TransformersPolicy, bring_attention
 from treegym.agents.nano import build_nano
-from treegym.trainers import Learner, Optimization
 
 SMALL = {
     **{"vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4},
@@ -107,15 +107,11 @@ def test_a_copy_of_a_switched_model_is_proved_anew() -> None:
         bring_attention(copy.deepcopy(model), 96)
 
 
-def test_sampler_and_learner_ask_before_they_go_further() -> None:
+def test_the_sampler_asks_before_it_goes_further() -> None:
     _, tokenizer = build_nano()
     model = tiny("mistral", sliding_window=64, vocab_size=len(tokenizer))
     policy = TransformersPolicy(model, ChatRenderer(tokenizer), dtype=torch.float32)
-    import asyncio
-
     within = policy.sample(Context(tuple(range(3, 53))), 0, Sampling(max_tokens=8))
     assert asyncio.run(within).completion.token_ids
     with pytest.raises(ValueError, match="max_context up to 64"):
         asyncio.run(policy.sample(Context(tuple(range(3, 63))), 0, Sampling(max_tokens=8)))
-    learner = Learner(model, Optimization(), dtype=torch.float32)
-    assert learner.model is model
