@@ -1,14 +1,15 @@
 """Policies, rollout trees and the engine that grows them."""
 
+from .acceptance import bring_attention
 from .answer import LENIENT, STRICT, Answer, Comparison, Difference, EpisodeError, OutsideSource, ReplayMismatch
-from .attention import BLOCK, Block, block_attention, block_gradients, bring_attention, causal_attention, tree_logits
+from .attention import BLOCK, Block, block_attention, block_gradients, causal_attention, tree_logits
 from .chat import ChatRenderer
 from .compare import Curves, Flip, PairedResult, curves, flips, paired
 from .evaluate import AnswerReader, Evaluation, Outcome, TaskOutcome, by_difficulty, figures, succeeded
 from .forward import is_plain_llama, native_dtype, positions, rotate
 from .frames import DamagedStore, StoreError
 from .index import Range, TreeSummary, Where
-from .lora import add_lora, merged_state
+from .lora import add_lora, has_lora, merged_state, save_adapter
 from .openai_policy import ChatPlayer, OpenAIPolicy, Server, ServerError
 from .players import OraclePlayer, RandomPlayer
 from .policy import Completion, Context, Player, Policy, Sample, Sampling, derive_seed
@@ -102,6 +103,7 @@ __all__ = [
     "figures",
     "flips",
     "grow_trees",
+    "has_lora",
     "is_plain_llama",
     "merged_state",
     "migrate",
@@ -115,6 +117,7 @@ __all__ = [
     "rescore",
     "rotate",
     "salvage",
+    "save_adapter",
     "succeeded",
     "tree_logits",
     "verify",

@@ -1,6 +1,6 @@
 """Attention that a caller brings along: how unmodified transformers models run on trees.
 
-A model switched to this attention (`bring_attention`) hands the queries, keys and values of each
+A model switched to this attention (`acceptance.bring_attention`) hands the queries, keys and values of each
 layer to the `attend` given to its forward call. The sampler's attend reads a KV slab; the learner's
 lets each tree segment see its ancestors.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
-_NAME = "treegym"
+BROUGHT = "treegym"  # the name of this attention to transformers
 BLOCK = 256  # queries at a time, on a CPU
 
 
@@ -41,47 +41,15 @@ def _brought(
     attend: Attend,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    for name in ("sliding_window", "softcap", "s_aux"):
+    for name in ("softcap", "s_aux"):  # a sliding window is plain attention up to its length
         if options.get(name) is not None:
-            raise ValueError(f"{type(module).__name__} attends with {name}={options[name]}; trees need plain attention")
+            raise ValueError(f"{type(module).__name__} attends with {name}; trees need plain attention")
     layer: Any = module.layer_idx
     out = attend(layer, query[0], key[0], value[0], scaling)
     return out.transpose(0, 1)[None], None
 
 
-AttentionInterface.register(_NAME, _brought)
-
-
-def bring_attention(model: PreTrainedModel) -> None:
-    """Switches the model to brought attention. Raises ValueError for models that cannot run on trees.
-
-    Needed: positions only through position_ids (rotary or absolute), full causal attention.
-    A small forked sequence is run both ways to prove it.
-    """
-    if model.config._attn_implementation == _NAME:
-        return
-    name = type(model).__name__
-    if not getattr(model, "_supports_attention_backend", False):
-        raise ValueError(
-            f"{name} has attention of its own; treegym runs causal models with rotary or absolute positions"
-        )
-    tokens = torch.arange(6, device=model.device) + 1
-    with torch.no_grad():
-        expected = model(input_ids=tokens[None], use_cache=False).logits[0]
-        model.set_attn_implementation(_NAME)
-        try:
-            logits = tree_logits(model, tokens, torch.arange(6, device=model.device), CausalAttend())
-        except (TypeError, AttributeError) as error:
-            raise ValueError(f"{name} cannot run on trees: {error}") from error
-    if not torch.allclose(logits.float(), expected.float(), atol=0.05, rtol=0.05):
-        raise ValueError(f"{name} computes other logits on a packed sequence than on a plain one")
-
-
-class CausalAttend:
-    """Plain causal attention: the simplest attend."""
-
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        return causal_attention(query, key, value, scale)
+AttentionInterface.register(BROUGHT, _brought)
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:

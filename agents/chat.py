@@ -2,86 +2,154 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from functools import cached_property
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..envs import Message, action_format, format_of
+from ..envs import Message
+from .template import DATE, ChatTemplate
 
-_REPLY = "reply"  # stands for any assistant text
+_ASK = Message("user", "Ask.")
+_TAG = re.compile(r"<[^<>\s]+>")
+_OPEN = re.compile(r"<\w+>\s*\Z")
 
 
 class ChatRenderer:
     """Renders a prompt once and every later observation as the tokens that follow the policy's own.
 
-    Raises ValueError when the template changes earlier text as the conversation grows:
-    then the policy's tokens would not be the ones the model sees.
+    `ends` are further tokens that end a turn, as a model's generation config lists them. `settings` go to the chat
+    template: {"enable_thinking": False}, {"date_string": "26 Jul 2024"}. Raises ValueError, one line, for templates
+    with which the policy's tokens would not be the ones that the model sees.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        if not tokenizer.chat_template:
-            raise ValueError(f"{tokenizer.name_or_path} has no chat template; treegym needs one to talk in turns")
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        ends: Iterable[int] = (),
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
-        specials = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-        self._specials = sorted(specials, key=len, reverse=True)
-        self._spoken = frozenset(getattr(action_format(format_of(tokenizer.chat_template)), "tokens", ()))
-        self._check()
+        self._template = ChatTemplate(tokenizer, settings or {})
+        added = tokenizer.added_tokens_decoder
+        special = {token.content for token in added.values() if token.special}
+        self._specials = sorted({*special, *tokenizer.all_special_tokens}, key=len, reverse=True)
+        self._any_special = re.compile("|".join(map(re.escape, self._specials)))
+        self._opened, self._opening = self._beginning()
+        end, self._closing = self._ending()
+        self.end_of_turn: int = self._encode(end)[0]  # what the template ends a turn with
+        self.ends = frozenset((self.end_of_turn, *ends))  # any of these does
+        self._marks = {*self._within(self._header()), *tokenizer.convert_ids_to_tokens(sorted(self.ends))}
 
-    @cached_property
-    def end_of_turn(self) -> int:
-        """The token with which the policy ends its turn: the first the template puts after a reply."""
-        return self._encode(self._after_reply([], generation=False))[0]
+    @property
+    def reading(self) -> tuple[str, ...]:
+        """How the chat template is read where treegym does not take it as it is: phrases for people."""
+        template = self._template
+        phrases = {
+            "tool results as user messages": "tool" not in template.roles,
+            "system text in the first user message": "system" not in template.roles,
+            f"its date is always {DATE:%Y-%m-%d}": template.dated,
+            "thinking of earlier turns stays": template.drops_thinking,
+            f"replies go on from {self._opened.strip()}": bool(self._opened),
+            f"demonstrations begin with {self._opening!r}": bool(self._opening),
+        }
+        return tuple(phrase for phrase, holds in phrases.items() if holds)
 
     def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Tokens of the messages and of the header that asks the policy to speak."""
-        return self._encode(self._render(messages, generation=True))
+        return self._encode(self._template.render(self._plain(messages), generation=True))
 
     def observation(self, messages: Sequence[Message], *, ended: bool) -> tuple[int, ...]:
-        """Tokens from the policy's last to its next turn; `ended`: it gave the end-of-turn token itself."""
-        tokens = self._encode(self._after_reply(messages, generation=True))
-        return tokens[1:] if ended else tokens
+        """Tokens from the policy's last to its next turn; `ended`: it gave a token that ends a turn itself."""
+        text = self._template.around(self._plain(messages), generation=True)[1]
+        if ended:
+            text = text.partition(self._within(text)[0])[2]
+        return self._encode_after(text) if ended else self._encode(text)
+
+    def ended(self, token_ids: Sequence[int]) -> bool:
+        """Whether the policy ended its turn itself, rather than being cut or stopped."""
+        return bool(token_ids) and token_ids[-1] in self.ends
+
+    def stopped(self, token_ids: Sequence[int], stop: Sequence[str]) -> bool:
+        """Whether the last token completes one of the stop texts."""
+        if not stop or not token_ids:
+            return False
+        longest = 1 + max(len(text.encode()) for text in stop)  # tokens that it can lie in, if each has a byte of it
+        tail = list(token_ids[-longest:])
+        return any(text in self._decode(tail) and text not in self._decode(tail[:-1]) for text in stop)
 
     def text(self, token_ids: Sequence[int]) -> str:
-        """What the policy said, without its end-of-turn token."""
-        tokens = list(token_ids)
-        if tokens and tokens[-1] == self.end_of_turn:
-            tokens.pop()
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        """What the policy said, without the token that ended its turn, but with the tag that its header opened."""
+        said = token_ids[:-1] if self.ended(token_ids) else token_ids
+        return self._opened + self._decode(said)
 
     def reply(self, text: str) -> tuple[int, ...]:
-        """Tokens of a reply that somebody else wrote, ended."""
-        return (*self._encode(self._plain(text, self._spoken)), self.end_of_turn)
+        """Tokens of a reply that somebody else wrote, ended; begun as the template begins one without thoughts."""
+        tag, begun = self._opened.strip(), _TAG.match(self._opening)
+        if tag and text.startswith(tag):
+            text = text.removeprefix(tag).removeprefix("\n")
+        elif not (begun and text.startswith(begun.group())):
+            text = self._opening + text
+        return (*self._encode_after(_broken(text, self._marks) + self._closing), self.end_of_turn)
 
-    def _after_reply(self, messages: Sequence[Message], *, generation: bool) -> str:
-        before = [Message("user", "?"), Message("assistant", _REPLY)]
-        whole = self._render([*before, *messages], generation=generation)
-        start = self._render(before[:1], generation=True) + _REPLY
-        return whole.removeprefix(start)
-
-    def _render(self, messages: Sequence[Message], *, generation: bool) -> str:
-        chat = [{"role": message.role, "content": self._plain(message.text)} for message in messages]
-        return str(self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=generation))
-
-    def _plain(self, text: str, kept: Collection[str] = ()) -> str:
-        """The text with its special tokens broken up, save those that are `kept`: a tool's result must not be able to
-        end the turn."""
-        for token in self._specials:
-            if token in text and token not in kept:
-                text = text.replace(token, f"{token[:1]} {token[1:]}")
-        return text
+    def _plain(self, messages: Sequence[Message]) -> list[Message]:
+        """The messages with their special tokens broken up: a tool's result must not be able to end the turn."""
+        return [Message(message.role, _broken(message.text, self._specials)) for message in messages]
 
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer.encode(text, add_special_tokens=False))
 
-    def _check(self) -> None:
-        """Growing conversations must extend the earlier text."""
-        turns = [Message("system", "s"), Message("user", "u")]
-        for role in ("tool", "user"):
-            before = self._render(turns, generation=True) + _REPLY
-            after = self._render([*turns, Message("assistant", _REPLY), Message(role, "o")], generation=True)
-            if not after.startswith(before):
-                raise ValueError(
-                    f"the chat template of {self.tokenizer.name_or_path} rewrites earlier turns "
-                    f"(after a {role} message); treegym needs one that only appends"
-                )
+    def _decode(self, tokens: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def _encode_after(self, text: str) -> tuple[int, ...]:
+        """Tokens of a text that follows a special token: at the very beginning some tokenizers put a space first."""
+        end = str(self.tokenizer.convert_ids_to_tokens(self.end_of_turn))
+        return self._encode(end + text)[1:]
+
+    def _within(self, text: str) -> list[str]:
+        """The special tokens in a text, in their order."""
+        return self._any_special.findall(text)
+
+    def _header(self) -> str:
+        """What the template puts between a user's text and the reply."""
+        return self._template.render([_ASK], generation=True).rpartition(_ASK.text)[2]
+
+    def _beginning(self) -> tuple[str, str]:
+        """The tag that the header opens, and what the template puts between it and a reply without thoughts."""
+        header = self._template.render([_ASK], generation=True)
+        begun = self._template.around([], generation=False)[0]
+        tag = _OPEN.search(header)
+        opened = tag.group() if tag else ""
+        if begun.startswith(header):
+            return opened, begun.removeprefix(header)
+        if opened and begun.startswith(header.rstrip()):  # what it opens is closed at once
+            return opened, begun.removeprefix(header.rstrip())
+        if header.startswith(begun):  # the template leaves the rest of its header out before past replies
+            return opened, f"\n</{opened.strip()[1:]}\n\n" if opened else ""
+        raise self._refusal("begins replies otherwise than it asks for them")
+
+    def _ending(self) -> tuple[str, str]:
+        """The token that the template ends a reply with, and the text before it."""
+        after = self._template.around([], generation=False)[1]
+        end = next(iter(self._within(after)), None)
+        if end is None:
+            raise self._refusal("puts no special token after a reply, so that nothing ends a turn")
+        past = self._within(self._template.around([_ASK], generation=True)[1].partition(_ASK.text)[0])
+        # gpt-oss ends the last reply with another token than earlier ones, which end as a user's message does
+        if past[:1] != [end] and (len(past) < 2 or past[:1] != self._within(self._header())[:1]):
+            raise self._refusal(f"ends the last reply with {end} and does not end earlier ones")
+        return end, after.partition(end)[0]
+
+    def _refusal(self, fault: str) -> ValueError:
+        return ValueError(f"{self._template.name}: its chat template {fault}")
+
+
+def _broken(text: str, tokens: Iterable[str]) -> str:
+    """The text with these special tokens broken up."""
+    for token in tokens:
+        if token in text:
+            text = text.replace(token, f"{token[:1]} {token[1:]}")
+    return text

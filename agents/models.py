@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
 from collections.abc import Callable, Iterable
@@ -17,7 +18,7 @@ from . import smollm2
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import; a list of models needs neither
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 T = TypeVar("T")
 
@@ -71,12 +72,21 @@ def fetch(name: str) -> Path:
 
 
 def load(
-    name_or_path: str | Path, *, dtype: torch.dtype | None = None, texts: Iterable[str] = (), seed: int = 0
+    name_or_path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    texts: Iterable[str] = (),
+    seed: int = 0,
+    merge: bool = True,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model in evaluation mode, on the CPU, float32 unless told otherwise, and its tokenizer.
 
-    A name from `list_models`, a transformers directory, or owner/name on the hub. `texts` and `seed` are for "nano".
+    A name from `list_models`, a transformers directory, an adapter's directory, or owner/name on the hub. An adapter is
+    merged into the weights of its base model; without `merge` it stays beside them, to be trained on alone. `texts` and
+    `seed` are for "nano".
     """
+    if _is_adapter(name_or_path):
+        return _load_adapter(Path(name_or_path), dtype, merge=merge)
     if str(name_or_path) == "nano":
         from .nano import build_nano
 
@@ -85,13 +95,78 @@ def load(
     return _found(name_or_path, lambda source, local: _read(source, dtype, local=local))
 
 
+def end_tokens(model: PreTrainedModel) -> tuple[int, ...]:
+    """The tokens that end a reply, as the model's generation config lists them."""
+    return _listed(model.generation_config)
+
+
+def _listed(config: GenerationConfig | None) -> tuple[int, ...]:
+    ends = None if config is None else config.eos_token_id
+    return () if ends is None else tuple(ends) if isinstance(ends, list) else (ends,)
+
+
+def load_end_tokens(name_or_path: str | Path) -> tuple[int, ...]:
+    """`end_tokens` of the model that `load` takes, without its weights; none where nothing lists them."""
+    from transformers import GenerationConfig
+
+    def read(source: str | Path, local: bool) -> tuple[int, ...]:
+        try:
+            return _listed(GenerationConfig.from_pretrained(source, local_files_only=local))
+        except OSError:  # there is no such file
+            return ()
+
+    if _is_adapter(name_or_path):
+        name_or_path = base_of(Path(name_or_path))
+    return () if str(name_or_path) == "nano" else _found(name_or_path, read)
+
+
 def load_tokenizer(name_or_path: str | Path, *, texts: Iterable[str] = (), seed: int = 0) -> PreTrainedTokenizerBase:
     """The tokenizer alone of what `load` takes."""
     from transformers import AutoTokenizer
 
     if str(name_or_path) == "nano":
         return load("nano", texts=texts, seed=seed)[1]
+    if _is_adapter(name_or_path):
+        name_or_path = _with_tokenizer(Path(name_or_path))
     return _found(name_or_path, lambda source, local: AutoTokenizer.from_pretrained(source, local_files_only=local))
+
+
+def _is_adapter(name_or_path: str | Path) -> bool:
+    return (Path(name_or_path) / "adapter_config.json").is_file()
+
+
+def base_of(folder: Path) -> str:
+    """The model that the adapter in `folder` belongs to: a path or a name. FileNotFoundError where it names none."""
+    file = folder / "adapter_config.json"
+    base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise FileNotFoundError(f"{file} names no base_model_name_or_path, without which an adapter is no model")
+    return str(folder / base) if (folder / base).is_dir() else str(base)
+
+
+def _with_tokenizer(folder: Path) -> str:
+    """Where the tokenizer of the adapter in `folder` is."""
+    return str(folder) if (folder / "tokenizer_config.json").is_file() else base_of(folder)
+
+
+def _load_adapter(
+    folder: Path, dtype: torch.dtype | None, *, merge: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    from .lora import attach_adapter, merge_adapter
+
+    base = base_of(folder)
+    try:
+        model, _ = load(base, dtype=dtype)
+        tokenizer = load_tokenizer(_with_tokenizer(folder))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{folder} is an adapter of {base!r}, which is not there ({error}); "
+            f"write where it is into base_model_name_or_path of its adapter_config.json"
+        ) from error
+    if merge:
+        return merge_adapter(model, folder), tokenizer
+    attach_adapter(model, folder)
+    return model, tokenizer
 
 
 def _found(name_or_path: str | Path, read: Callable[[str | Path, bool], T]) -> T:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from .attention import bring_attention
+from .acceptance import bring_attention
 from .compiler import KEYS, Sizes, library_for
 from .forward import Forward, LlamaForward, TransformersForward, is_plain_llama, slab_shape
 from .kv import Feed, KVSlab, Line

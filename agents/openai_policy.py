@@ -117,6 +117,10 @@ def _reason(text: str) -> str:
     return " ".join(text.split())[:300]
 
 
+def _stop(sampling: Sampling) -> dict[str, Any]:
+    return {"stop": list(sampling.stop)} if sampling.stop else {}
+
+
 class OpenAIPolicy(Policy):
     """Samples from /completions with token ids in and out, as vLLM serves them; `renderer` has the model's tokenizer.
 
@@ -138,10 +142,11 @@ class OpenAIPolicy(Policy):
             "seed": derive_seed(seed, context.length),
             "logprobs": 0,
             "return_token_ids": True,
-            "ignore_eos": True,  # the turn ends with the chat template's token alone
-            "stop_token_ids": [self._renderer.end_of_turn],
+            "ignore_eos": True,  # the turn ends with the renderer's tokens alone
+            "stop_token_ids": sorted(self._renderer.ends),
             "skip_special_tokens": False,
             **_WHOLE,
+            **_stop(sampling),
         }
         completion = self._read(await self._server.ask("completions", body), sampling)
         return Sample(completion, Context(completion.token_ids, context))
@@ -161,11 +166,12 @@ class OpenAIPolicy(Policy):
             raise _strange(self._server, error) from None
         if not tokens or len(logprobs) != len(tokens):
             raise ServerError(f"{self._server.url} gave {len(tokens)} tokens and {len(logprobs)} log-probabilities")
+        ended = self._renderer.ended(tokens) or self._renderer.stopped(tokens, sampling.stop)
         return Completion(
             text=self._renderer.text(tokens),
             token_ids=tokens,
             logprobs=logprobs if sampling.temperature in (0.0, 1.0) else (),
-            stop_reason="stop" if tokens[-1] == self._renderer.end_of_turn else "length",
+            stop_reason="stop" if ended else "length",
         )
 
 
@@ -198,6 +204,7 @@ class ChatPlayer(Player):
             "max_tokens": self._sampling.max_tokens,
             "temperature": self._sampling.temperature,
             "seed": derive_seed(seed, len(chat)),
+            **_stop(self._sampling),
         }
         if native and tools:
             body["tools"] = [{"type": "function", "function": shown(tool)} for tool in tools.values()]

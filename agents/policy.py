@@ -21,7 +21,7 @@ class Completion:
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()  # nats, under the distribution sampled from
     entropies: tuple[float, ...] = ()  # nats, of that distribution; empty when not asked for
-    stop_reason: StopReason = "stop"  # "length": cut at max_tokens
+    stop_reason: StopReason = "stop"  # it gave an end token or a stop text; "length": cut at max_tokens
     weights_version: int = 0
 
 
@@ -66,12 +66,15 @@ class Sampling:
     max_calls: int | None = None  # tool calls of an episode; the turn that reaches them is its last
     entropy: bool = False
     entropy_top: int = 0  # over so many of the likeliest tokens, not renormalised; 0: the whole distribution
+    stop: tuple[str, ...] = ()  # a turn ends with the token that completes one of these texts, which stays in it
 
     def __post_init__(self) -> None:
         if self.temperature < 0 or self.max_tokens < 1:
             raise ValueError(f"temperature must be >= 0 and max_tokens >= 1, got {self}")
         if self.entropy_top < 0 or (self.max_calls is not None and self.max_calls < 1):
             raise ValueError(f"max_calls must be >= 1 and entropy_top >= 0, got {self}")
+        if isinstance(self.stop, str) or not all(self.stop):
+            raise ValueError(f"stop must be a list of texts, none of them empty, got {self.stop!r}")
 
 
 @dataclass(frozen=True, slots=True)

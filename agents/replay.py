@@ -231,7 +231,8 @@ class Continuation:
         renderer = tree.renderer
 
         def same(node: Node) -> bool:
-            said, answered = node.action, renderer.observation(node.messages, ended=node.action.stop_reason == "stop")
+            said = node.action
+            answered = renderer.observation(node.messages, ended=renderer.ended(said.token_ids))
             read = renderer.text(said.token_ids) == said.text or renderer.reply(said.text) == said.token_ids
             return read and answered == node.observation
 

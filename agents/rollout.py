@@ -224,7 +224,7 @@ class GrowingTree:
         made = tool_results(answer.messages)
         tokens: tuple[int, ...] = ()
         if not answer.over:
-            tokens = self.renderer.observation(answer.messages, ended=completion.stop_reason == "stop")
+            tokens = self.renderer.observation(answer.messages, ended=self.renderer.ended(completion.token_ids))
             if cause := self._limit(context.length + len(tokens), turn.calls + made):
                 tokens, answer = (), answer.cut(cause)
         self.cost.sampled_tokens += len(completion.token_ids)

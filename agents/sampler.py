@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from .acceptance import bring_attention
 from .chat import ChatRenderer
 from .forward import native_dtype
 from .kv import Line
@@ -95,6 +96,7 @@ class TransformersPolicy:
         self.renderer = renderer
         self.weights_version = 0
         dtype = dtype or native_dtype(model.device)
+        self._model = model
         self._forward = forward_for(model, dtype)
         self._max_rows = max_rows
         self._max_prefill = max_prefill
@@ -130,6 +132,7 @@ class TransformersPolicy:
         self._stirred.set()
 
     async def sample(self, context: Context, seed: int, sampling: Sampling) -> Sample:
+        bring_attention(self._model, context.length + sampling.max_tokens)
         loop = asyncio.get_running_loop()
         request = _Request(context, seed, sampling, loop.create_future())
         self._asked.append(request)
@@ -305,7 +308,7 @@ class TransformersPolicy:
 
     def _finish(self, row: _Row) -> bool:
         """Answers the row's requests if its turn has ended."""
-        ended = row.tokens[-1] == self.renderer.end_of_turn
+        ended = self.renderer.ended(row.tokens) or self.renderer.stopped(row.tokens, row.sampling.stop)
         if not ended and len(row.tokens) < row.sampling.max_tokens:
             return False
         context = Context(tuple(row.tokens), row.context)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import time
-from collections.abc import Callable
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -48,9 +47,8 @@ gymnasium.register("benchmarks/Toy-v0", entry_point=lambda **settings: ToyEnv())
 class EndlessRenderer(ChatRenderer):
     """No token ends a turn, so that every turn has as many as it may."""
 
-    @cached_property
-    def end_of_turn(self) -> int:
-        return -1
+    def ended(self, token_ids: Sequence[int]) -> bool:
+        return False
 
 
 class ForgetfulPolicy(TransformersPolicy):

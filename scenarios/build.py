@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..agents import ChatRenderer, Evaluation, add_lora, positions
-from ..agents.models import load, load_tokenizer
+from ..agents import ChatRenderer, Evaluation, add_lora, bring_attention, has_lora, positions, save_adapter
+from ..agents.models import end_tokens, load, load_tokenizer
 from ..envs import TextEnv, ToolEnv, action_format, format_of
 from ..envs.formats import DEFAULT
 from ..trainers import Environment, Run, Trainer, Watcher
@@ -53,6 +53,8 @@ def train(scenario: Scenario, out: str | Path, *, resume: bool = False) -> dict[
             run.save_tokenizer(trainer.renderer.tokenizer)
             results = trainer.train()
         trainer.save_model(folder / "model")
+        if has_lora(trainer.model) and trainer.model.name_or_path:  # one made on the spot is no base to come back to
+            save_adapter(trainer.model, folder / "adapter", trainer.model.name_or_path)
         seconds, peak = time.monotonic() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         health = improvement_health(run.metrics())
         run.summarize(summary(results, seconds=seconds, peak_memory_gib=peak, improvement=health))
@@ -197,12 +199,15 @@ def load_model(scenario: Scenario) -> tuple[PreTrainedModel, ChatRenderer]:
     """The scenario's model and what renders its chats. ScenarioError where there is none."""
     texts = vocabulary(scenario) if scenario.model.name == "nano" else ()
     try:
-        model, tokenizer = load(scenario.model.name, texts=texts, seed=scenario.seed)
-    except FileNotFoundError as error:
+        lora = scenario.model.weights == "lora"
+        model, tokenizer = load(scenario.model.name, texts=texts, seed=scenario.seed, merge=not lora)
+        bring_attention(model, scenario.sampling.max_context)
+        renderer = ChatRenderer(tokenizer, ends=end_tokens(model), settings=scenario.model.template)
+    except (FileNotFoundError, ValueError) as error:
         raise ScenarioError(f"model.name: {error}") from error
-    if scenario.model.weights == "lora":
+    if lora and not has_lora(model):
         add_lora(model, scenario.model.lora_rank, scenario.model.lora_alpha, scenario.seed)
-    return model, ChatRenderer(tokenizer)
+    return model, renderer
 
 
 def vocabulary(scenario: Scenario) -> Iterable[str]:

@@ -24,7 +24,7 @@ from ..agents import (
     TransformersPolicy,
     native_dtype,
 )
-from ..agents.models import load_tokenizer
+from ..agents.models import load_end_tokens, load_tokenizer
 from .build import in_format, in_own_format, load_model, settled, usable_cores, vocabulary
 from .errors import ScenarioError
 from .person import Person
@@ -131,7 +131,9 @@ def _renderer(scenario: Scenario, name: str | None) -> ChatRenderer:
     name = name or scenario.model.name
     try:
         return ChatRenderer(
-            load_tokenizer(name, texts=vocabulary(scenario) if name == "nano" else (), seed=scenario.seed)
+            load_tokenizer(name, texts=vocabulary(scenario) if name == "nano" else (), seed=scenario.seed),
+            ends=load_end_tokens(name),
+            settings=scenario.model.template,
         )
     except (FileNotFoundError, ValueError) as error:
         raise ScenarioError(f"--tokenizer {name}: {error}") from error

@@ -46,6 +46,7 @@ class Model:
     lora_alpha: int = 32
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # of the computation; master weights are float32
     max_rows: Annotated[int, Field(ge=1)] = 32  # contexts decoded at a time
+    template: Mapping[str, Any] = field(default_factory=dict)  # to its chat template, such as {enable_thinking: false}
 
 
 @dataclass(frozen=True, slots=True)

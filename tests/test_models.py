@@ -1,6 +1,7 @@
 """Models by name: smollm2 as its authors trained it, nano as the vocabulary asks."""
 
 import itertools
+import json
 import string
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from treegym.agents.models import MODELS, fetch, list_models, load
+from treegym.agents import add_lora, has_lora, merged_state, save_adapter
+from treegym.agents.models import MODELS, end_tokens, fetch, list_models, load, load_end_tokens, load_tokenizer
 from treegym.agents.nano import build_nano
 
 TEXTS = [
@@ -132,3 +135,70 @@ def test_an_unknown_model_is_refused_with_what_was_tried(tmp_path: Path) -> None
 def test_every_listed_model_has_a_licence() -> None:
     assert [card.name for card in list_models()] == ["smollm2", "nano"]
     assert all(card.licence for card in list_models())
+
+
+MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 16}
+SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+ASKED = torch.arange(3, 15)[None]
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=ASKED).logits  # type: ignore[no-any-return]
+
+
+@pytest.fixture(params=["llama", "qwen3_moe"])
+def adapted(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Any, Path]:
+    """A model with a trained adapter, and the adapter's directory beside that of its base."""
+    _, tokenizer = build_nano(TEXTS)
+    sizes = {**SMALL, "vocab_size": len(tokenizer), "num_key_value_heads": 2}
+    config = AutoConfig.for_model(request.param, **sizes, **(MOE if request.param == "qwen3_moe" else {}))
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    model, _ = load(tmp_path / "base")
+    before = logits(model)
+    add_lora(model, 4, 8, 0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    assert not torch.allclose(logits(model), before, atol=1e-2)
+    save_adapter(model, tmp_path / "adapter", str(tmp_path / "base"))
+    return model, tmp_path / "adapter"
+
+
+def test_an_adapter_is_a_model_merged_or_beside_its_base(adapted: tuple[Any, Path], tmp_path: Path) -> None:
+    model, folder = adapted
+    merged, tokenizer = load(folder)
+    assert not has_lora(merged) and all(p.requires_grad for p in merged.parameters())
+    torch.testing.assert_close(logits(merged), logits(model), atol=1e-5, rtol=1e-4)
+    beside, _ = load(folder, merge=False)
+    assert has_lora(beside) and all(p.requires_grad == (".lora_" in name) for name, p in beside.named_parameters())
+    torch.testing.assert_close(logits(beside), logits(model), atol=1e-5, rtol=1e-4)
+    assert tokenizer.get_vocab() == load_tokenizer(folder).get_vocab()
+    assert load_end_tokens(folder) == end_tokens(beside)
+
+    with torch.no_grad():  # trained on
+        for name, parameter in beside.named_parameters():
+            if ".lora_" in name:
+                parameter.mul_(1.5)
+    beside.save_pretrained(tmp_path / "merged", state_dict=merged_state(beside))
+    save_adapter(beside, tmp_path / "further", beside.name_or_path)
+    for source in (tmp_path / "merged", tmp_path / "further"):
+        again = AutoModelForCausalLM.from_pretrained(source) if source.name == "merged" else load(source)[0]
+        torch.testing.assert_close(logits(again), logits(beside), atol=1e-5, rtol=1e-4)
+
+
+def test_an_adapter_that_fits_nothing_is_refused_in_one_line(adapted: tuple[Any, Path]) -> None:
+    _, folder = adapted
+    file = folder / "adapter_config.json"
+    config = json.loads(file.read_text())
+    for change, error, says in (
+        ({"base_model_name_or_path": "/nowhere"}, FileNotFoundError, "is an adapter of '/nowhere', which is not there"),
+        ({"base_model_name_or_path": None}, FileNotFoundError, "names no base_model_name_or_path"),
+        ({"use_dora": True}, ValueError, "has use_dora, which cannot be trained on"),
+        ({"modules_to_save": ["lm_head"]}, ValueError, "has modules_to_save, which cannot be trained on"),
+    ):
+        file.write_text(json.dumps({**config, **change}))
+        with pytest.raises(error, match=says) as refused:
+            load(folder, merge=False)
+        assert "\n" not in str(refused.value)

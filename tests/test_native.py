@@ -15,7 +15,8 @@ import torch
 from processors import WAYS, compiled_for
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen2Config
 
-from treegym.agents.attention import CausalAttend, bring_attention, tree_logits
+from treegym.agents.acceptance import ForkAttend, bring_attention
+from treegym.agents.attention import tree_logits
 from treegym.agents.compiler import Sizes, compiled
 from treegym.agents.forward import Forward, LlamaForward
 from treegym.agents.kv import Line
@@ -76,7 +77,7 @@ def exact(model: PreTrainedModel, passes: Sequence[Sequence[Line]]) -> torch.Ten
         contexts[line.row] += line.tokens
         whole = torch.tensor(contexts[line.row])
         with torch.no_grad():
-            logits.append(tree_logits(precise, whole, torch.arange(len(whole)), CausalAttend())[-1])
+            logits.append(tree_logits(precise, whole, torch.arange(len(whole)), ForkAttend(len(whole), 0))[-1])
     return torch.stack(logits)
 
 

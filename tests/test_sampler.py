@@ -12,7 +12,7 @@ import torch
 from scipy.stats import chisquare
 from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel, PreTrainedTokenizerBase, Qwen2Config
 
-from treegym.agents import ChatRenderer, Context, Sample, Sampling, TransformersPolicy, derive_seed
+from treegym.agents import ChatRenderer, Completion, Context, Sample, Sampling, TransformersPolicy, derive_seed
 from treegym.agents.nano import build_nano
 from treegym.agents.native import NativeForward
 from treegym.agents.sampler import draw, entropy
@@ -221,3 +221,29 @@ def test_weights_are_rounded_each_by_itself() -> None:
     policy.refresh(1)
     [after] = ask(policy, asked, sampling)
     assert after.completion.logprobs == before.completion.logprobs
+
+
+def test_a_turn_ends_with_any_end_token_or_the_token_that_completes_a_stop_text() -> None:
+    """The tokens up to there are those that are drawn without ends; nothing after them is drawn."""
+    model, tokenizer = model_of("llama")
+    renderer = ChatRenderer(tokenizer)
+    prompt = renderer.prompt(PROMPTS[0])
+    whole = sampled(model, ChatRenderer(tokenizer), prompt, Sampling(max_tokens=24))
+    assert whole.stop_reason == "length"
+    assert "assistantKA" in whole.text
+    second = whole.token_ids[11]
+    at = whole.token_ids.index(second) + 1
+    early = sampled(model, ChatRenderer(tokenizer, ends=(second,)), prompt, Sampling(max_tokens=24))
+    assert (early.token_ids, early.stop_reason) == (whole.token_ids[:at], "stop")
+    assert early.text == renderer.text(whole.token_ids[: at - 1])
+    between = "tantK"  # begins within a token; the last one ends it
+    stopped = sampled(model, renderer, prompt, Sampling(max_tokens=24, stop=(between, "never said")))
+    at = next(i for i in range(25) if between in renderer.text(whole.token_ids[:i]))
+    assert (stopped.token_ids, stopped.stop_reason) == (whole.token_ids[:at], "stop")
+    assert stopped.logprobs == whole.logprobs[:at] and between in stopped.text
+    assert not renderer.ended(stopped.token_ids)  # the observation brings the end of the turn
+
+
+def sampled(model: PreTrainedModel, renderer: ChatRenderer, prompt: tuple[int, ...], sampling: Sampling) -> Completion:
+    policy = TransformersPolicy(model, renderer, dtype=torch.float32)
+    return ask(policy, [(Context(prompt), 3)], sampling)[0].completion

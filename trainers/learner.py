@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..agents import RolloutTree, native_dtype
+from ..agents import RolloutTree, bring_attention, native_dtype
 from .forward import predict_with
 from .losses import AGGREGATIONS, PolicyLoss, kl
 from .packing import Advantages, Pack, pack, score, split
@@ -93,7 +93,9 @@ class Learner:
         return {name: value if math.isfinite(value) else 0.0 for name, value in metrics.items()}
 
     def accumulate(self, packed: Pack, loss: PolicyLoss) -> dict[str, float]:
-        """Adds the gradient of a pack's part of the batch loss; sums over the pack."""
+        """Adds the gradient of a pack's part of the batch loss; sums over the pack. ValueError where it is longer than
+        the model can be trained on."""
+        bring_attention(self.model, int(packed.positions.max()) + 1)
         terms = packed.terms
         if "reference" in loss.needs:
             terms = replace(terms, reference=self.reference_logprobs(packed)[terms.logprob])
