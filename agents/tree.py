@@ -11,6 +11,12 @@ from ..envs import Message, Task
 from .policy import Completion
 
 ROOT = -1
+SLACK = 1e-6  # that sums of floats may be off by: ten turns of 0.1 are 0.9999999999999999
+
+
+def is_success(value: float) -> bool:
+    """Whether a rollout has succeeded, from the sum of its success term: 1 or more, up to SLACK."""
+    return value >= 1 - SLACK
 
 
 @dataclass(frozen=True, slots=True)
