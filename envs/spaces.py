@@ -32,8 +32,8 @@ class AnyText(Text):
         return super().sample(mask, probability)
 
 
-# AsyncVectorEnv shares memory with its workers. What Gymnasium puts there for a Text are places in the space's alphabet,
-# of which AnyText has none. Here each environment's row is the length of its text, then the text as UTF-32.
+# AsyncVectorEnv shares memory with its workers. For a Text, Gymnasium puts places in the space's alphabet there, and
+# AnyText has none. Here each environment's row is the length of its text, then the text as UTF-32.
 
 
 class SharedTexts(Sequence[str]):
