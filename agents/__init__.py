@@ -5,13 +5,14 @@ from .attention import BLOCK, Block, block_attention, block_gradients, bring_att
 from .chat import ChatRenderer
 from .compare import Curves, Flip, PairedResult, curves, flips, paired
 from .evaluate import AnswerReader, Evaluation, Outcome, TaskOutcome, by_difficulty, figures, succeeded
+from .failure import Failure, FailureCause, failure_cause
 from .forward import is_plain_llama, native_dtype, rotate
 from .frames import DamagedStore, StoreError
 from .index import Range, TreeSummary, Where
 from .lora import add_lora, merged_state
 from .openai_policy import ChatPlayer, OpenAIPolicy, Server, ServerError
 from .players import OraclePlayer, RandomPlayer
-from .policy import Completion, Context, Player, Policy, Sample, Sampling, derive_seed
+from .policy import Completion, Context, ContextLengthExceeded, Player, Policy, Sample, Sampling, derive_seed
 from .records import Record
 from .replay import Continuation, Divergence, Episode, RewardTerm, played, rescore, verify
 from .rollout import GrowingTree, Turn, grow_trees
@@ -26,10 +27,11 @@ from .strategies import (
     EntropyBranching,
     FollowOracle,
     RolloutStrategy,
+    SomeChains,
     TreeExpansion,
     normalized_entropy,
 )
-from .tree import ROOT, Cost, Node, RolloutTree
+from .tree import ROOT, Cost, Node, RolloutTree, joined
 
 __all__ = [
     "BLOCK",
@@ -46,6 +48,7 @@ __all__ = [
     "Comparison",
     "Completion",
     "Context",
+    "ContextLengthExceeded",
     "Continuation",
     "Cost",
     "Curves",
@@ -56,6 +59,8 @@ __all__ = [
     "Episode",
     "EpisodeStore",
     "Evaluation",
+    "Failure",
+    "FailureCause",
     "Flip",
     "FollowOracle",
     "GrowingTree",
@@ -81,6 +86,7 @@ __all__ = [
     "ScriptedPolicy",
     "Server",
     "ServerError",
+    "SomeChains",
     "StoreError",
     "StoreLocked",
     "TaskOutcome",
@@ -98,10 +104,12 @@ __all__ = [
     "causal_attention",
     "curves",
     "derive_seed",
+    "failure_cause",
     "figures",
     "flips",
     "grow_trees",
     "is_plain_llama",
+    "joined",
     "merged_state",
     "migrate",
     "native_dtype",

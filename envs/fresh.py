@@ -38,7 +38,7 @@ def told_elsewhere(
     """What `play` gives for each seed, [interpreter][seed]. NotMade; AssertionError where an episode raises there."""
     with tempfile.TemporaryDirectory() as folder:
         try:
-            job = pickle.dumps(CloudpickleWrapper((new, dict(options), list(seeds))))
+            job = _dumps((new, dict(options), list(seeds)))
         except Exception as error:  # whatever the parts of the user's function raise when they are pickled
             raise NotMade(f"it cannot be pickled: {type(error).__name__}: {error}") from error
         Path(folder, JOB).write_bytes(pickle.dumps((play, dict(_specs()), job)))
@@ -46,10 +46,14 @@ def told_elsewhere(
             return list(pool.map(lambda hash_seed: _run(folder, hash_seed), HASH_SEEDS))
 
 
+def _dumps(value: Any) -> bytes:
+    return pickle.dumps(CloudpickleWrapper(value))
+
+
 def _specs() -> Iterator[tuple[str, bytes]]:
     for id, spec in gymnasium.registry.items():
         try:
-            yield id, pickle.dumps(CloudpickleWrapper(spec))
+            yield id, _dumps(spec)
         except Exception:  # as above; an environment with this one cannot be made there, which is then said
             continue
 

@@ -79,7 +79,7 @@ def _write(space: AnyText, index: int, values: str, shared_memory: Any) -> None:
 
 
 @read_from_shared_memory.register
-def _read(space: AnyText, shared_memory: Any, n: int = 1) -> SharedTexts:
+def _read(space: AnyText, shared_memory: Any, n: int = 1) -> Any:
     return SharedTexts(_rows(space, shared_memory))
 
 
