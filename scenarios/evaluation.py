@@ -155,6 +155,7 @@ async def _play(
             return run, await playing.play(), playing.before
         finally:
             playing.keep_partial()
+            run.trees.close()
 
 
 class _Playing:

@@ -167,6 +167,7 @@ def compare_command(
 
     Example: treegym compare "runs/first@warmed up" runs/first@trained
     """
+    from ..agents.store import finite
     from .charts import save_chart
     from .comparison import compare, read_side, show_comparison
 
@@ -176,7 +177,8 @@ def compare_command(
     result = compare(one, read_side(b, one.success), shared=shared, curve=curve)
     show_comparison(result)
     if json_out:
-        json_out.write_text(json.dumps(result.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(finite(result.to_json()), indent=1, ensure_ascii=False, allow_nan=False)
+        json_out.write_text(text + "\n", encoding="utf-8")
     if plot and result.curves:
         ks = [str(k) for k in result.curves.ks]
         lines = {

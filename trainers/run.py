@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ..agents import EpisodeStore, append_line, read_lines
-from ..agents.store import sync
+from ..agents.store import finite, sync
 from ..tools import Cassette
 
 if TYPE_CHECKING:
@@ -186,7 +186,8 @@ def _shards(tensors: Mapping[str, torch.Tensor], size: int = 1 << 27) -> Iterato
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    """Replaces a file; numbers that JSON lacks are null."""
+    write_text(path, json.dumps(finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
