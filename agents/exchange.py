@@ -33,6 +33,7 @@ from .records import Record, from_json
 from .tree import ROOT, Cost, Node, RolloutTree, tool_results
 
 Row = dict[str, Any]
+Steps = tuple[tuple[Message, ...], dict[int, Node], Row]  # a trajectory's prompt, nodes, and what the tree's info keeps
 ATIF = "ATIF-v1.7"
 COPIED = "is_copied_context"
 _STEP = ("timestamp", "model_name", "reasoning_effort", "llm_call_count", COPIED)  # what a node's info keeps of a step
@@ -51,20 +52,25 @@ def read_episodes(path: Path, format: str) -> Iterator[Record]:
     """The episodes of a JSON lines file, of one JSON object or of an array. StoreError names the place of a fault."""
     place = "line 1"
 
-    def rows() -> Iterator[Row]:
+    def values() -> Iterator[Any]:
         nonlocal place
         with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                first, place = place == "line 1", f"line {number}"
-                value = _whole(line, file) if first else from_json(line)
-                several = isinstance(value, list) and first
-                for row_number, row in enumerate(value if several else [value], start=1):
-                    place = f"row {row_number}" if several else place
-                    if not isinstance(row, dict):
-                        raise ValueError(f"an episode is a JSON object, and this is {row!r:.40}")
-                    yield row
+            lines = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+            number, line = next(lines, (1, b"[]"))
+            place = f"line {number}"
+            first = _whole(line, file)
+            for row_number, value in enumerate(first if isinstance(first, list) else [first], start=1):
+                place = f"row {row_number}" if isinstance(first, list) else place
+                yield value
+            for number, line in lines:
+                place = f"line {number}"
+                yield from_json(line)
+
+    def rows() -> Iterator[Row]:
+        for value in values():
+            if not isinstance(value, dict):
+                raise ValueError(f"an episode is a JSON object, and this is {value!r:.40}")
+            yield value
 
     try:
         yield from EXCHANGES[format].read(rows())
@@ -476,18 +482,25 @@ def _step(tree: RolloutTree, path: Sequence[int], turn: int, known: Grammar | No
 
 
 def read_atif(rows: Iterable[Row]) -> Iterator[Record]:
-    for number, group in enumerate(_trees(rows)):
+    for number, group in enumerate(_trees((row, _checked(row)) for row in rows)):
         yield _read_trajectories(number, group)
 
 
-def _trees(rows: Iterable[Row]) -> Iterator[list[Row]]:
+def _checked(row: Row) -> Steps:
+    version = str(row["schema_version"])
+    if not version.startswith("ATIF-v1."):
+        raise ValueError(f"schema_version {version!r} is none of ATIF-v1.x")
+    return _read_steps(row["steps"])
+
+
+def _trees(rows: Iterable[tuple[Row, Steps]]) -> Iterator[list[tuple[Row, Steps]]]:
     """The trajectories of each tree."""
-    group: list[Row] = []
-    for row in rows:
-        if group and not _follows(_own(row), _own(group[-1])):
+    group: list[tuple[Row, Steps]] = []
+    for row, steps in rows:
+        if group and not _follows(_own(row), _own(group[-1][0])):
             yield group
             group = []
-        group.append(row)
+        group.append((row, steps))
     if group:
         yield group
 
@@ -503,16 +516,13 @@ def _own(part: Row) -> Row:
     return own
 
 
-def _read_trajectories(number: int, rows: Sequence[Row]) -> Record:
+def _read_trajectories(number: int, trajectories: Sequence[tuple[Row, Steps]]) -> Record:
     """The tree of one or more trajectories that say they are its rollouts."""
-    version = str(rows[0]["schema_version"])
-    if not version.startswith("ATIF-v1."):
-        raise ValueError(f"schema_version {version!r} is none of ATIF-v1.x")
+    rows = [row for row, _ in trajectories]
     nodes: dict[int, Node] = {}  # by their number in the tree that was written
     leaves: list[int] = []
     messages: tuple[Message, ...] = ()
-    for row in rows:
-        messages, path, copied = _read_steps(row["steps"])
+    for _, (messages, path, copied) in trajectories:  # noqa: B007
         nodes |= path
         leaves.append(next(reversed(path)))
     order = {old: new for new, old in enumerate(sorted(nodes))}
@@ -544,7 +554,7 @@ def _asked(steps: Sequence[Row]) -> Sequence[int]:
     return found
 
 
-def _read_steps(steps: Sequence[Row]) -> tuple[tuple[Message, ...], dict[int, Node], Row]:
+def _read_steps(steps: Sequence[Row]) -> Steps:
     """Messages before the first reply; nodes by number, each with the one before it as parent; what the tree's info
     keeps."""
     messages: list[Message] = []

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from test_scenarios import command
 from test_store import fill, tree, trees
 
@@ -368,6 +369,36 @@ def test_chats_come_in_and_go_out_as_they_were(name: str, tmp_path: Path) -> Non
     assert trajectories == records
 
 
+TEXTS = st.text(max_size=5) | st.sampled_from(['{"a": 1}', '{"content": "x", "b": 2}', "{", "null", " "])
+
+
+@st.composite
+def chats(draw: st.DrawFn) -> list[dict[str, Any]]:
+    """Any number of turns with calls, whose results come in any order, some with further fields."""
+    rows = [{"role": role, "content": draw(TEXTS)} for role in draw(st.sampled_from([["user"], ["system", "user"]]))]
+    for turn in range(draw(st.integers(1, 3))):
+        calls = [call(f"{turn}.{n}", n=n) for n in range(draw(st.integers(0, 3)))]
+        said = {"role": "assistant", "content": draw(TEXTS | st.none() if calls else TEXTS)}
+        said |= {"tool_calls": calls} if calls else {}
+        said |= draw(st.sampled_from([{}, {"weight": 0}, {"reasoning_content": "t"}, {"refusal": None}]))
+        answers = [result(each["id"], each["id"]) for each in draw(st.permutations(calls))]
+        rows += [said, *answers, *draw(st.sampled_from([[], [USER], [{"role": "user", "content": ""}]]))]
+    return rows
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(chats())
+def test_any_chat_comes_in_and_goes_out_as_it_was(rows: list[dict[str, Any]]) -> None:
+    [record] = EXCHANGES["openai"].read([{"messages": rows}])
+    assert [to_text("openai", row) for row in EXCHANGES["openai"].write(record)] == [{"messages": rows}]
+    for format in EXCHANGES:
+        [graded] = round_trip(format, [record])
+        assert round_trip(format, [graded]) == [graded]
+    for node in record.tree.nodes:
+        heard = [message.text for message in node.messages if message.role == "tool"]
+        assert heard == sorted(heard)
+
+
 def test_results_are_those_of_their_calls() -> None:
     [record] = EXCHANGES["openai"].read([{"messages": CHATS["results in another order"]}])
     assert [message.text for message in record.tree.nodes[0].messages] == ["one", "two", "three", "and?"]
@@ -467,6 +498,15 @@ def test_an_array_of_rows_is_read_as_rows(text: str, tmp_path: Path) -> None:
     assert [record.tree for record in read_episodes(file, "openai")] == [
         record.tree for record in EXCHANGES["openai"].read(ROWS)
     ]
+
+
+def test_a_fault_in_a_trajectory_is_that_of_its_line(tmp_path: Path) -> None:
+    steps = json.loads(json.dumps(THEIRS["steps"]))
+    steps[1]["observation"]["results"][0]["source_call_id"] = "c9"
+    file = tmp_path / "some.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in (THEIRS, {**THEIRS, "steps": steps}, THEIRS)))
+    with pytest.raises(StoreError, match="line 2: .*source_call_id 'c9' is that of no call before it; calls: c1"):
+        list(read_episodes(file, "atif"))
 
 
 GRADED = {"prompt": [USER], "completion": [DONE], "reward": 1.0}
