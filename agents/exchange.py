@@ -233,7 +233,8 @@ def _conversation(rows: Any, prompt: Any = ()) -> tuple[tuple[Message, ...], lis
         _reply(number - 1, row, answers, last=number == len(turns) - 1) for number, (row, answers) in enumerate(turns)
     ]
     plain = [{"role": message.role, "content": message.text} for message in messages]
-    return messages, nodes, {} if plain == asked else {"prompt": asked}
+    kept = plain != asked or {"role": "system", "content": ""} in plain  # which is not written by itself
+    return messages, nodes, {"prompt": asked} if kept else {}
 
 
 def _chat(rows: Any) -> list[Row]:
@@ -357,6 +358,7 @@ def read_verifiers(rows: Iterable[Row]) -> Iterator[Record]:
         messages, nodes, kept = _conversation(row["completion"], row["prompt"])
         own = (row.get("info") or {}).get("treegym", {})
         rewards = own.get("rewards") or [0.0] * (len(nodes) - 1) + [_reward(row["reward"])]
+        terms: Sequence[Mapping[str, float | None]]
         terms = own.get("terms") or [{}] * (len(nodes) - 1) + [_metrics(row.get("metrics") or {})]
         truncated, cause = row.get("is_truncated", False), row.get("stop_condition")
         told = [

@@ -505,7 +505,7 @@ def test_a_fault_in_a_trajectory_is_that_of_its_line(tmp_path: Path) -> None:
     steps[1]["observation"]["results"][0]["source_call_id"] = "c9"
     file = tmp_path / "some.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in (THEIRS, {**THEIRS, "steps": steps}, THEIRS)))
-    with pytest.raises(StoreError, match="line 2: .*source_call_id 'c9' is that of no call before it; calls: c1"):
+    with pytest.raises(StoreError, match=r"line 2: .*source_call_id 'c9' is that of no call before it; calls: c1"):
         list(read_episodes(file, "atif"))
 
 
