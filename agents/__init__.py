@@ -6,13 +6,14 @@ from .attention import BLOCK, Block, block_attention, block_gradients, causal_at
 from .chat import ChatRenderer
 from .compare import Curves, Flip, PairedResult, curves, flips, paired
 from .evaluate import AnswerReader, Evaluation, Outcome, TaskOutcome, by_difficulty, figures, succeeded
+from .failure import Failure, FailureCause, failure_cause
 from .forward import is_plain_llama, native_dtype, positions, rotate
 from .frames import DamagedStore, StoreError
 from .index import Range, TreeSummary, Where
 from .lora import add_lora, has_lora, merged_state, save_adapter
 from .openai_policy import ChatPlayer, OpenAIPolicy, Server, ServerError
 from .players import OraclePlayer, RandomPlayer
-from .policy import Completion, Context, Player, Policy, Sample, Sampling, derive_seed
+from .policy import Completion, Context, ContextLengthExceeded, Player, Policy, Sample, Sampling, derive_seed
 from .records import Record
 from .replay import Continuation, Divergence, Episode, RewardTerm, played, rescore, verify
 from .rollout import GrowingTree, Turn, grow_trees
@@ -27,10 +28,11 @@ from .strategies import (
     EntropyBranching,
     FollowOracle,
     RolloutStrategy,
+    SomeChains,
     TreeExpansion,
     normalized_entropy,
 )
-from .tree import ROOT, Cost, Node, RolloutTree
+from .tree import ROOT, Cost, Node, RolloutTree, joined
 
 __all__ = [
     "BLOCK",
@@ -47,6 +49,7 @@ __all__ = [
     "Comparison",
     "Completion",
     "Context",
+    "ContextLengthExceeded",
     "Continuation",
     "Cost",
     "Curves",
@@ -58,6 +61,8 @@ __all__ = [
     "EpisodeError",
     "EpisodeStore",
     "Evaluation",
+    "Failure",
+    "FailureCause",
     "Flip",
     "FollowOracle",
     "GrowingTree",
@@ -83,6 +88,7 @@ __all__ = [
     "ScriptedPolicy",
     "Server",
     "ServerError",
+    "SomeChains",
     "StoreError",
     "StoreLocked",
     "TaskOutcome",
@@ -100,11 +106,13 @@ __all__ = [
     "causal_attention",
     "curves",
     "derive_seed",
+    "failure_cause",
     "figures",
     "flips",
     "grow_trees",
     "has_lora",
     "is_plain_llama",
+    "joined",
     "merged_state",
     "migrate",
     "native_dtype",

@@ -23,6 +23,7 @@ from .statistics import (
     sign_flips,
     success_interval,
 )
+from .tree import SLACK
 
 Verdict = Literal["better", "worse", "within noise"]
 
@@ -111,7 +112,7 @@ def flips(a: Sequence[TaskOutcome], b: Sequence[TaskOutcome]) -> list[Flip]:
             episodes=_episodes(before, after),
         )
         for before, after in zip(a, b, strict=True)
-        if abs(after.share - before.share) >= 0.5
+        if abs(after.share - before.share) >= 0.5 - SLACK
     ]
     return sorted(found, key=lambda flip: -flip.change)
 

@@ -21,7 +21,7 @@ from .statistics import (
     success_interval,
     unique_rate,
 )
-from .tree import RolloutTree, tool_results
+from .tree import RolloutTree, is_success, tool_results
 
 Difficulty = int | float | str
 _DIFFICULTY = ("difficulty", "hops", "steps")  # keys of reset's info, the first that is there
@@ -97,7 +97,7 @@ def _outcome(
         context += len(node.action.token_ids) + len(node.observation)
     last = nodes[-1] if nodes else None
     return Outcome(
-        success=terms.get(term, 0.0) >= 1,
+        success=is_success(terms.get(term, 0.0)),
         total=sum(node.reward for node in nodes),
         terms=terms,
         turns=len(nodes),
@@ -257,5 +257,5 @@ class Evaluation:
 
 
 def succeeded(tree: RolloutTree, term: str) -> list[bool]:
-    """Whether each rollout reached 1 in a reward term."""
-    return [value >= 1 for value in tree.term(term)]
+    """Whether each rollout reached 1 in a reward term, as `is_success` tells."""
+    return [is_success(value) for value in tree.term(term)]

@@ -25,11 +25,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from .tree import RolloutTree, tool_results
+from .tree import SLACK, RolloutTree, is_success, tool_results
 
 Range = tuple[float | None, float | None]  # least and most, both included; None: no bound
 _ANY: Range = (None, None)
-_VERSION = 2  # of the tables
+_VERSION = 3  # of the tables
 _BATCH = 256  # rows read at a time
 _TERM = "iif(json_valid(terms), (SELECT value FROM json_each(terms) WHERE key = ?), NULL)"  # not a number is no JSON
 
@@ -47,6 +47,7 @@ class TreeSummary:
     mean_return: float
     best_return: float
     terms: Mapping[str, float]  # reward terms by name: means over the rollouts
+    successes: Mapping[str, int]  # reward terms by name: how many rollouts reached 1 in it
     causes: Mapping[str, int]  # of truncation, by name: how many rollouts
     sampled_tokens: int  # each once
     tool_calls: int  # each once
@@ -66,6 +67,7 @@ class TreeSummary:
             mean_return=_mean(tree.returns),
             best_return=max(tree.returns),
             terms={name: _mean(tree.term(name)) for name in names},
+            successes={name: sum(map(is_success, tree.term(name))) for name in names},
             causes=Counter(str(tree.nodes[i].info.get("cause")) for i in tree.leaves if tree.nodes[i].truncated),
             sampled_tokens=tree.num_sampled_tokens,
             tool_calls=sum(tool_results(node.messages) for node in tree.nodes),
@@ -85,7 +87,7 @@ class Where:
     steps: Range = _ANY
     env: str | None = None
     returns: Range = _ANY  # mean over the tree's rollouts
-    terms: Mapping[str, Range] = field(default_factory=dict)  # reward terms by name: mean over the rollouts
+    terms: Mapping[str, Range] = field(default_factory=dict)  # as those of a summary; up to SLACK beyond the ends
     rollouts: Range = _ANY
 
     def sql(self) -> tuple[str, list[Any]]:
@@ -98,13 +100,19 @@ class Where:
                 values.append(value)
         columns = (("step", self.steps), ("mean_return", self.returns), ("rollouts", self.rollouts))
         ranges: list[tuple[str, list[Any], Range]] = [(column, [], range) for column, range in columns]
-        ranges += [(_TERM, [name], bounds) for name, bounds in self.terms.items()]
+        ranges += [(_TERM, [name], _wider(bounds)) for name, bounds in self.terms.items()]
         for column, given, bounds in ranges:
             for sign, bound in zip((">=", "<="), bounds, strict=True):
                 if bound is not None:
                     conditions.append(f"{column} {sign} ?")
                     values += [*given, bound]
         return " AND ".join(conditions), values
+
+
+def _wider(bounds: Range) -> Range:
+    """The range of a reward term, and what sums of floats may be off by."""
+    low, high = bounds
+    return None if low is None else low - SLACK, None if high is None else high + SLACK
 
 
 @dataclass(frozen=True, slots=True)

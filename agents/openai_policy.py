@@ -11,8 +11,9 @@ from typing import Any
 from ..envs import Message, TextEnv, ToolEnv
 from ..envs.families import shown
 from .chat import ChatRenderer
+from .failure import FailureCause, context_exceeded
 from .messages import as_action, chat_rows, read_message, reasoning_name, with_thinking, without_thinking
-from .policy import Completion, Context, CutReply, Player, Policy, Sample, Sampling, derive_seed
+from .policy import Completion, Context, ContextLengthExceeded, CutReply, Player, Policy, Sample, Sampling, derive_seed
 
 TIMEOUT = 120.0  # seconds of a request
 ATTEMPTS = 5
@@ -23,6 +24,10 @@ _WHOLE = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}  #
 
 class ServerError(ConnectionError):
     """A server that does not answer as it must, in one line."""
+
+    def __init__(self, fault: str, cause: FailureCause = FailureCause.MALFORMED) -> None:
+        super().__init__(fault)
+        self.cause = cause
 
 
 class Server:
@@ -54,14 +59,17 @@ class Server:
         self._random = random.Random()
 
     async def ask(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The JSON object that answers a POST of `body`, or a GET without one. ServerError."""
+        """The JSON object that answers a POST of `body`, or a GET without one. ServerError.
+
+        ContextLengthExceeded where the server says that the conversation is too long for its model.
+        """
         async with self._slots:
             return await self._ask(f"{self.url}/{path}", body)
 
     async def _ask(self, url: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
         import httpx2
 
-        fault, asked = "", 0.0
+        fault, cause, asked = "", FailureCause.CONNECTION, 0.0
         for attempt in range(self.attempts):
             if attempt:
                 await asyncio.sleep(asked + self._random.uniform(0, FIRST_WAIT * 2 ** (attempt - 1)))
@@ -69,20 +77,25 @@ class Server:
             try:
                 reply = await (self._client.get(url) if body is None else self._client.post(url, json=body))
             except httpx2.TimeoutException:
-                fault = f"{url} has not answered within {self.timeout:g} s"
+                fault, cause = f"{url} has not answered within {self.timeout:g} s", FailureCause.TIMEOUT
                 continue
             except httpx2.TransportError as error:
                 fault = f"{url} cannot be reached ({error or type(error).__name__})"
+                cause = FailureCause.CONNECTION
                 continue
             except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-                raise ServerError(f"{url}: {error}") from None
-            if reply.status_code == 200:
+                raise ServerError(f"{url}: {error}", FailureCause.REFUSED) from None
+            status = reply.status_code
+            if status == 200:
                 return _object(reply.text, url)
-            fault = f"{url} answered {reply.status_code}: {_reason(reply.text)}"
-            if reply.status_code < 500 and reply.status_code != 429:
-                raise ServerError(fault)
+            fault = f"{url} answered {status}: {_reason(reply.text)}"
+            if context_exceeded(status, reply.text):
+                raise ContextLengthExceeded(fault)
+            if status < 500 and status != 429:
+                raise ServerError(fault, FailureCause.REFUSED)
+            cause = FailureCause.OVERRUN if status == 429 else FailureCause.SERVER
             asked = _seconds(reply.headers.get("Retry-After", ""))
-        raise ServerError(f"{fault}; {self.attempts} attempts")
+        raise ServerError(f"{fault}; {self.attempts} attempts", cause)
 
     async def close(self) -> None:
         await self._client.aclose()

@@ -97,6 +97,10 @@ class Policy(Protocol):
         return
 
 
+class ContextLengthExceeded(Exception):
+    """The policy cannot reply: the context is as long as its model takes, or leaves no room."""
+
+
 class CutReply(str):
     """An action that reached the limit of its tokens before its end."""
 

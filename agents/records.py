@@ -11,6 +11,7 @@ damage to that one takes at most 63 others along.
 from __future__ import annotations
 
 import json
+import math
 import struct
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping, Sequence
@@ -74,15 +75,45 @@ def write_record(record: Record, opening: tuple[int, Opening] | None) -> bytes:
 
 
 def json_line(row: Mapping[str, Any]) -> bytes:
+    """A line of JSON, which `from_json` reads. Numbers that JSON lacks are objects: {"__float__": "nan"}."""
     try:
-        return (json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n").encode()
+        text = json.dumps(row, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    except ValueError:
+        row = _marked(row)
+        text = json.dumps(row, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    try:
+        return (text + "\n").encode()
     except UnicodeEncodeError:  # half of a surrogate pair, which only JSON's escapes can write
         return (json.dumps(row, separators=(",", ":")) + "\n").encode()
 
 
+def from_json(line: bytes) -> Any:
+    """The value of `json_line`, or of any JSON. ValueError for what is none, NaN among it."""
+    return json.loads(line, parse_constant=_refuse, object_hook=_float if _FLOAT.encode() in line else None)
+
+
+_FLOAT = "__float__"
+
+
+def _marked(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return {_FLOAT: str(value)}
+    if isinstance(value, Mapping):
+        return {key: _marked(item) for key, item in value.items()}
+    return [_marked(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _float(value: dict[str, Any]) -> Any:
+    return float(value[_FLOAT]) if value.keys() == {_FLOAT} else value
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
 def read_record(number: int, line: bytes, opening_at: Callable[[int], Opening]) -> Record:
     """UnknownSchema for a newer one, ValueError and its like where the line is no record."""
-    row = json.loads(line)
+    row = json.loads(line, object_hook=_float if _FLOAT.encode() in line else None)  # older ones hold NaN as it is
     schema = row["schema"]
     if schema not in _READERS:
         raise UnknownSchema(f"has schema {schema!r}, this treegym knows 1 to {SCHEMA}: a newer treegym reads it")

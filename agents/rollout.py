@@ -16,6 +16,7 @@ from ..tools.protocol import encodable
 from .answer import (
     STATE,
     Answer,
+    EpisodeError,
     ReplayMismatch,
     act,
     answer_of,
@@ -25,7 +26,8 @@ from .answer import (
     open_task,
 )
 from .chat import ChatRenderer
-from .policy import Completion, Context, CutReply, Player, Policy, Sample, Sampling, derive_seed
+from .failure import Failure, failure_cause
+from .policy import Completion, Context, ContextLengthExceeded, CutReply, Player, Policy, Sample, Sampling, derive_seed
 from .tree import ROOT, Cost, Node, RolloutTree, tool_results
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ class Turn:
     parent: Turn | None = None
     children: dict[tuple[int, ...], asyncio.Task[Turn]] = field(default_factory=dict)
     calls: int = 0  # tool results on the way here
+    last: Turn | None = None  # this turn as the end of an episode that is ended from outside
 
     @property
     def done(self) -> bool:
@@ -55,6 +58,15 @@ class Turn:
     def depth(self) -> int:
         """Number of actions up to here."""
         return 0 if self.parent is None else self.parent.depth + 1
+
+    def cut(self, cause: str) -> Turn:
+        """This turn as the last one, truncated; the same for all rollouts that end so here."""
+        if self.last is None:
+            assert self.node is not None
+            info = {**self.node.info, "cause": cause}
+            node = replace(self.node, observation=(), truncated=True, info=info)
+            self.last = Turn(self.context, None, node, self.parent, calls=self.calls)
+        return self.last
 
 
 class GrowingTree:
@@ -69,6 +81,7 @@ class GrowingTree:
         sampling: Sampling,
         seed: int,
         cassette: Cassette | None = None,
+        on_failure: Callable[[Failure], None] | None = None,
     ) -> None:
         self.task = task
         self.root = Turn(prompt.context, prompt.env)
@@ -81,6 +94,7 @@ class GrowingTree:
         self._sampling = sampling
         self._seed = seed
         self._cassette = cassette
+        self._on_failure = on_failure
 
     async def together(self, *branches: Awaitable[T]) -> list[T]:
         """Runs branches side by side; what they give, in their order."""
@@ -108,10 +122,19 @@ class GrowingTree:
 
     async def rollout(self, start: Turn, number: int, origin: int | None = None) -> Turn:
         """Plays on from a turn to the end of the episode; `number` names the rollout and seeds it, `origin` is that
-        of the first rollout of its kin."""
+        of the first rollout of its kin.
+
+        A failure of the world ends the rollout where it is, and leaves it out of the tree, if somebody hears of
+        failures. Errors of code have a note that says where they happened.
+        """
         turn = start
-        while not turn.done:
-            turn = await self.extend(turn, number)
+        try:
+            while not turn.done:
+                turn = await self.extend(turn, number)
+        except Exception as error:
+            if not _report(self._on_failure, error, self.task, number, turn.depth + 1):
+                raise
+            return turn
         self.end(number, turn, origin)
         return turn
 
@@ -131,14 +154,25 @@ class GrowingTree:
         Where the prompt leaves no room for a reply, the reply is empty, and its turn the last.
         """
         if self._limit(turn.context.length, 0) == "context length":
-            return await self.attach(turn, Sample(Completion("", stop_reason="length"), turn.context))
+            return await self._cut(turn)
         seed = derive_seed(self._seed, self.task.seed, number)
         sampling = self._sampling
         if entropy:
             sampling = replace(sampling, entropy=True, entropy_top=entropy_top)
-        if isinstance(self._policy, Player):
-            return await self.attach(turn, await self._said(self._policy, turn, seed))
-        return await self.attach(turn, await self._policy.sample(turn.context, seed, sampling))
+        try:
+            if isinstance(self._policy, Player):
+                sample = await self._said(self._policy, turn, seed)
+            else:
+                sample = await self._policy.sample(turn.context, seed, sampling)
+        except ContextLengthExceeded:
+            return await self._cut(turn)
+        return await self.attach(turn, sample)
+
+    async def _cut(self, turn: Turn) -> Turn:
+        """The end of an episode that the policy's context cannot hold; after the prompt alone, an empty reply is it."""
+        if turn.node is None:
+            turn = await self.attach(turn, Sample(Completion("", stop_reason="length"), turn.context))
+        return turn if turn.done else turn.cut(CUTS[0])
 
     def end(self, number: int, turn: Turn, origin: int | None = None) -> None:
         """A rollout is a leaf of the finished tree."""
@@ -296,6 +330,19 @@ def _path(turn: Turn) -> list[Turn]:
     return path[::-1]
 
 
+def _report(
+    hear: Callable[[Failure], None] | None, error: BaseException, task: Task, rollout: int | None, turn: int
+) -> bool:
+    """Whether the error is a failure of the world of which somebody hears; else it gets a note of where it happened."""
+    cause = failure_cause(error)
+    if hear is not None and cause is not None:
+        hear(Failure(task, rollout, turn, cause, f"{type(error).__name__}: {error}"))
+        return True
+    if not isinstance(error, EpisodeError) and not hasattr(error, "__notes__"):  # siblings that share the turn raise the same error
+        error.add_note(f"in {task.env}, seed {task.seed}, turn {turn}")
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """A task after reset."""
@@ -325,8 +372,11 @@ def share_prefix(prompts: Sequence[tuple[int, ...]]) -> list[Context]:
     return [Context(tuple(prompt[len(shared) :]), parent) for prompt in prompts]
 
 
-async def _open(tasks: Sequence[Task], cassette: Cassette | None) -> list[tuple[TextEnv, Answer]]:
-    """What open_task gives for each; all are closed again where one fails."""
+async def _open(
+    tasks: Sequence[Task], cassette: Cassette | None, on_failure: Callable[[Failure], None] | None
+) -> list[tuple[TextEnv, Answer] | None]:
+    """What open_task gives for each, None where it failed and somebody heard of it; all are closed again where one
+    raises another error."""
 
     def opened_task(task: Task) -> tuple[TextEnv, Answer]:
         with episode_errors(task, 0):
@@ -336,12 +386,12 @@ async def _open(tasks: Sequence[Task], cassette: Cassette | None) -> list[tuple[
         *(in_thread(opened_task, task, undo=lambda each: each[0].close()) for task in tasks),
         return_exceptions=True,
     )
-    opened = [each for each in found if not isinstance(each, BaseException)]
-    for failure in found:
-        if isinstance(failure, BaseException):
-            for env, _ in opened:
+    opened = [None if isinstance(each, BaseException) else each for each in found]
+    for task, each in zip(tasks, found, strict=True):
+        if isinstance(each, BaseException) and not _report(on_failure, each, task, None, 0):
+            for env, _ in filter(None, opened):
                 env.close()
-            raise failure
+            raise each
     return opened
 
 
@@ -355,17 +405,23 @@ async def grow_trees(
     seed: int = 0,
     on_tree: Callable[[RolloutTree], None] = lambda tree: None,
     cassette: Cassette | None = None,
+    on_failure: Callable[[Failure], None] | None = None,
 ) -> list[RolloutTree]:
     """One tree per task, in the tasks' order; all are grown at once. `on_tree` hears of each as it is done. What
-    environments read from outside goes over the cassette."""
-    opened = await _open(tasks, cassette)
-    contexts = share_prefix([renderer.prompt(answer.messages) for _, answer in opened])
+    environments read from outside goes over the cassette.
 
-    left = len(tasks)
+    Where `on_failure` hears of failures of the world, a tree lacks the rollouts that failed, perhaps all; without it
+    the first one propagates, as errors of code do.
+    """
+    begun = await _open(tasks, cassette, on_failure)
+    opened = [each for each in begun if each is not None]
+    contexts = share_prefix([renderer.prompt(answer.messages) for _, answer in opened]) if opened else []
+
+    left = len(opened)
 
     async def grow(task: Task, prompt: Prompt) -> RolloutTree:
         nonlocal left
-        tree = GrowingTree(task, prompt, policy, renderer, sampling, seed, cassette)
+        tree = GrowingTree(task, prompt, policy, renderer, sampling, seed, cassette, on_failure)
         try:
             await strategy.grow(tree)
             finished = tree.finish()
@@ -377,10 +433,13 @@ async def grow_trees(
         return finished
 
     prompts = (Prompt(env, answer, context) for (env, answer), context in zip(opened, contexts, strict=True))
+    those = [task for task, each in zip(tasks, begun, strict=True) if each is not None]
     policy.expect(left)
     try:
         async with asyncio.TaskGroup() as group:
-            growing = [group.create_task(grow(task, prompt)) for task, prompt in zip(tasks, prompts, strict=True)]
+            growing = [group.create_task(grow(task, prompt)) for task, prompt in zip(those, prompts, strict=True)]
     finally:
         policy.expect(-left)  # those that were cancelled before they began
-    return [task.result() for task in growing]
+    grown = iter([growth.result() for growth in growing])
+    pairs = zip(tasks, begun, strict=True)
+    return [RolloutTree(task, (), (), (), ()) if each is None else next(grown) for task, each in pairs]

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import sqlite3
 import struct
@@ -485,8 +486,18 @@ def sync(path: Path) -> None:
 
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
+    """Appends a row to a JSON lines file; numbers that JSON lacks are null."""
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n")
+        file.write(json.dumps(finite(row), ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """The value with null in place of each NaN and infinity, which JSON has not."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -38,6 +38,16 @@ class Chains:
 
 
 @dataclass(frozen=True, slots=True)
+class SomeChains:
+    """Those rollouts of Chains that have these numbers."""
+
+    numbers: tuple[int, ...]
+
+    async def grow(self, tree: GrowingTree) -> None:
+        await tree.together(*(tree.rollout(tree.root, number) for number in self.numbers))
+
+
+@dataclass(frozen=True, slots=True)
 class FollowOracle:
     """One rollout that the environment's oracle plays: a demonstration. ValueError where it knows no action."""
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +11,12 @@ from ..envs import Message, Task
 from .policy import Completion
 
 ROOT = -1
+SLACK = 1e-6  # that sums of floats may be off by: ten turns of 0.1 are 0.9999999999999999
+
+
+def is_success(value: float) -> bool:
+    """Whether a rollout has succeeded, from the sum of its success term: 1 or more, up to SLACK."""
+    return value >= 1 - SLACK
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +123,35 @@ class RolloutTree:
             info=row["info"],
             cost=Cost(**row.get("cost", {})),
         )
+
+
+def joined(trees: Sequence[RolloutTree]) -> RolloutTree:
+    """The rollouts of trees of one task as one tree, in the order of their origins, as if they had grown together."""
+    rollouts = [
+        (origin, [tree.nodes[i] for i in path])
+        for tree in trees
+        for origin, path in zip(tree.origins, tree.paths, strict=True)
+    ]
+    rollouts.sort(key=lambda rollout: rollout[0])
+    nodes: list[Node] = []
+    leaves: list[int] = []
+    places: dict[tuple[Any, ...], int] = {}  # by parent, what was said, and whether the episode was cut there
+    for _, path in rollouts:
+        at = ROOT
+        for node in path:
+            place = at, node.action.token_ids or node.action.text, node.truncated
+            if place not in places:
+                places[place] = len(nodes)
+                nodes.append(replace(node, parent=at))
+            at = places[place]
+        leaves.append(at)
+    return replace(
+        next((tree for tree in trees if tree.leaves), trees[0]),
+        nodes=tuple(nodes),
+        leaves=tuple(leaves),
+        origins=tuple(origin for origin, _ in rollouts),
+        cost=sum((tree.cost for tree in trees), Cost()),
+    )
 
 
 def tool_results(messages: Iterable[Message]) -> int:

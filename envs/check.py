@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import random
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from gymnasium.utils.env_checker import check_env as check_gymnasium
 
 from .base import Message, Task, TextEnv
+from .fresh import NotMade, as_json, told_elsewhere
 from .toolenv import ToolEnv
 
 HOSTILE = (
@@ -41,14 +43,16 @@ def check_env(
 ) -> None:
     """Raises AssertionError, naming the promise, if the environment breaks Gymnasium's contract or ours.
 
-    `make` is a function that gives new environments, or a Gymnasium id; `options` go to every reset.
+    `make` is a function that gives new environments, or a Gymnasium id; `options` go to every reset. A warning says
+    where fresh interpreters cannot make the environment, so that its dependence on the hash seed was not tried.
     """
     new = Task(make, 0).make if isinstance(make, str) else make
     check_gymnasium_contract(new)
-    for seed in seeds:
-        run = _Run(new, dict(options or {}), seed)
+    runs = [_Run(new, dict(options or {}), seed) for seed in seeds]
+    for run in runs:
         for law in LAWS:
             law(run)
+    hash_seed_changes_nothing(runs)
 
 
 class _Run:
@@ -68,9 +72,13 @@ class _Run:
 
 
 def _step(env: TextEnv, turn: int, hostile: bool) -> Record:
-    """One step: the oracle's action, or a hostile one on odd turns and where there is no oracle."""
+    return (*env.step(_choose(env, turn, hostile)), env.state_key())
+
+
+def _choose(env: TextEnv, turn: int, hostile: bool = True) -> str:
+    """The oracle's action, or a hostile one on odd turns and where there is no oracle."""
     action = None if hostile and turn % 2 else env.oracle()
-    return (*env.step(HOSTILE[turn % len(HOSTILE)] if action is None else action), env.state_key())
+    return HOSTILE[turn % len(HOSTILE)] if action is None else action
 
 
 def _finish(env: TextEnv, turn: int = 0, hostile: bool = True) -> list[Record]:
@@ -99,6 +107,62 @@ def same_seed_same_bytes(run: _Run) -> None:
     _finish(env)
     observation, info = env.reset(seed=run.seed, options=dict(run.options))
     run.require((observation, info, env.state_key()) == first, "a second reset with the seed gave another episode")
+
+
+def hash_seed_changes_nothing(runs: Sequence[_Run]) -> None:
+    """Fresh interpreters with other hash seeds play the same episodes."""
+    if not runs:
+        return
+    first = runs[0]
+    try:
+        elsewhere = told_elsewhere(_told, first.new, first.options, [run.seed for run in runs])
+    except NotMade as error:
+        warnings.warn(
+            f"{type(first.new()).__name__} was not tried in a fresh interpreter with another hash seed, which "
+            f"cannot make it ({error}); define it in a module that can be imported",
+            stacklevel=3,
+        )
+        return
+    for place, run in enumerate(runs):
+        here = _told(run.new, run.options, run.seed)
+        for there in elsewhere:
+            difference = _first_difference(here, there[place])
+            run.require(not difference, f"in a fresh interpreter with another hash seed, {difference}")
+
+
+def _told(new: Callable[[], TextEnv], options: dict[str, Any], seed: int) -> list[dict[str, Any]]:
+    """What two episodes say, the oracle's and one with hostile actions, as JSON with the actions that were taken."""
+    return [facts for hostile in (False, True) for facts in _told_turns(new(), options, seed, hostile)]
+
+
+def _told_turns(env: TextEnv, options: dict[str, Any], seed: int, hostile: bool) -> Iterator[dict[str, Any]]:
+    observation, info = env.reset(seed=seed, options=dict(options))
+    yield {"turn": 0, "observation": observation, **_facts(env, info)}
+    turn, over = 0, False
+    while not over:
+        action = _choose(env, turn, hostile)
+        observation, reward, terminated, truncated, info = env.step(action)
+        turn, over = turn + 1, terminated or truncated
+        ends = {"reward": float(reward), "terminated": terminated, "truncated": truncated}
+        yield {"turn": turn, "action": action, "observation": observation, **ends, **_facts(env, info)}
+    env.close()
+
+
+def _facts(env: TextEnv, info: Mapping[str, Any]) -> dict[str, Any]:
+    messages = [(message.role, message.text) for message in info["messages"]]
+    return {**as_json(info), "messages": messages, "state_key": env.state_key()}
+
+
+def _first_difference(here: list[dict[str, Any]], there: list[dict[str, Any]]) -> str:
+    """Turn, field and both values; empty where there is none."""
+    for ours, theirs in zip(here, there, strict=False):
+        for name in ours | theirs:
+            one, other = (json.dumps(told.get(name), ensure_ascii=False, sort_keys=True) for told in (ours, theirs))
+            if one != other:
+                start = max(0, len(os.path.commonprefix([one, other])) - 40)
+                place = f"turn {ours['turn']}: {name} is another (is a set iterated over?)"
+                return f"{place}\nhere:  {one[start : start + 80]}\nthere: {other[start : start + 80]}"
+    return "" if len(here) == len(there) else f"there are {len(there)} turns instead of {len(here)}"
 
 
 def messages_are_recorded(run: _Run) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,14 +18,16 @@ from rich.table import Table
 
 from ..agents import (
     AnswerReader,
-    Chains,
     Evaluation,
+    Failure,
     Interval,
     RolloutTree,
+    SomeChains,
     TaskOutcome,
     derive_seed,
     figures,
     grow_trees,
+    joined,
 )
 from ..envs import Task
 from ..trainers import Run, Stopped, Watcher
@@ -38,7 +42,12 @@ from .terminal import console, say
 from .watch import summary
 
 STAGE = "evaluation"  # label of its trees
+TRIES = 2  # of a sample that fails; in each of them a server is asked several times
 Split = Literal["heldout", "train", "both"]
+
+
+class TooManyFailures(Exception):
+    """More samples of an evaluation failed than it allows; what was played is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +85,7 @@ class Setting:
     split: Split = "heldout"
     seed: int = 0  # of the draws; the tasks are the same for every seed
     budget: Budget = Budget()
+    max_failures: str = "10%"  # samples that may fail before it stops, as `failure_limit` reads it
 
     def tasks(self, scenario: Scenario) -> list[Task]:
         splits = ["heldout", "train"] if self.split == "both" else [self.split]
@@ -97,7 +107,7 @@ def evaluate(scenario: Scenario, setting: Setting, out: Path, watcher: Watcher) 
 
     Trees are written a part at a time, a part being the tasks that are played at once: what the policy takes, less
     where the budget is about to end. A part that was cut off is played again as a whole, so that an interruption
-    changes nothing. Stopped after Ctrl-C.
+    changes nothing. Stopped after Ctrl-C, TooManyFailures after more failed samples than the setting allows.
     """
     start = time.monotonic()
     if not (out / "scenario.yaml").exists():  # an evaluation goes on in the format that it began in
@@ -119,9 +129,10 @@ def evaluate(scenario: Scenario, setting: Setting, out: Path, watcher: Watcher) 
             raise Stopped("stopped") from None
         raise error from None
     outcomes = read_outcomes(run, scenario.environment.success, answers=scenario.heldout.rollouts > 1)
+    failures = [row for rows in _progress(out)["failures"].values() for row in rows]
     if not outcomes:
-        raise ScenarioError(f"nothing was played: {why}")
-    result = _result(outcomes, len(tasks), setting, why)
+        raise ScenarioError(f"nothing was played: {why or _by_cause(failures)}")
+    result = _result(outcomes, len(tasks), setting, why, failures)
     write_json(out / "results.json", result)
     _save_chart(out / "results.svg", result)
     hops = [task.difficulty if isinstance(task.difficulty, int) else 0 for task in outcomes]
@@ -141,55 +152,184 @@ async def _play(
         write_json(out / "evaluation.json", asdict(setting))
         write_text(out / "scenario.yaml", dump_scenario(_recorded(opened, scenario)))
         run.save_tokenizer(opened.renderer.tokenizer)
-        done, before = _restore(run)
-        samples = scenario.heldout.rollouts
-        parts = -(-len(tasks) * samples // opened.rollouts)
-        size = -(-len(tasks) // parts)
-        sent, sampled = _spent(run)
-        watcher.begin("evaluating", len(tasks))
-        for _ in range(done):
-            watcher.advance()
-        begun = time.monotonic()
-        while done < len(tasks):
-            one = setting.budget.limited and not done  # it tells what the others are likely to take
-            part = tasks[done : done + (1 if one else size)]
-            while done and (why := setting.budget.refusal(sent, sampled, len(part) / done)):
+        playing = _Playing(scenario, setting, tasks, opened, run, watcher)
+        try:
+            return run, await playing.play(), playing.before
+        finally:
+            playing.keep_partial()
+            run.trees.close()
+
+
+class _Playing:
+    """An evaluation under way.
+
+    Trees of tasks of which every sample came to its end are written part by part. A task with failed samples is played
+    again when the evaluation is resumed, so what there is of it is written last, behind the size that is noted.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        setting: Setting,
+        tasks: Sequence[Task],
+        opened: OpenedPolicy,
+        run: Run,
+        watcher: Watcher,
+    ) -> None:
+        self._setting, self._tasks, self._opened, self._run, self._watcher = setting, tasks, opened, run, watcher
+        self._samples = scenario.heldout.rollouts
+        self._begun = time.monotonic()
+        state = _progress(run.path)
+        self._done: int = state["tasks"]
+        self.before: float = state["seconds"]
+        self._failures = {int(number): rows for number, rows in state["failures"].items()}  # by number of the task
+        self._partial = self._restore(state["trees_size"])  # trees of these tasks
+        counts = [_tokens(tree) for tree in (*(tree for _, tree in run.trees), *self._partial.values())]
+        self._sent, self._sampled = sum(sent for sent, _ in counts), sum(sampled for _, sampled in counts)
+
+    def _restore(self, size: int) -> dict[int, RolloutTree]:
+        """What there is of tasks with failed samples; what was written of a part that was cut off is forgotten."""
+        records = self._run.trees.records(self._done - len(self._failures)) if self._failures else ()
+        found = {record.labels.get("task"): record.tree for record in records}
+        self._run.trees.truncate(size)
+        return {number: found[number] for number in self._failures if number in found}
+
+    async def play(self) -> str:
+        """Why it ended early; empty where all was played."""
+        self._watcher.begin("evaluating", len(self._tasks))
+        for _ in range(self._done):
+            self._watcher.advance()
+        if retried := sorted(self._failures):
+            if why := self._refusal(len(retried)):
+                return why
+            await self._part(retried)
+        parts = -(-len(self._tasks) * self._samples // self._opened.rollouts)
+        size = -(-len(self._tasks) // parts)
+        while self._done < len(self._tasks):
+            one = self._setting.budget.limited and not self._done  # it tells what the others are likely to take
+            part = range(self._done, min(self._done + (1 if one else size), len(self._tasks)))
+            while self._done and (why := self._refusal(len(part))):
                 if len(part) == 1:
-                    return run, why, before
+                    return why
                 part = part[: len(part) // 2]
+            await self._part(part)
+            if self._watcher.should_stop() and self._done < len(self._tasks):
+                raise Stopped(f"saved after {self._done} of {len(self._tasks)} tasks")
+        return ""
+
+    def _refusal(self, tasks: int) -> str:
+        return self._setting.budget.refusal(self._sent, self._sampled, tasks / self._done)
+
+    async def _part(self, numbers: Sequence[int]) -> None:
+        """Plays the missing samples of tasks, those that fail TRIES times, and writes what is whole."""
+        await self._try(numbers, self._watcher.advance if numbers[0] >= self._done else lambda: None)
+        for _ in range(1, TRIES):
+            await self._try(numbers)
+        for number in numbers:
+            if not self._missing(number):
+                self._run.trees.append(self._partial.pop(number), stage=STAGE, step=0)
+                del self._failures[number]
+        self._done = max(self._done, numbers[-1] + 1)
+        self._save()
+        self._check_failures()
+
+    async def _try(self, numbers: Sequence[int], advance: Callable[[], None] = lambda: None) -> None:
+        """Plays the missing samples of these tasks once; those of tasks that lack the same ones grow together."""
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for number in numbers:
+            if missing := self._missing(number):
+                groups.setdefault(missing, []).append(number)
+        for missing, members in groups.items():
+            heard: list[Failure] = []
             trees = await grow_trees(
-                part, Chains(samples), opened.policy, opened.renderer, opened.sampling,
-                seed=setting.rollout_seed, on_tree=lambda tree: watcher.advance(), cassette=run.cassette,
+                [self._tasks[number] for number in members], SomeChains(missing),
+                self._opened.policy, self._opened.renderer, self._opened.sampling,
+                seed=self._setting.rollout_seed, on_tree=lambda tree: advance(),
+                cassette=self._run.cassette, on_failure=heard.append,
             )  # fmt: skip
-            for tree in trees:
-                run.trees.append(tree, stage=STAGE, step=0)
-                sent, sampled = sent + _tokens(tree)[0], sampled + _tokens(tree)[1]
-            done, seconds = done + len(part), before + time.monotonic() - begun
-            write_json(out / "progress.json", {"tasks": done, "trees_size": run.trees.size, "seconds": seconds})
-            if watcher.should_stop() and done < len(tasks):
-                raise Stopped(f"saved after {done} of {len(tasks)} tasks")
-        return run, "", before
+            for number, tree in zip(members, trees, strict=True):
+                self._add(number, tree, [failure for failure in heard if failure.task is self._tasks[number]])
+
+    def _add(self, number: int, tree: RolloutTree, failures: Sequence[Failure]) -> None:
+        sent, sampled = _tokens(tree)
+        self._sent, self._sampled = self._sent + sent, self._sampled + sampled
+        before = self._partial.get(number)
+        self._partial[number] = joined([before, tree]) if before else tree
+        by_sample = {failure.rollout: failure for failure in failures}
+        self._failures[number] = [
+            _failure_row(sample, by_sample.get(sample) or by_sample[None]) for sample in self._missing(number)
+        ]
+
+    def _missing(self, number: int) -> tuple[int, ...]:
+        """Samples of a task that did not come to their end so far."""
+        tree = self._partial.get(number)
+        return tuple(sample for sample in range(self._samples) if tree is None or sample not in tree.origins)
+
+    def _save(self) -> None:
+        write_json(
+            self._run.path / "progress.json",
+            {
+                "tasks": self._done,
+                "trees_size": self._run.trees.size,
+                "seconds": self.before + time.monotonic() - self._begun,
+                "failures": self._failures,
+            },
+        )
+
+    def _check_failures(self) -> None:
+        rows = [row for rows in self._failures.values() for row in rows]
+        planned = len(self._tasks) * self._samples
+        if len(rows) > failure_limit(self._setting.max_failures, planned):
+            raise TooManyFailures(
+                f"{len(rows)} of {planned} samples failed, more than --max-failures {self._setting.max_failures}: "
+                f"{_by_cause(rows)}; the last: {rows[-1]['error']}"
+            )
+
+    def keep_partial(self) -> None:
+        """Writes what there is of tasks with failed samples."""
+        for number in sorted(self._failures):
+            if number < self._done and (tree := self._partial.get(number)) and tree.leaves:
+                self._run.trees.append(tree, stage=STAGE, step=0, task=number)
+
+
+def _failure_row(sample: int, failure: Failure) -> dict[str, Any]:
+    return {
+        "env": failure.task.env,
+        "seed": failure.task.seed,
+        "sample": sample,
+        "turn": failure.turn,
+        "cause": failure.cause.value,
+        "error": failure.error,
+    }
+
+
+def _by_cause(rows: Sequence[Mapping[str, Any]]) -> str:
+    counts = Counter(row["cause"] for row in rows)
+    return ", ".join(f"{count} {cause}" for cause, count in sorted(counts.items()))
+
+
+def failure_limit(text: str, samples: int) -> int:
+    """How many samples may fail: a number, or a share such as 10%, rounded up. ValueError for anything else."""
+    share = text.endswith("%")
+    try:
+        number = float(text.rstrip("%")) if share else int(text)
+    except ValueError:
+        number = -1
+    if not 0 <= number <= (100 if share else math.inf):
+        raise ValueError(f"--max-failures takes a number of samples or a share such as 10%, got {text!r}")
+    return math.ceil(samples * number / 100) if share else int(number)
+
+
+def _progress(folder: Path) -> dict[str, Any]:
+    """How far an evaluation has come; what a part that was cut off wrote later does not count."""
+    file = folder / "progress.json"
+    state = json.loads(file.read_text()) if file.exists() else {"tasks": 0, "trees_size": 0, "seconds": 0.0}
+    return {"failures": {}, **state}
 
 
 def _recorded(opened: OpenedPolicy, scenario: Scenario) -> Scenario:
     """The scenario with what plays; a resumed evaluation opens the same."""
     return replace(scenario, model=opened.scenario.model)
-
-
-def _restore(run: Run) -> tuple[int, float]:
-    """Tasks done and seconds taken; what was written of a part that was cut off is forgotten."""
-    file = run.path / "progress.json"
-    state: dict[str, Any] = {"tasks": 0, "trees_size": 0, "seconds": 0.0}
-    if file.exists():
-        state = json.loads(file.read_text())
-    run.trees.truncate(state["trees_size"])
-    return state["tasks"], state["seconds"]
-
-
-def _spent(run: Run) -> tuple[int, int]:
-    """Tokens sent and sampled in the trees so far."""
-    counts = [_tokens(tree) for _, tree in run.trees]
-    return sum(sent for sent, _ in counts), sum(sampled for _, sampled in counts)
 
 
 def _tokens(tree: RolloutTree) -> tuple[int, int]:
@@ -208,13 +348,24 @@ def read_outcomes(run: Run, term: str, *, stage: str = STAGE, answers: bool = Fa
     return steps[max(steps)] if steps else []
 
 
-def _result(outcomes: Sequence[TaskOutcome], planned: int, setting: Setting, why: str) -> dict[str, Any]:
-    """Free of times, so that the same evaluation is the same file."""
+def _result(
+    outcomes: Sequence[TaskOutcome],
+    planned: int,
+    setting: Setting,
+    why: str,
+    failures: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Free of times, so that the same evaluation is the same file. Figures are of the samples that did not fail."""
     result = figures(outcomes)
     tokens = result["tokens"]
     result["cost"] = setting.budget.cost_of(tokens["sent"], tokens["sampled"])
     result["planned_tasks"] = planned
     result["stopped_by"] = why or None
+    result["failed"] = {
+        "samples": len(failures),
+        "by_cause": dict(sorted(Counter(row["cause"] for row in failures).items())),
+        "each": list(failures),
+    }
     return result
 
 
@@ -259,6 +410,11 @@ def show_evaluation(result: Mapping[str, Any], folder: Path) -> None:
     if result["stopped_by"]:
         counts = f"{result['tasks']} of {result['planned_tasks']} tasks"
         say(f"stopped by {result['stopped_by']}: the figures stand on {counts}")
+    if failed := result["failed"]["samples"]:
+        say(
+            f"failed: {failed} of {failed + result['rollouts']} samples ({_by_cause(result['failed']['each'])}); the "
+            f"figures stand on the others; to try again: treegym eval --resume --out {folder}"
+        )
     say(f"saved in {folder}")
 
 

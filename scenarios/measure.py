@@ -53,6 +53,12 @@ def eval_command(
         float | None,
         typer.Option(min=0.0, help="Stop where the next task is likely to take more than this; needs the prices."),
     ] = None,
+    max_failures: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|SHARE%", help="Stop where more samples than this failed: servers gone and such. Default: 10%."
+        ),
+    ] = None,
     price_sent: Annotated[float | None, typer.Option(min=0.0, help="Of a million tokens that are sent.")] = None,
     price_sampled: Annotated[float | None, typer.Option(min=0.0, help="Of a million tokens that are sampled.")] = None,
     change: Annotated[
@@ -61,7 +67,11 @@ def eval_command(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Where to save. Default: evaluations/NAME-TIME.")] = None,
     resume: Annotated[
-        bool, typer.Option(help="Go on with the evaluation in --out; only the budget can be new.")
+        bool,
+        typer.Option(
+            help="Go on with the evaluation in --out, failed samples first; only the budget can be new, and "
+            "--max-failures."
+        ),
     ] = False,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the summary here too.")] = None,
 ) -> None:
@@ -73,7 +83,15 @@ def eval_command(
     """
     from ..trainers import Stopped
     from ..trainers.run import trees_file
-    from .evaluation import Budget, Setting, evaluate, read_setting, show_evaluation
+    from .evaluation import (
+        Budget,
+        Setting,
+        TooManyFailures,
+        evaluate,
+        failure_limit,
+        read_setting,
+        show_evaluation,
+    )
     from .schema import find, load_scenario
     from .watch import ProgressBars
 
@@ -110,14 +128,22 @@ def eval_command(
         if not chosen.heldout.tasks:
             raise UsageError("heldout.tasks is 0: there is nothing to measure")
         setting = Setting(policy, tokenizer, (split or Splits.heldout).value, seed or 0, Budget(**given))
+    if max_failures is not None:
+        setting = replace(setting, max_failures=max_failures)
     if setting.budget.cost is not None and not (setting.budget.sent_price or setting.budget.sampled_price):
         raise UsageError("--max-cost needs a price: --price-sent, --price-sampled")
+    try:
+        failure_limit(setting.max_failures, 0)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     try:
         with ProgressBars(shown=setting.policy != "human") as bars:
             result = evaluate(chosen, setting, folder, bars)
     except (Stopped, KeyboardInterrupt) as stopped:
         say(f"{str(stopped) or 'stopped'}; go on with: treegym eval --resume --out {folder}")
         raise typer.Exit(130) from None
+    except TooManyFailures as error:
+        raise UsageError(f"{error}; go on with: treegym eval --resume --out {folder}") from error
     except ConnectionError as error:
         if not (folder / "evaluation.json").exists():
             raise
@@ -142,6 +168,7 @@ def compare_command(
 
     Example: treegym compare "runs/first@warmed up" runs/first@trained
     """
+    from ..agents.store import finite
     from .charts import save_chart
     from .comparison import compare, read_side, show_comparison
 
@@ -151,7 +178,8 @@ def compare_command(
     result = compare(one, read_side(b, one.success), shared=shared, curve=curve)
     show_comparison(result)
     if json_out:
-        json_out.write_text(json.dumps(result.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(finite(result.to_json()), indent=1, ensure_ascii=False, allow_nan=False)
+        json_out.write_text(text + "\n", encoding="utf-8")
     if plot and result.curves:
         ks = [str(k) for k in result.curves.ks]
         lines = {

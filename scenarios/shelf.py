@@ -17,7 +17,7 @@ import yaml
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from ..agents import EpisodeStore, Node, Record, RolloutTree, TreeSummary, read_lines
+from ..agents import EpisodeStore, Node, Record, RolloutTree, TreeSummary, read_lines, succeeded
 from ..trainers.run import tokenizer_file
 
 T = TypeVar("T")
@@ -232,7 +232,7 @@ class Volume:
             "origins": tree.origins,
             "returns": tree.returns,
             "success": self._term,
-            "succeeded": [value >= 1 for value in tree.term(self._term)] if self._knows(tree) else None,
+            "succeeded": succeeded(tree, self._term) if self._knows(tree) else None,
             "state_key": tree.state_key,
             "info": tree.info,
             "cost": asdict(tree.cost),
@@ -284,7 +284,9 @@ class Volume:
         }
 
     def _success(self, tree: TreeSummary) -> float | None:
-        return tree.terms.get(self._term)
+        """The share of its rollouts that succeeded; None where the success term is not among its terms."""
+        successes = tree.successes.get(self._term)
+        return None if successes is None else successes / tree.rollouts
 
     def _knows(self, tree: RolloutTree) -> bool:
         return any(self._term in node.reward_terms for node in tree.nodes)

@@ -1,14 +1,22 @@
 """check_env passes what ships, and catches an environment that breaks any one promise."""
 
+import inspect
+import os
 import random
+import subprocess
+import sys
+import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Self
 
+import gymnasium
 import numpy as np
 import pytest
 
 from treegym.envs import LookupEnv, Task, TextEnv, check_env, registered
 from treegym.envs.formats import FORMATS
+from treegym.envs.fresh import HASH_SEEDS
 from treegym.tools import tool
 
 USUAL = ("tagged", "hermes", "react", "fenced", "openai")  # those of model families are tried in one environment
@@ -119,6 +127,45 @@ class HidesMessages(LookupEnv):
         return (*rest, info)  # type: ignore[return-value]
 
 
+COLOURS = {"red", "green", "blue", "white", "black", "grey"}
+
+
+class ListsASet(LookupEnv):
+    def begin(self, options: Mapping[str, Any]) -> str:
+        return f"{super().begin(options)} Colours: {', '.join(COLOURS)}."
+
+
+class AnswersByHash(LookupEnv):
+    @tool
+    def lookup(self, word: str) -> str:
+        """See where a word leads."""
+        return f"{super().lookup(word=word)} {hash(word)}"
+
+
+class NamesItsStateByHash(LookupEnv):
+    def state_key(self) -> str:
+        return str(hash(super().state_key()))
+
+
+class RewardsByHash(LookupEnv):
+    def score(self, answer: str) -> dict[str, float]:
+        return {**super().score(answer), "luck": hash(answer) / 2**64}
+
+    reward_weights = {"exact": 1.0, "format": 0.1, "luck": 1.0}  # noqa: RUF012
+
+
+class TellsHashesAside(LookupEnv):
+    def details(self) -> dict[str, Any]:
+        return {**super().details(), "order": list(COLOURS)}
+
+
+class FailsByHash(LookupEnv):
+    def begin(self, options: Mapping[str, Any]) -> str:
+        if os.environ.get("PYTHONHASHSEED") == HASH_SEEDS[-1]:
+            raise KeyError("no such colour")
+        return super().begin(options)
+
+
 @pytest.mark.parametrize(
     ("broken", "promise"),
     [
@@ -133,11 +180,58 @@ class HidesMessages(LookupEnv):
         (CrashesOnOddText, "surrogates"),
         (OracleErrs, "oracle"),
         (HidesMessages, "messages"),
+        (ListsASet, r"ListsASet, seed 0: in a fresh .*hash seed, turn 0: observation is another.*\nhere: .*\nthere: "),
+        (AnswersByHash, "turn 1: observation"),
+        (NamesItsStateByHash, "turn 0: state_key"),
+        (RewardsByHash, "turn .: reward"),
+        (TellsHashesAside, "turn 0: order"),
+        (FailsByHash, f"PYTHONHASHSEED={HASH_SEEDS[-1]} it raises:(.|\n)*no such colour"),
     ],
 )
 def test_a_broken_promise_is_named(broken: type[LookupEnv], promise: str) -> None:
     with pytest.raises((AssertionError, UnicodeError), match=promise):
         check_env(broken)
+
+
+def test_a_registered_environment_is_tried_in_a_fresh_interpreter_too() -> None:
+    class Listing(ListsASet):
+        """Of no module that can be imported."""
+
+        can_fork = False
+
+    gymnasium.register("tests/Listing-v0", Listing)
+    try:
+        with pytest.raises(AssertionError, match="Listing, seed 1: in a fresh interpreter"):
+            check_env("tests/Listing-v0", seeds=[1])
+    finally:
+        del gymnasium.registry["tests/Listing-v0"]
+
+
+def test_what_a_script_defines_is_tried_in_a_fresh_interpreter_too(tmp_path: Path) -> None:
+    source = (
+        Path(inspect.getfile(LookupEnv))
+        .read_text()
+        .replace("from ..", "from treegym.")
+        .replace("from .", "from treegym.envs.")
+    )
+    script = tmp_path / "some.py"
+    script.write_text(f"{source}\nfrom treegym.envs import check_env\ncheck_env(LookupEnv, seeds=[0])\nprint('kept')\n")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert done.stdout == "kept\n", done.stderr
+
+
+def test_what_a_fresh_interpreter_cannot_make_is_said() -> None:
+    lock = threading.Lock()
+
+    class Locked(LookupEnv):
+        can_fork = False
+
+        def begin(self, options: Mapping[str, Any]) -> str:
+            with lock:
+                return super().begin(options)
+
+    with pytest.warns(UserWarning, match=r"Locked was not tried in a fresh interpreter .*cannot pickle.*module"):
+        check_env(Locked, seeds=[0])
 
 
 def test_what_cannot_be_copied_need_not_be() -> None:

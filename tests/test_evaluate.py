@@ -3,10 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
+from pathlib import Path
 
-from treegym.agents import ROOT, Completion, Evaluation, Node, Outcome, RolloutTree, TaskOutcome, figures, succeeded
+import pytest
+
+from treegym.agents import (
+    ROOT,
+    Completion,
+    EpisodeStore,
+    Evaluation,
+    Node,
+    Outcome,
+    RolloutTree,
+    TaskOutcome,
+    Where,
+    figures,
+    flips,
+    succeeded,
+)
 from treegym.agents.statistics import bootstrap, wilson
 from treegym.envs import Message, Task
+from treegym.scenarios.shelf import Filter, Shelf
 
 
 def tree(hops: int, *exact: float) -> RolloutTree:
@@ -25,6 +43,45 @@ def test_an_evaluation_counts_rollouts() -> None:
     assert result.by_hops() == {1: wilson(0.5, 1), 2: bootstrap([1.0, 0.0])}
     assert succeeded(tree(1, 1.0, 0.5, 1.5), "exact") == [True, False, True]
     assert succeeded(tree(1, 1.0), "format") == [False]
+
+
+@pytest.mark.parametrize(
+    ("exact", "won"),
+    [
+        ([0.5, 0.5], 0),
+        ([1.5, 0.5], 1),  # whose mean is 1
+        ([sum([0.1] * 10), 1.0], 2),
+        ([1 - 1e-5, math.nextafter(1, 0)], 1),
+        ([0.3 + 0.6 + 0.1, -0.0], 1),
+        ([math.nan, math.inf], 1),
+    ],
+)
+def test_a_success_is_one_wherever_it_is_counted(exact: list[float], won: int, tmp_path: Path) -> None:
+    some = tree(1, *exact)
+    store = EpisodeStore(tmp_path / "trees.jsonl.zst")
+    store.append(some)
+    [summary] = store.summaries()
+    [volume] = Shelf(tmp_path, lambda path: EpisodeStore(path / "trees.jsonl.zst")).volumes().values()
+    [row] = volume.listing(Filter())["rows"]
+    assert TaskOutcome.of(0, some, "exact").successes == sum(succeeded(some, "exact")) == won
+    assert summary.successes == {"exact": won} and row["success"] == won / 2
+    assert volume.tree(0)["succeeded"] == succeeded(some, "exact")
+    assert Evaluation.of([some], "exact").success == [won / 2]
+    chosen = {name for name in ("all", "some", "mixed", "none") if volume.numbers(Filter(success=name))}
+    assert chosen == [{"none"}, {"some", "mixed"}, {"some", "all"}][won]
+
+
+def test_a_range_of_a_term_holds_what_rounding_put_beside_its_ends(tmp_path: Path) -> None:
+    store = EpisodeStore(tmp_path / "trees.jsonl.zst")
+    store.append(tree(1, sum([0.1] * 10)))
+    store.append(tree(1, 0.999))
+    assert [s.number for s in store.summaries(Where(terms={"exact": (1, None)}))] == [0]
+    assert [s.number for s in store.summaries(Where(terms={"exact": (None, sum([0.333] * 3))}))] == [1]
+
+
+def test_a_task_that_moved_by_half_has_flipped_whatever_its_shares_round_to() -> None:
+    a, b = (TaskOutcome.of(0, tree(1, *[1.0] * n, *[0.0] * (10 - n)), "exact") for n in (2, 7))
+    assert b.share - a.share < 0.5 and len(flips([a], [b])) == 1
 
 
 def test_one_rollout_a_task_is_a_proportion() -> None:

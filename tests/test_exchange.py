@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from test_scenarios import command
 from test_store import fill, tree, trees
 
@@ -29,7 +31,9 @@ from treegym.agents import (
 )
 from treegym.agents.exchange import EXCHANGES, read_episodes
 from treegym.agents.nano import build_nano
+from treegym.agents.records import json_line
 from treegym.envs import Task, ToolEnv, action_format, registered
+from treegym.trainers import Run
 
 FORMATS = ["tagged", "hermes", "react", "fenced", "openai"]
 
@@ -296,6 +300,252 @@ def test_what_is_no_episode_is_named(format: str, text: str, fault: str, tmp_pat
     file.write_text(text + "\n")
     with pytest.raises(StoreError, match=f"some.jsonl, line 1: no episode in the format {format}: {fault}"):
         list(read_episodes(file, format))
+
+
+# what others write
+
+
+def call(id: Any, **arguments: Any) -> dict[str, Any]:
+    return {"id": id, "type": "function", "function": {"name": "look", "arguments": json.dumps(arguments)}}
+
+
+def result(id: str, text: str) -> dict[str, Any]:
+    return {"role": "tool", "tool_call_id": id, "content": text}
+
+
+USER = {"role": "user", "content": "Look."}
+DONE = {"role": "assistant", "content": "done"}
+CHATS: dict[str, list[dict[str, Any]]] = {
+    "plain": [USER, DONE],
+    "results in another order": [
+        {"role": "system", "content": "s"}, USER,
+        {"role": "assistant", "content": None, "tool_calls": [call("a", n=1), call("b", n=2), call("c", n=3)]},
+        result("c", "three"), result("a", "one"), result("b", "two"), {"role": "user", "content": "and?"}, DONE,
+    ],
+    "one result of two": [USER, {"role": "assistant", "tool_calls": [call("a"), call("b")]}, result("b", "two"), DONE],
+    "calls without ids": [
+        USER, {"role": "assistant", "content": "", "tool_calls": [call(None), call(None)]},
+        {"role": "tool", "content": "one"}, {"role": "tool", "content": "two"}, DONE,
+    ],
+    "function call": [
+        USER, {"role": "assistant", "content": None, "function_call": {"name": "look", "arguments": '{"n": 1}'}},
+        {"role": "function", "name": "look", "content": "one"}, DONE,
+    ],
+    "refusal": [USER, {"role": "assistant", "content": None, "refusal": "I cannot."}],
+    "weight": [USER, {**DONE, "weight": 0}, USER, {**DONE, "weight": 1}],
+    "parts and names": [
+        {"role": "user", "name": "Ann", "content": [{"type": "text", "text": "This:"}, {"type": "image_url"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "It is"}, {"type": "refusal", "refusal": "no"}]},
+    ],
+    "an answer that is an object": [USER, {"role": "assistant", "content": '{"content": "x", "answer": 3}'}],
+    "an answer that reads like a call": [
+        USER, {"role": "assistant", "content": '{"tool_calls": [{"function": {"name": "look", "arguments": "{}"}}]}'},
+    ],
+    "an answer that reads like a thought": [
+        USER, {"role": "assistant", "content": '{"content": "x", "reasoning_content": "y"}'},
+    ],
+    "thoughts": [USER, {"role": "assistant", "content": "x", "reasoning_content": "y"}],
+    "the user says nothing": [USER, DONE, {"role": "user", "content": ""}, DONE, {"role": "user", "content": "bye"}],
+    "an example in the prompt": [{"role": "developer", "content": "d"}, USER, DONE, USER, DONE],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHATS)
+def test_chats_come_in_and_go_out_as_they_were(name: str, tmp_path: Path) -> None:
+    rows = [{"messages": CHATS[name], "tools": [], "parallel_tool_calls": False}]
+    records = list(EXCHANGES["openai"].read(rows))
+    assert [to_text("openai", row) for row in EXCHANGES["openai"].write(records[0])] == rows
+    store = EpisodeStore(tmp_path / "trees.jsonl.zst")
+    store.append(records[0].tree)
+    assert round_trip("openai", [store.record(0)]) == records
+    row = {"prompt": [USER], "completion": CHATS[name], "reward": 1.0, "metrics": {"a": None}, "timing": {"total": 1}}
+    graded = list(EXCHANGES["verifiers"].read([row]))
+    assert round_trip("verifiers", graded) == graded
+    [again] = EXCHANGES["verifiers"].write(graded[0])
+    first = next((i for i, message in enumerate(CHATS[name]) if message["role"] == "assistant"), 0)
+    assert [*again["prompt"], *again["completion"]] == [USER, *CHATS[name]] and again["timing"] == {"total": 1}
+    assert len(again["completion"]) == len(CHATS[name]) - first
+    trajectories = round_trip("atif", records)
+    assert trajectories == records
+
+
+TEXTS = st.text(max_size=5) | st.sampled_from(['{"a": 1}', '{"content": "x", "b": 2}', "{", "null", " "])
+
+
+@st.composite
+def chats(draw: st.DrawFn) -> list[dict[str, Any]]:
+    """Any number of turns with calls, whose results come in any order, some with further fields."""
+    rows = [{"role": role, "content": draw(TEXTS)} for role in draw(st.sampled_from([["user"], ["system", "user"]]))]
+    for turn in range(draw(st.integers(1, 3))):
+        calls = [call(f"{turn}.{n}", n=n) for n in range(draw(st.integers(0, 3)))]
+        said = {"role": "assistant", "content": draw(TEXTS | st.none() if calls else TEXTS)}
+        said |= {"tool_calls": calls} if calls else {}
+        said |= draw(st.sampled_from([{}, {"weight": 0}, {"reasoning_content": "t"}, {"refusal": None}]))
+        answers = [result(each["id"], each["id"]) for each in draw(st.permutations(calls))]
+        rows += [said, *answers, *draw(st.sampled_from([[], [USER], [{"role": "user", "content": ""}]]))]
+    return rows
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(chats())
+def test_any_chat_comes_in_and_goes_out_as_it_was(rows: list[dict[str, Any]]) -> None:
+    [record] = EXCHANGES["openai"].read([{"messages": rows}])
+    assert [to_text("openai", row) for row in EXCHANGES["openai"].write(record)] == [{"messages": rows}]
+    for format in EXCHANGES:
+        [graded] = round_trip(format, [record])
+        assert round_trip(format, [graded]) == [graded]
+    for node in record.tree.nodes:
+        heard = [message.text for message in node.messages if message.role == "tool"]
+        assert heard == sorted(heard)
+
+
+def test_results_are_those_of_their_calls() -> None:
+    [record] = EXCHANGES["openai"].read([{"messages": CHATS["results in another order"]}])
+    assert [message.text for message in record.tree.nodes[0].messages] == ["one", "two", "three", "and?"]
+    [row] = EXCHANGES["atif"].write(record)
+    step = row["steps"][2]
+    called = {each["tool_call_id"]: each["arguments"]["n"] for each in step["tool_calls"]}
+    heard = {each["source_call_id"]: each["content"] for each in step["observation"]["results"][:3]}
+    assert called == {"a": 1, "b": 2, "c": 3} and heard == {"a": "one", "b": "two", "c": "three"}
+    step["observation"]["results"] = [*reversed(step["observation"]["results"][:3])]
+    del step["extra"]
+    [record] = EXCHANGES["atif"].read([{**row, "extra": {}}])
+    assert [message.text for message in record.tree.nodes[0].messages] == ["one", "two", "three"]
+
+
+def test_older_calls_are_calls_and_refusals_are_said() -> None:
+    [record] = EXCHANGES["openai"].read([{"messages": CHATS["function call"]}])
+    action = action_format("openai").parse(record.tree.nodes[0].action.text, {})
+    assert action.calls[0].arguments == {"n": 1}  # type: ignore[union-attr]
+    assert [(m.role, m.text) for m in record.tree.nodes[0].messages] == [("tool", "one")]
+    [record] = EXCHANGES["openai"].read([{"messages": CHATS["refusal"]}])
+    assert record.tree.nodes[0].action.text == "I cannot."
+
+
+def test_calls_that_verifiers_saved_as_texts_are_calls() -> None:
+    said = {"role": "assistant", "content": "", "tool_calls": [json.dumps(call("a", n=1)), json.dumps(call("b", n=2))]}
+    row = {"prompt": [USER], "completion": [said, result("b", "two"), result("a", "one"), DONE], "reward": 1}
+    [record] = EXCHANGES["verifiers"].read([row])
+    action = action_format("openai").parse(record.tree.nodes[0].action.text, {})
+    assert [each.arguments for each in action.calls] == [{"n": 1}, {"n": 2}]  # type: ignore[union-attr]
+    assert [message.text for message in record.tree.nodes[0].messages] == ["one", "two"]
+
+
+def test_what_was_copied_from_another_trajectory_is_marked_as_it_was() -> None:
+    steps = [dict(step) for step in THEIRS["steps"]]  # type: ignore[attr-defined]
+    for place in (0, 1, 2):
+        steps[place]["is_copied_context"] = True
+    [record] = EXCHANGES["atif"].read([{**THEIRS, "steps": steps}])
+    assert record.tree.info["copied"] == [0] and record.tree.nodes[0].info["is_copied_context"]
+    assert record.tree.nodes[0].info["copied"] == [1] and "is_copied_context" not in record.tree.nodes[1].info
+    [row] = EXCHANGES["atif"].write(record)
+    assert [step.get("is_copied_context") for step in row["steps"]] == [True, True, None]
+    assert round_trip("atif", [record]) == [record]
+
+
+@pytest.mark.parametrize("format", EXCHANGES)
+def test_no_number_makes_invalid_json(format: str, tmp_path: Path) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    grown = tree(1)
+    for value in (math.inf, -math.inf):
+        node = replace(grown.nodes[0], reward=value, reward_terms={"exact": value, "none": None}, info={"x": [value]})
+        odd = replace(grown, nodes=(node, *grown.nodes[1:]))
+        store = EpisodeStore(tmp_path / f"{value}.jsonl")
+        store.append(odd, score=value)
+        assert list(store) == [({"score": value}, odd)]
+        lines = [store.path.read_bytes(), *map(json_line, EXCHANGES[format].write(store.record(0)))]
+        rows = [json.loads(line, parse_constant=refuse) for line in lines]
+        if format == "verifiers":
+            assert rows[1]["reward"] is None
+        file = tmp_path / "out.jsonl"
+        file.write_bytes(b"".join(lines[1:]))
+        for record in read_episodes(file, format):
+            assert format == "openai" or record.tree.nodes[0].reward == value
+    store = EpisodeStore(tmp_path / "nan.jsonl")
+    store.append(replace(grown, info={"x": math.nan, "y": {"__float__": 1, "z": 2}}))
+    assert b"NaN" not in store.path.read_bytes()
+    assert math.isnan(store.read(0)[1].info["x"]) and store.read(0)[1].info["y"] == {"__float__": 1, "z": 2}
+
+
+def test_metrics_and_summaries_are_valid_json(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.summarize({"gain": {"mean": math.nan}, "all": [math.inf, 1.5]})
+    append_line(tmp_path / "rows.jsonl", {"loss": math.nan, "cost": {"a": (-math.inf, 2)}})
+    assert run.summary() == {"gain": {"mean": None}, "all": [None, 1.5]}
+    assert (tmp_path / "rows.jsonl").read_text() == '{"loss":null,"cost":{"a":[null,2]}}\n'
+
+
+ROWS = [{"messages": CHATS["plain"]}, {"messages": CHATS["weight"]}]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps(ROWS),
+        json.dumps(ROWS, indent=2),
+        f"\n{json.dumps(ROWS)}",
+        "[" + ",\n".join(map(json.dumps, ROWS)) + "]\n",
+        f"\ufeff{json.dumps(ROWS)}",
+        "\ufeff" + "\n\n".join(map(json.dumps, ROWS)),
+        "\n".join(map(json.dumps, ROWS)),
+    ],
+)
+def test_an_array_of_rows_is_read_as_rows(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    file.write_text(text, encoding="utf-8")
+    assert [record.tree for record in read_episodes(file, "openai")] == [
+        record.tree for record in EXCHANGES["openai"].read(ROWS)
+    ]
+
+
+def test_a_fault_in_a_trajectory_is_that_of_its_line(tmp_path: Path) -> None:
+    steps = json.loads(json.dumps(THEIRS["steps"]))
+    steps[1]["observation"]["results"][0]["source_call_id"] = "c9"
+    file = tmp_path / "some.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in (THEIRS, {**THEIRS, "steps": steps}, THEIRS)))
+    with pytest.raises(StoreError, match=r"line 2: .*source_call_id 'c9' is that of no call before it; calls: c1"):
+        list(read_episodes(file, "atif"))
+
+
+GRADED = {"prompt": [USER], "completion": [DONE], "reward": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("format", "text", "fault"),
+    [
+        ("verifiers", json.dumps({**GRADED, "reward": None}), "line 1: .*the reward is null: .* not scored"),
+        ("verifiers", json.dumps({**GRADED, "reward": "1"}), 'line 1: .*reward is "1", which is no number'),
+        ("verifiers", json.dumps({**GRADED, "metrics": {"a": [1]}}), r"line 1: .*a is \[1\], which is no number"),
+        ("verifiers", json.dumps({**GRADED, "reward": float("nan")}), "line 1: .*NaN is no JSON"),
+        ("verifiers", json.dumps({**GRADED, "prompt": "Look."}), "line 1: .*messages are a list, and this is 'Look.'"),
+        ("verifiers", json.dumps([GRADED, {**GRADED, "reward": None}]), "row 2: .*the reward is null"),
+        ("openai", json.dumps(ROWS[0]) + '\n["x"]\n', r"line 2: .*an episode is a JSON object, and this is \['x'\]"),
+        ("openai", json.dumps([ROWS[0], 7]), "row 2: .*an episode is a JSON object, and this is 7"),
+        ("openai", json.dumps(ROWS[0]) + '\n{"messages"\n', "line 2: .*Expecting"),
+        ("openai", json.dumps({"messages": ["x"]}), "line 1: .*a message is an object with a role, and this is 'x'"),
+        (
+            "openai",
+            json.dumps({"messages": [USER, {"role": "assistant", "tool_calls": [call("a")]}, result("b", "x"), DONE]}),
+            "line 1: .*tool_call_id 'b' is that of no call before it; calls: a",
+        ),
+        ("openai", json.dumps({"messages": [USER, DONE, result("b", "x"), DONE]}), "line 1: .*calls: none"),
+        (
+            "openai",
+            json.dumps(
+                {"messages": [{"role": "assistant", "tool_calls": [call("a")]}, result("a", "x"), result("a", "y")]}
+            ),
+            "line 1: .*must differ",
+        ),
+    ],
+)  # fmt: skip
+def test_a_fault_is_one_line_that_says_where(format: str, text: str, fault: str, tmp_path: Path) -> None:
+    file = tmp_path / "some.jsonl"
+    file.write_text(text)
+    with pytest.raises(StoreError, match=f"some.jsonl, {fault}") as raised:
+        list(read_episodes(file, format))
+    assert "\n" not in str(raised.value)
 
 
 # commands

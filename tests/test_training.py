@@ -351,10 +351,10 @@ def test_old_log_probabilities_can_be_the_learner_s() -> None:
         expected = torch.log_softmax(logits, -1)[range(len(action)), list(action)].tolist()
         assert node.action.logprobs == pytest.approx(expected, rel=1e-10)
     batch: list[tuple[RolloutTree, Advantages]] = [(tree, [[1.0], [-1.0], [0.5]])]
-    narrow = ClippedLoss(1e-9, 1e-9)
+    narrow = ClippedLoss(1e-6, 1e-6)
     before, after = (learner.update(batch, narrow) for _ in range(2))
-    assert before["clip_fraction"] == 0 and before["ratio_deviation"] < 1e-12
-    assert after["clip_fraction"] > 0
+    assert before["clip_fraction"] == 0 and before["ratio_deviation"] < 1e-9
+    assert after["clip_fraction"] > 0 and after["ratio_deviation"] > 1e-3
 
 
 def test_at2po_trains_on_ratios_that_begin_at_one(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..agents import EpisodeStore, StoreError, append_line, read_lines
-from ..agents.store import sync
+from ..agents.store import finite, sync
 from ..tools import Cassette
 
 if TYPE_CHECKING:
@@ -215,8 +215,8 @@ def _check_sums(folder: Path) -> None:
     """ValueError where a file of the checkpoint is not what was written. Older checkpoints have no sums."""
     if not (folder / SUMS).exists():
         return
-    written = dict(reversed(line.split("  ", 1)) for line in (folder / SUMS).read_text().splitlines())
-    for name, digest in written.items():
+    for line in (folder / SUMS).read_text().splitlines():
+        digest, _, name = line.partition("  ")
         if not (folder / name).exists():
             raise ValueError(f"{name} is missing")
         if _sha256(folder / name) != digest:
@@ -235,7 +235,8 @@ def _shards(tensors: Mapping[str, torch.Tensor], size: int = 1 << 27) -> Iterato
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    """Replaces a file; numbers that JSON lacks are null."""
+    write_text(path, json.dumps(finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
