@@ -19,6 +19,7 @@ from ..envs import TextEnv
 from ..trainers import Environment, Run, Trainer, Watcher
 from ..trainers.run import write_text
 from .errors import ScenarioError
+from .modules import folder_of
 from .schema import Scenario, dump_scenario
 from .watch import ProgressBars, show_results, summary
 
@@ -41,7 +42,7 @@ def train(scenario: Scenario, out: str | Path, *, resume: bool = False) -> dict[
     try:
         with ProgressBars() as bars:
             trainer = build_trainer(scenario, run, bars)
-            write_text(file, dump_scenario(settled(scenario, trainer.dtype)))
+            write_text(file, dump_scenario(placed(settled(scenario, trainer.dtype))))
             run.save_tokenizer(trainer.renderer.tokenizer)
             results = trainer.train()
     finally:
@@ -78,6 +79,11 @@ def settled(scenario: Scenario, dtype: torch.dtype) -> Scenario:
     """The scenario with the dtype that the run computes in: resumed elsewhere, it still does."""
     name: Any = str(dtype).removeprefix("torch.")
     return replace(scenario, model=replace(scenario.model, dtype=name))
+
+
+def placed(scenario: Scenario) -> Scenario:
+    """The scenario with the folder in which its environment's module was found, for commands that run elsewhere."""
+    return replace(scenario, modules=folder_of(scenario.environment.id) or scenario.modules)
 
 
 def try_environment(environment: Environment) -> TextEnv:

@@ -16,7 +16,7 @@ from .errors import ScenarioError
 from .measure import compare_command, eval_command, play_command
 from .replay import replay_command
 from .runs import runs_app
-from .tasks import begin, values
+from .tasks import ENV, begin, named_task, values
 from .terminal import UsageError, console, say
 from .view import view_command
 
@@ -91,7 +91,7 @@ app.add_typer(runs_app, name="runs")
 
 @app.command()
 def envs(
-    env: Annotated[str | None, typer.Argument(help="An id, such as treegym/FactSearch-v0.")] = None,
+    env: Annotated[str | None, typer.Argument(help=f"{ENV} Default: all are listed.")] = None,
     seed: Annotated[int, typer.Option(help="Which episode.")] = 0,
     option: Annotated[list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="A reset option.")] = None,
     setting: Annotated[
@@ -99,14 +99,14 @@ def envs(
     ] = None,
 ) -> None:
     """List the environments, or let the oracle of one play an episode, as an agent would see it."""
-    from ..envs import Task, registered
+    from ..envs import registered
 
     if env is None:
         for name in registered():
             console.print(name)
         console.print("[dim]treegym envs ID plays an episode[/dim]")
         return
-    _play(Task(env, seed, values("--option", option), values("--setting", setting)))
+    _play(named_task(env, seed, values("--option", option), values("--setting", setting)))
 
 
 def _play(task: Any) -> None:
@@ -132,7 +132,7 @@ def _play(task: Any) -> None:
 
 @app.command("serve-tools")
 def serve_tools_command(
-    env: Annotated[str, typer.Argument(help="An id, such as treegym/FactSearch-v0, or module:id.")],
+    env: Annotated[str, typer.Argument(help=ENV)],
     seed: Annotated[int, typer.Option(help="Which episode.")] = 0,
     setting: Annotated[
         list[str] | None,
@@ -154,11 +154,11 @@ def serve_tools_command(
 
     Example: treegym serve-tools treegym/FactSearch-v0 --seed 3 --set top_k=5
     """
-    from ..envs import Task, ToolEnv
+    from ..envs import ToolEnv
     from ..tools import serve_tools
 
     with contextlib.redirect_stdout(sys.stderr):  # which is not for the protocol
-        made, info = begin(Task(env, seed, settings=values("--set", setting)))
+        made, info = begin(named_task(env, seed, {}, values("--set", setting)))
     with contextlib.closing(made):
         if not (isinstance(made, ToolEnv) and made.tools):
             raise UsageError(f"{env} has no tools")

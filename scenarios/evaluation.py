@@ -28,7 +28,7 @@ from ..agents import (
 from ..envs import Task
 from ..trainers import Run, Stopped, Watcher
 from ..trainers.run import write_json, write_text
-from .build import try_environment
+from .build import placed, try_environment
 from .charts import save_chart
 from .errors import ScenarioError
 from .person import Left
@@ -171,7 +171,7 @@ async def _play(
 
 def _recorded(opened: OpenedPolicy, scenario: Scenario) -> Scenario:
     """The scenario with what plays; a resumed evaluation opens the same."""
-    return replace(scenario, model=opened.scenario.model)
+    return replace(placed(scenario), model=opened.scenario.model)
 
 
 def _restore(run: Run) -> tuple[int, float]:

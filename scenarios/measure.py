@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .tasks import ENV
 from .terminal import UsageError, console, say
 
 
@@ -161,7 +162,7 @@ def compare_command(
 
 
 def play_command(
-    env: Annotated[str, typer.Argument(help="An id, such as treegym/Maze-v0, or module:id.")],
+    env: Annotated[str, typer.Argument(help=ENV)],
     seed: Annotated[int, typer.Option(help="Which episode.")] = 0,
     option: Annotated[list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="A reset option.")] = None,
     setting: Annotated[
@@ -176,14 +177,14 @@ def play_command(
     """
     from ..agents import ChatRenderer
     from ..agents.models import load_tokenizer
-    from ..envs import Task
     from ..trainers import Environment, Run
     from ..trainers.run import write_text
+    from .modules import folder_of
     from .person import play, show
     from .schema import Scenario, dump_scenario
-    from .tasks import begin, values
+    from .tasks import begin, named_task, values
 
-    task = Task(env, seed, values("--option", option), values("--setting", setting))
+    task = named_task(env, seed, values("--option", option), values("--setting", setting))
     tried, info = begin(task)
     tried.close()
     texts = [message.text for message in info["messages"]] if "messages" in info else []
@@ -201,11 +202,11 @@ def play_command(
         say(f"reward {tree.returns[0]:.2f} {dict(last.reward_terms)}")
     else:
         console.print("[dim]the episode has not ended[/dim]")
-    folder = out or Path("plays") / env.rpartition("/")[2]
+    folder = out or Path("plays") / task.env.rpartition("/")[2]
     run = Run(folder)
     number = len(run.trees)
     if not (folder / "scenario.yaml").exists():
-        write_text(folder / "scenario.yaml", dump_scenario(Scenario(Environment(env, task.settings))))
+        write_text(folder / "scenario.yaml", dump_scenario(Scenario(Environment(task.env, task.settings), modules=folder_of(task.env))))
     run.save_tokenizer(renderer.tokenizer)
     run.trees.append(tree, stage="play", step=number)
     say(f"recorded as {number}.0 in {folder}")

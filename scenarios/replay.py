@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-import importlib
 import importlib.util
 import inspect
 import json
@@ -22,6 +21,7 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
+from .modules import bring_module, import_named
 from .terminal import UsageError, console, say
 
 if TYPE_CHECKING:
@@ -89,6 +89,8 @@ def replay_command(
     if out and not (rescore or turn is not None):
         raise UsageError("--out goes with --rescore or --from")
     run = _open(folder)
+    if verify or live or turn is not None:  # the environment is made again
+        bring_module(folder)
     if verify:
         raise typer.Exit(_verify(run, episode, strict=strict))
     if rescore:
@@ -311,7 +313,7 @@ def _term(named: str) -> RewardTerm:
     if not colon or not name.isidentifier():
         raise UsageError(f"--rescore takes MODULE:FUNCTION or FILE.py:FUNCTION, not {named!r}")
     try:
-        module = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        module = _load_file(Path(place)) if place.endswith(".py") else import_named(place)
         function = getattr(module, name)
         takes = len(inspect.signature(function).parameters)
     except (ImportError, OSError, AttributeError, SyntaxError, TypeError) as error:

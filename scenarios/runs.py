@@ -13,6 +13,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from .errors import ScenarioError
+from .modules import bring_module
 from .terminal import UsageError, console, say
 
 if TYPE_CHECKING:
@@ -115,6 +117,10 @@ def export_trees(
     from ..agents.records import json_line
 
     where = _where(stage, steps, env, returns, term, rollouts)
+    try:
+        bring_module(run)
+    except ScenarioError as error:
+        say(f"the environment cannot be made, so actions are written as plain texts: {error}")
     part = out.with_name(f"{out.name}.part")
     written = 0
     with _trees(run) as store:
