@@ -8,6 +8,7 @@ from .evaluate import AnswerReader, Evaluation, Outcome, TaskOutcome, by_difficu
 from .forward import is_plain_llama, native_dtype, rotate
 from .frames import DamagedStore, StoreError
 from .index import Range, TreeSummary, Where
+from .loop import run_to_end
 from .lora import add_lora, merged_state
 from .openai_policy import ChatPlayer, OpenAIPolicy, Server, ServerError
 from .players import OraclePlayer, RandomPlayer
@@ -112,6 +113,7 @@ __all__ = [
     "read_lines",
     "rescore",
     "rotate",
+    "run_to_end",
     "salvage",
     "succeeded",
     "tree_logits",

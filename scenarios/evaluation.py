@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import time
@@ -24,6 +23,7 @@ from ..agents import (
     derive_seed,
     figures,
     grow_trees,
+    run_to_end,
 )
 from ..envs import Task
 from ..trainers import Run, Stopped, Watcher
@@ -108,7 +108,7 @@ def evaluate(scenario: Scenario, setting: Setting, out: Path, watcher: Watcher) 
         raise ScenarioError("a person plays a task once: --samples 1")
     tasks = setting.tasks(scenario)
     try:
-        run, why, before = asyncio.run(_play(scenario, setting, tasks, out, watcher))
+        run, why, before = run_to_end(_play(scenario, setting, tasks, out, watcher))
     except BaseExceptionGroup as group:  # of the tasks that play side by side
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):

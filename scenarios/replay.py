@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import difflib
 import importlib.util
 import inspect
@@ -364,7 +363,7 @@ def _weights(weighted: list[str], run: Run, terms: list[RewardTerm]) -> dict[str
 def _continue(
     run: Run, tree: RolloutTree, episode: tuple[int, int | None], turn: int, policy: str, n: int, out: Path | None
 ) -> int:
-    from ..agents import Continuation, ReplayMismatch, derive_seed
+    from ..agents import Continuation, ReplayMismatch, derive_seed, run_to_end
     from .schema import load_scenario
 
     number, rollout = episode
@@ -384,7 +383,7 @@ def _continue(
         new_run = _new_run(out or Path(stack.enter_context(tempfile.TemporaryDirectory())), run)
         growing = _grow(run, policy, scenario, tree.task, how, seed, new_run)
         try:
-            [grown] = asyncio.run(growing)
+            [grown] = run_to_end(growing)
         except ExceptionGroup as group:
             [error, *_] = group.exceptions
             if isinstance(error, ReplayMismatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Mapping
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -18,7 +19,7 @@ from .terminal import console, say
 class ProgressBars:
     """A bar for each stage, or a line for each step where there is no terminal.
 
-    The first Ctrl-C saves and stops, a second one stops at once.
+    The first Ctrl-C saves and stops, a second one stops at once; threads other than the main one hear no Ctrl-C.
     """
 
     def __init__(self, *, shown: bool = True) -> None:
@@ -30,13 +31,20 @@ class ProgressBars:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
         )
-        self._bars = Progress(*columns, TextColumn("[dim]{task.fields[note]}"), console=console)
+        self._bars = Progress(
+            *columns,
+            TextColumn("[dim]{task.fields[note]}"),
+            console=console,
+            disable=console.is_jupyter,  # where rich's bars need ipywidgets
+        )
         self._stages: dict[str, TaskID] = {}
         self._task: TaskID | None = None
         self._stop = False
 
     def __enter__(self) -> Self:
-        self._before = signal.signal(signal.SIGINT, self._interrupt)
+        self._heard = threading.current_thread() is threading.main_thread()
+        if self._heard:
+            self._before = signal.signal(signal.SIGINT, self._interrupt)
         if self._shown:
             self._bars.start()
         return self
@@ -45,7 +53,8 @@ class ProgressBars:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bars.stop()
-        signal.signal(signal.SIGINT, self._before)
+        if self._heard:
+            signal.signal(signal.SIGINT, self._before)
 
     def begin(self, stage: str, total: int) -> None:
         if stage not in self._stages:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import ctypes
 import gc
@@ -31,6 +30,7 @@ from ..agents import (
     grow_trees,
     merged_state,
     native_dtype,
+    run_to_end,
     succeeded,
 )
 from ..envs import Task
@@ -312,7 +312,7 @@ class Trainer:
             _trim()
             self.policy.refresh(self._progress.weights_version)
             self._stale = False
-        return asyncio.run(
+        return run_to_end(
             grow_trees(
                 tasks,
                 strategy,
