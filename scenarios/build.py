@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,36 +19,46 @@ from ..agents.models import load
 from ..envs import TextEnv
 from ..trainers import Environment, Run, Trainer, Watcher
 from ..trainers.run import write_text
+from .changes import changed, kept, record
 from .errors import ScenarioError
+from .folders import begun, whole
 from .modules import folder_of
-from .schema import Scenario, dump_scenario
+from .schema import Scenario, dump_scenario, load_scenario
 from .watch import ProgressBars, show_results, summary
 
 
 def train(scenario: Scenario, out: str | Path, *, resume: bool = False) -> dict[str, Evaluation]:
     """Trains in the directory `out` and prints what came of it; the evaluations by stage.
 
-    `resume` goes on with the run there exactly as it would have gone on without the interruption.
-    FileExistsError where a run is not to be resumed or has nothing left to do; Stopped after Ctrl-C.
+    `resume` goes on with the run there exactly as it would have gone on without the interruption. The scenario may then
+    differ from the run's in the fields of `changes.FREE`, which is recorded in changes.jsonl; ScenarioError otherwise.
+    FileExistsError where a run is not to be resumed or has nothing left to do; Stopped after Ctrl-C. An error before
+    anything was played leaves the directory as it was.
     """
     start, folder = time.monotonic(), Path(out)
     file = folder / "scenario.yaml"
     if file.exists() and not resume:
         raise FileExistsError(f"{folder} holds a run already; resume it, or choose another directory")
-    run = Run(folder)
-    if run.summary():
+    if (folder / "summary.json").exists():
         raise FileExistsError(f"{folder} holds a finished run; choose another directory")
-    if try_environment(scenario.environment).oracle() is None and scenario.warmup.demonstrations:
-        raise ScenarioError(f"warmup.demonstrations: {scenario.environment.id} has no oracle; 0 does without")
-    try:
-        with ProgressBars() as bars:
-            trainer = build_trainer(scenario, run, bars)
-            write_text(file, dump_scenario(placed(settled(scenario, trainer.dtype))))
-            run.save_tokenizer(trainer.renderer.tokenizer)
-            results = trainer.train()
-    finally:
-        run.close()
-    trainer.save_model(folder / "model")
+    recorded = load_scenario(file) if file.exists() else scenario
+    scenario = kept(recorded, scenario)
+    with begun(folder):
+        if try_environment(scenario.environment).oracle() is None and scenario.warmup.demonstrations:
+            raise ScenarioError(f"warmup.demonstrations: {scenario.environment.id} has no oracle; 0 does without")
+        run = Run(folder)
+        differing = changed(run, recorded, scenario)
+        try:
+            with ProgressBars() as bars:
+                trainer = build_trainer(scenario, run, bars)
+                record(run, differing)
+                write_text(file, dump_scenario(placed(settled(scenario, trainer.dtype))))
+                run.save_tokenizer(trainer.renderer.tokenizer)
+                results = trainer.train()
+        finally:
+            run.close()
+    with whole(folder / "model") as part:
+        trainer.save_model(part)
     seconds, peak = time.monotonic() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     run.summarize(summary(results, seconds=seconds, peak_memory_gib=peak))
     run.finish()
@@ -64,15 +75,16 @@ def build_trainer(scenario: Scenario, run: Run, watcher: Watcher) -> Trainer:
     torch.set_num_threads(scenario.threads or os.cpu_count() or 1)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     model, renderer = load_model(scenario)
-    return Trainer(
-        scenario.plan(),
-        model,
-        renderer,
-        run,
-        watcher,
-        dtype=None if scenario.model.dtype == "auto" else getattr(torch, scenario.model.dtype),
-        max_rows=scenario.model.max_rows,
-    )
+    with refusing("model.name"):
+        return Trainer(
+            scenario.plan(),
+            model,
+            renderer,
+            run,
+            watcher,
+            dtype=None if scenario.model.dtype == "auto" else getattr(torch, scenario.model.dtype),
+            max_rows=scenario.model.max_rows,
+        )
 
 
 def settled(scenario: Scenario, dtype: torch.dtype) -> Scenario:
@@ -117,13 +129,24 @@ def check_weights(scenario: Scenario, env: TextEnv) -> None:
 def load_model(scenario: Scenario) -> tuple[PreTrainedModel, ChatRenderer]:
     """The scenario's model and what renders its chats. ScenarioError where there is none."""
     texts = vocabulary(scenario) if scenario.model.name == "nano" else ()
-    try:
+    with refusing("model.name"):
         model, tokenizer = load(scenario.model.name, texts=texts, seed=scenario.seed)
-    except FileNotFoundError as error:
-        raise ScenarioError(f"model.name: {error}") from error
-    if scenario.model.weights == "lora":
-        add_lora(model, scenario.model.lora_rank, scenario.model.lora_alpha, scenario.seed)
-    return model, ChatRenderer(tokenizer)
+        if scenario.model.weights == "lora":
+            add_lora(model, scenario.model.lora_rank, scenario.model.lora_alpha, scenario.seed)
+        return model, ChatRenderer(tokenizer)
+
+
+@contextlib.contextmanager
+def refusing(place: str) -> Iterator[None]:
+    """While a model is read and tried, whatever it is refused for becomes a ScenarioError of one line."""
+    try:
+        yield
+    except ScenarioError:
+        raise
+    except Exception as error:  # of transformers, tokenizers, safetensors and Jinja: each has kinds of its own
+        [reason, *_] = [*filter(None, map(str.strip, str(error).splitlines())), type(error).__name__]
+        ours = isinstance(error, ValueError | OSError)
+        raise ScenarioError(f"{place}: {reason if ours else f'{type(error).__name__}: {reason}'}") from error
 
 
 def vocabulary(scenario: Scenario) -> Iterable[str]:

@@ -17,7 +17,7 @@ from .measure import compare_command, eval_command, play_command
 from .replay import replay_command
 from .runs import runs_app
 from .tasks import ENV, begin, named_task, values
-from .terminal import UsageError, console, say
+from .terminal import UsageError, console, say, told
 from .view import view_command
 
 app = typer.Typer(
@@ -39,7 +39,8 @@ RunsFolder = Annotated[Path, typer.Option("--runs", help="The folder that holds 
 @app.command()
 def train(
     scenario: Annotated[
-        Path | None, typer.Argument(help="A scenario file, or the name of a bundled one: quickstart.")
+        Path | None,
+        typer.Argument(help="A scenario file, the name of a bundled one, such as quickstart, or a run's directory."),
     ] = None,
     change: Changes = None,
     out: Annotated[Path | None, typer.Option(help="The run's directory. Default: runs/NAME-TIME.")] = None,
@@ -55,30 +56,56 @@ def train(
     from ..trainers import Stopped
     from ..trainers.run import trees_file
     from .build import train as run
-    from .schema import find, load_scenario
+    from .schema import load_scenario, title
 
     if resume:
-        folder = out or _latest(runs, f"{find(scenario).stem}-*" if scenario else "*")
+        folder = out or _resumable(scenario, runs)
         if not (folder / "scenario.yaml").exists():
             raise UsageError(f"nothing to resume: {folder} holds no run")
         if (folder / "summary.json").exists():
             say(f"the run in {folder} is finished")
             return
-        chosen = load_scenario(folder / "scenario.yaml", change or ())
+        chosen = _resumed(folder, scenario, change or [])
     elif scenario is None:
         raise UsageError("which scenario? A file, or the name of a bundled one, such as quickstart")
     else:
         chosen = load_scenario(scenario, change or ())
-        folder = out or runs / f"{find(scenario).stem}-{datetime.now():%Y%m%d-%H%M%S}"
+        folder = out or runs / f"{title(scenario)}-{datetime.now():%Y%m%d-%H%M%S}"
         if (folder / "scenario.yaml").exists():
             raise UsageError(f"{folder} holds a run already: --resume goes on with it, another --out begins anew")
         if trees_file(folder).exists():
             raise UsageError(f"{folder} holds trees already: --out names a new run")
+    hint = f"go on with: treegym train --resume --out {folder}"
     try:
         run(chosen, folder, resume=resume)
     except (Stopped, KeyboardInterrupt) as stopped:
-        say(f"{str(stopped) or 'stopped'}; go on with: treegym train --resume --out {folder}")
+        begun = (folder / "scenario.yaml").exists()
+        say(f"{str(stopped) or 'stopped'}; {hint}" if begun else "stopped before anything was played")
         raise typer.Exit(130) from None
+    except OSError as error:
+        if not (folder / "checkpoints").exists():
+            raise
+        raise OSError(f"{told(error)}; {hint}") from error
+
+
+def _resumable(scenario: Path | None, runs: Path) -> Path:
+    """The run that is meant: the one in this directory, or the latest one of the scenario."""
+    from .schema import title
+
+    if scenario and (scenario / "scenario.yaml").exists():
+        return scenario
+    return _latest(runs, f"{title(scenario)}-*" if scenario else "*")
+
+
+def _resumed(folder: Path, named: Path | None, change: list[str]) -> Any:
+    """The scenario with which the run goes on. ScenarioError where the named one differs in more than `--set` says."""
+    from .changes import changes, refuse
+    from .schema import load_scenario
+
+    chosen = load_scenario(named or folder, change)
+    names = tuple(f"{text.partition('=')[0].strip()}." for text in change)
+    refuse(found for found in changes(load_scenario(folder), chosen) if not f"{found.field}.".startswith(names))
+    return chosen
 
 
 app.command("eval")(eval_command)
@@ -125,7 +152,7 @@ def _play(task: Any) -> None:
         console.print("[bold green]assistant (oracle)[/]")
         say(action)
         _, reward, terminated, truncated, info = env.step(action)
-        rewards += reward
+        rewards += float(reward)
         done = terminated or truncated
     say(f"reward {rewards:.2f} {info['reward_terms']}")
 
@@ -265,10 +292,14 @@ def main() -> None:
         status = app(prog_name="treegym", standalone_mode=False)
     except UsageError as error:
         _refuse(getattr(error, "format_message", error.__str__)())
+    except OSError as error:
+        _refuse(told(error))
     except Exception as error:
+        from safetensors import SafetensorError
+
         from ..agents import StoreError
 
-        if not isinstance(error, ScenarioError | ConnectionError | StoreError):
+        if not isinstance(error, ScenarioError | StoreError | SafetensorError):
             raise
         _refuse(str(error))
     raise SystemExit(status)

@@ -31,6 +31,7 @@ from ..trainers.run import write_json, write_text
 from .build import placed, try_environment
 from .charts import save_chart
 from .errors import ScenarioError
+from .folders import begun
 from .person import Left
 from .policies import OpenedPolicy, open_policy
 from .schema import Scenario, dump_scenario
@@ -92,6 +93,14 @@ def read_setting(folder: Path) -> Setting:
     return Setting(**{**row, "budget": Budget(**row["budget"])})
 
 
+def own_policy(folder: Path, tokenizer: str | None = None) -> tuple[str | None, str | None]:
+    """(policy, tokenizer): what played an evaluation, or what a run trained."""
+    if (folder / "evaluation.json").exists():
+        setting = read_setting(folder)
+        return setting.policy, tokenizer or setting.tokenizer
+    return str(folder), tokenizer
+
+
 def evaluate(scenario: Scenario, setting: Setting, out: Path, watcher: Watcher) -> dict[str, Any]:
     """The figures, as results.json in `out` holds them; goes on with what is there.
 
@@ -100,15 +109,30 @@ def evaluate(scenario: Scenario, setting: Setting, out: Path, watcher: Watcher) 
     changes nothing. Stopped after Ctrl-C.
     """
     start = time.monotonic()
+    with begun(out):
+        run, why, before = _playing(scenario, setting, out, watcher)
+    outcomes = read_outcomes(run, scenario.environment.success, answers=scenario.heldout.rollouts > 1)
+    if not outcomes:
+        raise ScenarioError(f"nothing was played: {why}")
+    result = _result(outcomes, len(setting.tasks(scenario)), setting, why)
+    write_json(out / "results.json", result)
+    _save_chart(out / "results.svg", result)
+    hops = [task.difficulty if isinstance(task.difficulty, int) else 0 for task in outcomes]
+    stage = Evaluation.over(outcomes, hops, before + time.monotonic() - start)
+    run.summarize(summary({"model": stage}, success=stage.success, figures=result))
+    return result
+
+
+def _playing(scenario: Scenario, setting: Setting, out: Path, watcher: Watcher) -> tuple[Run, str, float]:
+    """What `_play` gives, after the environment was tried."""
     env = try_environment(scenario.environment)
     if setting.policy == "oracle" and env.oracle() is None:
         raise ScenarioError(f"{scenario.environment.id} has no oracle")
     env.close()
     if setting.policy == "human" and scenario.heldout.rollouts > 1:
         raise ScenarioError("a person plays a task once: --samples 1")
-    tasks = setting.tasks(scenario)
     try:
-        run, why, before = run_to_end(_play(scenario, setting, tasks, out, watcher))
+        return run_to_end(_play(scenario, setting, setting.tasks(scenario), out, watcher))
     except BaseExceptionGroup as group:  # of the tasks that play side by side
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):
@@ -116,16 +140,6 @@ def evaluate(scenario: Scenario, setting: Setting, out: Path, watcher: Watcher) 
         if isinstance(error, Left):
             raise Stopped("stopped") from None
         raise error from None
-    outcomes = read_outcomes(run, scenario.environment.success, answers=scenario.heldout.rollouts > 1)
-    if not outcomes:
-        raise ScenarioError(f"nothing was played: {why}")
-    result = _result(outcomes, len(tasks), setting, why)
-    write_json(out / "results.json", result)
-    _save_chart(out / "results.svg", result)
-    hops = [task.difficulty if isinstance(task.difficulty, int) else 0 for task in outcomes]
-    stage = Evaluation.over(outcomes, hops, before + time.monotonic() - start)
-    run.summarize(summary({"model": stage}, success=stage.success, figures=result))
-    return result
 
 
 async def _play(

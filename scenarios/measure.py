@@ -25,15 +25,15 @@ class Splits(StrEnum):
 
 def eval_command(
     scenario: Annotated[
-        Path | None, typer.Argument(help="A scenario file or name: says the environment and the held-out tasks.")
+        Path | None, typer.Argument(help="A scenario's file or name, or a run's directory: says the held-out tasks.")
     ] = None,
     policy: Annotated[
         str | None,
         typer.Option(
             "--policy",
             "--model",
-            help="A model's directory or name, oracle, random, human, scripted:FILE.py, or a server: "
-            "http://HOST:PORT/v1#MODEL (vLLM), chat+http://… (text only). Default: the scenario's model.",
+            help="The directory of a run or a model, a name, oracle, random, human, scripted:FILE.py, or a server: "
+            "http://HOST:PORT/v1#MODEL (vLLM), chat+http://… (text only). Default: the run's or the scenario's model.",
         ),
     ] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Tries a task.")] = None,
@@ -69,12 +69,12 @@ def eval_command(
 
     A killed evaluation goes on with --resume and ends in the same numbers.
 
-    Example: treegym eval quickstart --policy runs/first/model --samples 8 --tasks 100
+    Example: treegym eval quickstart --policy runs/first --samples 8 --tasks 100
     """
     from ..trainers import Stopped
     from ..trainers.run import trees_file
-    from .evaluation import Budget, Setting, evaluate, read_setting, show_evaluation
-    from .schema import find, load_scenario
+    from .evaluation import Budget, Setting, evaluate, own_policy, read_setting, show_evaluation
+    from .schema import load_scenario, title
     from .watch import ProgressBars
 
     limits: dict[str, Any] = {
@@ -85,6 +85,8 @@ def eval_command(
     }
     given = {name: value for name, value in limits.items() if value is not None}
     if resume:
+        if out is None and scenario and (scenario / "evaluation.json").exists():
+            scenario, out = None, scenario
         if out is None or not (out / "evaluation.json").exists():
             raise UsageError(f"nothing to resume: {out or 'without --out there'} holds no evaluation")
         fixed = (scenario, policy, samples, tasks, temperature, split, seed, concurrency, tokenizer, change or None)
@@ -95,7 +97,7 @@ def eval_command(
     else:
         if scenario is None:
             raise UsageError("which scenario? A file, or the name of a bundled one, such as quickstart")
-        folder = out or Path("evaluations") / f"{find(scenario).stem}-{datetime.now():%Y%m%d-%H%M%S}"
+        folder = out or Path("evaluations") / f"{title(scenario)}-{datetime.now():%Y%m%d-%H%M%S}"
         if (folder / "scenario.yaml").exists() or trees_file(folder).exists():
             raise UsageError(f"{folder} holds an evaluation or a run already: --resume, or another --out")
         fields = {
@@ -109,6 +111,8 @@ def eval_command(
         )
         if not chosen.heldout.tasks:
             raise UsageError("heldout.tasks is 0: there is nothing to measure")
+        if policy is None and (scenario / "scenario.yaml").exists():
+            policy, tokenizer = own_policy(scenario, tokenizer)
         setting = Setting(policy, tokenizer, (split or Splits.heldout).value, seed or 0, Budget(**given))
     if setting.budget.cost is not None and not (setting.budget.sent_price or setting.budget.sampled_price):
         raise UsageError("--max-cost needs a price: --price-sent, --price-sampled")
@@ -179,6 +183,7 @@ def play_command(
     from ..agents.models import load_tokenizer
     from ..trainers import Environment, Run
     from ..trainers.run import write_text
+    from .build import refusing
     from .modules import folder_of
     from .person import play, show
     from .schema import Scenario, dump_scenario
@@ -188,10 +193,8 @@ def play_command(
     tried, info = begin(task)
     tried.close()
     texts = [message.text for message in info["messages"]] if "messages" in info else []
-    try:
+    with refusing(f"--tokenizer {tokenizer}"):
         renderer = ChatRenderer(load_tokenizer(tokenizer, texts=texts))
-    except (FileNotFoundError, ValueError) as error:
-        raise UsageError(f"--tokenizer {tokenizer}: {error}") from error
     tree = play(task, renderer)
     if not tree.nodes:
         say("nothing was played, nothing is recorded")
@@ -206,7 +209,10 @@ def play_command(
     run = Run(folder)
     number = len(run.trees)
     if not (folder / "scenario.yaml").exists():
-        write_text(folder / "scenario.yaml", dump_scenario(Scenario(Environment(task.env, task.settings), modules=folder_of(task.env))))
+        write_text(
+            folder / "scenario.yaml",
+            dump_scenario(Scenario(Environment(task.env, task.settings), modules=folder_of(task.env))),
+        )
     run.save_tokenizer(renderer.tokenizer)
     run.trees.append(tree, stage="play", step=number)
     say(f"recorded as {number}.0 in {folder}")

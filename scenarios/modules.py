@@ -72,7 +72,7 @@ def folder_of(environment: str) -> str:
     """The folder in which the module of `module:id` was found; empty for an installed one, or where there is none."""
     top = sys.modules.get(module_of(environment).partition(".")[0])
     places = [Path(place).parent for place in getattr(top, "__path__", ())]  # of a package
-    if not places and getattr(top, "__file__", None):
-        places = [Path(str(top.__file__)).parent]
+    if not places and (file := getattr(top, "__file__", None)):
+        places = [Path(file).parent]
     installed = {Path(path).resolve() for path in sysconfig.get_paths().values()}
     return next((str(place.resolve()) for place in places if place.resolve() not in installed), "")

@@ -25,13 +25,16 @@ from ..agents import (
     native_dtype,
 )
 from ..agents.models import load_tokenizer
-from .build import load_model, settled, vocabulary
+from .build import load_model, refusing, settled, vocabulary
 from .errors import ScenarioError
 from .person import Person
 from .schema import Scenario
 
 UNBOUNDED = 1 << 30  # tokens: what is written in words is not cut
-NAMES = "a model's directory or name, http://HOST:PORT/v1#MODEL, chat+http://…, oracle, random, human, scripted:FILE.py"
+NAMES = (
+    "the directory of a run or a model, a model's name, http://HOST:PORT/v1#MODEL, chat+http://…, oracle, random, human, "
+    "scripted:FILE.py"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,8 @@ def _local(scenario: Scenario, sampling: Sampling) -> OpenedPolicy:
         raise ScenarioError(f"{error}; a policy is {NAMES}") from error
     named = scenario.model.dtype
     dtype = native_dtype(model.device) if named == "auto" else getattr(torch, named)
-    policy = TransformersPolicy(model, renderer, dtype=dtype, max_rows=scenario.model.max_rows)
+    with refusing("model.name"):
+        policy = TransformersPolicy(model, renderer, dtype=dtype, max_rows=scenario.model.max_rows)
     return OpenedPolicy(policy, renderer, sampling, scenario.model.max_rows, settled(scenario, dtype), _nothing)
 
 
@@ -99,12 +103,9 @@ def _served(name: str, scenario: Scenario, sampling: Sampling, renderer: ChatRen
 
 def _renderer(scenario: Scenario, name: str | None) -> ChatRenderer:
     name = name or scenario.model.name
-    try:
-        return ChatRenderer(
-            load_tokenizer(name, texts=vocabulary(scenario) if name == "nano" else (), seed=scenario.seed)
-        )
-    except (FileNotFoundError, ValueError) as error:
-        raise ScenarioError(f"--tokenizer {name}: {error}") from error
+    texts = vocabulary(scenario) if name == "nano" else ()
+    with refusing(f"--tokenizer {name}"):
+        return ChatRenderer(load_tokenizer(name, texts=texts, seed=scenario.seed))
 
 
 def _script(file: Path) -> Callable[[str, int], str]:
@@ -113,7 +114,10 @@ def _script(file: Path) -> Callable[[str, int], str]:
     if not file.is_file() or spec is None or spec.loader is None:
         raise ScenarioError(f"scripted:{file}: no such Python file")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the file does
+        raise ScenarioError(f"scripted:{file}: {type(error).__name__}: {error}") from error
     script: Callable[[str, int], str] | None = getattr(module, "script", None)
     if script is None:
         raise ScenarioError(f"{file} has no function script(text, seed), which returns the next action")

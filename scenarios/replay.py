@@ -405,9 +405,8 @@ async def _grow(
     from .policies import open_policy
 
     own = run.path / "model"
-    of_run = Path(policy) / "model"
     opened = open_policy(
-        "oracle" if policy == "recorded" else str(of_run) if of_run.is_dir() else policy,
+        "oracle" if policy == "recorded" else policy,
         scenario,
         tokenizer=str(own) if own.is_dir() else None,  # of who plays in words, as those of the record are tokens
     )

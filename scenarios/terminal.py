@@ -20,3 +20,10 @@ def _visible(character: str) -> str:
     if character in "\n\t" or not unicodedata.category(character).startswith("C"):
         return character
     return character.encode("unicode_escape").decode()
+
+
+def told(error: OSError) -> str:
+    """An error of the system in words, without its number."""
+    if error.strerror is None:
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror

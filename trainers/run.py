@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,6 +108,13 @@ class Run:
         shards = (load_file(file) for file in sorted(folder.glob("*.safetensors")))
         return Progress(**state), {name: tensor for shard in shards for name, tensor in shard.items()}
 
+    def progress(self) -> Progress:
+        """Where the last whole checkpoint stands, without reading its tensors."""
+        if not self._numbers():
+            return Progress()
+        state = json.loads((self._checkpoints / f"{self._numbers()[-1]:06d}" / "progress.json").read_text())
+        return Progress(**{field.name: state[field.name] for field in fields(Progress) if field.name in state})
+
     def finish(self) -> None:
         """Removes the checkpoints: the trained model and the summary stay."""
         shutil.rmtree(self._checkpoints, ignore_errors=True)
@@ -190,8 +197,12 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces a file as a whole."""
+    """Replaces a file as a whole, or leaves it as it was."""
     part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    sync(part)
-    part.replace(path)
+    try:
+        part.write_text(text, encoding="utf-8")
+        sync(part)
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise

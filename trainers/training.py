@@ -159,6 +159,9 @@ class Stopped(Exception):
     """The run was asked to stop; it is saved and can be resumed."""
 
 
+STAGES = "untrained", "warm-up", "warmed up", "improvement", "trained"  # by Progress.stage
+
+
 class Trainer:
     """Carries a plan out in a run directory; goes on where the directory's last checkpoint stands."""
 
@@ -182,13 +185,8 @@ class Trainer:
         self._restored: dict[str, torch.Tensor] = {}  # optimiser state of the checkpoint
         self._stale = False  # whether the policy has yet to take over the learner's weights
         self._saved_at = time.monotonic()
-        self._stages: list[tuple[str, Callable[[str], None]]] = [
-            ("untrained", self._evaluate),
-            ("warm-up", self._warm_up),
-            ("warmed up", self._evaluate),
-            ("improvement", self._improve),
-            ("trained", self._evaluate),
-        ]
+        doing = self._evaluate, self._warm_up, self._evaluate, self._improve, self._evaluate
+        self._stages: list[tuple[str, Callable[[str], None]]] = list(zip(STAGES, doing, strict=True))
 
     def train(self) -> dict[str, Evaluation]:
         """Evaluations by stage name. Stopped when the watcher asked for it."""
