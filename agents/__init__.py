@@ -4,7 +4,7 @@ from .answer import LENIENT, STRICT, Answer, Comparison, Difference, OutsideSour
 from .attention import BLOCK, Block, block_attention, block_gradients, bring_attention, causal_attention, tree_logits
 from .chat import ChatRenderer
 from .compare import Curves, Flip, PairedResult, curves, flips, paired
-from .evaluate import AnswerReader, Evaluation, Outcome, TaskOutcome, by_difficulty, figures, succeeded
+from .evaluate import AnswerReader, Evaluation, Outcome, TaskOutcome, by_difficulty, distinct, figures, succeeded
 from .forward import is_plain_llama, native_dtype, rotate
 from .frames import DamagedStore, StoreError
 from .index import Range, TreeSummary, Where
@@ -99,6 +99,7 @@ __all__ = [
     "causal_attention",
     "curves",
     "derive_seed",
+    "distinct",
     "figures",
     "flips",
     "grow_trees",

@@ -24,6 +24,7 @@ from .errors import ScenarioError
 from .folders import begun, whole
 from .modules import folder_of
 from .schema import Scenario, dump_scenario, load_scenario
+from .terminal import told
 from .watch import ProgressBars, show_results, summary
 
 
@@ -105,7 +106,9 @@ def try_environment(environment: Environment) -> TextEnv:
     """
     try:
         env = environment.task("train", 0).make()
-    except (TypeError, ValueError, OSError) as error:
+    except OSError as error:
+        raise ScenarioError(f"environment: {told(error)}") from error
+    except (TypeError, ValueError) as error:
         raise ScenarioError(f"environment: {error}") from error
     for split, options in (("heldout", environment.heldout), ("train", environment.train)):
         try:

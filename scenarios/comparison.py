@@ -11,7 +11,7 @@ import yaml
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ..agents import Curves, Flip, Interval, PairedResult, TaskOutcome, by_difficulty, curves, flips, paired
+from ..agents import Curves, Flip, Interval, PairedResult, TaskOutcome, by_difficulty, curves, distinct, flips, paired
 from ..agents.compare import judged
 from ..agents.statistics import holm
 from ..trainers import Run
@@ -42,7 +42,7 @@ def read_side(name: str, term: str | None) -> Side:
     scenario = yaml.safe_load((folder / "scenario.yaml").read_text(encoding="utf-8"))
     success = term or scenario.get("environment", {}).get("success", "exact")
     run = Run(folder)
-    tasks = read_outcomes(run, success, stage=stage)
+    tasks = distinct(read_outcomes(run, success, stage=stage))
     if not tasks:
         found = sorted({str(labels.get("stage")) for labels, _ in run.trees})
         raise UsageError(f"{name}: no trees of the stage {stage!r}; stages: {', '.join(found) or 'none'}")

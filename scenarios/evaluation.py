@@ -36,7 +36,7 @@ from .person import Left
 from .policies import OpenedPolicy, open_policy
 from .schema import Scenario, dump_scenario
 from .terminal import console, say
-from .watch import summary
+from .watch import show_repeats, summary
 
 STAGE = "evaluation"  # label of its trees
 Split = Literal["heldout", "train", "both"]
@@ -259,6 +259,7 @@ def show_evaluation(result: Mapping[str, Any], folder: Path) -> None:
         for k, interval in result[key].items() if result["samples"] > 1 else ():
             table.add_row(f"{label}{k}", "", *_percents(interval))
     console.print(table)
+    show_repeats(result["tasks"], result["drawn"])
     means = {name.replace("_", " "): value for name, value in result["means"].items()}
     say("per episode: " + ", ".join(f"{value:.2f} {name}" for name, value in means.items()))
     say(f"rewards: return {result['return']:.3f}" + "".join(f", {k} {v:.3f}" for k, v in result["terms"].items()))
@@ -269,7 +270,7 @@ def show_evaluation(result: Mapping[str, Any], folder: Path) -> None:
     cost = f", cost {result['cost']:.4g}" if result["cost"] else ""
     say(f"tokens: {result['tokens']['sent']:,} sent, {result['tokens']['sampled']:,} sampled{cost}")
     if result["stopped_by"]:
-        counts = f"{result['tasks']} of {result['planned_tasks']} tasks"
+        counts = f"{result['drawn']} of {result['planned_tasks']} tasks"
         say(f"stopped by {result['stopped_by']}: the figures stand on {counts}")
     say(f"saved in {folder}")
 

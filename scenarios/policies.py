@@ -32,7 +32,7 @@ from .schema import Scenario
 
 UNBOUNDED = 1 << 30  # tokens: what is written in words is not cut
 NAMES = (
-    "the directory of a run or a model, a model's name, http://HOST:PORT/v1#MODEL, chat+http://…, oracle, random, human, "
+    "a directory of a run or a model, a model's name, http://HOST:PORT/v1#MODEL, chat+http://…, oracle, random, human, "
     "scripted:FILE.py"
 )
 

@@ -84,12 +84,21 @@ def show_results(results: Mapping[str, Evaluation], last: str) -> None:
     """Prints the table, the gain and a last line."""
     if results:
         console.print(results_table(results))
+    heldout = [result for stage, result in results.items() if stage != "demonstrations"]
+    if most := max(heldout, key=lambda result: len(result.success), default=None):
+        show_repeats(len(most.shares), len(most.success))
     if (change := gain(results)) is not None:
         say(
             f"gain over the warmed-up policy: {change.mean:+.1%} "
             f"(95%: {change.low:+.1%} … {change.high:+.1%}, paired by task)"
         )
     say(last)
+
+
+def show_repeats(tasks: int, drawn: int) -> None:
+    """Says of how many distinct tasks the held-out ones are, where some were drawn again."""
+    if tasks < drawn:
+        say(f"{tasks} distinct task{'s' * (tasks != 1)}, drawn {drawn} times: each of them counts once")
 
 
 _ROWS = {
@@ -103,7 +112,13 @@ _ROWS = {
 
 def results_table(results: Mapping[str, Evaluation]) -> Table:
     """Success with its interval and means per episode, a row for every evaluation and its difficulties."""
-    table = Table(title="held-out tasks", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    table = Table(
+        title="held-out tasks",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     table.add_column("", no_wrap=True)
     for name in ("success", "95% interval", "turns", "calls", "tokens", "seconds"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -124,7 +139,7 @@ def _percents(interval: Interval) -> tuple[str, str]:
 def gain(results: Mapping[str, Evaluation]) -> Interval | None:
     """Held-out success after training minus after warm-up, paired by task."""
     if "trained" in results and "warmed up" in results:
-        return paired_difference(results["trained"].success, results["warmed up"].success)
+        return paired_difference(results["trained"].shares, results["warmed up"].shares)
     return None
 
 
@@ -133,6 +148,7 @@ def summary(results: Mapping[str, Evaluation], **more: Any) -> dict[str, Any]:
     stages = {
         stage: {
             "success": result.interval._asdict(),
+            "tasks": len(result.shares),
             "by_hops": {str(hops): interval._asdict() for hops, interval in result.by_hops().items()},
             "turns": result.turns,
             "tool_calls": result.tool_calls,
