@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from datetime import datetime
 from enum import StrEnum
@@ -72,7 +71,7 @@ def eval_command(
     Example: treegym eval quickstart --policy runs/first --samples 8 --tasks 100
     """
     from ..trainers import Stopped
-    from ..trainers.run import trees_file
+    from ..trainers.run import trees_file, write_text
     from .evaluation import Budget, Setting, evaluate, own_policy, read_setting, show_evaluation
     from .schema import load_scenario, title
     from .watch import ProgressBars
@@ -128,7 +127,7 @@ def eval_command(
         raise ConnectionError(f"{error}; go on with: treegym eval --resume --out {folder}") from error
     show_evaluation(result, folder)
     if json_out:
-        json_out.write_bytes((folder / "summary.json").read_bytes())
+        write_text(json_out, (folder / "summary.json").read_text(encoding="utf-8"))
 
 
 def compare_command(
@@ -146,6 +145,7 @@ def compare_command(
 
     Example: treegym compare "runs/first@warmed up" runs/first@trained
     """
+    from ..trainers.run import write_json
     from .charts import save_chart
     from .comparison import compare, read_side, show_comparison
 
@@ -155,7 +155,7 @@ def compare_command(
     result = compare(one, read_side(b, one.success), shared=shared, curve=curve)
     show_comparison(result)
     if json_out:
-        json_out.write_text(json.dumps(result.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(json_out, result.to_json())
     if plot and result.curves:
         ks = [str(k) for k in result.curves.ks]
         lines = {

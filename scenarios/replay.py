@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +20,7 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
+from .folders import begun
 from .modules import bring_module, import_named
 from .terminal import UsageError, console, say
 
@@ -93,12 +94,15 @@ def replay_command(
     if verify:
         raise typer.Exit(_verify(run, episode, strict=strict))
     if rescore:
-        return _rescore(run, episode, rescore, weight or [], live=live, out=out)
+        with begun(out) if out else nullcontext():
+            return _rescore(run, episode, rescore, weight or [], live=live, out=out)
     number, rollout = _parse(episode, run)
     labels, tree = _read(run, number, rollout)
     if turn is None or policy is None:
         return _show(run, tree, number, rollout, labels)
-    raise typer.Exit(_continue(run, tree, (number, rollout), turn, policy, n, out))
+    with begun(out) if out else nullcontext():
+        status = _continue(run, tree, (number, rollout), turn, policy, n, out)
+    raise typer.Exit(status)
 
 
 def _open(folder: Path) -> Run:

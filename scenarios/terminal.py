@@ -22,8 +22,10 @@ def _visible(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
-def told(error: OSError) -> str:
-    """An error of the system in words, without its number."""
+def told(error: Exception) -> str:
+    """An error in words: the system's without its number, others with their kind."""
+    if not isinstance(error, OSError):
+        return f"{type(error).__name__}: {error}"
     if error.strerror is None:
         return str(error)
     return f"{error.filename}: {error.strerror}" if error.filename else error.strerror

@@ -148,7 +148,10 @@ def test_the_readme_s_corpus_command_trains_on_the_format_s_rows(
         (["train", "some.yaml", "--set", "model.name=nobody"], "model.name: no model 'nobody'"),
         (["train", "some.yaml", "--set", "model.name=empty"], "model.name: "),
         (["train", "some.yaml", "--set", "model.name=broken"], "model.name: "),
-        (["train", "corpus"], "environment: corpus.jsonl: No such file or directory"),
+        (
+            ["train", "corpus", "--set", "environment.settings.corpus=nix"],
+            "environment: nix: No such file or directory",
+        ),
         (["eval", "some.yaml", "--policy", "empty"], "model.name: "),
         (["eval", "some.yaml", "--policy", "scripted:bad.py"], "scripted:bad.py: NameError: "),
         (["eval", "some.yaml", "--policy", "oracle", "--tokenizer", "empty"], "--tokenizer empty: "),
