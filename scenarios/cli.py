@@ -273,6 +273,8 @@ def _retriever(corpus: list[Path], dense: bool, hybrid: bool, encoder: Path | No
     from ..tools import DenseIndex, Fused, SearchIndex, StaticEncoder, TransformerEncoder
 
     passages = [passage for file in corpus for passage in read_passages(file)]
+    if not passages:
+        raise UsageError(f"{', '.join(map(str, corpus))}: no passages")
     if not (dense or hybrid):
         return SearchIndex.build(passages), len(passages)
     by_meaning = DenseIndex.build(passages, TransformerEncoder(str(encoder)) if encoder else StaticEncoder())

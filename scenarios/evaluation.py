@@ -89,8 +89,13 @@ class Setting:
 
 
 def read_setting(folder: Path) -> Setting:
-    row = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-    return Setting(**{**row, "budget": Budget(**row["budget"])})
+    """That of the evaluation in a folder. ScenarioError where it cannot be read."""
+    file = folder / "evaluation.json"
+    try:
+        row = json.loads(file.read_text(encoding="utf-8"))
+        return Setting(**{**row, "budget": Budget(**row["budget"])})
+    except (ValueError, TypeError, LookupError) as error:
+        raise ScenarioError(f"{file}: not as an evaluation writes it: {error}") from error
 
 
 def own_policy(folder: Path, tokenizer: str | None = None) -> tuple[str | None, str | None]:

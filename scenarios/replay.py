@@ -393,7 +393,7 @@ def _continue(
             if isinstance(error, ReplayMismatch):
                 say(str(error))
                 return 1
-            raise UsageError(str(error)) if isinstance(error, ValueError) else group from error
+            raise UsageError(str(error)) if isinstance(error, ValueError | ConnectionError) else group from error
         place = f"{number}.{rollout}"
         new_run.trees.append(
             grown, stage="continued", step=0, source=str(run.path), episode=place, turn=turn, policy=policy

@@ -171,6 +171,8 @@ def import_trees(
             store.append(record.tree, record.advantages, **record.labels)
             count += 1
             advance(1)
+        if not count:
+            raise UsageError(f"{file} holds no episodes")
     say(f"{count} trees in {store.path}")
 
 

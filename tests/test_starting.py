@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ from commands import command
 
 from treegym.scenarios import ScenarioError, load_scenario, train
 from treegym.scenarios.changes import FREE, changes
+from treegym.scenarios.shelf import Shelf
 from treegym.trainers import Run, Stopped
 
 ROOT = Path(__file__).parent.parent
@@ -222,6 +225,47 @@ def test_a_run_goes_on_with_its_scenario_or_with_what_it_can_take(
     one, other = (json.loads(Path(folder, "evaluation.json").read_text()) for folder in ("e1", "e2"))
     assert one["policy"] == other["policy"] == "runs/some-1"
     assert "no model: a run has one" in refused(capsys, "eval", "lookup", "--policy", "e1", "--out", "e3")
+
+
+# full disks
+
+
+@contextlib.contextmanager
+def small_files(size: int) -> Iterator[None]:
+    """No file can grow beyond a size, as where the disk is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_leaves_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = SCENARIO.format("treegym/Lookup-v0").replace("checkpoint_every: 1.0e-9", "")
+    (tmp_path / "some.yaml").write_text(text.replace("steps: 4", "steps: 1"))
+    with small_files(1 << 20):
+        assert "treegym" not in refused(capsys, "train", "some.yaml", "--out", "run")
+    left = {path.name for path in Path("run").iterdir()}
+    assert not left & {"model", "model.part", "summary.json", "summary.json.part"} and "trees.jsonl.zst" in left
+    Path("old.html").write_text("old")
+    with small_files(1000):
+        assert "File too large" in refused(capsys, "view", "run", "--export", "old.html")
+        assert "File too large" in refused(capsys, "runs", "export", "run", "--format", "openai", "--out", "new.jsonl")
+    assert Path("old.html").read_text() == "old"
+    assert {path.name for path in tmp_path.iterdir()} == {"some.yaml", "run", "old.html"}
+    assert command(capsys, "train", "--resume", "--out", "run")[0] == 0
+
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "scenario.yaml").write_text("seed: 1")
+    (tmp_path / "damaged" / "summary.json").write_text('{"stages"')
+    listed = command(capsys, "runs", ".")[1]
+    assert " finished" in listed and "damaged/summary.json cannot be read: JSONDecodeError" in listed
+    cards = {volume.name: volume.card() for volume in Shelf(tmp_path, lambda path: Run(path).trees).volumes().values()}
+    assert cards["run"]["gain"] and not cards["run"]["fault"] and "cannot be read" in cards["damaged"]["fault"]
 
 
 def test_every_field_that_may_change_is_one(tmp_path: Path) -> None:
