@@ -45,8 +45,8 @@ def train(scenario: Scenario, out: str | Path, *, resume: bool = False) -> dict[
     recorded = load_scenario(file) if file.exists() else scenario
     scenario = kept(recorded, scenario)
     with begun(folder):
-        if try_environment(scenario.environment).oracle() is None and scenario.warmup.demonstrations:
-            raise ScenarioError(f"warmup.demonstrations: {scenario.environment.id} has no oracle; 0 does without")
+        if scenario.warmup.demonstrations:
+            check_warmup(scenario)
         run = Run(folder)
         differing = changed(run, recorded, scenario)
         try:
@@ -96,7 +96,7 @@ def settled(scenario: Scenario, dtype: torch.dtype) -> Scenario:
 
 def placed(scenario: Scenario) -> Scenario:
     """The scenario with the folder in which its environment's module was found, for commands that run elsewhere."""
-    return replace(scenario, modules=folder_of(scenario.environment.id) or scenario.modules)
+    return replace(scenario, look_in=folder_of(scenario.environment.id) or scenario.look_in)
 
 
 def try_environment(environment: Environment) -> TextEnv:
@@ -119,6 +119,17 @@ def try_environment(environment: Environment) -> TextEnv:
     if environment.success not in terms:
         raise ScenarioError(f"environment.success: no reward term {environment.success!r}; terms: {sorted(terms)}")
     return env
+
+
+def check_warmup(scenario: Scenario) -> None:
+    """ScenarioError where the environment has no oracle to learn from, or does not take the warm-up's settings."""
+    environment = scenario.environment
+    if try_environment(environment).oracle() is None:
+        raise ScenarioError(f"warmup.demonstrations: {environment.id} has no oracle; 0 does without")
+    try:
+        environment.task("train", 0, **scenario.warmup.settings).make().close()
+    except (TypeError, ValueError, OSError) as error:
+        raise ScenarioError(f"warmup.settings: {error}") from error
 
 
 def check_weights(scenario: Scenario, env: TextEnv) -> None:

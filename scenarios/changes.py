@@ -44,7 +44,7 @@ class Change:
 def kept(recorded: Scenario, wanted: Scenario) -> Scenario:
     """`wanted` with what a run settles by itself: the dtype where it is auto, and the folder of modules."""
     dtype = recorded.model.dtype if wanted.model.dtype == "auto" else wanted.model.dtype
-    return replace(wanted, model=replace(wanted.model, dtype=dtype), modules=recorded.modules)
+    return replace(wanted, model=replace(wanted.model, dtype=dtype), look_in=recorded.look_in)
 
 
 def changes(recorded: Scenario, wanted: Scenario) -> list[Change]:

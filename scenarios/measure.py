@@ -211,7 +211,7 @@ def play_command(
     if not (folder / "scenario.yaml").exists():
         write_text(
             folder / "scenario.yaml",
-            dump_scenario(Scenario(Environment(task.env, task.settings), modules=folder_of(task.env))),
+            dump_scenario(Scenario(Environment(task.env, task.settings), look_in=folder_of(task.env))),
         )
     run.save_tokenizer(renderer.tokenizer)
     run.trees.append(tree, stage="play", step=number)

@@ -43,8 +43,8 @@ def bring_module(run: Path) -> None:
 
     Raises ScenarioError where the run's scenario names a module that is nowhere.
     """
-    environment, modules = _recorded(run / "scenario.yaml")
-    folders = [run / modules, run] if modules else [run]
+    environment, folder = _recorded(run / "scenario.yaml")
+    folders = [run / folder, run] if folder else [run]
     if module := module_of(environment):
         import_named(module, *folders)
     else:
@@ -52,7 +52,7 @@ def bring_module(run: Path) -> None:
 
 
 def _recorded(scenario: Path) -> tuple[str, str]:
-    """(environment.id, modules) of a scenario, which may be of another version, or missing."""
+    """(environment.id, look_in) of a scenario, which may be of another version, or missing."""
     try:
         content = yaml.safe_load(scenario.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
@@ -60,7 +60,7 @@ def _recorded(scenario: Path) -> tuple[str, str]:
     fields = content if isinstance(content, dict) else {}
     environment = fields.get("environment")
     id = environment.get("id") if isinstance(environment, dict) else ""
-    return str(id or ""), str(fields.get("modules") or "")
+    return str(id or ""), str(fields.get("look_in") or "")
 
 
 def module_of(environment: str) -> str:

@@ -93,7 +93,7 @@ class Scenario:
     seed: int = 0
     checkpoint_every: Annotated[float, Field(gt=0)] = 120.0  # seconds
     threads: Annotated[int, Field(ge=0)] = 0  # of the computation; 0: one for each core
-    modules: str = ""  # a folder to look in for the module of `module:id` first, then the file's and the current one
+    look_in: str = ""  # a folder to look in for the module of `module:id` first, then the file's and the current one
 
     def plan(self) -> Plan:
         return Plan(
@@ -172,7 +172,7 @@ def title(path: str | Path) -> str:
 def _folders(path: Path, scenario: Scenario) -> list[Path]:
     """Where the scenario's module is looked for."""
     beside = [] if path.parent == BUNDLED else [path.parent]  # ours are no modules of a user's
-    return [path.parent / scenario.modules, *beside] if scenario.modules else beside
+    return [path.parent / scenario.look_in, *beside] if scenario.look_in else beside
 
 
 def _find_environment(name: str, folders: Sequence[Path]) -> None:

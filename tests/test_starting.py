@@ -75,7 +75,7 @@ def test_a_module_lies_beside_its_scenario_and_every_command_finds_it_there_late
     (tmp_path / "elsewhere").mkdir()
     evaluation = "eval", "mine/some.yaml", "--policy", "oracle", "--tasks", "2", "--out", "e"
     assert command(capsys, *evaluation)[0] == 0
-    assert load_scenario(tmp_path / "e").modules == str(file.parent)
+    assert load_scenario(tmp_path / "e").look_in == str(file.parent)
     for module in ("links1", "helper1"):
         del sys.modules[module]
     monkeypatch.setattr(sys, "path", [path for path in sys.path if "mine" not in path])
@@ -148,6 +148,7 @@ def test_the_readme_s_corpus_command_trains_on_the_format_s_rows(
     ("arguments", "says"),
     [
         (["train", "some.yaml", "--set", "environment.settings.hops=[40]"], "environment.heldout: 40 links"),
+        (["train", "some.yaml", "--set", "warmup.settings.nix=1"], "warmup.settings: "),
         (["train", "some.yaml", "--set", "model.name=nobody"], "model.name: no model 'nobody'"),
         (["train", "some.yaml", "--set", "model.name=empty"], "model.name: "),
         (["train", "some.yaml", "--set", "model.name=broken"], "model.name: "),
