@@ -12,11 +12,16 @@ PLAYED = ("trees.jsonl", "trees.jsonl.zst", "metrics.jsonl", "cassette.jsonl", "
 
 @contextlib.contextmanager
 def begun(folder: Path) -> Iterator[None]:
-    """After an error before anything was played, the folder is as it was before; a new folder is removed."""
+    """After an error before anything was played, the folder is as it was before; a new folder is removed.
+
+    A ConnectionError leaves it: what was set up can go on when the server is back.
+    """
     before = set(folder.iterdir()) if folder.is_dir() else set()
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         yield
+    except ConnectionError:
+        raise
     except BaseException:
         if not any(path.stat().st_size for pattern in PLAYED for path in folder.glob(pattern)):
             for path in set(folder.iterdir()) - before if folder.is_dir() else ():
@@ -29,7 +34,13 @@ def begun(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A place beside `path` for a file or a folder that replaces it in the end; an error leaves `path` as it was."""
+    """A place beside `path` for a file or a folder that replaces it in the end; an error leaves `path` as it was.
+
+    What is neither file nor folder, such as /dev/stdout, is itself that place.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        yield path
+        return
     part = path.with_name(f"{path.name}.part")
     _remove(part)
     try:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import resource
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +18,10 @@ from commands import command
 
 from treegym.scenarios import ScenarioError, load_scenario, train
 from treegym.scenarios.changes import FREE, changes
+from treegym.scenarios.folders import whole
 from treegym.scenarios.shelf import Shelf
 from treegym.trainers import Run, Stopped
+from treegym.trainers.run import write_text
 
 ROOT = Path(__file__).parent.parent
 MODULE = """
@@ -229,6 +233,21 @@ def test_a_run_goes_on_with_its_scenario_or_with_what_it_can_take(
 
 
 # full disks
+
+
+def test_what_is_no_file_is_written_to_and_stays(tmp_path: Path) -> None:
+    """Such as /dev/stdout: a pipe stands in for it here."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_text(pipe, "one")
+        with whole(pipe) as part:
+            part.write_text("two")
+        assert os.read(reader, 100) == b"onetwo"
+    finally:
+        os.close(reader)
+    assert stat.S_ISFIFO(pipe.stat().st_mode) and [*tmp_path.iterdir()] == [pipe]
 
 
 @contextlib.contextmanager
