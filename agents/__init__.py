@@ -5,11 +5,12 @@ from .answer import LENIENT, STRICT, Answer, Comparison, Difference, EpisodeErro
 from .attention import BLOCK, Block, block_attention, block_gradients, causal_attention, tree_logits
 from .chat import ChatRenderer
 from .compare import Curves, Flip, PairedResult, curves, flips, paired
-from .evaluate import AnswerReader, Evaluation, Outcome, TaskOutcome, by_difficulty, figures, succeeded
+from .evaluate import AnswerReader, Evaluation, Outcome, TaskOutcome, by_difficulty, distinct, figures, succeeded
 from .failure import Failure, FailureCause, failure_cause
 from .forward import is_plain_llama, native_dtype, positions, rotate
 from .frames import DamagedStore, StoreError
 from .index import Range, TreeSummary, Where
+from .loop import run_to_end
 from .lora import add_lora, has_lora, merged_state, save_adapter
 from .openai_policy import ChatPlayer, OpenAIPolicy, Server, ServerError
 from .players import OraclePlayer, RandomPlayer
@@ -106,6 +107,7 @@ __all__ = [
     "causal_attention",
     "curves",
     "derive_seed",
+    "distinct",
     "failure_cause",
     "figures",
     "flips",
@@ -124,6 +126,7 @@ __all__ = [
     "read_lines",
     "rescore",
     "rotate",
+    "run_to_end",
     "salvage",
     "save_adapter",
     "succeeded",

@@ -62,10 +62,11 @@ def paired(a: Sequence[TaskOutcome], b: Sequence[TaskOutcome]) -> PairedResult:
     difference is also that of the pairs by task and seed.
     """
     n = len(a)
-    samples = min(len(task.rollouts) for task in a), min(len(task.rollouts) for task in b)
+    samples = min(task.tries for task in a), min(task.tries for task in b)
     differences = [after.share - before.share for before, after in zip(a, b, strict=True)]
     spread = deviation(differences) or math.sqrt(2 / (n + 2))  # nothing differs: one pair each way that might
-    if samples == (1, 1):
+    once = all(len(task.rollouts) == 1 for task in (*a, *b))
+    if once:
         only_b, only_a = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
         difference, p = paired_proportions(only_b, only_a, n), mcnemar(only_b, only_a)
     else:
@@ -80,7 +81,7 @@ def paired(a: Sequence[TaskOutcome], b: Sequence[TaskOutcome]) -> PairedResult:
         b=success_interval([task.share for task in b], samples[1]),
         difference=difference,
         p=p,
-        test="McNemar, exact" if samples == (1, 1) else "random signs of tasks",
+        test="McNemar, exact" if once else "random signs of tasks",
         noise=noise,
         detectable=detectable(spread, n),
     )
@@ -122,7 +123,7 @@ def _episodes(a: TaskOutcome, b: TaskOutcome) -> tuple[str, str]:
     up = b.share > a.share
     pairs = zip(a.rollouts, b.rollouts, strict=False)  # one may have more tries
     number = next((i for i, (x, y) in enumerate(pairs) if y.success == up and x.success != up), 0)
-    return f"{a.tree}.{number}", f"{b.tree}.{number}"
+    return a.rollouts[number].episode, b.rollouts[number].episode
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from statistics import fmean
 from typing import Any
 
@@ -43,6 +44,7 @@ class Outcome:
     sent_tokens: int  # contexts of all its turns, as a server that is asked turn by turn counts its prompts
     cause: str | None  # of truncation
     answer: str | None = None  # None: it gave none, or nobody asked
+    episode: str = ""  # TREE.ROLLOUT in the store
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,8 @@ class TaskOutcome:
     split: str
     difficulty: Difficulty | None
     rollouts: tuple[Outcome, ...]
+    problem: str = ""  # equal: seeds drew the same problem; empty: it is like no other
+    drawn: int = 1  # tasks that drew the problem, whose rollouts these are
 
     @classmethod
     def of(
@@ -65,7 +69,11 @@ class TaskOutcome:
             task=tree.task,
             split=str(tree.info.get("split", tree.task.options.get("split", ""))),
             difficulty=difficulty(tree.info),
-            rollouts=tuple(_outcome(tree, path, term, answer) for path in tree.paths),
+            rollouts=tuple(
+                replace(_outcome(tree, path, term, answer), episode=f"{number}.{rollout}")
+                for rollout, path in enumerate(tree.paths)
+            ),
+            problem=_problem(tree),
         )
 
     @property
@@ -78,11 +86,42 @@ class TaskOutcome:
         return self.successes / len(self.rollouts)
 
     @property
+    def tries(self) -> int:
+        """Rollouts of a task; those that drew the same problem do not add to it."""
+        return len(self.rollouts) // self.drawn
+
+    @property
     def key(self) -> str:
         """Equal keys: the same task, in whatever format its actions are written."""
         task = asdict(self.task)
         task["settings"].pop("format", None)
         return json.dumps(task, sort_keys=True, ensure_ascii=False)
+
+
+def _problem(tree: RolloutTree) -> str:
+    """Names the problem that a task's seed drew: by the state after reset and what the agent was told of it."""
+    task = tree.task
+    told = [message.text for message in tree.messages]
+    named = [task.env, dict(task.settings), dict(task.options), tree.state_key, told]
+    return json.dumps(named, sort_keys=True, ensure_ascii=False) if tree.state_key else ""
+
+
+def distinct(tasks: Sequence[TaskOutcome]) -> list[TaskOutcome]:
+    """Every problem once. An environment with a list of problems draws them again and again; tasks that drew the same
+    one are one task with the rollouts of all."""
+    groups: dict[int, list[TaskOutcome]] = {}
+    for number, task in zip(_numbered(tasks), tasks, strict=True):
+        groups.setdefault(number, []).append(task)
+    return [
+        replace(group[0], rollouts=tuple(chain(*(task.rollouts for task in group))), drawn=sum(t.drawn for t in group))
+        for group in groups.values()
+    ]
+
+
+def _numbered(tasks: Sequence[TaskOutcome]) -> list[int]:
+    """A number for each task, equal where two drew the same problem."""
+    first: dict[str, int] = {}
+    return [first.setdefault(task.problem, n) if task.problem else n for n, task in enumerate(tasks)]
 
 
 def _outcome(
@@ -136,7 +175,11 @@ class AnswerReader:
 
 
 def figures(tasks: Sequence[TaskOutcome]) -> dict[str, Any]:
-    """All that an evaluation says, as JSON; means are per rollout. Groups have the same figures."""
+    """All that an evaluation says, as JSON; means are per rollout. Groups have the same figures.
+
+    `tasks` counts problems, each of which weighs the same in the success; `drawn` the tasks that drew them.
+    """
+    tasks = distinct(tasks)
     return _figures(tasks) | {
         "by_split": _by(tasks, lambda task: task.split),
         "by_difficulty": _by([task for task in tasks if task.difficulty is not None], lambda task: task.difficulty),
@@ -159,7 +202,7 @@ def _by(tasks: Sequence[TaskOutcome], key: Callable[[TaskOutcome], Any]) -> dict
 
 def _figures(tasks: Sequence[TaskOutcome]) -> dict[str, Any]:
     rollouts = [rollout for task in tasks for rollout in task.rollouts]
-    samples = min(len(task.rollouts) for task in tasks)
+    samples = min(task.tries for task in tasks)
     names = sorted({name for rollout in rollouts for name in rollout.terms})
     answers = [[r.answer for r in task.rollouts if r.answer is not None] for task in tasks]
     unique = [unique_rate(given) for given in answers if len(given) > 1]
@@ -167,6 +210,7 @@ def _figures(tasks: Sequence[TaskOutcome]) -> dict[str, Any]:
     ks = powers_of_two(samples)
     return {
         "tasks": len(tasks),
+        "drawn": sum(task.drawn for task in tasks),
         "samples": samples,
         "rollouts": len(rollouts),
         "success": success_interval([task.share for task in tasks], samples)._asdict(),
@@ -193,7 +237,7 @@ def pass_curve(
     """pass@k (or pass^k) at every k. At k = 1 it is the success, with its interval; else bootstrapped over tasks."""
     rows = pass_rows(tasks, ks, estimate)
     intervals = bootstrap_rows(rows)
-    samples = min(len(task.rollouts) for task in tasks)
+    samples = min(task.tries for task in tasks)
     return [
         success_interval(row.tolist(), samples) if k == 1 or row.min() == row.max() else interval
         for k, row, interval in zip(ks, rows, intervals, strict=True)
@@ -218,6 +262,7 @@ class Evaluation:
     tool_calls: float
     sampled_tokens: float
     seconds: float = 0.0  # of the whole evaluation
+    problems: list[int] = field(default_factory=list)  # equal numbers: the same problem; empty: all differ
 
     @classmethod
     def of(cls, trees: Sequence[RolloutTree], term: str, seconds: float = 0.0) -> Evaluation:
@@ -236,18 +281,30 @@ class Evaluation:
             tool_calls=fmean(rollout.tool_calls for rollout in rollouts),
             sampled_tokens=fmean(rollout.sampled_tokens for rollout in rollouts),
             seconds=seconds,
+            problems=_numbered(tasks),
         )
 
     @property
+    def shares(self) -> list[float]:
+        """Mean success of every distinct problem, in the order in which they were drawn first."""
+        return self._shares(range(len(self.success)))
+
+    @property
     def interval(self) -> Interval:
-        """Mean success: Wilson's interval for one rollout a task, else bootstrapped over tasks."""
-        return self._interval(self.success)
+        """Mean success over distinct problems: Wilson's interval for one rollout a task, else bootstrapped."""
+        return self._interval(self.shares)
 
     def by_hops(self) -> dict[int, Interval]:
+        groups: dict[int, list[int]] = {}
+        for place, hops in enumerate(self.hops):
+            groups.setdefault(hops, []).append(place)
+        return {hops: self._interval(self._shares(group)) for hops, group in sorted(groups.items())}
+
+    def _shares(self, places: Iterable[int]) -> list[float]:
         groups: dict[int, list[float]] = {}
-        for hops, success in zip(self.hops, self.success, strict=True):
-            groups.setdefault(hops, []).append(success)
-        return {hops: self._interval(group) for hops, group in sorted(groups.items())}
+        for place in places:
+            groups.setdefault(self.problems[place] if self.problems else place, []).append(self.success[place])
+        return [fmean(group) for group in groups.values()]
 
     def _interval(self, shares: Sequence[float]) -> Interval:
         return success_interval(shares, 1 if self.rollouts == len(self.success) else 2)

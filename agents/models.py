@@ -175,7 +175,7 @@ def _found(name_or_path: str | Path, read: Callable[[str | Path, bool], T]) -> T
     if name in MODELS:
         return read(fetch(name), True)
     if Path(name).is_dir():
-        return read(Path(name), True)
+        return read(_model_in(Path(name)), True)
     tried = f"no model {name!r}: not one of {', '.join(MODELS)}, no such directory"
     if isinstance(name_or_path, Path) or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         raise FileNotFoundError(f"{tried}, not owner/name on the hub")
@@ -184,6 +184,17 @@ def _found(name_or_path: str | Path, read: Callable[[str | Path, bool], T]) -> T
         return read(name, refusal is not None)
     except OSError as error:
         raise FileNotFoundError(f"{tried}, and the hub says: {refusal or error}") from error
+
+
+def _model_in(folder: Path) -> Path:
+    """The folder itself, or that of the model in a run's directory. FileNotFoundError for a run that has none yet."""
+    if (folder / "model").is_dir() and not (folder / "config.json").exists():
+        return folder / "model"
+    if (folder / "scenario.yaml").exists():
+        raise FileNotFoundError(
+            f"{folder} holds a run or an evaluation, but no model: a run has one once it is finished"
+        )
+    return folder
 
 
 def _read(

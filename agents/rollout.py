@@ -338,7 +338,9 @@ def _report(
     if hear is not None and cause is not None:
         hear(Failure(task, rollout, turn, cause, f"{type(error).__name__}: {error}"))
         return True
-    if not isinstance(error, EpisodeError) and not hasattr(error, "__notes__"):  # siblings that share the turn raise the same error
+    if not isinstance(error, EpisodeError) and not hasattr(
+        error, "__notes__"
+    ):  # siblings that share the turn raise the same error
         error.add_note(f"in {task.env}, seed {task.seed}, turn {turn}")
     return False
 

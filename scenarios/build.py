@@ -22,45 +22,58 @@ from ..envs import TextEnv, ToolEnv, action_format, format_of
 from ..envs.formats import DEFAULT
 from ..trainers import Environment, Run, Trainer, Watcher
 from ..trainers.run import write_text
+from .changes import changed, kept, record
 from .errors import ScenarioError
-from .schema import Scenario, dump_scenario
-from .terminal import say
+from .folders import begun, whole
+from .modules import folder_of
+from .schema import Scenario, dump_scenario, load_scenario
+from .terminal import say, told
 from .watch import ProgressBars, concerns, improvement_health, show_results, summary
 
 
 def train(scenario: Scenario, out: str | Path, *, resume: bool = False) -> dict[str, Evaluation]:
     """Trains in the directory `out` and prints what came of it; the evaluations by stage.
 
-    `resume` goes on with the run there exactly as it would have gone on without the interruption.
-    FileExistsError where a run is not to be resumed or has nothing left to do; Stopped after Ctrl-C.
+    `resume` goes on with the run there exactly as it would have gone on without the interruption. The scenario may then
+    differ from the run's in the fields of `changes.FREE`, which is recorded in changes.jsonl; ScenarioError otherwise.
+    FileExistsError where a run is not to be resumed or has nothing left to do; Stopped after Ctrl-C. An error before
+    anything was played leaves the directory as it was.
     """
     start, folder = time.monotonic(), Path(out)
     file = folder / "scenario.yaml"
     if file.exists() and not resume:
         raise FileExistsError(f"{folder} holds a run already; resume it, or choose another directory")
-    run = Run(folder)
-    if run.summary():
+    if (folder / "summary.json").exists():
         raise FileExistsError(f"{folder} holds a finished run; choose another directory")
-    if not file.exists():  # a run goes on in the format that it began in
-        scenario = in_own_format(scenario, scenario.model.name)
-    if try_environment(scenario.environment).oracle() is None and scenario.warmup.demonstrations:
-        raise ScenarioError(f"warmup.demonstrations: {scenario.environment.id} has no oracle; 0 does without")
-    run.claim()  # before anything is written
-    try:
-        with ProgressBars() as bars:
-            trainer = build_trainer(scenario, run, bars)
-            write_text(file, dump_scenario(settled(scenario, trainer.dtype)))
-            run.save_tokenizer(trainer.renderer.tokenizer)
-            results = trainer.train()
-        trainer.save_model(folder / "model")
-        if has_lora(trainer.model) and trainer.model.name_or_path:  # one made on the spot is no base to come back to
-            save_adapter(trainer.model, folder / "adapter", trainer.model.name_or_path)
-        seconds, peak = time.monotonic() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        health = improvement_health(run.metrics())
-        run.summarize(summary(results, seconds=seconds, peak_memory_gib=peak, improvement=health))
-        run.finish()
-    finally:
-        run.close()
+    if file.exists():
+        recorded = load_scenario(file)
+        scenario = kept(recorded, scenario)
+    else:  # a run goes on in the format that it began in
+        recorded = scenario = in_own_format(scenario, scenario.model.name)
+    with begun(folder):
+        if scenario.warmup.demonstrations:
+            check_warmup(scenario)
+        run = Run(folder)
+        run.claim()  # before anything is written
+        try:
+            differing = changed(run, recorded, scenario)
+            with ProgressBars() as bars:
+                trainer = build_trainer(scenario, run, bars)
+                record(run, differing)
+                write_text(file, dump_scenario(placed(settled(scenario, trainer.dtype))))
+                run.save_tokenizer(trainer.renderer.tokenizer)
+                results = trainer.train()
+            with whole(folder / "model") as part:
+                trainer.save_model(part)
+            if has_lora(trainer.model) and trainer.model.name_or_path:  # one made here is no base to come back to
+                with whole(folder / "adapter") as part:
+                    save_adapter(trainer.model, part, trainer.model.name_or_path)
+            seconds, peak = time.monotonic() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+            health = improvement_health(run.metrics())
+            run.summarize(summary(results, seconds=seconds, peak_memory_gib=peak, improvement=health))
+            run.finish()
+        finally:
+            run.close()
     for concern in concerns(health):
         say(concern)
     show_results(results, f"{seconds:.0f} s, peak memory {peak:.1f} GiB; saved in {folder}")
@@ -78,15 +91,16 @@ def build_trainer(scenario: Scenario, run: Run, watcher: Watcher) -> Trainer:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     model, renderer = load_model(scenario)
     check_context(scenario, model, renderer, env)
-    return Trainer(
-        scenario.plan(),
-        model,
-        renderer,
-        run,
-        watcher,
-        dtype=None if scenario.model.dtype == "auto" else getattr(torch, scenario.model.dtype),
-        max_rows=scenario.model.max_rows,
-    )
+    with refusing("model.name"):
+        return Trainer(
+            scenario.plan(),
+            model,
+            renderer,
+            run,
+            watcher,
+            dtype=None if scenario.model.dtype == "auto" else getattr(torch, scenario.model.dtype),
+            max_rows=scenario.model.max_rows,
+        )
 
 
 def settled(scenario: Scenario, dtype: torch.dtype) -> Scenario:
@@ -120,6 +134,11 @@ def in_format(scenario: Scenario, name: str) -> Scenario:
     return replace(scenario, environment=replace(environment, settings={**environment.settings, "format": name}))
 
 
+def placed(scenario: Scenario) -> Scenario:
+    """The scenario with the folder in which its environment's module was found, for commands that run elsewhere."""
+    return replace(scenario, look_in=folder_of(scenario.environment.id) or scenario.look_in)
+
+
 def try_environment(environment: Environment) -> TextEnv:
     """The environment at the start of a train task.
 
@@ -127,7 +146,9 @@ def try_environment(environment: Environment) -> TextEnv:
     """
     try:
         env = environment.task("train", 0).make()
-    except (TypeError, ValueError, OSError) as error:
+    except OSError as error:
+        raise ScenarioError(f"environment: {told(error)}") from error
+    except (TypeError, ValueError) as error:
         raise ScenarioError(f"environment: {error}") from error
     for split, options in (("heldout", environment.heldout), ("train", environment.train)):
         try:
@@ -138,6 +159,17 @@ def try_environment(environment: Environment) -> TextEnv:
     if environment.success not in terms:
         raise ScenarioError(f"environment.success: no reward term {environment.success!r}; terms: {sorted(terms)}")
     return env
+
+
+def check_warmup(scenario: Scenario) -> None:
+    """ScenarioError where the environment has no oracle to learn from, or does not take the warm-up's settings."""
+    environment = scenario.environment
+    if try_environment(environment).oracle() is None:
+        raise ScenarioError(f"warmup.demonstrations: {environment.id} has no oracle; 0 does without")
+    try:
+        environment.task("train", 0, **scenario.warmup.settings).make().close()
+    except (TypeError, ValueError, OSError) as error:
+        raise ScenarioError(f"warmup.settings: {error}") from error
 
 
 def check_weights(scenario: Scenario, env: TextEnv) -> None:
@@ -198,16 +230,27 @@ def _quotas(system: Path) -> Iterator[float]:
 def load_model(scenario: Scenario) -> tuple[PreTrainedModel, ChatRenderer]:
     """The scenario's model and what renders its chats. ScenarioError where there is none."""
     texts = vocabulary(scenario) if scenario.model.name == "nano" else ()
-    try:
-        lora = scenario.model.weights == "lora"
+    lora = scenario.model.weights == "lora"
+    with refusing("model.name"):
         model, tokenizer = load(scenario.model.name, texts=texts, seed=scenario.seed, merge=not lora)
         bring_attention(model, scenario.sampling.max_context)
         renderer = ChatRenderer(tokenizer, ends=end_tokens(model), settings=scenario.model.template)
-    except (FileNotFoundError, ValueError) as error:
-        raise ScenarioError(f"model.name: {error}") from error
-    if lora and not has_lora(model):
-        add_lora(model, scenario.model.lora_rank, scenario.model.lora_alpha, scenario.seed)
-    return model, renderer
+        if lora and not has_lora(model):
+            add_lora(model, scenario.model.lora_rank, scenario.model.lora_alpha, scenario.seed)
+        return model, renderer
+
+
+@contextlib.contextmanager
+def refusing(place: str) -> Iterator[None]:
+    """While a model is read and tried, whatever it is refused for becomes a ScenarioError of one line."""
+    try:
+        yield
+    except ScenarioError:
+        raise
+    except Exception as error:  # of transformers, tokenizers, safetensors and Jinja: each has kinds of its own
+        [reason, *_] = [*filter(None, map(str.strip, str(error).splitlines())), type(error).__name__]
+        ours = isinstance(error, ValueError | OSError)
+        raise ScenarioError(f"{place}: {reason if ours else f'{type(error).__name__}: {reason}'}") from error
 
 
 def vocabulary(scenario: Scenario) -> Iterable[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 from ..agents import Interval
+from ..trainers.run import write_text
 
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 560, 320, 56, 40, 16, 48
 COLOURS = ("#2a6fbb", "#c8553d", "#3c8d5a", "#7a5aa6")
@@ -37,7 +38,7 @@ def save_chart(path: Path, title: str, axis: str, series: Mapping[str, Sequence[
             parts.append(_text(LEFT + 26, TOP + 14 + 18 * number, name, "start"))
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}"'
     style = 'font-family="sans-serif" font-size="12" fill="#888"'
-    path.write_text("\n".join([f"{head} {style}>", *parts, "</svg>"]) + "\n", encoding="utf-8")
+    write_text(path, "\n".join([f"{head} {style}>", *parts, "</svg>"]) + "\n")
 
 
 def _y(share: float) -> float:

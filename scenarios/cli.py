@@ -16,8 +16,8 @@ from .errors import ScenarioError
 from .measure import compare_command, eval_command, play_command
 from .replay import replay_command
 from .runs import runs_app
-from .tasks import begin, values
-from .terminal import UsageError, console, say
+from .tasks import ENV, begin, named_task, values
+from .terminal import UsageError, console, say, told
 from .view import view_command
 
 app = typer.Typer(
@@ -39,7 +39,8 @@ RunsFolder = Annotated[Path, typer.Option("--runs", help="The folder that holds 
 @app.command()
 def train(
     scenario: Annotated[
-        Path | None, typer.Argument(help="A scenario file, or the name of a bundled one: quickstart.")
+        Path | None,
+        typer.Argument(help="A scenario file, the name of a bundled one, such as quickstart, or a run's directory."),
     ] = None,
     change: Changes = None,
     out: Annotated[Path | None, typer.Option(help="The run's directory. Default: runs/NAME-TIME.")] = None,
@@ -52,33 +53,62 @@ def train(
 
     Example: treegym train quickstart --set improvement.steps=5 --set seed=1
     """
+    from ..agents import EpisodeError
     from ..trainers import Stopped
     from ..trainers.run import trees_file
     from .build import train as run
-    from .schema import find, load_scenario
+    from .schema import load_scenario, title
 
     if resume:
-        folder = out or _latest(runs, f"{find(scenario).stem}-*" if scenario else "*")
+        folder = out or _resumable(scenario, runs)
         if not (folder / "scenario.yaml").exists():
             raise UsageError(f"nothing to resume: {folder} holds no run")
         if (folder / "summary.json").exists():
             say(f"the run in {folder} is finished")
             return
-        chosen = load_scenario(folder / "scenario.yaml", change or ())
+        chosen = _resumed(folder, scenario, change or [])
     elif scenario is None:
         raise UsageError("which scenario? A file, or the name of a bundled one, such as quickstart")
     else:
         chosen = load_scenario(scenario, change or ())
-        folder = out or runs / f"{find(scenario).stem}-{datetime.now():%Y%m%d-%H%M%S}"
+        folder = out or runs / f"{title(scenario)}-{datetime.now():%Y%m%d-%H%M%S}"
         if (folder / "scenario.yaml").exists():
             raise UsageError(f"{folder} holds a run already: --resume goes on with it, another --out begins anew")
         if trees_file(folder).exists():
             raise UsageError(f"{folder} holds trees already: --out names a new run")
+    hint = f"go on with: treegym train --resume --out {folder}"
     try:
         run(chosen, folder, resume=resume)
     except (Stopped, KeyboardInterrupt) as stopped:
-        say(f"{str(stopped) or 'stopped'}; go on with: treegym train --resume --out {folder}")
+        begun = (folder / "scenario.yaml").exists()
+        say(f"{str(stopped) or 'stopped'}; {hint}" if begun else "stopped before anything was played")
         raise typer.Exit(130) from None
+    except EpisodeError as error:
+        raise ScenarioError(f"{error}; to leave such tasks out, {hint} --set on_failure=skip") from error
+    except OSError as error:
+        if not (folder / "checkpoints").exists():
+            raise
+        raise OSError(f"{told(error)}; {hint}") from error
+
+
+def _resumable(scenario: Path | None, runs: Path) -> Path:
+    """The run that is meant: the one in this directory, or the latest one of the scenario."""
+    from .schema import title
+
+    if scenario and (scenario / "scenario.yaml").exists():
+        return scenario
+    return _latest(runs, f"{title(scenario)}-*" if scenario else "*")
+
+
+def _resumed(folder: Path, named: Path | None, change: list[str]) -> Any:
+    """The scenario with which the run goes on. ScenarioError where the named one differs in more than `--set` says."""
+    from .changes import changes, refuse
+    from .schema import load_scenario
+
+    chosen = load_scenario(named or folder, change)
+    names = tuple(f"{text.partition('=')[0].strip()}." for text in change)
+    refuse(found for found in changes(load_scenario(folder), chosen) if not f"{found.field}.".startswith(names))
+    return chosen
 
 
 app.command("eval")(eval_command)
@@ -91,7 +121,7 @@ app.add_typer(runs_app, name="runs")
 
 @app.command()
 def envs(
-    env: Annotated[str | None, typer.Argument(help="An id, such as treegym/FactSearch-v0.")] = None,
+    env: Annotated[str | None, typer.Argument(help=f"{ENV} Default: all are listed.")] = None,
     seed: Annotated[int, typer.Option(help="Which episode.")] = 0,
     option: Annotated[list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="A reset option.")] = None,
     setting: Annotated[
@@ -99,14 +129,14 @@ def envs(
     ] = None,
 ) -> None:
     """List the environments, or let the oracle of one play an episode, as an agent would see it."""
-    from ..envs import Task, registered
+    from ..envs import registered
 
     if env is None:
         for name in registered():
             console.print(name)
         console.print("[dim]treegym envs ID plays an episode[/dim]")
         return
-    _play(Task(env, seed, values("--option", option), values("--setting", setting)))
+    _play(named_task(env, seed, values("--option", option), values("--setting", setting)))
 
 
 def _play(task: Any) -> None:
@@ -125,14 +155,14 @@ def _play(task: Any) -> None:
         console.print("[bold green]assistant (oracle)[/]")
         say(action)
         _, reward, terminated, truncated, info = env.step(action)
-        rewards += reward
+        rewards += float(reward)
         done = terminated or truncated
     say(f"reward {rewards:.2f} {info['reward_terms']}")
 
 
 @app.command("serve-tools")
 def serve_tools_command(
-    env: Annotated[str, typer.Argument(help="An id, such as treegym/FactSearch-v0, or module:id.")],
+    env: Annotated[str, typer.Argument(help=ENV)],
     seed: Annotated[int, typer.Option(help="Which episode.")] = 0,
     setting: Annotated[
         list[str] | None,
@@ -154,11 +184,11 @@ def serve_tools_command(
 
     Example: treegym serve-tools treegym/FactSearch-v0 --seed 3 --set top_k=5
     """
-    from ..envs import Task, ToolEnv
+    from ..envs import ToolEnv
     from ..tools import serve_tools
 
     with contextlib.redirect_stdout(sys.stderr):  # which is not for the protocol
-        made, info = begin(Task(env, seed, settings=values("--set", setting)))
+        made, info = begin(named_task(env, seed, {}, values("--set", setting)))
     with contextlib.closing(made):
         if not (isinstance(made, ToolEnv) and made.tools):
             raise UsageError(f"{env} has no tools")
@@ -246,6 +276,8 @@ def _retriever(corpus: list[Path], dense: bool, hybrid: bool, encoder: Path | No
     from ..tools import DenseIndex, Fused, SearchIndex, StaticEncoder, TransformerEncoder
 
     passages = read_passages(*corpus)
+    if not passages:
+        raise UsageError(f"{', '.join(map(str, corpus))}: no passages")
     if not (dense or hybrid):
         return SearchIndex.build(passages), len(passages)
     by_meaning = DenseIndex.build(passages, TransformerEncoder(str(encoder)) if encoder else StaticEncoder())
@@ -265,10 +297,14 @@ def main() -> None:
         status = app(prog_name="treegym", standalone_mode=False)
     except UsageError as error:
         _refuse(getattr(error, "format_message", error.__str__)())
+    except OSError as error:
+        _refuse(told(error))
     except Exception as error:
+        from safetensors import SafetensorError
+
         from ..agents import EpisodeError, StoreError
 
-        if not isinstance(error, ScenarioError | ConnectionError | StoreError | EpisodeError):
+        if not isinstance(error, ScenarioError | StoreError | SafetensorError | EpisodeError):
             raise
         _refuse(str(error))
     raise SystemExit(status)

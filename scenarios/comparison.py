@@ -11,7 +11,7 @@ import yaml
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ..agents import Curves, Flip, Interval, PairedResult, TaskOutcome, by_difficulty, curves, flips, paired
+from ..agents import Curves, Flip, Interval, PairedResult, TaskOutcome, by_difficulty, curves, distinct, flips, paired
 from ..agents.compare import judged
 from ..agents.statistics import holm
 from ..trainers import Run
@@ -39,10 +39,9 @@ def read_side(name: str, term: str | None) -> Side:
     if not name or not (folder / "scenario.yaml").exists():
         raise UsageError(f"{name}: no evaluation and no run; write FOLDER or FOLDER@STAGE")
     stage = stage or (STAGE if (folder / "evaluation.json").exists() else "trained")
-    scenario = yaml.safe_load((folder / "scenario.yaml").read_text(encoding="utf-8"))
-    success = term or scenario.get("environment", {}).get("success", "exact")
+    success = term or _success(folder / "scenario.yaml")
     run = Run(folder)
-    tasks = read_outcomes(run, success, stage=stage)
+    tasks = distinct(read_outcomes(run, success, stage=stage))
     if not tasks:
         found = sorted({str(labels.get("stage")) for labels, _ in run.trees})
         raise UsageError(f"{name}: no trees of the stage {stage!r}; stages: {', '.join(found) or 'none'}")
@@ -50,6 +49,15 @@ def read_side(name: str, term: str | None) -> Side:
         terms = sorted({term for task in tasks for rollout in task.rollouts for term in rollout.terms})
         raise UsageError(f"{name}: no episode has the reward term {success!r}; terms: {', '.join(terms)}")
     return Side(name, tasks, success)
+
+
+def _success(file: Path) -> str:
+    """The reward term that a scenario calls success. The scenario may be of another version. UsageError."""
+    try:
+        scenario = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        return str(scenario.get("environment", {}).get("success", "exact"))
+    except (AttributeError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{file}: not a scenario: {str(error).splitlines()[0]}; --success names the term") from error
 
 
 def matched(a: Side, b: Side, *, shared: bool) -> tuple[list[TaskOutcome], list[TaskOutcome]]:

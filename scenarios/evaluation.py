@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import math
@@ -28,18 +27,20 @@ from ..agents import (
     figures,
     grow_trees,
     joined,
+    run_to_end,
 )
 from ..envs import Task
 from ..trainers import Run, Stopped, Watcher
 from ..trainers.run import write_json, write_text
-from .build import try_environment
+from .build import placed, try_environment
 from .charts import save_chart
 from .errors import ScenarioError
+from .folders import begun
 from .person import Left
 from .policies import OpenedPolicy, open_policy, speaking
 from .schema import Scenario, dump_scenario
 from .terminal import console, say
-from .watch import summary
+from .watch import show_repeats, summary
 
 STAGE = "evaluation"  # label of its trees
 TRIES = 2  # of a sample that fails; in each of them a server is asked several times
@@ -98,8 +99,21 @@ class Setting:
 
 
 def read_setting(folder: Path) -> Setting:
-    row = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-    return Setting(**{**row, "budget": Budget(**row["budget"])})
+    """That of the evaluation in a folder. ScenarioError where it cannot be read."""
+    file = folder / "evaluation.json"
+    try:
+        row = json.loads(file.read_text(encoding="utf-8"))
+        return Setting(**{**row, "budget": Budget(**row["budget"])})
+    except (ValueError, TypeError, LookupError) as error:
+        raise ScenarioError(f"{file}: not as an evaluation writes it: {error}") from error
+
+
+def own_policy(folder: Path, tokenizer: str | None = None) -> tuple[str | None, str | None]:
+    """(policy, tokenizer): what played an evaluation, or what a run trained."""
+    if (folder / "evaluation.json").exists():
+        setting = read_setting(folder)
+        return setting.policy, tokenizer or setting.tokenizer
+    return str(folder), tokenizer
 
 
 def evaluate(scenario: Scenario, setting: Setting, out: Path, watcher: Watcher) -> dict[str, Any]:
@@ -112,15 +126,31 @@ def evaluate(scenario: Scenario, setting: Setting, out: Path, watcher: Watcher) 
     start = time.monotonic()
     if not (out / "scenario.yaml").exists():  # an evaluation goes on in the format that it began in
         scenario = speaking(scenario, setting.policy, setting.tokenizer)
+    with begun(out):
+        run, why, before = _playing(scenario, setting, out, watcher)
+    outcomes = read_outcomes(run, scenario.environment.success, answers=scenario.heldout.rollouts > 1)
+    failures = [row for rows in _progress(out)["failures"].values() for row in rows]
+    if not outcomes:
+        raise ScenarioError(f"nothing was played: {why or _by_cause(failures)}")
+    result = _result(outcomes, len(setting.tasks(scenario)), setting, why, failures)
+    write_json(out / "results.json", result)
+    _save_chart(out / "results.svg", result)
+    hops = [task.difficulty if isinstance(task.difficulty, int) else 0 for task in outcomes]
+    stage = Evaluation.over(outcomes, hops, before + time.monotonic() - start)
+    run.summarize(summary({"model": stage}, success=stage.success, figures=result))
+    return result
+
+
+def _playing(scenario: Scenario, setting: Setting, out: Path, watcher: Watcher) -> tuple[Run, str, float]:
+    """What `_play` gives, after the environment was tried."""
     env = try_environment(scenario.environment)
     if setting.policy == "oracle" and env.oracle() is None:
         raise ScenarioError(f"{scenario.environment.id} has no oracle")
     env.close()
     if setting.policy == "human" and scenario.heldout.rollouts > 1:
         raise ScenarioError("a person plays a task once: --samples 1")
-    tasks = setting.tasks(scenario)
     try:
-        run, why, before = asyncio.run(_play(scenario, setting, tasks, out, watcher))
+        return run_to_end(_play(scenario, setting, setting.tasks(scenario), out, watcher))
     except BaseExceptionGroup as group:  # of the tasks that play side by side
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):
@@ -128,17 +158,6 @@ def evaluate(scenario: Scenario, setting: Setting, out: Path, watcher: Watcher) 
         if isinstance(error, Left):
             raise Stopped("stopped") from None
         raise error from None
-    outcomes = read_outcomes(run, scenario.environment.success, answers=scenario.heldout.rollouts > 1)
-    failures = [row for rows in _progress(out)["failures"].values() for row in rows]
-    if not outcomes:
-        raise ScenarioError(f"nothing was played: {why or _by_cause(failures)}")
-    result = _result(outcomes, len(tasks), setting, why, failures)
-    write_json(out / "results.json", result)
-    _save_chart(out / "results.svg", result)
-    hops = [task.difficulty if isinstance(task.difficulty, int) else 0 for task in outcomes]
-    stage = Evaluation.over(outcomes, hops, before + time.monotonic() - start)
-    run.summarize(summary({"model": stage}, success=stage.success, figures=result))
-    return result
 
 
 async def _play(
@@ -329,7 +348,7 @@ def _progress(folder: Path) -> dict[str, Any]:
 
 def _recorded(opened: OpenedPolicy, scenario: Scenario) -> Scenario:
     """The scenario with what plays; a resumed evaluation opens the same."""
-    return replace(scenario, model=opened.scenario.model)
+    return replace(placed(scenario), model=opened.scenario.model)
 
 
 def _tokens(tree: RolloutTree) -> tuple[int, int]:
@@ -398,6 +417,7 @@ def show_evaluation(result: Mapping[str, Any], folder: Path) -> None:
         for k, interval in result[key].items() if result["samples"] > 1 else ():
             table.add_row(f"{label}{k}", "", *_percents(interval))
     console.print(table)
+    show_repeats(result["tasks"], result["drawn"])
     means = {name.replace("_", " "): value for name, value in result["means"].items()}
     say("per episode: " + ", ".join(f"{value:.2f} {name}" for name, value in means.items()))
     say(f"rewards: return {result['return']:.3f}" + "".join(f", {k} {v:.3f}" for k, v in result["terms"].items()))
@@ -408,7 +428,7 @@ def show_evaluation(result: Mapping[str, Any], folder: Path) -> None:
     cost = f", cost {result['cost']:.4g}" if result["cost"] else ""
     say(f"tokens: {result['tokens']['sent']:,} sent, {result['tokens']['sampled']:,} sampled{cost}")
     if result["stopped_by"]:
-        counts = f"{result['tasks']} of {result['planned_tasks']} tasks"
+        counts = f"{result['drawn']} of {result['planned_tasks']} tasks"
         say(f"stopped by {result['stopped_by']}: the figures stand on {counts}")
     if failed := result["failed"]["samples"]:
         say(

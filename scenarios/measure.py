@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from datetime import datetime
 from enum import StrEnum
@@ -11,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .tasks import ENV
 from .terminal import UsageError, console, say
 
 
@@ -24,16 +24,16 @@ class Splits(StrEnum):
 
 def eval_command(
     scenario: Annotated[
-        Path | None, typer.Argument(help="A scenario file or name: says the environment and the held-out tasks.")
+        Path | None, typer.Argument(help="A scenario's file or name, or a run's directory: says the held-out tasks.")
     ] = None,
     policy: Annotated[
         str | None,
         typer.Option(
             "--policy",
             "--model",
-            help="A model's directory or name, oracle, random, human, scripted:FILE.py, or a server: "
+            help="The directory of a run or a model, a name, oracle, random, human, scripted:FILE.py, or a server: "
             "http://HOST:PORT/v1#MODEL (vLLM), chat+http://… (text only), tools+http://… (its own tool calls). "
-            "Default: the scenario's model.",
+            "Default: the run's or the scenario's model.",
         ),
     ] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Tries a task.")] = None,
@@ -79,20 +79,21 @@ def eval_command(
 
     A killed evaluation goes on with --resume and ends in the same numbers.
 
-    Example: treegym eval quickstart --policy runs/first/model --samples 8 --tasks 100
+    Example: treegym eval quickstart --policy runs/first --samples 8 --tasks 100
     """
     from ..trainers import Stopped
-    from ..trainers.run import trees_file
+    from ..trainers.run import trees_file, write_text
     from .evaluation import (
         Budget,
         Setting,
         TooManyFailures,
         evaluate,
         failure_limit,
+        own_policy,
         read_setting,
         show_evaluation,
     )
-    from .schema import find, load_scenario
+    from .schema import load_scenario, title
     from .watch import ProgressBars
 
     limits: dict[str, Any] = {
@@ -103,6 +104,8 @@ def eval_command(
     }
     given = {name: value for name, value in limits.items() if value is not None}
     if resume:
+        if out is None and scenario and (scenario / "evaluation.json").exists():
+            scenario, out = None, scenario
         if out is None or not (out / "evaluation.json").exists():
             raise UsageError(f"nothing to resume: {out or 'without --out there'} holds no evaluation")
         fixed = (scenario, policy, samples, tasks, temperature, split, seed, concurrency, tokenizer, change or None)
@@ -113,7 +116,7 @@ def eval_command(
     else:
         if scenario is None:
             raise UsageError("which scenario? A file, or the name of a bundled one, such as quickstart")
-        folder = out or Path("evaluations") / f"{find(scenario).stem}-{datetime.now():%Y%m%d-%H%M%S}"
+        folder = out or Path("evaluations") / f"{title(scenario)}-{datetime.now():%Y%m%d-%H%M%S}"
         if (folder / "scenario.yaml").exists() or trees_file(folder).exists():
             raise UsageError(f"{folder} holds an evaluation or a run already: --resume, or another --out")
         fields = {
@@ -127,6 +130,8 @@ def eval_command(
         )
         if not chosen.heldout.tasks:
             raise UsageError("heldout.tasks is 0: there is nothing to measure")
+        if policy is None and (scenario / "scenario.yaml").exists():
+            policy, tokenizer = own_policy(scenario, tokenizer)
         setting = Setting(policy, tokenizer, (split or Splits.heldout).value, seed or 0, Budget(**given))
     if max_failures is not None:
         setting = replace(setting, max_failures=max_failures)
@@ -150,7 +155,7 @@ def eval_command(
         raise ConnectionError(f"{error}; go on with: treegym eval --resume --out {folder}") from error
     show_evaluation(result, folder)
     if json_out:
-        json_out.write_bytes((folder / "summary.json").read_bytes())
+        write_text(json_out, (folder / "summary.json").read_text(encoding="utf-8"))
 
 
 def compare_command(
@@ -168,7 +173,7 @@ def compare_command(
 
     Example: treegym compare "runs/first@warmed up" runs/first@trained
     """
-    from ..agents.store import finite
+    from ..trainers.run import write_json
     from .charts import save_chart
     from .comparison import compare, read_side, show_comparison
 
@@ -178,8 +183,7 @@ def compare_command(
     result = compare(one, read_side(b, one.success), shared=shared, curve=curve)
     show_comparison(result)
     if json_out:
-        text = json.dumps(finite(result.to_json()), indent=1, ensure_ascii=False, allow_nan=False)
-        json_out.write_text(text + "\n", encoding="utf-8")
+        write_json(json_out, result.to_json())
     if plot and result.curves:
         ks = [str(k) for k in result.curves.ks]
         lines = {
@@ -190,7 +194,7 @@ def compare_command(
 
 
 def play_command(
-    env: Annotated[str, typer.Argument(help="An id, such as treegym/Maze-v0, or module:id.")],
+    env: Annotated[str, typer.Argument(help=ENV)],
     seed: Annotated[int, typer.Option(help="Which episode.")] = 0,
     option: Annotated[list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="A reset option.")] = None,
     setting: Annotated[
@@ -205,21 +209,20 @@ def play_command(
     """
     from ..agents import ChatRenderer
     from ..agents.models import load_tokenizer
-    from ..envs import Task
     from ..trainers import Environment, Run
     from ..trainers.run import write_text
+    from .build import refusing
+    from .modules import folder_of
     from .person import play, show
     from .schema import Scenario, dump_scenario
-    from .tasks import begin, values
+    from .tasks import begin, named_task, values
 
-    task = Task(env, seed, values("--option", option), values("--setting", setting))
+    task = named_task(env, seed, values("--option", option), values("--setting", setting))
     tried, info = begin(task)
     tried.close()
     texts = [message.text for message in info["messages"]] if "messages" in info else []
-    try:
+    with refusing(f"--tokenizer {tokenizer}"):
         renderer = ChatRenderer(load_tokenizer(tokenizer, texts=texts))
-    except (FileNotFoundError, ValueError) as error:
-        raise UsageError(f"--tokenizer {tokenizer}: {error}") from error
     tree = play(task, renderer)
     if not tree.nodes:
         say("nothing was played, nothing is recorded")
@@ -230,11 +233,14 @@ def play_command(
         say(f"reward {tree.returns[0]:.2f} {dict(last.reward_terms)}")
     else:
         console.print("[dim]the episode has not ended[/dim]")
-    folder = out or Path("plays") / env.rpartition("/")[2]
+    folder = out or Path("plays") / task.env.rpartition("/")[2]
     run = Run(folder)
     number = len(run.trees)
     if not (folder / "scenario.yaml").exists():
-        write_text(folder / "scenario.yaml", dump_scenario(Scenario(Environment(env, task.settings))))
+        write_text(
+            folder / "scenario.yaml",
+            dump_scenario(Scenario(Environment(task.env, task.settings), look_in=folder_of(task.env))),
+        )
     run.save_tokenizer(renderer.tokenizer)
     run.trees.append(tree, stage="play", step=number)
     say(f"recorded as {number}.0 in {folder}")

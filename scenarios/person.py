@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
 
-from ..agents import GrowingTree, Player, Sampling, grow_trees
+from ..agents import GrowingTree, Player, Sampling, grow_trees, run_to_end
 from ..agents.chat import ChatRenderer
 from ..agents.tree import RolloutTree
 from ..envs import Message, Task, TextEnv, ToolEnv
@@ -81,7 +81,7 @@ def play(task: Task, renderer: ChatRenderer) -> RolloutTree:
 
     before = signal.signal(signal.SIGINT, leave)
     try:
-        [tree] = asyncio.run(grow_trees([task], _UntilLeft(), person, renderer, Sampling(max_context=1 << 30)))
+        [tree] = run_to_end(grow_trees([task], _UntilLeft(), person, renderer, Sampling(max_context=1 << 30)))
     finally:
         signal.signal(signal.SIGINT, before)
     return tree
@@ -101,7 +101,13 @@ def _unseen(chat: Sequence[Message]) -> Sequence[Message]:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """Ctrl-C is KeyboardInterrupt at once; elsewhere it waits for the present step, which here waits for the person."""
+    """Ctrl-C is KeyboardInterrupt at once; elsewhere it waits for the present step, which here waits for the person.
+
+    In a notebook this runs in a thread, which hears no Ctrl-C.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield

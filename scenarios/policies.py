@@ -25,7 +25,7 @@ from ..agents import (
     native_dtype,
 )
 from ..agents.models import load_end_tokens, load_tokenizer
-from .build import in_format, in_own_format, load_model, settled, usable_cores, vocabulary
+from .build import in_format, in_own_format, load_model, refusing, settled, usable_cores, vocabulary
 from .errors import ScenarioError
 from .person import Person
 from .schema import Scenario
@@ -34,7 +34,8 @@ UNBOUNDED = 1 << 30  # tokens: what is written in words is not cut
 PLAYERS = ("oracle", "random", "human")
 CHAT = ("chat+", "tools+", "reasoning+")  # before the address of a server that takes messages
 NAMES = (
-    "a model's directory or name, http://HOST:PORT/v1#MODEL, chat+http://…, tools+http://…, oracle, random, human, "
+    "a directory of a run or a model, a model's name, http://HOST:PORT/v1#MODEL, chat+http://…, tools+http://…, "
+    "oracle, random, human, "
     "scripted:FILE.py"
 )
 
@@ -98,7 +99,8 @@ def _local(scenario: Scenario, sampling: Sampling) -> OpenedPolicy:
         raise ScenarioError(f"{error}; a policy is {NAMES}") from error
     named = scenario.model.dtype
     dtype = native_dtype(model.device) if named == "auto" else getattr(torch, named)
-    policy = TransformersPolicy(model, renderer, dtype=dtype, max_rows=scenario.model.max_rows)
+    with refusing("model.name"):
+        policy = TransformersPolicy(model, renderer, dtype=dtype, max_rows=scenario.model.max_rows)
     return OpenedPolicy(policy, renderer, sampling, scenario.model.max_rows, settled(scenario, dtype), _nothing)
 
 
@@ -129,14 +131,10 @@ def _address(name: str) -> tuple[list[str], str]:
 
 def _renderer(scenario: Scenario, name: str | None) -> ChatRenderer:
     name = name or scenario.model.name
-    try:
-        return ChatRenderer(
-            load_tokenizer(name, texts=vocabulary(scenario) if name == "nano" else (), seed=scenario.seed),
-            ends=load_end_tokens(name),
-            settings=scenario.model.template,
-        )
-    except (FileNotFoundError, ValueError) as error:
-        raise ScenarioError(f"--tokenizer {name}: {error}") from error
+    texts = vocabulary(scenario) if name == "nano" else ()
+    with refusing(f"--tokenizer {name}"):
+        tokenizer = load_tokenizer(name, texts=texts, seed=scenario.seed)
+        return ChatRenderer(tokenizer, ends=load_end_tokens(name), settings=scenario.model.template)
 
 
 def _script(file: Path) -> Callable[[str, int], str]:
@@ -145,7 +143,10 @@ def _script(file: Path) -> Callable[[str, int], str]:
     if not file.is_file() or spec is None or spec.loader is None:
         raise ScenarioError(f"scripted:{file}: no such Python file")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the file does
+        raise ScenarioError(f"scripted:{file}: {type(error).__name__}: {error}") from error
     script: Callable[[str, int], str] | None = getattr(module, "script", None)
     if script is None:
         raise ScenarioError(f"{file} has no function script(text, seed), which returns the next action")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import difflib
-import importlib
 import importlib.util
 import inspect
 import json
@@ -12,7 +10,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +20,8 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
+from .folders import begun
+from .modules import bring_module, import_named
 from .terminal import UsageError, console, say
 
 if TYPE_CHECKING:
@@ -89,15 +89,20 @@ def replay_command(
     if out and not (rescore or turn is not None):
         raise UsageError("--out goes with --rescore or --from")
     run = _open(folder)
+    if verify or live or turn is not None:  # the environment is made again
+        bring_module(folder)
     if verify:
         raise typer.Exit(_verify(run, episode, strict=strict))
     if rescore:
-        return _rescore(run, episode, rescore, weight or [], live=live, out=out)
+        with begun(out) if out else nullcontext():
+            return _rescore(run, episode, rescore, weight or [], live=live, out=out)
     number, rollout = _parse(episode, run)
     labels, tree = _read(run, number, rollout)
     if turn is None or policy is None:
         return _show(run, tree, number, rollout, labels)
-    raise typer.Exit(_continue(run, tree, (number, rollout), turn, policy, n, out))
+    with begun(out) if out else nullcontext():
+        status = _continue(run, tree, (number, rollout), turn, policy, n, out)
+    raise typer.Exit(status)
 
 
 def _open(folder: Path) -> Run:
@@ -311,7 +316,7 @@ def _term(named: str) -> RewardTerm:
     if not colon or not name.isidentifier():
         raise UsageError(f"--rescore takes MODULE:FUNCTION or FILE.py:FUNCTION, not {named!r}")
     try:
-        module = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        module = _load_file(Path(place)) if place.endswith(".py") else import_named(place)
         function = getattr(module, name)
         takes = len(inspect.signature(function).parameters)
     except (ImportError, OSError, AttributeError, SyntaxError, TypeError) as error:
@@ -362,7 +367,7 @@ def _weights(weighted: list[str], run: Run, terms: list[RewardTerm]) -> dict[str
 def _continue(
     run: Run, tree: RolloutTree, episode: tuple[int, int | None], turn: int, policy: str, n: int, out: Path | None
 ) -> int:
-    from ..agents import Continuation, ReplayMismatch, derive_seed
+    from ..agents import Continuation, ReplayMismatch, derive_seed, run_to_end
     from .schema import load_scenario
 
     number, rollout = episode
@@ -382,13 +387,13 @@ def _continue(
         new_run = _new_run(out or Path(stack.enter_context(tempfile.TemporaryDirectory())), run)
         growing = _grow(run, policy, scenario, tree.task, how, seed, new_run)
         try:
-            [grown] = asyncio.run(growing)
+            [grown] = run_to_end(growing)
         except ExceptionGroup as group:
             [error, *_] = group.exceptions
             if isinstance(error, ReplayMismatch):
                 say(str(error))
                 return 1
-            raise UsageError(str(error)) if isinstance(error, ValueError) else group from error
+            raise UsageError(str(error)) if isinstance(error, ValueError | ConnectionError) else group from error
         place = f"{number}.{rollout}"
         new_run.trees.append(
             grown, stage="continued", step=0, source=str(run.path), episode=place, turn=turn, policy=policy
@@ -404,9 +409,8 @@ async def _grow(
     from .policies import open_policy
 
     own = run.path / "model"
-    of_run = Path(policy) / "model"
     opened = open_policy(
-        "oracle" if policy == "recorded" else str(of_run) if of_run.is_dir() else policy,
+        "oracle" if policy == "recorded" else policy,
         scenario,
         tokenizer=str(own) if own.is_dir() else None,  # of who plays in words, as those of the record are tokens
     )

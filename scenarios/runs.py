@@ -13,7 +13,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from .terminal import UsageError, console, say
+from .errors import ScenarioError
+from .folders import begun, whole
+from .modules import bring_module
+from .terminal import UsageError, console, say, told
 
 if TYPE_CHECKING:
     from ..agents import EpisodeStore, Range, TreeSummary, Where
@@ -57,16 +60,27 @@ def list_runs(folder: Annotated[Path, typer.Argument(help="The folder that holds
     from ..trainers import Run
 
     table = Table("run", "state", "untouched", "warmed up", "trained", "gain (95%)")
+    faults = []
     for path in sorted(path.parent for path in folder.glob("*/scenario.yaml")):
-        summary = Run(path).summary()
-        stages = summary["stages"] if summary else {}
-        cells = [
-            f"{stages[s]['success']['mean']:.1%}" if s in stages else "-" for s in ("untrained", "warmed up", "trained")
-        ]
-        gain = summary and summary["gain"]
-        change = f"{gain['mean']:+.1%} ({gain['low']:+.1%} … {gain['high']:+.1%})" if gain else "-"
-        table.add_row(escape(path.name), "finished" if summary else "unfinished", *cells, change)
+        try:
+            table.add_row(escape(path.name), *_came_of(Run(path).summary()))
+        except (OSError, ValueError, LookupError, TypeError) as error:  # others are shown all the same
+            table.add_row(escape(path.name), "damaged", "-", "-", "-", "-")
+            faults.append(f"{path / 'summary.json'} cannot be read: {told(error)}")
     console.print(table if table.row_count else f"no runs in {folder}")
+    for fault in faults:
+        say(fault)
+
+
+def _came_of(summary: dict[str, Any] | None) -> list[str]:
+    """A run's state, its successes and the gain, for people."""
+    stages = summary["stages"] if summary else {}
+    cells = [
+        f"{stages[s]['success']['mean']:.1%}" if s in stages else "-" for s in ("untrained", "warmed up", "trained")
+    ]
+    gain = summary and summary["gain"]
+    change = f"{gain['mean']:+.1%} ({gain['low']:+.1%} … {gain['high']:+.1%})" if gain else "-"
+    return ["finished" if summary else "unfinished", *cells, change]
 
 
 @runs_app.command()
@@ -115,16 +129,19 @@ def export_trees(
     from ..agents.records import json_line
 
     where = _where(stage, steps, env, returns, term, rollouts)
-    part = out.with_name(f"{out.name}.part")
+    try:
+        bring_module(run)
+    except ScenarioError as error:
+        say(f"the environment cannot be made, so actions are written as plain texts: {error}")
     written = 0
-    with _trees(run) as store:
-        with part.open("wb") as file, _bar("exporting trees", store.matching(where)) as advance:
+    with _trees(run) as store, whole(out) as part, part.open("wb") as file:
+        with _bar("exporting trees", store.matching(where)) as advance:
             for summary in store.summaries(where):
                 for row in EXCHANGES[format].write(store.record(summary.number)):
                     file.write(json_line(row))
                     written += 1
                 advance(1)
-        part.replace(out)  # whole or not at all
+        file.flush()
     say(f"{written} episodes in {out}")
 
 
@@ -147,13 +164,15 @@ def import_trees(
     store = EpisodeStore(trees_file(out))
     if store.path.exists():
         raise UsageError(f"{out} holds trees already: --out names a new run")
-    out.mkdir(parents=True, exist_ok=True)
     count = 0
-    with contextlib.closing(store), _bar("importing trees", None) as advance:
+    with begun(out), contextlib.closing(store), _bar("importing trees", None) as advance:
+        out.mkdir(parents=True, exist_ok=True)
         for record in read_episodes(file, format):
             store.append(record.tree, record.advantages, **record.labels)
             count += 1
             advance(1)
+        if not count:
+            raise UsageError(f"{file} holds no episodes")
     say(f"{count} trees in {store.path}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,7 +26,9 @@ from ..trainers import (
     PolicyLoss,
     Warmup,
 )
+from ..trainers.run import trees_file
 from .errors import ScenarioError, say, suggest
+from .modules import import_named, module_of
 from .parts import build_part, validate
 from .secret import with_secret
 
@@ -99,6 +100,7 @@ class Scenario:
     keep: Keep = Keep()
     on_failure: OnFailure = "stop"
     threads: Annotated[int, Field(ge=0)] = 0  # of the computation; 0: one for each core
+    look_in: str = ""  # a folder to look in for the module of `module:id` first, then the file's and the current one
 
     def plan(self) -> Plan:
         return Plan(
@@ -115,8 +117,11 @@ class Scenario:
         )
 
 
-def load_scenario(path: Path, changes: Sequence[str] = ()) -> Scenario:
-    """Reads a scenario and applies `key.path=value` changes. Raises ScenarioError, one line."""
+def load_scenario(path: str | Path, changes: Sequence[str] = ()) -> Scenario:
+    """Reads a scenario and applies `key.path=value` changes. Raises ScenarioError, one line.
+
+    `path` is a file, the name of a bundled scenario, or the directory of a run or an evaluation.
+    """
     path = find(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -140,12 +145,14 @@ def load_scenario(path: Path, changes: Sequence[str] = ()) -> Scenario:
     try:
         scenario = TypeAdapter(Scenario).validate_python(content)
         scenario.plan()
-        _find_environment(scenario.environment.id)
+        _find_environment(scenario.environment.id, _folders(path, scenario))
     except ValidationError as error:
         raise ScenarioError(_locate(error.errors()[0], lines, path)) from error
     except ScenarioError as error:
         keys = tuple(str(error).partition(":")[0].split("."))
         raise ScenarioError(f"{_place(keys, lines, path)}{error}") from error
+    if trees_file(path.parent).exists():  # that of a run, whose seeds are what they are
+        return scenario
     return replace(scenario, environment=with_secret(scenario.environment))
 
 
@@ -154,27 +161,44 @@ def dump_scenario(scenario: Scenario) -> str:
     return yaml.safe_dump(TypeAdapter(Scenario).dump_python(scenario, mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def find(path: Path) -> Path:
-    """The file, or the bundled scenario of that name. Raises ScenarioError."""
+def find(path: str | Path) -> Path:
+    """The file, that of the run in this directory, or the bundled one of this name. Raises ScenarioError."""
+    path = Path(path)
     bundled = {file.stem: file for file in BUNDLED.glob("*.yaml")}
     if path.is_file():
         return path
+    if (path / "scenario.yaml").is_file():
+        return path / "scenario.yaml"
     if path.stem in bundled and path.parent.name in ("", "scenarios"):
         return bundled[path.stem]
     raise ScenarioError(f"no scenario {str(path)!r}{suggest(path.stem, bundled)}")
 
 
-def _find_environment(name: str) -> None:
+def title(path: str | Path) -> str:
+    """What runs of a scenario are called: the name of its file, or of the run whose it is."""
+    file = find(path)
+    return file.resolve().parent.name if file.name == "scenario.yaml" else file.stem
+
+
+def _folders(path: Path, scenario: Scenario) -> list[Path]:
+    """Where the scenario's module is looked for."""
+    beside = [] if path.parent == BUNDLED else [path.parent]  # ours are no modules of a user's
+    return [path.parent / scenario.look_in, *beside] if scenario.look_in else beside
+
+
+def _find_environment(name: str, folders: Sequence[Path]) -> None:
     """Raises ScenarioError if Gymnasium has no such environment; `module:id` imports the module that registers it."""
-    module, _, id = name.rpartition(":")
+    module, id = module_of(name), name.rpartition(":")[2]
     try:
-        if module:
-            importlib.import_module(module)
-        gymnasium.spec(id)
-    except ModuleNotFoundError as error:
+        found = import_named(module, *folders) if module else None
+    except ScenarioError as error:
         raise ScenarioError(f"environment.id: {error}") from error
+    try:
+        gymnasium.spec(id)
     except gymnasium.error.Error as error:
-        raise ScenarioError(f"environment.id: no environment {id!r}{suggest(id, registered())}") from error
+        place = getattr(found, "__file__", None) or module
+        hint = f" after importing {place}" if module else suggest(id, registered())
+        raise ScenarioError(f"environment.id: no environment {id!r}{hint}") from error
 
 
 def _apply(content: dict[str, Any], change: str) -> tuple[str, ...]:

@@ -151,7 +151,7 @@ class Volume:
 
     def card(self) -> dict[str, Any]:
         """What the list of runs says of it."""
-        scenario, summary = self._scenario, self._summary()
+        scenario, (summary, fault) = self._scenario, self._summary()
         algorithm, model = _section(scenario, "algorithm"), _section(scenario, "model")
         stages = _section(summary, "stages")
         return {
@@ -163,6 +163,7 @@ class Volume:
             "finished": summary is not None,
             "stages": {stage: _section(stages, stage).get("success") for stage in stages},
             "gain": (summary or {}).get("gain"),
+            "fault": fault,
             "bytes": self.store.size,
         }
 
@@ -171,7 +172,7 @@ class Volume:
         return {
             **self.card(),
             "metrics": list(read_lines(self.path / "metrics.jsonl")),
-            "results": _section(self._summary(), "stages"),
+            "results": _section(self._summary()[0], "stages"),
             "scenario": dict(_flat(self._scenario)),
         }
 
@@ -309,9 +310,16 @@ class Volume:
         file = tokenizer_file(self.path)
         return pieces(_tokenizer(file, file.stat().st_mtime_ns), tokens, text) if tokens and file.is_file() else None
 
-    def _summary(self) -> dict[str, Any] | None:
+    def _summary(self) -> tuple[dict[str, Any] | None, str]:
+        """The summary of a finished run, and why one that is there cannot be read."""
         file = self.path / "summary.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        try:
+            content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        except (OSError, ValueError) as error:
+            return None, f"{file.name} cannot be read: {error}"
+        if content is None or isinstance(content, dict):
+            return content, ""
+        return None, f"{file.name} holds no summary"
 
     @property
     def _term(self) -> str:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from .errors import suggest
+from .modules import import_named, module_of
 from .terminal import UsageError
+
+if TYPE_CHECKING:
+    from ..envs import Task, TextEnv
+
+ENV = "An environment's id, such as treegym/Maze-v0, or module:id; or a scenario, or a run's directory."
 
 
 def values(name: str, pairs: list[str] | None) -> dict[str, Any]:
@@ -18,19 +26,37 @@ def values(name: str, pairs: list[str] | None) -> dict[str, Any]:
         raise UsageError(f"{name} takes KEY=VALUE, the value in YAML") from error
 
 
-def begin(task: Any) -> tuple[Any, dict[str, Any]]:
+def named_task(name: str, seed: int, options: dict[str, Any], settings: dict[str, Any]) -> Task:
+    """A task of the environment of this id, or the held-out task number `seed` of a scenario or a run. UsageError.
+
+    The options and settings given here go before those of the scenario.
+    """
+    from ..envs import Task, registered
+
+    bundled = {file.stem for file in Path(__file__).parent.glob("*.yaml")}
+    if name in registered():
+        return Task(name, seed, options, settings)
+    if name in bundled or Path(name).exists():
+        from .schema import load_scenario  # which imports torch
+
+        task = load_scenario(name).environment.task("heldout", seed)
+        return replace(task, options={**task.options, **options}, settings={**task.settings, **settings})
+    if not module_of(name):
+        raise UsageError(
+            f"no environment and no scenario {name!r}{suggest(name, [*registered(), *bundled])}; "
+            "an environment of another module is module:id"
+        )
+    import_named(module_of(name))
+    return Task(name, seed, options, settings)
+
+
+def begin(task: Task) -> tuple[TextEnv, dict[str, Any]]:
     """The environment after reset, and what reset told. UsageError where there is none."""
     import gymnasium
 
-    from ..envs import registered
-
-    if task.env not in registered() and ":" not in task.env:
-        near = difflib.get_close_matches(task.env, registered(), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(registered())}"
-        raise UsageError(f"no environment {task.env!r}; {hint}")
     try:
         env = task.make()
         _, info = env.reset(seed=task.seed, options=dict(task.options))
-    except (ImportError, TypeError, ValueError, gymnasium.error.Error) as error:
+    except (ImportError, OSError, TypeError, ValueError, gymnasium.error.Error) as error:
         raise UsageError(f"{task.env}: {error}") from error
     return env, info

@@ -20,3 +20,12 @@ def _visible(character: str) -> str:
     if character in "\n\t" or not unicodedata.category(character).startswith("C"):
         return character
     return character.encode("unicode_escape").decode()
+
+
+def told(error: Exception) -> str:
+    """An error in words: the system's without its number, others with their kind."""
+    if not isinstance(error, OSError):
+        return f"{type(error).__name__}: {error}"
+    if error.strerror is None:
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror

@@ -71,6 +71,7 @@ def view_command(
 
 
 def _export(shelf: Shelf, file: Path, chosen: Filter, trees: list[int] | None, limit: int) -> None:
+    from ..trainers.run import write_text
     from .site import exported
 
     picked = {}
@@ -83,5 +84,5 @@ def _export(shelf: Shelf, file: Path, chosen: Filter, trees: list[int] | None, l
         if len(numbers) > limit:
             say(f"{name}: the first {limit} of {len(numbers)} trees; --limit takes more")
         picked[name] = numbers[:limit]
-    file.write_text(exported(shelf, picked), encoding="utf-8")
+    write_text(file, exported(shelf, picked))
     say(f"{sum(map(len, picked.values()))} trees of {len(picked)} runs in {file}")

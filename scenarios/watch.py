@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterable, Mapping
 from statistics import fmean
 from types import FrameType, TracebackType
@@ -19,7 +20,7 @@ from .terminal import console, say
 class ProgressBars:
     """A bar for each stage, or a line for each step where there is no terminal.
 
-    The first Ctrl-C saves and stops, a second one stops at once.
+    The first Ctrl-C saves and stops, a second one stops at once; threads other than the main one hear no Ctrl-C.
     """
 
     def __init__(self, *, shown: bool = True) -> None:
@@ -31,13 +32,20 @@ class ProgressBars:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
         )
-        self._bars = Progress(*columns, TextColumn("[dim]{task.fields[note]}"), console=console)
+        self._bars = Progress(
+            *columns,
+            TextColumn("[dim]{task.fields[note]}"),
+            console=console,
+            disable=console.is_jupyter,  # where rich's bars need ipywidgets
+        )
         self._stages: dict[str, TaskID] = {}
         self._task: TaskID | None = None
         self._stop = False
 
     def __enter__(self) -> Self:
-        self._before = signal.signal(signal.SIGINT, self._interrupt)
+        self._heard = threading.current_thread() is threading.main_thread()
+        if self._heard:
+            self._before = signal.signal(signal.SIGINT, self._interrupt)
         if self._shown:
             self._bars.start()
         return self
@@ -46,7 +54,8 @@ class ProgressBars:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bars.stop()
-        signal.signal(signal.SIGINT, self._before)
+        if self._heard:
+            signal.signal(signal.SIGINT, self._before)
 
     def begin(self, stage: str, total: int) -> None:
         if stage not in self._stages:
@@ -76,6 +85,9 @@ def show_results(results: Mapping[str, Evaluation], last: str) -> None:
     """Prints the table, the gain and a last line."""
     if results:
         console.print(results_table(results))
+    heldout = [result for stage, result in results.items() if stage != "demonstrations"]
+    if most := max(heldout, key=lambda result: len(result.success), default=None):
+        show_repeats(len(most.shares), len(most.success))
     if (change := gain(results)) is not None:
         say(
             f"gain over the warmed-up policy: {change.mean:+.1%} "
@@ -118,6 +130,12 @@ def concerns(health: Mapping[str, Any]) -> Iterable[str]:
             yield f"{share:.0%} of the rollouts were cut off at sampling.max_context"
 
 
+def show_repeats(tasks: int, drawn: int) -> None:
+    """Says of how many distinct tasks the held-out ones are, where some were drawn again."""
+    if tasks < drawn:
+        say(f"{tasks} distinct task{'s' * (tasks != 1)}, drawn {drawn} times: each of them counts once")
+
+
 _ROWS = {
     "demonstrations": "oracle (train tasks)",
     "untrained": "untouched model",
@@ -129,7 +147,13 @@ _ROWS = {
 
 def results_table(results: Mapping[str, Evaluation]) -> Table:
     """Success with its interval and means per episode, a row for every evaluation and its difficulties."""
-    table = Table(title="held-out tasks", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    table = Table(
+        title="held-out tasks",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     table.add_column("", no_wrap=True)
     for name in ("success", "95% interval", "turns", "calls", "tokens", "seconds"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -150,7 +174,7 @@ def _percents(interval: Interval) -> tuple[str, str]:
 def gain(results: Mapping[str, Evaluation]) -> Interval | None:
     """Held-out success after training minus after warm-up, paired by task."""
     if "trained" in results and "warmed up" in results:
-        return paired_difference(results["trained"].success, results["warmed up"].success)
+        return paired_difference(results["trained"].shares, results["warmed up"].shares)
     return None
 
 
@@ -159,6 +183,7 @@ def summary(results: Mapping[str, Evaluation], **more: Any) -> dict[str, Any]:
     stages = {
         stage: {
             "success": result.interval._asdict(),
+            "tasks": len(result.shares),
             "by_hops": {str(hops): interval._asdict() for hops, interval in result.by_hops().items()},
             "turns": result.turns,
             "tool_calls": result.tool_calls,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,22 @@ def test_one_answer_is_not_a_unique_one() -> None:
 
     assert figures([answered("a", "a"), answered("b", None)])["unique_answers"] == 0.5
     assert figures([answered("b", None)])["unique_answers"] is None
+
+
+def test_seeds_that_draw_one_problem_are_one_task() -> None:
+    def drawn(seed: int, problem: str, exact: float) -> RolloutTree:
+        return replace(tree(1, exact), task=Task("none", seed), state_key=problem)
+
+    trees = [drawn(seed, "ab"[seed % 2], float(seed % 2 or seed < 10)) for seed in range(40)]
+    result = Evaluation.of(trees, "exact")
+    assert result.shares == [0.25, 1.0] and len(result.success) == 40
+    assert result.interval == wilson(1.25, 2) and result.by_hops() == {1: wilson(1.25, 2)}
+    tasks = [TaskOutcome.of(number, each, "exact") for number, each in enumerate(trees)]
+    found = figures(tasks)
+    assert (found["tasks"], found["drawn"], found["samples"], found["rollouts"]) == (2, 40, 1, 40)
+    assert found["success"] == wilson(1.25, 2)._asdict()
+    other = figures([TaskOutcome.of(n, replace(each, state_key=str(n)), "exact") for n, each in enumerate(trees)])
+    assert other["tasks"] == other["drawn"] == 40 and other["success"] == wilson(25, 40)._asdict()
 
 
 def test_evaluations_survive_json() -> None:

@@ -228,7 +228,10 @@ def outcomes(successes: Sequence[int], samples: int) -> list[TaskOutcome]:
             task=Task("none", number),
             split="",
             difficulty=number % 2,
-            rollouts=tuple(Outcome(i < count, float(i < count), {}, 1, 0, 0, 0, 0, 1, 1, None) for i in range(samples)),
+            rollouts=tuple(
+                Outcome(i < count, float(i < count), {}, 1, 0, 0, 0, 0, 1, 1, None, episode=f"{number}.{i}")
+                for i in range(samples)
+            ),
         )
         for number, count in enumerate(successes)
     ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,18 +25,31 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_example_is_short() -> None:
-    assert len([line for line in EXAMPLE.splitlines() if line.strip()]) <= 25
+    assert len([line for line in EXAMPLE.splitlines() if line.strip()]) <= 30
 
 
 def test_the_example_learns_to_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    exec(compile(EXAMPLE, "README.md", "exec"), {"__name__": "example"})
+    exec(compile(EXAMPLE, "README.md", "exec"), {"__name__": "__main__"})
     run = tmp_path / "runs" / "boxes"
     stages = json.loads((run / "summary.json").read_text())["stages"]
     success = {stage: stages[stage]["success"]["mean"] for stage in ("untrained", "warmed up", "trained")}
     assert success["untrained"] < 0.1 and success["warmed up"] < 0.9
     assert success["trained"] > max(0.85, success["warmed up"] + 0.05)
     assert (run / "model" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("start", [["bin/treegym"], ["bin/python", "-m", "treegym"]], ids=["script", "module"])
+def test_the_example_s_files_run_as_printed(start: list[str], tmp_path: Path) -> None:
+    [scenario] = re.findall(r"^```yaml\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    (tmp_path / "boxes.py").write_text(EXAMPLE)
+    (tmp_path / "boxes.yaml").write_text(scenario)
+    less = "warmup.demonstrations=8 improvement.steps=1 improvement.tasks_per_step=1 heldout.tasks=1 threads=1".split()
+    arguments = ["train", "boxes.yaml", "--out", "run", *(part for change in less for part in ("--set", change))]
+    command = [str(Path(sys.prefix) / start[0]), *start[1:], *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("saved in run\n") and not (tmp_path / "runs").exists()
 
 
 def test_the_training_page_s_strategy_grows_trees(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -185,7 +185,7 @@ def test_a_fault_is_named_with_its_line_and_field(text: str, line: int, field: s
             "environment: {id: treegym/Lokup-v0}",
             ":1: environment.id: no environment 'treegym/Lokup-v0'; did you mean 'treegym/Lookup-v0'?",
         ),
-        ("environment: {id: 'no_such_module:a/B-v0'}", ":1: environment.id: No module named 'no_such_module'"),
+        ("environment: {id: 'no_such_module:a/B-v0'}", ":1: environment.id: no module 'no_such_module' in "),
         ("a: \x01", ": not YAML: unacceptable character"),
     ],
 )
@@ -405,7 +405,12 @@ def _few_threads() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("file", sorted(BUNDLED.glob("*.yaml")), ids=lambda file: file.stem)
-def test_bundled_scenarios_fit_their_environments(file: Path) -> None:
+def test_bundled_scenarios_fit_their_environments(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where the scenario corpus has its files
+    Path("corpus.jsonl").write_text('{"id": "p", "title": "Moss", "text": "Moss is green."}')
+    question = {"question": "Which colour is moss?", "answers": ["green"], "supporting": ["p"]}
+    rows = [{"id": split, "split": split, **question} for split in ("train", "test")]
+    Path("questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
     scenario = load_scenario(file)
     check_weights(scenario, try_environment(scenario.environment))
 

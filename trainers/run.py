@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,6 +140,13 @@ class Run:
         self._forget(*sizes)
         return progress, tensors
 
+    def progress(self) -> Progress:
+        """Where the last whole checkpoint stands, without reading its tensors."""
+        if not self._numbers():
+            return Progress()
+        state = json.loads((self._checkpoints / f"{self._numbers()[-1]:06d}" / "progress.json").read_text())
+        return Progress(**{field.name: state[field.name] for field in fields(Progress) if field.name in state})
+
     def finish(self) -> None:
         """Removes the checkpoints: the trained model and the summary stay."""
         shutil.rmtree(self._checkpoints, ignore_errors=True)
@@ -240,8 +247,15 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces a file as a whole."""
+    """Replaces a file as a whole, or leaves it as it was. What is no file, such as /dev/stdout, is written to."""
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+        return
     part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    sync(part)
-    part.replace(path)
+    try:
+        part.write_text(text, encoding="utf-8")
+        sync(part)
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import ctypes
 import gc
+import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,6 +34,7 @@ from ..agents import (
     merged_state,
     native_dtype,
     positions,
+    run_to_end,
     succeeded,
 )
 from ..envs import Task
@@ -181,6 +182,9 @@ class Stopped(Exception):
     """The run was asked to stop; it is saved and can be resumed."""
 
 
+STAGES = "untrained", "warm-up", "warmed up", "improvement", "trained"  # by Progress.stage
+
+
 class Trainer:
     """Carries a plan out in a run directory; goes on where the directory's last checkpoint stands."""
 
@@ -205,13 +209,8 @@ class Trainer:
         self._restored: dict[str, torch.Tensor] = {}  # optimiser state of the checkpoint
         self._stale = False  # whether the policy has yet to take over the learner's weights
         self._saved_at = time.monotonic()
-        self._stages: list[tuple[str, Callable[[str], None]]] = [
-            ("untrained", self._evaluate),
-            ("warm-up", self._warm_up),
-            ("warmed up", self._evaluate),
-            ("improvement", self._improve),
-            ("trained", self._evaluate),
-        ]
+        doing = self._evaluate, self._warm_up, self._evaluate, self._improve, self._evaluate
+        self._stages: list[tuple[str, Callable[[str], None]]] = list(zip(STAGES, doing, strict=True))
 
     def train(self) -> dict[str, Evaluation]:
         """Evaluations by stage name. Stopped when the watcher asked for it."""
@@ -369,7 +368,7 @@ class Trainer:
                 seed=seed, on_tree=hear, cassette=self.run.cassette,
             )  # fmt: skip
             try:
-                return asyncio.run(growing)
+                return run_to_end(growing)
             except (EpisodeError, BaseExceptionGroup) as raised:
                 error = _first_episode_error(raised)
                 left = [task for task in left if error.task != task]
@@ -517,8 +516,10 @@ def _with_failures(result: Evaluation, tasks: Sequence[Task], trees: Sequence[Ro
     """The evaluation of all tasks: those without a tree had no success."""
     place = {tree.task.seed: number for number, tree in enumerate(trees)}
     places = [place.get(task.seed) for task in tasks]
+    own = itertools.count(len(trees))  # each that failed counts as a problem of its own
     return replace(
         result,
+        problems=[next(own) if i is None else result.problems[i] for i in places],
         success=[0.0 if i is None else result.success[i] for i in places],
         hops=[0 if i is None else result.hops[i] for i in places],
     )
