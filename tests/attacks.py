@@ -30,6 +30,9 @@ ATTACKS: dict[str, str] = {
     "socket by system call": _call("syscall", "41", "2", "1", "0"),
     "a datagram to whoever listens": _attempt("socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)"),
     "a packet to whoever listens": _attempt("socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)"),
+    "descriptors in flight": _attempt(
+        "pair = socket.socketpair(); socket.send_fds(pair[0], [b'x'], [pair[1].fileno()])"
+    ),
     "a name for a socket": _attempt("socket.socketpair()[0].bind(chr(0) + 'treegym-was-here')"),
     # the host's files
     "shadow": _attempt("open('/etc/shadow').read()"),
@@ -405,9 +408,19 @@ KEEPING: dict[str, str] = {
     "the folder of its parent's files": "real = ours.Interpreter._files\nfolder = os.open('.', os.O_RDONLY)\nours.Interpreter._files = lambda self, but: real(self, but | {folder})",
     "a file of its parent's": "real = ours.Interpreter._files\nfile = os.open('kept', os.O_RDWR | os.O_CREAT)\nours.Interpreter._files = lambda self, but: real(self, but | {file})",
     "its working folder": "os.chdir = lambda *_: None",
-    "its mounts, in another namespace": "Socket = ours.socket.socket\nclass Leaving(Socket):\n    def sendmsg(self, *a): return Socket.sendmsg(self, *a), ours.libc.unshare(0x20000)\nours.socket = type('module', (), dict(ours.socket.__dict__, socket=Leaving))",
     "shared memory": "import mmap\nours.Interpreter._check_memory = lambda self: None\nmemory = mmap.mmap(-1, 4096)",
     "a thread": "import threading, time\nours.Interpreter._check_processes = lambda self: None\nthreading.Thread(target=time.sleep, args=(9,)).start()",
     "a child": "import time\nours.Interpreter._check_processes = lambda self: None\nif not os.fork(): time.sleep(9); os._exit(0)",
     "a process beside it": "import time\nif ours.fork_beside(): time.sleep(9); os._exit(0)",
 }
+
+# Once it has met its keeper, the fork goes to another mount namespace: where its parent's files are mounted, or its own.
+LEAVING = """
+import sys
+ours = sys.modules['__main__']
+Socket = ours.socket.socket
+class Leaving(Socket):
+    def send(self, *data): return Socket.send(self, *data), ours.libc.unshare(0x20000)
+ours.socket = type('module', (), dict(ours.socket.__dict__, socket=Leaving))
+open('whose', 'w').write("the parent's")
+"""

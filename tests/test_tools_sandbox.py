@@ -27,7 +27,7 @@ from treegym.tools.seccomp import Compare, filter_rules
 from treegym.tools.zygote import Episode, KeeperLink
 
 sys.path.insert(0, str(Path(__file__).parent))
-from attacks import ATTACKS, GREED, KEEPING, LINGERING, MACHINERY
+from attacks import ATTACKS, GREED, KEEPING, LEAVING, LINGERING, MACHINERY
 
 pytestmark = pytest.mark.filterwarnings("ignore:the sandbox 'local'")
 LIMITS = Limits(seconds=3, cpu=3, memory=400 << 20, total_memory=512 << 20, disk=64 << 20, file_size=32 << 20)
@@ -695,6 +695,15 @@ def test_what_is_kept_over_a_fork_is_found(attack: str) -> None:
         assert not done.failed, done
         with pytest.raises(ForkRefused):
             parent.fork()
+
+
+def test_a_fork_that_leaves_its_mounts_has_no_file_of_its_parent_s() -> None:
+    for _ in range(8):  # it may leave before or after it got files of its own
+        with contextlib.closing(opened("bubblewrap").start(LIMITS, 0)) as parent:
+            assert not parent.run(LEAVING).failed
+            with contextlib.suppress(ForkRefused), contextlib.closing(parent.fork()) as twin:
+                twin.run("open('whose', 'w').write('its own')")
+            assert text(parent, "open('whose').read()") == "\"the parent's\"\n"
 
 
 def test_nobody_answers_in_the_place_of_a_branch_that_was_killed() -> None:

@@ -37,7 +37,7 @@ from stat import S_IMODE, S_ISDIR, S_ISLNK, S_ISREG
 from types import CodeType
 from typing import Any, NoReturn
 
-HEADER, INT, CREDENTIALS = struct.Struct("!I"), struct.Struct("i"), struct.Struct("3i")
+HEADER, CREDENTIALS = struct.Struct("!I"), struct.Struct("3i")
 DEVICES = {os.makedev(1, minor) for minor in (3, 5, 7, 8, 9)}  # null, zero, full, random, urandom
 CLONE = {"x86_64": 56, "aarch64": 220}  # the system call's number
 PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
@@ -295,11 +295,7 @@ class Interpreter:
         self.channel.close()
         if self.isolated:
             checked(libc.unshare(CLONE_NEWNS), "unshare")
-            room = os.open("/proc/self/ns/mnt", os.O_RDONLY)
-            keeper.sendmsg([b"."], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, INT.pack(room))])
-            os.close(room)
-        else:
-            keeper.send(b".")
+        keeper.send(b".")
         os.setpgid(0, 0)  # a signal to its group is not to its parent
         checked(libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
         if not keeper.recv(1):
@@ -533,6 +529,8 @@ class Keeper:
         self.limits, self.isolated, self.filter = limits, isolated, filter_
         self.home = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC) if isolated else -1
         self.pids: dict[int, int] = {}  # of the interpreters, by branch
+        # forks that came and have no files yet, by branch: where they wait, their process, its files, all that is open
+        self.coming: dict[int, tuple[socket.socket, int, int, contextlib.ExitStack]] = {}
         self.rooms: dict[int, int] = {}  # mount namespaces of the branches: descriptors, by branch
         self.works: dict[int, str] = {}  # folders of their files, by branch
         self.fresh: int | None = None  # the mount namespace in which a parent's files are still mounted, aside
@@ -580,29 +578,35 @@ class Keeper:
         self.pids[branch] = pid
         return pid
 
-    def do_adopt(self, meeting: int, *, branch: int, parent: int, work: str) -> int:
-        """Gives the fork of an interpreter, which comes to the meeting, files of its own: a copy of its parent's."""
+    def do_meet(self, meeting: int, *, branch: int) -> int:
+        """The fork of an interpreter, which comes to the meeting and waits there for files of its own."""
         with contextlib.ExitStack() as opened:
             fork = opened.enter_context(socket.socket(fileno=meeting))
             fork.settimeout(COPYING)
+            files = -1
             if self.isolated:  # while it is made
                 files = make_files(self.limits["disk"])
                 opened.callback(os.close, files)
-            pid, fds = met(fork)
-            for fd in fds:
-                opened.callback(os.close, fd)
+            pid = met(fork)
             if pid in self.pids.values() or parent_of(pid) != os.getpid():
                 raise OSError(f"{pid} is no fork of its parent")
+            self.coming[branch] = fork, pid, files, opened.pop_all()
+            return pid
+
+    def do_adopt(self, *rooms: int, branch: int, parent: int, work: str) -> None:
+        """Gives a fork that came files of its own, a copy of its parent's, in its mount namespace if it has one."""
+        fork, pid, files, opened = self.coming.pop(branch)
+        with opened:
             self.works[branch] = work
             if self.isolated:
-                self._furnish(branch, fds[0], files)
+                opened.callback(os.close, rooms[0])
+                self._furnish(branch, rooms[0], files)
             else:
                 os.mkdir(work, 0o700)
                 with _opened(work, FOLDER, AT_FDCWD) as files:
                     copy_folder(self.works[parent], files)
             self.pids[branch] = pid
             fork.sendall(b".")
-            return pid
 
     def _furnish(self, branch: int, room: int, files: int) -> None:
         """Copies and mounts files in a fork's mount namespace, where its parent's are still mounted."""
@@ -653,6 +657,8 @@ class Keeper:
 
     def do_discard(self, *, branch: int) -> None:
         self.do_kill(branch=branch)
+        if branch in self.coming:
+            self.coming.pop(branch)[-1].close()
         room, work = self.rooms.pop(branch, None), self.works.pop(branch, None)
         if room is not None:
             os.close(room)
@@ -753,23 +759,21 @@ def mount_files(files: int, folder: str) -> None:
     checked(libc.syscall(MOVE_MOUNT, files, b"", *target), "move_mount", folder)
 
 
-def met(other: socket.socket) -> tuple[int, list[int]]:
-    """Who writes to the socket, as the kernel says, and descriptors that come with it.
+def met(other: socket.socket) -> int:
+    """The process that writes to the socket, as the kernel says.
 
     EOFError where nobody does, Uncopyable where it is the reason why there is no fork.
     """
-    data, parts, _, _ = other.recvmsg(REASON, socket.CMSG_SPACE(CREDENTIALS.size) + socket.CMSG_SPACE(INT.size))
-    pid, fds = 0, list[int]()
+    data, parts, _, _ = other.recvmsg(REASON, socket.CMSG_SPACE(CREDENTIALS.size))
+    pid = 0
     for _, kind, content in parts:
         if kind == socket.SCM_CREDENTIALS:
             pid = CREDENTIALS.unpack(content)[0]
-        elif kind == socket.SCM_RIGHTS:
-            fds += [fd for (fd,) in INT.iter_unpack(content[: len(content) // INT.size * INT.size])]
     if not data:
         raise EOFError("no fork came")
     if data != b".":
         raise Uncopyable(data.decode(errors="replace"))
-    return pid, fds
+    return pid
 
 
 def copy_folder(path: str, target: int) -> None:

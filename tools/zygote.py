@@ -379,8 +379,13 @@ class Branch(Remote):
                 parent.send([ends[1].fileno()], do="fork", work=twin._work)
                 meeting = os.fstat(ends[1].fileno()).st_ino
                 ends[1].close()
+                self._episode.ask([ends[0].fileno()], do="meet", branch=twin._number)
                 message = {"branch": twin._number, "parent": self._number, "work": twin._work}
-                self._episode.ask([ends[0].fileno()], do="adopt", **message)
+                rooms = []
+                if self._episode.work:  # its mount namespace, which the keeper may not open
+                    rooms.append(os.open(f"/proc/{self._episode.pids[twin._number]}/ns/mnt", os.O_RDONLY))
+                    opened.callback(os.close, rooms[0])
+                self._episode.ask(rooms, do="adopt", **message)
                 if (ready := ends[0].recv(REASON)) != b".":
                     raise ForkRefused(ready.decode(errors="replace") or "the copy ended")
                 if self._episode.work:
