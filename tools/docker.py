@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -26,7 +27,8 @@ from .remote import INSIDE, LIBRARIES, Link, Remote, cpu_seconds
 from .sandbox import ForkRefused, Limits, SandboxError, SandboxUnavailable
 from .seccomp import filter_rules
 
-IMAGE = "treegym-python"
+OWN_IMAGE = "TREEGYM_DOCKER_IMAGE"
+IMAGE = "treegym-python"  # and, behind a colon, what is in it
 PYTHON, PROGRAM = "/treegym/python", "/treegym/inside.py"  # in the image; see Dockerfile
 FRAME = struct.Struct("!4xI")
 START = 60.0  # seconds that an interpreter has to start
@@ -38,14 +40,15 @@ UNWANTED = {"test", "tests", "idlelib", "turtledemo", "ensurepip", "site-package
 class Docker:
     """Containers without a network, capabilities or a writable file system, with Docker's bounds on what they use.
 
-    Their image is made of this Python where there is none of its name. Interpreters do not fork.
+    Their image is the one that the environment variable TREEGYM_DOCKER_IMAGE names; without it, one is made of this
+    Python, again whenever what it would hold has changed. Interpreters do not fork.
     """
 
     name = "docker"
     isolates = True
     bounds_total_memory = True
 
-    def __init__(self, image: str = IMAGE) -> None:
+    def __init__(self) -> None:
         try:
             import docker
             from docker.errors import DockerException, ImageNotFound
@@ -57,11 +60,14 @@ class Docker:
             self._client.ping()
         except DockerException as error:
             raise SandboxUnavailable(f"no Docker engine answers: {error}") from None
+        image = os.environ.get(OWN_IMAGE)
+        self._image = image or f"{IMAGE}:{_contents()}"
         try:
-            self._client.images.get(image)
+            self._client.images.get(self._image)
         except ImageNotFound:
-            make_image(self._client, image)
-        self._image = image
+            if image:
+                raise SandboxUnavailable(f"the Docker engine has no image {image!r}, which {OWN_IMAGE} names") from None
+            make_image(self._client, self._image)
 
     def start(self, limits: Limits, seed: int) -> Contained:
         container = self._client.containers.create(
@@ -193,6 +199,12 @@ def profile() -> dict[str, Any]:
     return {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules}
 
 
+def _contents() -> str:
+    """A digest of what tells one image from another: this Python, the packages, and the program."""
+    about = [sys.version, sys.executable, *(f"{name} {path.stat().st_mtime_ns}" for name, path in packages().items())]
+    return hashlib.sha256("\n".join(about).encode() + INSIDE.read_bytes()).hexdigest()[:12]
+
+
 def make_image(client: Any, name: str) -> None:
     """An image of this Python, the usual libraries and a few programs, made without a registry."""
     with tempfile.TemporaryFile() as file:
@@ -214,7 +226,8 @@ def make_image(client: Any, name: str) -> None:
                 entry.type, entry.mode = tarfile.DIRTYPE, 0o755
                 archive.addfile(entry)
         file.seek(0)
-        client.api.import_image_from_data(file.read(), repository=name)
+        repository, _, tag = name.partition(":")
+        client.api.import_image_from_data(file.read(), repository=repository, tag=tag)
 
 
 def _files(installed: Iterable[str]) -> set[str]:
