@@ -115,8 +115,8 @@ def in_own_format(scenario: Scenario, model: str) -> Scenario:
         return scenario
     try:
         template = load_tokenizer(model).chat_template
-    except (FileNotFoundError, ValueError):
-        return scenario  # whoever loads the model will say why it cannot be had
+    except Exception:  # of many kinds: whoever loads the model will say why it cannot be had
+        return scenario
     return in_format(scenario, format_of(template))
 
 

@@ -14,7 +14,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from treegym.envs import LookupEnv, Task, TextEnv, check_env, registered
+from treegym.envs import LookupEnv, Task, TextEnv, check, check_env, registered
 from treegym.envs.formats import FORMATS
 from treegym.envs.fresh import HASH_SEEDS
 from treegym.tools import tool
@@ -27,7 +27,10 @@ SANDBOXED = ("treegym/Code-v0", "treegym/PythonMath-v0")  # slow; a format chang
     ("id", "format"),
     [(id, format) for id in registered() for format in (FORMATS if "Lookup" in id else USUAL) if id not in SANDBOXED],
 )
-def test_every_registered_environment_keeps_the_contract_in_every_format(id: str, format: str) -> None:
+def test_every_registered_environment_keeps_the_contract_in_every_format(
+    id: str, format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "hash_seed_changes_nothing", lambda runs: None)  # is tried below, with one format
     check_env(Task(id, 0, settings={"format": format}).make)
 
 

@@ -139,5 +139,5 @@ def test_aggregations_by_hand() -> None:
 def test_grpo_s_bounds() -> None:
     assert grpo(clip=0.1).loss == ClippedLoss(0.1, 0.1)
     assert grpo(clip=0.1, clip_high=0.3).loss == ClippedLoss(0.1, 0.3)
-    with pytest.raises(ValueError, match="n must be at least 1"):
+    with pytest.raises(ValueError, match="n must be at least 2"):
         grpo(0)

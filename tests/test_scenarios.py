@@ -139,7 +139,7 @@ def test_every_algorithm_is_had_by_name(algorithm: str, scenario: Path) -> None:
         ("algorithm: {name: gpro}", 2, "algorithm.name", "no algorithm 'gpro'; did you mean 'grpo'?"),
         ("algorithm: {parameters: {clp: 1}}", 2, "algorithm.parameters.clp", "did you mean 'clip'?"),
         ("algorithm: {parameters: {clip: [1]}}", 2, "algorithm.parameters.clip", "number"),
-        ("algorithm: {parameters: {n: 0}}", 2, "algorithm.parameters", "n must be at least 1, got 0"),
+        ("algorithm: {parameters: {n: 0}}", 2, "algorithm.parameters", "n must be at least 2, got 0"),
         ("algorithm: {parameters: {aggregation: mean}}", 2, "algorithm.parameters.aggregation", "'token-mean'"),
         ("algorithm:\n  loss: Clipped", 3, "algorithm.loss", "no PolicyLoss 'Clipped'; did you mean 'ClippedLoss'?"),
         ("algorithm:\n  loss:\n    ClippedLoss: {clip_hi: 1}", 4, "algorithm.loss.ClippedLoss.clip_hi", "'clip_high'"),

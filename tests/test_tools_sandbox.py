@@ -703,7 +703,7 @@ def test_a_fork_that_leaves_its_mounts_has_no_file_of_its_parent_s() -> None:
             assert not parent.run(LEAVING).failed
             with contextlib.suppress(ForkRefused), contextlib.closing(parent.fork()) as twin:
                 twin.run("open('whose', 'w').write('its own')")
-            assert text(parent, "open('whose').read()") == "\"the parent's\"\n"
+            assert text(parent, "open('whose').read()") == '"the parent\'s"\n'
 
 
 def test_nobody_answers_in_the_place_of_a_branch_that_was_killed() -> None:

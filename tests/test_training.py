@@ -353,7 +353,7 @@ def test_old_log_probabilities_can_be_the_learner_s() -> None:
     batch: list[tuple[RolloutTree, Advantages]] = [(tree, [[1.0], [-1.0], [0.5]])]
     narrow = ClippedLoss(1e-6, 1e-6)
     before, after = (learner.update(batch, narrow) for _ in range(2))
-    assert before["clip_fraction"] == 0 and before["ratio_deviation"] < 1e-9
+    assert before["clip_fraction"] == 0 and before["ratio_deviation"] < 1e-6
     assert after["clip_fraction"] > 0 and after["ratio_deviation"] > 1e-3
 
 

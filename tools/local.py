@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import shutil
+import hashlib
+import sys
 import sysconfig
-import tempfile
 import venv
 import warnings
 from pathlib import Path
 
+from .cache import cached_directory
 from .packages import packages
 from .remote import INSIDE
 from .sandbox import Limits
@@ -25,26 +25,26 @@ class Local:
     def __init__(self) -> None:
         warnings.warn("the sandbox 'local' limits resources and holds nothing back: it is no security boundary",
                       stacklevel=2)  # fmt: skip
-        self._owner = os.getpid()
-        self._folder = tempfile.mkdtemp(prefix="treegym-python-")
-        self._zygote = Zygote(
-            lambda: [_python(self._folder), "-I", str(INSIDE)], lambda: b"", isolated=False, work=None
-        )
+        self._zygote = Zygote(lambda: [_python(), "-I", str(INSIDE)], lambda: b"", isolated=False, work=None)
 
     def start(self, limits: Limits, seed: int) -> Branch:
         return self._zygote.start(limits, seed)
 
     def close(self) -> None:
         self._zygote.close()
-        if self._owner == os.getpid():
-            shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _python(folder: str) -> str:
-    """A virtual environment with links to the packages that agents may import; what it can read by path is more."""
+def _python() -> str:
+    """That of a virtual environment in the cache, with links to what agents may import; what it can read is more."""
+    about = [sys.version, sys.executable, *map(str, packages().items())]
+    key = hashlib.sha256("\n".join(about).encode()).hexdigest()[:16]
+    return str(cached_directory("python", key, _make_python) / "bin" / "python")
+
+
+def _make_python(folder: Path) -> None:
     venv.create(folder, symlinks=True)
-    target = Path(sysconfig.get_path("purelib", "venv", {"base": folder, "platbase": folder}))
+    target = sysconfig.get_path("purelib", "venv", {"base": str(folder), "platbase": str(folder)})
     for name, path in packages().items():
-        if not (target / name).exists():
-            (target / name).symlink_to(path)
-    return f"{folder}/bin/python"
+        link = Path(target, name)
+        if not link.exists():
+            link.symlink_to(path)
