@@ -23,13 +23,15 @@ MORE = "TREEGYM_PACKAGES"  # environment variable: names of others, between blan
 @functools.cache
 def packages() -> dict[str, Path]:
     """Files and folders for site-packages: where each is here, by its name there."""
-    chosen = os.environ.get(MORE, "").split()
+    chosen = list(map(canonicalize_name, os.environ.get(MORE, "").split()))
     ahead, seen, found = [*USUAL, *chosen], set[str](), dict[str, Path]()
     while ahead:
-        name = ahead.pop()
-        if canonicalize_name(name) in seen:
+        name = canonicalize_name(ahead.pop())
+        if name in seen:
             continue
-        seen.add(canonicalize_name(name))
+        if name == "treegym":
+            raise SandboxError(f"{MORE} leads to treegym, which would tell agents the answers to its tasks")
+        seen.add(name)
         try:
             package = distribution(name)
         except PackageNotFoundError:
@@ -40,8 +42,6 @@ def packages() -> dict[str, Path]:
         found |= {top: Path(str(package.locate_file(top))) for top in tops}
         needs = map(Requirement, package.requires or ())
         ahead += [need.name for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
-    if "treegym" in found:
-        raise SandboxError(f"{MORE} leads to treegym, which would tell agents the answers to its tasks")
     return dict(sorted(found.items()))
 
 
