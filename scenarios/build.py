@@ -48,7 +48,7 @@ def train(scenario: Scenario, out: str | Path, *, resume: bool = False) -> dict[
     if file.exists():
         recorded = load_scenario(file)
         scenario = kept(recorded, scenario)
-    else:  # a run goes on in the format that it began in
+    else:  # a run that goes on keeps the format in which it began
         recorded = scenario = in_own_format(scenario, scenario.model.name)
     with begun(folder):
         if scenario.warmup.demonstrations:
