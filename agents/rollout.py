@@ -336,7 +336,8 @@ def _report(
     """Whether the error is a failure of the world of which somebody hears; else it gets a note of where it happened."""
     cause = failure_cause(error)
     if hear is not None and cause is not None:
-        hear(Failure(task, rollout, turn, cause, f"{type(error).__name__}: {error}"))
+        raised = error.__cause__ or error if isinstance(error, EpisodeError) else error  # the place is told beside it
+        hear(Failure(task, rollout, turn, cause, f"{type(raised).__name__}: {raised}"))
         return True
     if not isinstance(error, EpisodeError) and not hasattr(
         error, "__notes__"
