@@ -86,7 +86,7 @@ class ClippedLoss:
     at the bound (AEPO, arXiv:2510.14545 sec. 4.2).
 
     `old`: whose log-probabilities the ratio starts from: the sampler's, as recorded, or the learner's before the
-    step's first update. Sampler and learner round differently, by some 0.005 nats a token in bfloat16; bounds as
+    step's first update. Sampler and learner round differently, by thousandths of a nat a token in bfloat16; bounds as
     narrow as that need the learner's, which take one more forward pass.
     """
 
