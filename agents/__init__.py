@@ -6,7 +6,7 @@ from .attention import BLOCK, Block, block_attention, block_gradients, causal_at
 from .chat import ChatRenderer
 from .compare import Curves, Flip, PairedResult, curves, flips, paired
 from .evaluate import AnswerReader, Evaluation, Outcome, TaskOutcome, by_difficulty, distinct, figures, succeeded
-from .failure import Failure, FailureCause, failure_cause
+from .failure import Failure, FailureCause, TooManyFailures, failure_cause
 from .forward import is_plain_llama, native_dtype, positions, rotate
 from .frames import DamagedStore, StoreError
 from .index import Range, TreeSummary, Where
@@ -14,10 +14,22 @@ from .loop import run_to_end
 from .lora import add_lora, has_lora, merged_state, save_adapter
 from .openai_policy import ChatPlayer, OpenAIPolicy, Server, ServerError
 from .players import OraclePlayer, RandomPlayer
-from .policy import Completion, Context, ContextLengthExceeded, Player, Policy, Sample, Sampling, derive_seed
+from .policy import (
+    Completion,
+    Context,
+    ContextLengthExceeded,
+    Lockstep,
+    Policy,
+    Sample,
+    Sampling,
+    TextPolicy,
+    TokenPolicy,
+    WeightSync,
+    derive_seed,
+)
 from .records import Record
 from .replay import Continuation, Divergence, Episode, RewardTerm, played, rescore, verify
-from .rollout import GrowingTree, Turn, grow_trees
+from .rollout import GrowingTree, Turn, grow, grow_trees
 from .salvage import migrate, salvage
 from .sampler import TransformersPolicy
 from .scripted import ScriptedPolicy
@@ -68,6 +80,7 @@ __all__ = [
     "FollowOracle",
     "GrowingTree",
     "Interval",
+    "Lockstep",
     "Loss",
     "Node",
     "OpenAIPolicy",
@@ -75,7 +88,6 @@ __all__ = [
     "Outcome",
     "OutsideSource",
     "PairedResult",
-    "Player",
     "Policy",
     "RandomPlayer",
     "Range",
@@ -93,10 +105,14 @@ __all__ = [
     "StoreError",
     "StoreLocked",
     "TaskOutcome",
+    "TextPolicy",
+    "TokenPolicy",
+    "TooManyFailures",
     "TransformersPolicy",
     "TreeExpansion",
     "TreeSummary",
     "Turn",
+    "WeightSync",
     "Where",
     "add_lora",
     "append_line",
@@ -111,6 +127,7 @@ __all__ = [
     "failure_cause",
     "figures",
     "flips",
+    "grow",
     "grow_trees",
     "has_lora",
     "is_plain_llama",

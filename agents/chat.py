@@ -41,7 +41,9 @@ class ChatRenderer:
         end, self._closing = self._ending()
         self.end_of_turn: int = self._encode(end)[0]  # what the template ends a turn with
         self.ends = frozenset((self.end_of_turn, *ends))  # any of these does
-        self._marks = {*self._within(self._header()), *tokenizer.convert_ids_to_tokens(sorted(self.ends))}
+        turns = {*self._within(self._header()), *tokenizer.convert_ids_to_tokens(sorted(self.ends))}
+        # a reply may have the tokens in which the template writes calls, and not those in which it writes turns
+        self._foreign = [token for token in self._specials if token in turns or token not in self._template.source]
 
     @property
     def reading(self) -> tuple[str, ...]:
@@ -92,7 +94,7 @@ class ChatRenderer:
             text = text.removeprefix(tag).removeprefix("\n")
         elif not (begun and text.startswith(begun.group())):
             text = self._opening + text
-        return (*self._encode_after(_broken(text, self._marks) + self._closing), self.end_of_turn)
+        return (*self._encode_after(_broken(text, self._foreign) + self._closing), self.end_of_turn)
 
     def _plain(self, messages: Sequence[Message]) -> list[Message]:
         """The messages with their special tokens broken up: a tool's result must not be able to end the turn."""

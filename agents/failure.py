@@ -11,7 +11,8 @@ import json
 import re
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import BrokenExecutor
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -31,17 +32,28 @@ class FailureCause(StrEnum):
     TOOLS = "tool server lost"
     SANDBOX = "sandbox failed"
     RESOURCES = "out of resources"  # disk, memory, descriptors, processes
+    CRASHED = "crashed"  # a process or a page that the environment talks to is gone
+    ERROR = "error in the environment's code"
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A rollout that did not come to its end."""
+    """A rollout, or a whole tree, that did not come to its end."""
 
     task: Task
-    rollout: int | None  # None: the environment could not be reset, so that no rollout began
+    rollout: int | None  # None: the whole tree, such as where the environment could not be reset
     turn: int  # counted from 1; 0: the reset
     cause: FailureCause
     error: str
+    raised: BaseException = field(repr=False, compare=False)
+
+    @property
+    def place(self) -> str:
+        return f"{self.task.env}, seed {self.task.seed}, turn {self.turn}"
+
+
+class TooManyFailures(Exception):
+    """More failed than is allowed; what was played before is kept."""
 
 
 _KINDS: tuple[tuple[type[BaseException], FailureCause | None], ...] = (
@@ -50,7 +62,12 @@ _KINDS: tuple[tuple[type[BaseException], FailureCause | None], ...] = (
     (ServerUnavailable, FailureCause.TOOLS),
     (TimeoutError, FailureCause.TIMEOUT),
     (subprocess.TimeoutExpired, FailureCause.TIMEOUT),
+    (BrokenPipeError, FailureCause.CRASHED),
+    (BrokenExecutor, FailureCause.CRASHED),
+    (EOFError, FailureCause.CRASHED),
+    (subprocess.CalledProcessError, FailureCause.CRASHED),
     (ConnectionError, FailureCause.CONNECTION),
+    (MemoryError, FailureCause.RESOURCES),
 )
 _ERRNO = {
     **dict.fromkeys(

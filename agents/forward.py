@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +17,11 @@ from .lora import merged_weight
 
 class Forward(Protocol):
     """A pass of lines of tokens through the model."""
+
+    @property
+    def batch_invariant(self) -> bool:
+        """Whether a line gets the same logits, to the bit, whatever else the pass feeds."""
+        ...
 
     def slab(self) -> KVSlab:
         """An empty one of the kind that a pass takes."""
@@ -78,6 +83,8 @@ def head_dim(config: Any) -> int:
 class TransformersForward:
     """The model's own forward."""
 
+    batch_invariant: ClassVar = False
+
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
         self._model = model
         self.dtype = dtype
@@ -126,6 +133,8 @@ class LlamaForward:
     behind it would round otherwise, and after some updates sampler and learner would be two policies. Inside a head,
     the two dimensions that rotary embedding turns together lie side by side, a complex number; scores are the same.
     """
+
+    batch_invariant: ClassVar = False
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
         self._model = model

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from ctypes import CDLL, c_float, c_int, c_int64, c_void_p
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -61,6 +62,8 @@ class NativeForward(LlamaForward):
 
     A pass must be over before refresh or release: C has the addresses of the weights.
     """
+
+    batch_invariant: ClassVar = True
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype, library: CDLL) -> None:
         library.blocks.argtypes = [c_int, c_int, c_void_p, c_float, c_int, *[c_void_p] * 7, c_int64, c_int64]

@@ -13,7 +13,7 @@ from ..envs.families import shown
 from .chat import ChatRenderer
 from .failure import FailureCause, context_exceeded
 from .messages import as_action, chat_rows, read_message, reasoning_name, with_thinking, without_thinking
-from .policy import Completion, Context, ContextLengthExceeded, CutReply, Player, Policy, Sample, Sampling, derive_seed
+from .policy import Completion, Context, ContextLengthExceeded, CutReply, Sample, Sampling, derive_seed
 
 TIMEOUT = 120.0  # seconds of a request
 ATTEMPTS = 5
@@ -134,7 +134,7 @@ def _stop(sampling: Sampling) -> dict[str, Any]:
     return {"stop": list(sampling.stop)} if sampling.stop else {}
 
 
-class OpenAIPolicy(Policy):
+class OpenAIPolicy:
     """Samples from /completions with token ids in and out, as vLLM serves them; `renderer` has the model's tokenizer.
 
     Log-probabilities are the server's: of the model itself, so that they are left out at temperatures other than 0
@@ -188,7 +188,7 @@ class OpenAIPolicy(Policy):
         )
 
 
-class ChatPlayer(Player):
+class ChatPlayer:
     """Asks /chat/completions for text: for servers that take messages only.
 
     Its tokens are those of this side's tokenizer, it has no log-probabilities, and the server renders the chat its own
@@ -206,17 +206,17 @@ class ChatPlayer(Player):
         self._tools, self._reasoning = tools, reasoning
         self._reasoning_name = ""  # under which the server has its reasoning, once it had some
 
-    async def act(self, env: TextEnv, chat: Sequence[Message], seed: int) -> str:
+    async def act(self, messages: Sequence[Message], env: TextEnv, seed: int) -> str:
         form = env.format if isinstance(env, ToolEnv) else None
         tools = env.tools if isinstance(env, ToolEnv) else {}
         native = self._tools and form is not None
-        rows = list(chat_rows(chat, form, tools)) if native and form else list(map(self._plain, chat))
+        rows = list(chat_rows(messages, form, tools)) if native and form else list(map(self._plain, messages))
         body = {
             "model": self._model,
             "messages": [self._with_reasoning(row) for row in rows],
             "max_tokens": self._sampling.max_tokens,
             "temperature": self._sampling.temperature,
-            "seed": derive_seed(seed, len(chat)),
+            "seed": derive_seed(seed, len(messages)),
             **_stop(self._sampling),
         }
         if native and tools:

@@ -9,13 +9,13 @@ from typing import Any
 
 from ..envs import Action, Message, TextEnv, ToolEnv
 from ..tools import Tool, ToolCall
-from .policy import Player, derive_seed
+from .policy import derive_seed
 
 
-class OraclePlayer(Player):
+class OraclePlayer:
     """Does what the environment's oracle says. ValueError where it knows no action."""
 
-    async def act(self, env: TextEnv, chat: Sequence[Message], seed: int) -> str:
+    async def act(self, messages: Sequence[Message], env: TextEnv, seed: int) -> str:
         action = env.oracle()
         if action is None:
             raise ValueError(f"the oracle of {type(env).__name__} knows no action here; another policy is needed")
@@ -23,7 +23,7 @@ class OraclePlayer(Player):
 
 
 @dataclass(frozen=True)
-class RandomPlayer(Player):
+class RandomPlayer:
     """Calls any tool with arguments that fit its schema, texts being words of the episode; answers now and then.
 
     Where an environment has no tools its action space is sampled.
@@ -32,12 +32,12 @@ class RandomPlayer(Player):
     answers: float = 0.2  # probability that a turn answers
     malformed: float = 0.05  # that what it writes breaks off in the middle
 
-    async def act(self, env: TextEnv, chat: Sequence[Message], seed: int) -> str:
-        dice = random.Random(derive_seed(seed, len(chat)))
+    async def act(self, messages: Sequence[Message], env: TextEnv, seed: int) -> str:
+        dice = random.Random(derive_seed(seed, len(messages)))
         if not isinstance(env, ToolEnv):
             env.action_space.seed(dice.getrandbits(31))
             return str(env.action_space.sample())
-        words = [m.text.replace(".", " ").replace(",", " ").split() for m in chat if m.role in ("user", "tool")]
+        words = [m.text.replace(".", " ").replace(",", " ").split() for m in messages if m.role in ("user", "tool")]
         tools = env.tools
         if not tools or dice.random() < self.answers:
             action = Action(answer=_text(dice, words))

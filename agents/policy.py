@@ -1,14 +1,16 @@
-"""Policy: contexts of tokens in, completions of tokens out."""
+"""Policies: contexts of tokens in, completions of tokens out; or messages in, a text out."""
 
 from __future__ import annotations
 
 import hashlib
-from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from ..envs import Message, TextEnv
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 StopReason = Literal["stop", "length"]
 
@@ -85,16 +87,51 @@ class Sample:
     context: Context
 
 
-class Policy(Protocol):
-    """Continues contexts."""
+@runtime_checkable
+class TokenPolicy(Protocol):
+    """A policy that continues tokens: a model in this process or on a server, whose tokens can be trained on."""
 
     async def sample(self, context: Context, seed: int, sampling: Sampling) -> Sample:
         """One completion; equal arguments and weights give equal tokens."""
         ...
 
+
+@runtime_checkable
+class TextPolicy(Protocol):
+    """A policy that writes words, and may look at the environment itself: an oracle, a person, a chat server."""
+
+    async def act(self, messages: Sequence[Message], env: TextEnv, seed: int) -> str:
+        """The next action after these messages; `env` is in the state they led to and is not to be changed.
+
+        Whoever looks at `env` does so before the first await: it may be stepped then.
+        """
+        ...
+
+
+Policy = TokenPolicy | TextPolicy
+
+
+@runtime_checkable
+class Lockstep(Protocol):
+    """A policy that wants to know how many callers it has, to wait until all of them have asked."""
+
     def expect(self, callers: int) -> None:
-        """Told that there are so many callers more, or fewer: a batch that waits for all does not depend on timing."""
-        return
+        """The engine announces that `callers` more (negative: fewer) coroutines will call `sample`."""
+        ...
+
+
+@runtime_checkable
+class WeightSync(Protocol):
+    """What a trainer needs of a policy, beside its samples, to improve it: new weights go to it after every step."""
+
+    def release(self) -> None:
+        """Gives back the memory of weights and caches: the weights are about to move. `push` comes before the next
+        sample."""
+        ...
+
+    async def push(self, model: PreTrainedModel, version: int) -> None:
+        """Takes over the model's present weights, which its completions name by this version from now on."""
+        ...
 
 
 class ContextLengthExceeded(Exception):
@@ -105,20 +142,6 @@ class CutReply(str):
     """An action that reached the limit of its tokens before its end."""
 
     __slots__ = ()
-
-
-class Player(Policy):
-    """A policy that writes words instead of tokens, and may look at the environment itself: an oracle, a person."""
-
-    @abstractmethod
-    async def act(self, env: TextEnv, chat: Sequence[Message], seed: int) -> str:
-        """The next action after these messages; `env` is in the state they led to and is not to be changed.
-
-        Whoever looks at `env` does so before the first await: it may be stepped then.
-        """
-
-    async def sample(self, context: Context, seed: int, sampling: Sampling) -> Sample:
-        raise TypeError(f"{type(self).__name__} acts in an environment; it cannot continue tokens alone")
 
 
 def derive_seed(*parts: int | str) -> int:

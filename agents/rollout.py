@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import copy
+import functools
 import os
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,8 +29,20 @@ from .answer import (
     open_task,
 )
 from .chat import ChatRenderer
-from .failure import Failure, failure_cause
-from .policy import Completion, Context, ContextLengthExceeded, CutReply, Player, Policy, Sample, Sampling, derive_seed
+from .failure import Failure, FailureCause, failure_cause
+from .policy import (
+    Completion,
+    Context,
+    ContextLengthExceeded,
+    CutReply,
+    Lockstep,
+    Policy,
+    Sample,
+    Sampling,
+    TextPolicy,
+    TokenPolicy,
+    derive_seed,
+)
 from .tree import ROOT, Cost, Node, RolloutTree, tool_results
 
 if TYPE_CHECKING:
@@ -80,8 +95,9 @@ class GrowingTree:
         renderer: ChatRenderer,
         sampling: Sampling,
         seed: int,
+        on_failure: Callable[[Failure], None],
         cassette: Cassette | None = None,
-        on_failure: Callable[[Failure], None] | None = None,
+        executor: Executor | None = None,
     ) -> None:
         self.task = task
         self.root = Turn(prompt.context, prompt.env)
@@ -90,16 +106,18 @@ class GrowingTree:
         self.cost = Cost(prefill_tokens=prompt.context.length)
         self.prompt = prompt
         self._policy = policy
+        self._expect = expecting(policy)
         self.renderer = renderer
         self._sampling = sampling
         self._seed = seed
         self._cassette = cassette
         self._on_failure = on_failure
+        self._in_thread = functools.partial(in_thread, executor)
 
     async def together(self, *branches: Awaitable[T]) -> list[T]:
         """Runs branches side by side; what they give, in their order."""
         left = len(branches)
-        self._policy.expect(max(left - 1, 0))  # the tree's own place goes to the last branch that is at work
+        self._expect(max(left - 1, 0))  # the tree's own place goes to the last branch that is at work
 
         async def run(branch: Awaitable[T]) -> T:
             nonlocal left
@@ -107,7 +125,7 @@ class GrowingTree:
                 return await branch
             finally:
                 left -= 1
-                self._policy.expect(-1 if left else 0)
+                self._expect(-1 if left else 0)
 
         tasks = [asyncio.create_task(run(branch)) for branch in branches]
         try:
@@ -118,22 +136,24 @@ class GrowingTree:
             await asyncio.gather(*tasks, return_exceptions=True)
             raise
         finally:
-            self._policy.expect(-max(left - 1, 0))  # those that were cancelled before they began
+            self._expect(-max(left - 1, 0))  # those that were cancelled before they began
 
     async def rollout(self, start: Turn, number: int, origin: int | None = None) -> Turn:
-        """Plays on from a turn to the end of the episode; `number` names the rollout and seeds it, `origin` is that
-        of the first rollout of its kin.
+        """Plays on from a turn to the end of the episode; `number` names the rollout and seeds it. `origin` is the
+        number of the first rollout that started from the same root; rollouts that fork from it share it.
 
-        A failure of the world ends the rollout where it is, and leaves it out of the tree, if somebody hears of
-        failures. Errors of code have a note that says where they happened.
+        A failure of the world ends the rollout at the turn that this returns, and leaves it out of the tree. An error
+        of code has a note that says where it happened.
         """
         turn = start
         try:
             while not turn.done:
                 turn = await self.extend(turn, number)
         except Exception as error:
-            if not _report(self._on_failure, error, self.task, number, turn.depth + 1):
+            failure = failure_of(error, self.task, number, turn.depth + 1)
+            if failure is None:
                 raise
+            self._on_failure(failure)
             return turn
         self.end(number, turn, origin)
         return turn
@@ -160,10 +180,7 @@ class GrowingTree:
         if entropy:
             sampling = replace(sampling, entropy=True, entropy_top=entropy_top)
         try:
-            if isinstance(self._policy, Player):
-                sample = await self._said(self._policy, turn, seed)
-            else:
-                sample = await self._policy.sample(turn.context, seed, sampling)
+            sample = await self._sample(turn, seed, sampling)
         except ContextLengthExceeded:
             return await self._cut(turn)
         return await self.attach(turn, sample)
@@ -182,8 +199,9 @@ class GrowingTree:
 
     def turns(self, origin: int) -> list[Turn]:
         """The prompt, then the turns of the ended rollouts of an origin, by depth."""
-        paths = [_path(turn) for number, turn in sorted(self.rollouts.items()) if self.origins[number] == origin]
-        deepest = max(map(len, paths), default=1)
+        ended = [turn for number, turn in sorted(self.rollouts.items()) if self.origins[number] == origin]
+        paths = [_path(turn) for turn in ended or [self.root]]
+        deepest = max(map(len, paths))
         return list(dict.fromkeys(path[i] for i in range(deepest) for path in paths if i < len(path)))
 
     def seed(self, *parts: int | str) -> int:
@@ -202,18 +220,23 @@ class GrowingTree:
         turn.children[tokens] = asyncio.create_task(self._step(turn, sample.completion, sample.context))
         return await turn.children[tokens]
 
-    async def _said(self, player: Player, turn: Turn, seed: int) -> Sample:
-        """A player's reply, as tokens."""
-        chat = [*self.prompt.answer.messages]
+    async def _sample(self, turn: Turn, seed: int, sampling: Sampling) -> Sample:
+        if isinstance(self._policy, TokenPolicy):
+            return await self._policy.sample(turn.context, seed, sampling)
+        return await self._written(self._policy, turn, seed)
+
+    async def _written(self, policy: TextPolicy, turn: Turn, seed: int) -> Sample:
+        """The reply of a policy that writes words, as tokens."""
+        messages = [*self.prompt.answer.messages]
         for past in _path(turn):
             if past.node is not None:
-                chat += [Message("assistant", past.node.action.text), *past.node.messages]
+                messages += [Message("assistant", past.node.action.text), *past.node.messages]
         if turn.env is not None:
-            text = await player.act(turn.env, chat, seed)
+            text = await policy.act(messages, turn.env, seed)
         else:  # a sibling went on with it
             self.cost.replays += 1
-            with contextlib.closing(await in_thread(self._replay, turn, undo=lambda env: env.close())) as env:
-                text = await player.act(env, chat, seed)
+            with contextlib.closing(await self._in_thread(self._replay, turn, undo=lambda env: env.close())) as env:
+                text = await policy.act(messages, env, seed)
         cut = isinstance(text, CutReply)
         text = encodable(text)
         tokens = self.renderer.reply(text)[: -1 if cut else None]  # without the one that ends a turn
@@ -223,7 +246,7 @@ class GrowingTree:
         """The environment after a turn, for a child to step: a copy, or itself, or one that was played up to there."""
         if turn.env is None:
             self.cost.replays += 1
-            return await in_thread(self._replay, turn, undo=lambda env: env.close())
+            return await self._in_thread(self._replay, turn, undo=lambda env: env.close())
         if turn.env.can_fork:
             self.cost.forks += 1
             with episode_errors(self.task, turn.depth):
@@ -253,7 +276,7 @@ class GrowingTree:
 
     async def _advance(self, turn: Turn, env: TextEnv, completion: Completion, context: Context) -> Turn:
         with episode_errors(self.task, turn.depth + 1):
-            answer = await in_thread(act, env, completion.text)
+            answer = await self._in_thread(act, env, completion.text)
         check_rewards(self.task, turn.depth + 1, answer)
         made = tool_results(answer.messages)
         tokens: tuple[int, ...] = ()
@@ -330,20 +353,20 @@ def _path(turn: Turn) -> list[Turn]:
     return path[::-1]
 
 
-def _report(
-    hear: Callable[[Failure], None] | None, error: BaseException, task: Task, rollout: int | None, turn: int
-) -> bool:
-    """Whether the error is a failure of the world of which somebody hears; else it gets a note of where it happened."""
+def failure_of(
+    error: BaseException, task: Task, rollout: int | None, turn: int, *, otherwise: FailureCause | None = None
+) -> Failure | None:
+    """The error as a failure of the world. An error of an environment's code is one with the cause `otherwise`; without
+    that, as for other errors, None, and the error has a note of where it happened."""
     cause = failure_cause(error)
-    if hear is not None and cause is not None:
+    if cause is None and isinstance(error, EpisodeError):
+        cause = otherwise
+    if cause is not None:
         raised = error.__cause__ or error if isinstance(error, EpisodeError) else error  # the place is told beside it
-        hear(Failure(task, rollout, turn, cause, f"{type(raised).__name__}: {raised}"))
-        return True
-    if not isinstance(error, EpisodeError) and not hasattr(
-        error, "__notes__"
-    ):  # siblings that share the turn raise the same error
+        return Failure(task, rollout, turn, cause, f"{type(raised).__name__}: {raised}", error)
+    if not isinstance(error, EpisodeError) and not hasattr(error, "__notes__"):  # siblings may raise the same one
         error.add_note(f"in {task.env}, seed {task.seed}, turn {turn}")
-    return False
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,10 +378,40 @@ class Prompt:
     context: Context
 
 
-async def in_thread(function: Callable[..., T], *arguments: Any, undo: Callable[[T], None] = lambda value: None) -> T:
+class PromptContexts:
+    """The contexts of prompts. Prompts whose messages are the same but for the last share what comes before it as one
+    parent context, so that a policy computes it once."""
+
+    def __init__(self, renderer: ChatRenderer) -> None:
+        self._renderer = renderer
+        self._heads: dict[tuple[Message, ...], Context] = {}  # by all messages but the last
+
+    def context(self, messages: Sequence[Message]) -> Context:
+        tokens, key = self._renderer.prompt(messages), tuple(messages[:-1])
+        if key not in self._heads:
+            self._heads[key] = Context(self._head(messages, tokens))
+        head = self._heads[key]
+        if not head.length or tokens[: head.length] != head.token_ids:
+            return Context(tokens)
+        return Context(tokens[head.length :], head)
+
+    def _head(self, messages: Sequence[Message], tokens: tuple[int, ...]) -> tuple[int, ...]:
+        """The tokens that do not depend on the last message."""
+        *before, last = messages
+        other = Message(last.role, "!" if last.text.startswith("?") else "?")
+        return tuple(os.path.commonprefix([tokens[:-1], self._renderer.prompt([*before, other])]))
+
+
+async def in_thread(
+    executor: Executor | None,  # None: the event loop's own
+    function: Callable[..., T],
+    *arguments: Any,
+    undo: Callable[[T], None] = lambda value: None,
+) -> T:
     """The function's value, from a thread. Cancelled, it waits for the thread, which nothing can stop, and undoes what
     it did."""
-    work = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
+    call = functools.partial(contextvars.copy_context().run, function, *arguments)
+    work: asyncio.Future[T] = asyncio.get_running_loop().run_in_executor(executor, call)
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
@@ -368,34 +421,83 @@ async def in_thread(function: Callable[..., T], *arguments: Any, undo: Callable[
         raise
 
 
-def share_prefix(prompts: Sequence[tuple[int, ...]]) -> list[Context]:
-    """A context per prompt; what all of them begin with is one parent context, computed once."""
-    shared = os.path.commonprefix(list(prompts))[: min(map(len, prompts)) - 1] if len(prompts) > 1 else ()
-    parent = Context(tuple(shared)) if shared else None
-    return [Context(tuple(prompt[len(shared) :]), parent) for prompt in prompts]
+def expecting(policy: Policy) -> Callable[[int], None]:
+    """What announces callers to a policy; policies that do not run in lockstep need not know."""
+    return policy.expect if isinstance(policy, Lockstep) else lambda callers: None
 
 
-async def _open(
-    tasks: Sequence[Task], cassette: Cassette | None, on_failure: Callable[[Failure], None] | None
-) -> list[tuple[TextEnv, Answer] | None]:
-    """What open_task gives for each, None where it failed and somebody heard of it; all are closed again where one
-    raises another error."""
+async def grow(
+    tasks: Sequence[Task],
+    strategy: RolloutStrategy,
+    policy: Policy,
+    renderer: ChatRenderer,
+    sampling: Sampling,
+    *,
+    seed: int = 0,
+    cassette: Cassette | None = None,
+    executor: Executor | None = None,
+    at_once: int | None = None,
+    skip_errors: bool = False,
+) -> AsyncIterator[RolloutTree | Failure]:
+    """Grows a tree for each task, all at once or so many at a time, and yields each tree when it is finished and each
+    failure of the world when it happens; `tree.task` and `failure.task` tell which task they are of.
 
-    def opened_task(task: Task) -> tuple[TextEnv, Answer]:
+    A rollout that failed is missing from its tree, and a task of which no rollout came to its end has no tree. An error
+    of code propagates when the other trees are closed; with `skip_errors` one of an environment's code costs its tree
+    alone, and is a failure too. What environments read from outside goes over the cassette.
+    Their calls, which block, run in the executor's threads, by default in those of the event loop.
+    """
+    outcomes: asyncio.Queue[RolloutTree | Failure | asyncio.Task[None]] = asyncio.Queue()
+    contexts, expect = PromptContexts(renderer), expecting(policy)
+    slots = asyncio.Semaphore(at_once or max(len(tasks), 1))
+
+    async def open_prompt(task: Task) -> Prompt:
         with episode_errors(task, 0):
-            return open_task(task, cassette)
+            env, answer = await in_thread(executor, open_task, task, cassette, undo=lambda opened: opened[0].close())
+        with closed_on_error(env):
+            return Prompt(env, answer, contexts.context(answer.messages))
 
-    found = await asyncio.gather(
-        *(in_thread(opened_task, task, undo=lambda each: each[0].close()) for task in tasks),
-        return_exceptions=True,
-    )
-    opened = [None if isinstance(each, BaseException) else each for each in found]
-    for task, each in zip(tasks, found, strict=True):
-        if isinstance(each, BaseException) and not _report(on_failure, each, task, None, 0):
-            for env, _ in filter(None, opened):
-                env.close()
-            raise each
-    return opened
+    async def play(task: Task) -> None:
+        tree = GrowingTree(
+            task, await open_prompt(task), policy, renderer, sampling, seed, outcomes.put_nowait, cassette, executor
+        )
+        try:
+            await strategy.grow(tree)
+            if tree.rollouts:
+                outcomes.put_nowait(tree.finish())
+        finally:
+            tree.close()
+
+    async def attempt(task: Task) -> None:
+        async with slots:
+            expect(1)
+            try:
+                await play(task)
+            except Exception as error:
+                turn = error.turn if isinstance(error, EpisodeError) else 0
+                failure = failure_of(error, task, None, turn, otherwise=FailureCause.ERROR if skip_errors else None)
+                if failure is None:
+                    raise
+                outcomes.put_nowait(failure)
+            finally:
+                expect(-1)
+
+    growing = [asyncio.create_task(attempt(task)) for task in tasks]
+    for one in growing:
+        one.add_done_callback(outcomes.put_nowait)
+    try:
+        left = len(growing)
+        while left:
+            outcome = await outcomes.get()
+            if isinstance(outcome, asyncio.Task):
+                left -= 1
+                outcome.result()
+            else:
+                yield outcome
+    finally:
+        for one in growing:
+            one.cancel()
+        await asyncio.gather(*growing, return_exceptions=True)
 
 
 async def grow_trees(
@@ -406,43 +508,15 @@ async def grow_trees(
     sampling: Sampling,
     *,
     seed: int = 0,
-    on_tree: Callable[[RolloutTree], None] = lambda tree: None,
     cassette: Cassette | None = None,
-    on_failure: Callable[[Failure], None] | None = None,
 ) -> list[RolloutTree]:
-    """One tree per task, in the tasks' order; all are grown at once. `on_tree` hears of each as it is done. What
-    environments read from outside goes over the cassette.
-
-    Where `on_failure` hears of failures of the world, a tree lacks the rollouts that failed, perhaps all; without it
-    the first one propagates, as errors of code do.
-    """
-    begun = await _open(tasks, cassette, on_failure)
-    opened = [each for each in begun if each is not None]
-    contexts = share_prefix([renderer.prompt(answer.messages) for _, answer in opened]) if opened else []
-
-    left = len(opened)
-
-    async def grow(task: Task, prompt: Prompt) -> RolloutTree:
-        nonlocal left
-        tree = GrowingTree(task, prompt, policy, renderer, sampling, seed, cassette, on_failure)
-        try:
-            await strategy.grow(tree)
-            finished = tree.finish()
-        finally:
-            left -= 1
-            policy.expect(-1)
-            tree.close()
-        on_tree(finished)
-        return finished
-
-    prompts = (Prompt(env, answer, context) for (env, answer), context in zip(opened, contexts, strict=True))
-    those = [task for task, each in zip(tasks, begun, strict=True) if each is not None]
-    policy.expect(left)
-    try:
-        async with asyncio.TaskGroup() as group:
-            growing = [group.create_task(grow(task, prompt)) for task, prompt in zip(those, prompts, strict=True)]
-    finally:
-        policy.expect(-left)  # those that were cancelled before they began
-    grown = iter([growth.result() for growth in growing])
-    pairs = zip(tasks, begun, strict=True)
-    return [RolloutTree(task, (), (), (), ()) if each is None else next(grown) for task, each in pairs]
+    """One tree for each task, in the tasks' order, as `grow` grows them. A failure of the world raises its error."""
+    tasks = [replace(task) for task in tasks]  # told apart by identity, even where they are equal
+    grown: dict[int, RolloutTree] = {}
+    outcomes = grow(tasks, strategy, policy, renderer, sampling, seed=seed, cassette=cassette)
+    async with contextlib.aclosing(outcomes):
+        async for outcome in outcomes:
+            if isinstance(outcome, Failure):
+                raise outcome.raised
+            grown[id(outcome.task)] = outcome
+    return [grown[id(task)] for task in tasks]

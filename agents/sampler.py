@@ -9,6 +9,7 @@ context are one row until they draw different tokens: what a group says alike is
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
@@ -23,6 +24,8 @@ from .forward import native_dtype
 from .kv import Line
 from .native import forward_for
 from .policy import Completion, Context, Sample, Sampling, uniform
+
+MOMENT = 0.002  # seconds that a pass waits for callers which were just answered: most tools take less
 
 
 @dataclass(slots=True)
@@ -79,8 +82,9 @@ class _Row:
 class TransformersPolicy:
     """Samples from `model`, in `dtype`, for up to `max_rows` requests at a time.
 
-    With `lockstep`, a pass waits until every expected caller has asked: the batches, and so the last bits of the
-    logits, then never depend on how long tools take.
+    A pass waits a moment for callers that were just answered, and never for slow tools. With `lockstep` it waits until
+    every expected caller has asked: what is in a batch, and so the last bits of the logits, then does not depend on how
+    long tools take. Where the forward pass gives the same bits in any batch, there is nothing to gain from that.
     """
 
     def __init__(
@@ -91,7 +95,7 @@ class TransformersPolicy:
         dtype: torch.dtype | None = None,  # native_dtype of the model's device
         max_rows: int = 64,
         max_prefill: int = 2048,  # tokens of new spans in one pass
-        lockstep: bool = True,
+        lockstep: bool = False,
     ) -> None:
         self.renderer = renderer
         self.weights_version = 0
@@ -108,10 +112,20 @@ class TransformersPolicy:
         self._pending: list[_Request] = []  # of these, not yet in a row
         self._rows: list[_Row] = []
         self._callers = 0
+        self._answered = False  # whether the last pass answered anybody
         self._server: asyncio.Task[None] | None = None
         self._stirred = asyncio.Event()
         self.prefilled_tokens = 0  # counts of work done, for metrics
         self.sampled_tokens = 0  # each once, however many rollouts drew it after the same tokens
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether equal seeds give equal tokens however long tools take."""
+        return self._lockstep or self._forward.batch_invariant
+
+    async def push(self, model: PreTrainedModel, version: int) -> None:
+        """As refresh; the model is its own."""
+        self.refresh(version)
 
     def refresh(self, weights_version: int) -> None:
         """Takes over the model's present weights and forgets what older ones computed."""
@@ -146,9 +160,8 @@ class TransformersPolicy:
     async def _serve(self) -> None:
         try:
             while self._pending or self._rows:
-                while self._lockstep and self._callers > len(self._asked):
-                    self._stirred.clear()
-                    await self._stirred.wait()
+                if self._lockstep or self._answered:
+                    await self._gather(None if self._lockstep else MOMENT)
                 self._pass()
                 await asyncio.sleep(0)
         except BaseException as error:  # whoever waits must hear of it, and nothing be left for the next loop
@@ -158,6 +171,14 @@ class TransformersPolicy:
             self._asked, self._pending, self._rows = [], [], []
             if not isinstance(error, Exception):
                 raise
+
+    async def _gather(self, seconds: float | None) -> None:
+        """Waits until every expected caller has asked, at most so long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._callers > len(self._asked):
+                    self._stirred.clear()
+                    await self._stirred.wait()
 
     @torch.inference_mode()
     def _pass(self) -> None:
@@ -179,6 +200,7 @@ class TransformersPolicy:
         if rows:
             rows = self._draw(rows, torch.stack([*logits[: len(fed)], *(self._after(row.context) for row in ready)]))
         self._rows = [row for row in rows if not self._finish(row)]
+        self._answered = len(self._rows) < len(rows)
         self._asked = [*self._pending, *(request for row in self._rows for request in row.requests)]
 
     def _admit(self) -> tuple[list[_Row], dict[Context, list[_Row]]]:

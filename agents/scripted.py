@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .chat import ChatRenderer
-from .policy import Completion, Context, Policy, Sample, Sampling
+from .policy import Completion, Context, Sample, Sampling
 
 
-class ScriptedPolicy(Policy):
+class ScriptedPolicy:
     """Says what `script(text so far, seed)` returns."""
 
     def __init__(self, renderer: ChatRenderer, script: Callable[[str, int], str]) -> None:

@@ -203,7 +203,7 @@ class TreeExpansion:
         await tree.together(*(tree.rollout(tree.root, number, number // self.chains) for number in firsts))
         for round in range(self.rounds):
             starts = [(origin, turn) for origin in origins for turn in self._starts(tree, origin, round)]
-            number = len(tree.rollouts)
+            number = max(tree.rollouts, default=-1) + 1
             await tree.together(*(tree.rollout(turn, number + i, of) for i, (of, turn) in enumerate(starts)))
         if self.keep is not None:
             for origin in origins:

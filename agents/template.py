@@ -35,8 +35,8 @@ class ChatTemplate:
                 f"name that, or put its chat_template.jinja into the folder of this one"
             )
         self._tokenizer, self._settings = tokenizer, dict(settings)
-        self._source, self.dated = _dated(tokenizer.get_chat_template())
-        if "strftime_now(" in self._source:
+        self.source, self.dated = _dated(tokenizer.get_chat_template())
+        if "strftime_now(" in self.source:
             raise ValueError(f"{self.name}: its chat template writes today's date in a way that cannot be fixed")
         self.roles: tuple[str, ...] = ()
         self.joins = False  # adjacent user messages
@@ -48,7 +48,7 @@ class ChatTemplate:
         chat = [{"role": message.role, "content": message.text} for message in self._taken(messages)]
         try:
             text = self._tokenizer.apply_chat_template(
-                chat, chat_template=self._source, tokenize=False, add_generation_prompt=generation, **self._settings
+                chat, chat_template=self.source, tokenize=False, add_generation_prompt=generation, **self._settings
             )
         except (TemplateError, TypeError, ValueError, LookupError) as error:  # whatever a template may stumble over
             roles = ", ".join(message["role"] for message in chat)

@@ -10,6 +10,7 @@ from typing import Any, Self
 import gymnasium
 
 from ..tools import Cassette
+from ..tools.named import import_place, split_name
 from ..tools.protocol import encodable
 
 
@@ -28,14 +29,17 @@ class Message:
 class Task:
     """One episode to play: same task, same episode, to the byte."""
 
-    env: str  # a Gymnasium id, such as "treegym/FactSearch-v0"
+    env: str  # a Gymnasium id, such as "treegym/FactSearch-v0", or module:id, or path/to/file.py:id
     seed: int  # to reset
     options: Mapping[str, Any] = field(default_factory=dict)  # to reset; JSON
     settings: Mapping[str, Any] = field(default_factory=dict)  # to the constructor; JSON
 
     def make(self) -> TextEnv:
         """The environment, not yet reset, without Gymnasium's wrappers."""
-        env = gymnasium.make(self.env, disable_env_checker=True, **self.settings).unwrapped
+        place, id = split_name(self.env)
+        if place:
+            import_place(place)
+        env = gymnasium.make(id, disable_env_checker=True, **self.settings).unwrapped
         if not isinstance(env, TextEnv):
             raise TypeError(f"{self.env} is a {type(env).__name__}, not a TextEnv")
         return env

@@ -6,6 +6,7 @@ a module that can be imported. Environments that are registered here are registe
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -54,7 +55,7 @@ def _specs() -> Iterator[tuple[str, bytes]]:
     for id, spec in gymnasium.registry.items():
         try:
             yield id, _dumps(spec)
-        except Exception:  # as above; an environment with this one cannot be made there, which is then said
+        except Exception:  # whatever its parts raise when they are pickled
             continue
 
 
@@ -87,7 +88,8 @@ def main() -> None:
     play, specs, made = pickle.loads(job.read_bytes())
     try:
         for id in specs.keys() - gymnasium.registry.keys():
-            gymnasium.registry[id] = pickle.loads(specs[id]).fn
+            with contextlib.suppress(Exception):  # an environment with this one cannot be made here, which is then said
+                gymnasium.registry[id] = pickle.loads(specs[id]).fn
         new, options, seeds = pickle.loads(made).fn
         new().close()
     except Exception as error:

@@ -9,14 +9,24 @@ import os
 import resource
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from ..agents import ChatRenderer, Evaluation, add_lora, bring_attention, has_lora, positions, save_adapter
+from ..agents import (
+    ChatRenderer,
+    Evaluation,
+    TransformersPolicy,
+    add_lora,
+    bring_attention,
+    has_lora,
+    native_dtype,
+    positions,
+    save_adapter,
+)
 from ..agents.models import end_tokens, load, load_tokenizer
 from ..envs import TextEnv, ToolEnv, action_format, format_of
 from ..envs.formats import DEFAULT
@@ -25,7 +35,7 @@ from ..trainers.run import write_text
 from .changes import changed, kept, record
 from .errors import ScenarioError
 from .folders import begun, whole
-from .modules import folder_of
+from .modules import folders_of
 from .schema import Scenario, dump_scenario, load_scenario
 from .terminal import say, told
 from .watch import ProgressBars, concerns, improvement_health, show_results, summary
@@ -59,7 +69,7 @@ def train(scenario: Scenario, out: str | Path, *, resume: bool = False) -> dict[
             differing = changed(run, recorded, scenario)
             with ProgressBars() as bars:
                 trainer = build_trainer(scenario, run, bars)
-                record(run, differing)
+                record(run, recorded, differing)
                 write_text(file, dump_scenario(placed(settled(scenario, trainer.dtype))))
                 run.save_tokenizer(trainer.renderer.tokenizer)
                 results = trainer.train()
@@ -91,14 +101,19 @@ def build_trainer(scenario: Scenario, run: Run, watcher: Watcher) -> Trainer:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     model, renderer = load_model(scenario)
     check_context(scenario, model, renderer, env)
+    dtype = native_dtype(model.device) if scenario.model.dtype == "auto" else getattr(torch, scenario.model.dtype)
     with refusing("model.name"):
+        policy = TransformersPolicy(
+            model, renderer, dtype=dtype, max_rows=scenario.model.max_rows, lockstep=scenario.model.lockstep
+        )
         return Trainer(
             scenario.plan(),
             model,
             renderer,
             run,
             watcher,
-            dtype=None if scenario.model.dtype == "auto" else getattr(torch, scenario.model.dtype),
+            policy=policy,
+            dtype=dtype,
             max_rows=scenario.model.max_rows,
         )
 
@@ -135,8 +150,8 @@ def in_format(scenario: Scenario, name: str) -> Scenario:
 
 
 def placed(scenario: Scenario) -> Scenario:
-    """The scenario with the folder in which its environment's module was found, for commands that run elsewhere."""
-    return replace(scenario, look_in=folder_of(scenario.environment.id) or scenario.look_in)
+    """The scenario with the folders in which its modules were found, for commands that run elsewhere."""
+    return replace(scenario, look_in=folders_of(asdict(scenario)) or scenario.look_in)
 
 
 def try_environment(environment: Environment) -> TextEnv:

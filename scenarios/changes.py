@@ -10,18 +10,19 @@ from pydantic import TypeAdapter
 
 from ..agents import append_line
 from ..trainers import Progress, Run
-from ..trainers.training import STAGES
 from .errors import ScenarioError
 from .schema import Scenario
 
 # Fields that a run can take on later: what it did so far is what it would have done.
 FREE = (
     "checkpoint_every",
+    "environment_threads",
     "improvement.evaluate_every",
     "improvement.optimization.max_tokens",
     "improvement.steps",
     "keep.best",
     "keep.every",
+    "max_failures",
     "model.max_rows",
     "on_failure",
     "threads",
@@ -76,7 +77,7 @@ def changed(run: Run, recorded: Scenario, wanted: Scenario) -> list[Change]:
 
 
 def _check_steps(recorded: Scenario, wanted: Scenario, progress: Progress) -> None:
-    steps, improving = wanted.improvement.steps, STAGES.index("improvement")
+    steps, improving = wanted.improvement.steps, _stages(recorded).index(recorded.improvement.name)
     if recorded.improvement.reward_weights:
         raise ScenarioError("improvement.steps: the reward weights of the steps so far depend on it")
     if progress.stage > improving or (progress.stage == improving and progress.step > steps):
@@ -84,12 +85,16 @@ def _check_steps(recorded: Scenario, wanted: Scenario, progress: Progress) -> No
         raise ScenarioError(f"improvement.steps: the run has done {done} already, got {steps}")
 
 
-def record(run: Run, found: Iterable[Change]) -> None:
+def record(run: Run, scenario: Scenario, found: Iterable[Change]) -> None:
     """Appends the changes, and from where on they hold, to changes.jsonl."""
     for change in found:
         progress = run.progress()
-        row = {"stage": STAGES[progress.stage], "step": progress.step, "field": change.field}
+        row = {"stage": _stages(scenario)[progress.stage], "step": progress.step, "field": change.field}
         append_line(run.path / "changes.jsonl", {**row, "from": change.before, "to": change.after})
+
+
+def _stages(scenario: Scenario) -> list[str]:
+    return [stage.name for stage in scenario.plan().stages]
 
 
 def _fields(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

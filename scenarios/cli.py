@@ -53,7 +53,7 @@ def train(
 
     Example: treegym train quickstart --set improvement.steps=5 --set seed=1
     """
-    from ..agents import EpisodeError
+    from ..agents import EpisodeError, TooManyFailures
     from ..trainers import Stopped
     from ..trainers.run import trees_file
     from .build import train as run
@@ -83,6 +83,8 @@ def train(
         begun = (folder / "scenario.yaml").exists()
         say(f"{str(stopped) or 'stopped'}; {hint}" if begun else "stopped before anything was played")
         raise typer.Exit(130) from None
+    except TooManyFailures as error:
+        raise ScenarioError(f"{error}; when that is mended, {hint}") from error
     except EpisodeError as error:
         raise ScenarioError(f"{error}; to leave such tasks out, {hint} --set on_failure=skip") from error
     except OSError as error:

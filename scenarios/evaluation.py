@@ -23,9 +23,10 @@ from ..agents import (
     RolloutTree,
     SomeChains,
     TaskOutcome,
+    TooManyFailures,
     derive_seed,
     figures,
-    grow_trees,
+    grow,
     joined,
     run_to_end,
 )
@@ -45,10 +46,6 @@ from .watch import show_repeats, summary
 STAGE = "evaluation"  # label of its trees
 TRIES = 2  # of a sample that fails; in each of them a server is asked several times
 Split = Literal["heldout", "train", "both"]
-
-
-class TooManyFailures(Exception):
-    """More samples of an evaluation failed than it allows; what was played is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,13 +148,8 @@ def _playing(scenario: Scenario, setting: Setting, out: Path, watcher: Watcher) 
         raise ScenarioError("a person plays a task once: --samples 1")
     try:
         return run_to_end(_play(scenario, setting, setting.tasks(scenario), out, watcher))
-    except BaseExceptionGroup as group:  # of the tasks that play side by side
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        if isinstance(error, Left):
-            raise Stopped("stopped") from None
-        raise error from None
+    except Left:
+        raise Stopped("stopped") from None
 
 
 async def _play(
@@ -259,21 +251,33 @@ class _Playing:
             if missing := self._missing(number):
                 groups.setdefault(missing, []).append(number)
         for missing, members in groups.items():
-            heard: list[Failure] = []
-            trees = await grow_trees(
+            trees: dict[int, RolloutTree] = {}  # by number of the task
+            failures: dict[int, list[Failure]] = {number: [] for number in members}
+            number_of = {id(self._tasks[number]): number for number in members}
+            outcomes = grow(
                 [self._tasks[number] for number in members], SomeChains(missing),
                 self._opened.policy, self._opened.renderer, self._opened.sampling,
-                seed=self._setting.rollout_seed, on_tree=lambda tree: advance(),
-                cassette=self._run.cassette, on_failure=heard.append,
+                seed=self._setting.rollout_seed, cassette=self._run.cassette,
             )  # fmt: skip
-            for number, tree in zip(members, trees, strict=True):
-                self._add(number, tree, [failure for failure in heard if failure.task is self._tasks[number]])
+            async with contextlib.aclosing(outcomes):
+                async for outcome in outcomes:
+                    number = number_of[id(outcome.task)]
+                    if isinstance(outcome, Failure):
+                        failures[number].append(outcome)
+                    else:
+                        trees[number] = outcome
+                        advance()
+            for number in members:
+                self._add(number, trees.get(number), failures[number])
+                if number not in trees:
+                    advance()
 
-    def _add(self, number: int, tree: RolloutTree, failures: Sequence[Failure]) -> None:
-        sent, sampled = _tokens(tree)
-        self._sent, self._sampled = self._sent + sent, self._sampled + sampled
-        before = self._partial.get(number)
-        self._partial[number] = joined([before, tree]) if before else tree
+    def _add(self, number: int, tree: RolloutTree | None, failures: Sequence[Failure]) -> None:
+        if tree:
+            sent, sampled = _tokens(tree)
+            self._sent, self._sampled = self._sent + sent, self._sampled + sampled
+            before = self._partial.get(number)
+            self._partial[number] = joined([before, tree]) if before else tree
         by_sample = {failure.rollout: failure for failure in failures}
         self._failures[number] = [
             _failure_row(sample, by_sample.get(sample) or by_sample[None]) for sample in self._missing(number)

@@ -81,12 +81,12 @@ def eval_command(
 
     Example: treegym eval quickstart --policy runs/first --samples 8 --tasks 100
     """
+    from ..agents import TooManyFailures
     from ..trainers import Stopped
     from ..trainers.run import trees_file, write_text
     from .evaluation import (
         Budget,
         Setting,
-        TooManyFailures,
         evaluate,
         failure_limit,
         own_policy,
@@ -212,7 +212,7 @@ def play_command(
     from ..trainers import Environment, Run
     from ..trainers.run import write_text
     from .build import refusing
-    from .modules import folder_of
+    from .modules import folders_of
     from .person import play, show
     from .schema import Scenario, dump_scenario
     from .tasks import begin, named_task, values
@@ -239,7 +239,7 @@ def play_command(
     if not (folder / "scenario.yaml").exists():
         write_text(
             folder / "scenario.yaml",
-            dump_scenario(Scenario(Environment(task.env, task.settings), look_in=folder_of(task.env))),
+            dump_scenario(Scenario(Environment(task.env, task.settings), look_in=folders_of(task.env))),
         )
     run.save_tokenizer(renderer.tokenizer)
     run.trees.append(tree, stage="play", step=number)

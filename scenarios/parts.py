@@ -1,8 +1,13 @@
-"""Parts of an algorithm as a scenario writes them: a class by name, or a name with fields, parts within parts."""
+"""Parts of an algorithm as a scenario writes them: a class by name, or a name with fields, parts within parts.
+
+A name is that of one of treegym's classes, or `module:Name`, or `path/to/file.py:Name`.
+"""
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
+import functools
+import inspect
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from typing import Any, get_type_hints
@@ -10,7 +15,9 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from .. import agents, trainers
+from ..tools.named import split_name
 from .errors import ScenarioError, say, suggest
+from .modules import part_named
 
 ROLLOUTS: dict[str, type] = {
     kind.__name__: kind for kind in (agents.Budgeted, agents.Chains, agents.EntropyBranching, agents.TreeExpansion)
@@ -45,6 +52,11 @@ LOSSES: dict[str, type] = {
         trainers.WithKL,
     )
 }
+_METHODS: dict[Any, tuple[str, ...]] = {  # that make something a part of the kind
+    agents.RolloutStrategy: ("grow",),
+    trainers.AdvantageEstimator: ("__call__",),
+    trainers.PolicyLoss: ("__call__", "aggregation", "needs"),
+}
 _KINDS: dict[Any, Mapping[str, type]] = {
     agents.RolloutStrategy: ROLLOUTS,
     trainers.AdvantageEstimator: ADVANTAGES,
@@ -56,19 +68,38 @@ def build_part(kind: Any, written: Any, place: str) -> Any:
     """A part of a kind (RolloutStrategy, AdvantageEstimator, PolicyLoss) from what stands at `place`.
 
     `GroupRelative`, or `{GroupRelative: {within: origin}}`; of `Sum` a list of weights and parts,
-    `{Sum: [[1.0, GroupRelative], [0.5, AnchorStates]]}`. ScenarioError for what there is not.
+    `{Sum: [[1.0, GroupRelative], [0.5, AnchorStates]]}`. A class that a module has is made with the fields; a function
+    there is an AdvantageEstimator itself, its fields keyword arguments, or returns a part of another kind.
+    ScenarioError for what there is not.
     """
     named = {written: {}} if isinstance(written, str) else written
     if not isinstance(named, Mapping) or len(named) != 1:
         raise ScenarioError(f"{place}: write a name, or one name with its fields, not {written!r}")
     [(name, fields)] = named.items()
     found = _KINDS[kind].get(name)
+    if found is None and split_name(str(name))[0]:
+        return _of_module(kind, str(name), {} if fields is None else fields, place)
     if found is None:
         raise ScenarioError(f"{place}: no {kind.__name__} {name!r}{suggest(str(name), _KINDS[kind])}")
     place = f"{place}.{name}"
     if found is trainers.Sum:
         return trainers.Sum(*_weighted(kind, fields, place))
     return _make(found, {} if fields is None else fields, place)
+
+
+def _of_module(kind: Any, name: str, fields: Any, place: str) -> Any:
+    """The part that `module:Name` names, made with its fields."""
+    found = part_named(name, place)
+    if not callable(found):
+        raise ScenarioError(f"{place}: {name} is a {type(found).__name__}; name a class or a function")
+    if kind is trainers.AdvantageEstimator and not isinstance(found, type):
+        _, *known = fields_of(found).items()  # the first takes the trees
+        made = functools.partial(found, **_checked(dict(known), fields, f"{place}.{name}"))
+    else:
+        made = _make(found, fields, f"{place}.{name}")
+    if lacking := [method for method in _METHODS[kind] if not hasattr(made, method)]:
+        raise ScenarioError(f"{place}: {name} makes no {kind.__name__}: it has no {lacking[0]}")
+    return made
 
 
 def validate(hint: Any, value: Any, place: str) -> Any:
@@ -83,18 +114,33 @@ def validate(hint: Any, value: Any, place: str) -> Any:
         raise ScenarioError(f"{place}: {say(error.errors()[0])}") from error
 
 
-def _make(kind: Any, written: Mapping[str, Any], place: str) -> Any:
-    """A dataclass from its fields."""
+def fields_of(make: Any) -> dict[str, Any]:
+    """The parameters of a class or function that can be written down, and their type hints."""
+    hints: dict[str, Any] = {}
+    with contextlib.suppress(NameError):  # of what is imported for type checkers alone
+        hints = get_type_hints(make.__init__ if isinstance(make, type) and not is_dataclass(make) else make)
+    parameters = inspect.signature(make).parameters.values()
+    kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    return {each.name: hints.get(each.name, Any) for each in parameters if each.kind in kinds}
+
+
+def _make(kind: Any, written: Any, place: str) -> Any:
+    """What a class or function makes of its fields."""
+    checked = _checked(fields_of(kind), written, place)
+    try:
+        return kind(**checked)
+    except (TypeError, ValueError) as error:  # a field that is needed, or values that do not go together
+        raise ScenarioError(f"{place}: {str(error).partition('__init__() ')[2] or error}") from error
+
+
+def _checked(known: Mapping[str, Any], written: Any, place: str) -> dict[str, Any]:
+    """The fields as their type hints want them."""
     if not isinstance(written, Mapping):
         raise ScenarioError(f"{place}: write its fields, {{name: value}}, not {written!r}")
-    known, hints = {field.name for field in dataclasses.fields(kind)}, get_type_hints(kind)
     for name in written:
         if name not in known:
             raise ScenarioError(f"{place}.{name}: no such field{suggest(str(name), known)}")
-    try:
-        return kind(**{name: validate(hints[name], value, f"{place}.{name}") for name, value in written.items()})
-    except (TypeError, ValueError) as error:  # a field that is needed, or values that do not go together
-        raise ScenarioError(f"{place}: {str(error).partition('__init__() ')[2] or error}") from error
+    return {name: validate(known[name], value, f"{place}.{name}") for name, value in written.items()}
 
 
 def _weighted(kind: Any, fields: Any, place: str) -> list[tuple[float, Any]]:

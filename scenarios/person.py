@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
 
-from ..agents import GrowingTree, Player, Sampling, grow_trees, run_to_end
+from ..agents import GrowingTree, Sampling, grow_trees, run_to_end
 from ..agents.chat import ChatRenderer
 from ..agents.tree import RolloutTree
 from ..envs import Message, Task, TextEnv, ToolEnv
@@ -24,15 +24,15 @@ class Left(Exception):
     """The person went away."""
 
 
-class Person(Player):
+class Person:
     """Reads actions from standard input. Left where it ends, or at Ctrl-C."""
 
     def __init__(self) -> None:
         self.left = False  # Ctrl-C came while the environment was at work
 
-    async def act(self, env: TextEnv, chat: Sequence[Message], seed: int) -> str:
-        show(_unseen(chat))
-        if not any(message.role == "assistant" for message in chat):
+    async def act(self, messages: Sequence[Message], env: TextEnv, seed: int) -> str:
+        show(_unseen(messages))
+        if not any(message.role == "assistant" for message in messages):
             console.print("[dim]:help explains how to act[/dim]")
         while (text := self._read()) == ":help":
             say(HELP)

@@ -15,12 +15,12 @@ from ..agents import (
     ChatRenderer,
     OpenAIPolicy,
     OraclePlayer,
-    Player,
     Policy,
     RandomPlayer,
     Sampling,
     ScriptedPolicy,
     Server,
+    TextPolicy,
     TransformersPolicy,
     native_dtype,
 )
@@ -63,7 +63,7 @@ def open_policy(name: str | None, scenario: Scenario, tokenizer: str | None = No
     """
     sampling = replace(scenario.sampling, temperature=scenario.heldout.temperature)
     rows = scenario.model.max_rows
-    players: dict[str, Callable[[], Player]] = {"oracle": OraclePlayer, "random": RandomPlayer, "human": Person}
+    players: dict[str, Callable[[], TextPolicy]] = {"oracle": OraclePlayer, "random": RandomPlayer, "human": Person}
     in_words = replace(sampling, max_context=UNBOUNDED)
     if name in players:
         at_once = 1 if name == "human" else rows
@@ -100,7 +100,9 @@ def _local(scenario: Scenario, sampling: Sampling) -> OpenedPolicy:
     named = scenario.model.dtype
     dtype = native_dtype(model.device) if named == "auto" else getattr(torch, named)
     with refusing("model.name"):
-        policy = TransformersPolicy(model, renderer, dtype=dtype, max_rows=scenario.model.max_rows)
+        policy = TransformersPolicy(
+            model, renderer, dtype=dtype, max_rows=scenario.model.max_rows, lockstep=scenario.model.lockstep
+        )
     return OpenedPolicy(policy, renderer, sampling, scenario.model.max_rows, settled(scenario, dtype), _nothing)
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import inspect
 import json
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, nullcontext
@@ -20,8 +18,9 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
+from ..tools.named import look_in, split_name
 from .folders import begun
-from .modules import bring_module, import_named
+from .modules import bring_module, part_named
 from .terminal import UsageError, console, say
 
 if TYPE_CHECKING:
@@ -312,28 +311,18 @@ def _term(named: str) -> RewardTerm:
     """The reward term of a function: MODULE:FUNCTION or FILE.py:FUNCTION."""
     from ..agents import RewardTerm
 
-    place, colon, name = named.rpartition(":")
-    if not colon or not name.isidentifier():
+    place, name = split_name(named)
+    if not place or not name.isidentifier():
         raise UsageError(f"--rescore takes MODULE:FUNCTION or FILE.py:FUNCTION, not {named!r}")
+    look_in(Path.cwd())
+    function = part_named(named, f"--rescore {named}")
     try:
-        module = _load_file(Path(place)) if place.endswith(".py") else import_named(place)
-        function = getattr(module, name)
         takes = len(inspect.signature(function).parameters)
-    except (ImportError, OSError, AttributeError, SyntaxError, TypeError) as error:
+    except TypeError as error:
         raise UsageError(f"--rescore {named}: {error}") from error
     if takes not in (1, 2):
         raise UsageError(f"--rescore {named}: the function takes an episode, or an episode and the environment")
     return RewardTerm(name, _named(function, named), live=takes == 2)
-
-
-def _load_file(file: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{file} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[file.stem] = module  # which dataclasses in it need
-    spec.loader.exec_module(module)
-    return module
 
 
 def _named(function: Callable[..., float | None], name: str) -> Callable[..., float | None]:
@@ -388,12 +377,11 @@ def _continue(
         growing = _grow(run, policy, scenario, tree.task, how, seed, new_run)
         try:
             [grown] = run_to_end(growing)
-        except ExceptionGroup as group:
-            [error, *_] = group.exceptions
-            if isinstance(error, ReplayMismatch):
-                say(str(error))
-                return 1
-            raise UsageError(str(error)) if isinstance(error, ValueError | ConnectionError) else group from error
+        except ReplayMismatch as error:
+            say(str(error))
+            return 1
+        except (ValueError, ConnectionError) as error:
+            raise UsageError(str(error)) from error
         place = f"{number}.{rollout}"
         new_run.trees.append(
             grown, stage="continued", step=0, source=str(run.path), episode=place, turn=turn, policy=policy

@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import gymnasium
 import yaml
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from ..agents import RolloutStrategy, Sampling
 from ..envs import registered
+from ..tools.named import look_in, split_name
 from ..trainers import (
     ALGORITHMS,
     AdvantageEstimator,
@@ -28,11 +29,12 @@ from ..trainers import (
 )
 from ..trainers.run import trees_file
 from .errors import ScenarioError, say, suggest
-from .modules import import_named, module_of
-from .parts import build_part, validate
+from .modules import as_folders, import_named, part_named
+from .parts import build_part, fields_of, validate
 from .secret import with_secret
 
 _STRICT = {"extra": "forbid"}
+Folders = Annotated[tuple[str, ...], BeforeValidator(as_folders)]
 BUNDLED = Path(__file__).parent
 
 
@@ -47,12 +49,14 @@ class Model:
     lora_alpha: int = 32
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # of the computation; master weights are float32
     max_rows: Annotated[int, Field(ge=1)] = 32  # contexts decoded at a time
+    lockstep: bool = False  # a pass waits for all rollouts, slow tools too: repeatable where batches change bits
     template: Mapping[str, Any] = field(default_factory=dict)  # to its chat template, such as {enable_thinking: false}
 
 
 @dataclass(frozen=True, slots=True)
 class AlgorithmChoice:
-    """An algorithm by name, its parameters, and parts that replace its own, written as `build_part` reads them."""
+    """An algorithm by name, or `module:Name` of a function that makes one, its parameters, and parts that replace its
+    own, written as `build_part` reads them."""
 
     __pydantic_config__ = _STRICT
     name: str = "grpo"
@@ -64,9 +68,11 @@ class AlgorithmChoice:
     def build(self) -> Algorithm:
         """Raises ScenarioError for names, parameters and parts that there are not."""
         make = ALGORITHMS.get(self.name)
+        if make is None and split_name(self.name)[0]:
+            make = part_named(self.name, "algorithm.name")
         if make is None:
             raise ScenarioError(f"algorithm.name: no algorithm {self.name!r}{suggest(self.name, ALGORITHMS)}")
-        known = {name: hint for name, hint in get_type_hints(make).items() if name != "return"}
+        known = fields_of(make)
         checked = {}
         for name, value in self.parameters.items():
             place = f"algorithm.parameters.{name}"
@@ -75,8 +81,10 @@ class AlgorithmChoice:
             checked[name] = validate(known[name], value, place)
         try:
             algorithm = make(**checked)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise ScenarioError(f"algorithm.parameters: {error}") from error
+        if not isinstance(algorithm, Algorithm):
+            raise ScenarioError(f"algorithm.name: {self.name} makes a {type(algorithm).__name__}, not an Algorithm")
         parts = {"rollout": RolloutStrategy, "advantage": AdvantageEstimator, "loss": PolicyLoss}
         given = {name: kind for name, kind in parts.items() if getattr(self, name) is not None}
         built = {name: build_part(kind, getattr(self, name), f"algorithm.{name}") for name, kind in given.items()}
@@ -99,8 +107,10 @@ class Scenario:
     checkpoint_every: Annotated[float, Field(gt=0)] = 120.0  # seconds
     keep: Keep = Keep()
     on_failure: OnFailure = "stop"
+    max_failures: Annotated[float, Field(ge=0, le=1)] = 0.5
+    environment_threads: Annotated[int, Field(ge=1)] = 32
     threads: Annotated[int, Field(ge=0)] = 0  # of the computation; 0: one for each core
-    look_in: str = ""  # a folder to look in for the module of `module:id` first, then the file's and the current one
+    look_in: Folders = ()  # in which the modules that it names are looked for first, then its own and the current one
 
     def plan(self) -> Plan:
         return Plan(
@@ -114,6 +124,8 @@ class Scenario:
             checkpoint_every=self.checkpoint_every,
             keep=self.keep,
             on_failure=self.on_failure,
+            max_failures=self.max_failures,
+            environment_threads=self.environment_threads,
         )
 
 
@@ -144,8 +156,8 @@ def load_scenario(path: str | Path, changes: Sequence[str] = ()) -> Scenario:
         lines.update({keys[:i]: f"--set {change}: " for i in range(1, len(keys) + 1)})
     try:
         scenario = TypeAdapter(Scenario).validate_python(content)
-        scenario.plan()
         _find_environment(scenario.environment.id, _folders(path, scenario))
+        scenario.plan()
     except ValidationError as error:
         raise ScenarioError(_locate(error.errors()[0], lines, path)) from error
     except ScenarioError as error:
@@ -181,14 +193,18 @@ def title(path: str | Path) -> str:
 
 
 def _folders(path: Path, scenario: Scenario) -> list[Path]:
-    """Where the scenario's module is looked for."""
+    """Where the scenario's modules are looked for."""
     beside = [] if path.parent == BUNDLED else [path.parent]  # ours are no modules of a user's
-    return [path.parent / scenario.look_in, *beside] if scenario.look_in else beside
+    return [*(path.parent / folder for folder in scenario.look_in), *beside]
 
 
 def _find_environment(name: str, folders: Sequence[Path]) -> None:
-    """Raises ScenarioError if Gymnasium has no such environment; `module:id` imports the module that registers it."""
-    module, id = module_of(name), name.rpartition(":")[2]
+    """Raises ScenarioError if Gymnasium has no such environment; `module:id` imports the module that registers it.
+
+    The folders stay on Python's path, for the other modules that the scenario names.
+    """
+    module, id = split_name(name)
+    look_in(*folders, Path.cwd())
     try:
         found = import_named(module, *folders) if module else None
     except ScenarioError as error:

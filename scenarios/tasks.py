@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..tools.named import split_name
 from .errors import suggest
-from .modules import import_named, module_of
+from .modules import import_named
 from .terminal import UsageError
 
 if TYPE_CHECKING:
@@ -41,12 +42,13 @@ def named_task(name: str, seed: int, options: dict[str, Any], settings: dict[str
 
         task = load_scenario(name).environment.task("heldout", seed)
         return replace(task, options={**task.options, **options}, settings={**task.settings, **settings})
-    if not module_of(name):
+    place, _ = split_name(name)
+    if not place:
         raise UsageError(
             f"no environment and no scenario {name!r}{suggest(name, [*registered(), *bundled])}; "
-            "an environment of another module is module:id"
+            "an environment of another module is module:id, or path/to/file.py:id"
         )
-    import_named(module_of(name))
+    import_named(place)
     return Task(name, seed, options, settings)
 
 

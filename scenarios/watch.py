@@ -100,7 +100,7 @@ def improvement_health(metrics: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """What the improvement's rows of the metrics say of whether it could learn: counts of steps, updates and tasks,
     means of deviations."""
     every = list(metrics)
-    rows = [row for row in every if row["stage"] == "improvement"]
+    rows = [row for row in every if "informative" in row]  # of whatever stages grew groups
     means = {
         name: fmean(row[name] for row in rows)
         for name in ("sampler_deviation", "ratio_deviation", "clip_fraction")
@@ -112,6 +112,7 @@ def improvement_health(metrics: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         "steps_without_signal": sum(row["trained_tokens"] == 0 for row in rows),
         "skipped_updates": int(sum(row.get("skipped_updates", 0) for row in every)),
         "failed_tasks": sum(row.get("failed_tasks", 0) for row in every),
+        "failed_rollouts": sum(row.get("failed_rollouts", 0) for row in every),
         "truncated": {cause: fmean(row.get("truncated", {}).get(cause, 0.0) for row in rows) for cause in causes},
         **means,
     }
@@ -125,6 +126,8 @@ def concerns(health: Mapping[str, Any]) -> Iterable[str]:
         yield f"{health['skipped_updates']} updates were skipped: their gradients were not finite"
     if health["failed_tasks"]:
         yield f"{health['failed_tasks']} tasks failed and were left out; metrics.jsonl names them under failures"
+    elif health["failed_rollouts"]:
+        yield f"{health['failed_rollouts']} rollouts failed; metrics.jsonl names them under failures"
     for cause, share in health["truncated"].items():
         if cause == "context length" and share > 0.1:
             yield f"{share:.0%} of the rollouts were cut off at sampling.max_context"
@@ -141,8 +144,7 @@ _ROWS = {
     "untrained": "untouched model",
     "warmed up": "after warm-up",
     "trained": "after training",
-    "model": "model",
-}
+}  # other stages are called by their names
 
 
 def results_table(results: Mapping[str, Evaluation]) -> Table:
@@ -157,13 +159,13 @@ def results_table(results: Mapping[str, Evaluation]) -> Table:
     table.add_column("", no_wrap=True)
     for name in ("success", "95% interval", "turns", "calls", "tokens", "seconds"):
         table.add_column(name, justify="right", no_wrap=True)
-    for stage, label in _ROWS.items():
-        if result := results.get(stage):
-            numbers = (result.turns, result.tool_calls, result.sampled_tokens, result.seconds)
-            table.add_row(label, *_percents(result.interval), *(f"{x:.1f}" for x in numbers))
-            difficulties = result.by_hops()
-            for hops, interval in difficulties.items() if len(difficulties) > 1 else ():
-                table.add_row(f"  {hops} hop{'s' * (hops != 1)}", *_percents(interval), style="dim")
+    for stage in sorted(results, key=lambda stage: stage != "demonstrations"):
+        result = results[stage]
+        numbers = (result.turns, result.tool_calls, result.sampled_tokens, result.seconds)
+        table.add_row(_ROWS.get(stage, stage), *_percents(result.interval), *(f"{x:.1f}" for x in numbers))
+        difficulties = result.by_hops()
+        for hops, interval in difficulties.items() if len(difficulties) > 1 else ():
+            table.add_row(f"  {hops} hop{'s' * (hops != 1)}", *_percents(interval), style="dim")
     return table
 
 

@@ -21,6 +21,7 @@ from test_openai_policy import serving
 from treegym.agents import (
     Chains,
     ChatRenderer,
+    EpisodeError,
     Failure,
     FailureCause,
     RolloutTree,
@@ -29,7 +30,7 @@ from treegym.agents import (
     ServerError,
     SomeChains,
     failure_cause,
-    grow_trees,
+    grow,
     joined,
     verify,
 )
@@ -148,20 +149,33 @@ def renderer() -> ChatRenderer:
     return ChatRenderer(build_nano(lookup.vocabulary())[1])
 
 
-def grown(renderer: ChatRenderer, seeds: list[int], strategy: Any = CHAINS, **more: Any) -> list[RolloutTree]:
+def outcomes(
+    renderer: ChatRenderer, seeds: list[int], strategy: Any = CHAINS, **more: Any
+) -> tuple[list[RolloutTree], list[Failure]]:
+    """The trees by the seeds of their tasks, and the failures as they came."""
     tasks = [Task("tests/Flaky-v0", seed, settings={"hops": [2], "max_turns": 4}) for seed in seeds]
 
     def script(text: str, seed: int) -> str:
         return f"<lookup>moon {seed % 3}</lookup>"
 
-    return asyncio.run(grow_trees(tasks, strategy, ScriptedPolicy(renderer, script), renderer, Sampling(), **more))
+    async def collect() -> list[RolloutTree | Failure]:
+        policy = ScriptedPolicy(renderer, script)
+        return [each async for each in grow(tasks, strategy, policy, renderer, Sampling(), **more)]
+
+    found = asyncio.run(collect())
+    trees = [each for each in found if isinstance(each, RolloutTree)]
+    failures = [each for each in found if isinstance(each, Failure)]
+    return sorted(trees, key=lambda tree: seeds.index(tree.task.seed)), failures
+
+
+def grown(renderer: ChatRenderer, seeds: list[int], strategy: Any = CHAINS) -> list[RolloutTree]:
+    return outcomes(renderer, seeds, strategy)[0]
 
 
 def test_a_rollout_that_fails_leaves_its_siblings(renderer: ChatRenderer, faults: list[Exception]) -> None:
     whole = grown(renderer, [0, 1])
-    heard: list[Failure] = []
     faults.append(ConnectionResetError("gone"))
-    some = grown(renderer, [0, 1], on_failure=heard.append)
+    some, heard = outcomes(renderer, [0, 1])
     assert some[0] == whole[0] and 0 < len(heard) <= 3
     assert {(f.task.seed, f.turn, f.cause, f.error) for f in heard} == {
         (1, 2, FailureCause.CONNECTION, "ConnectionResetError: gone")
@@ -174,21 +188,18 @@ def test_a_rollout_that_fails_leaves_its_siblings(renderer: ChatRenderer, faults
 
 
 def test_an_environment_that_cannot_be_reset_leaves_the_others(renderer: ChatRenderer, faults: list[Exception]) -> None:
-    heard: list[Failure] = []
     faults.append(TimeoutError("slow"))
-    some = grown(renderer, [2, 0], on_failure=heard.append)
-    assert [len(tree.leaves) for tree in some] == [0, 3] and some[1] == grown(renderer, [0])[0]
+    some, heard = outcomes(renderer, [2, 0])
+    assert some == grown(renderer, [0])
     assert [(f.task.seed, f.rollout, f.turn, f.cause) for f in heard] == [(2, None, 0, FailureCause.TIMEOUT)]
 
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_an_error_of_code_says_where(seed: int, renderer: ChatRenderer, faults: list[Exception]) -> None:
     faults.append(KeyError("moon"))
-    with pytest.raises(BaseException) as raised:
-        grown(renderer, [0, seed], on_failure=lambda failure: None)
+    with pytest.raises(EpisodeError) as raised:
+        grown(renderer, [0, seed])
     error = raised.value
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
     assert str(error).startswith(f"tests/Flaky-v0, seed {seed}, turn {2 if seed == 1 else 0}: KeyError: 'moon' (test_")
     assert isinstance(error.__cause__, KeyError)
 

@@ -370,13 +370,11 @@ def test_another_tokenizer_writes_the_turns_anew(renderer: ChatRenderer) -> None
 
 def test_a_turn_that_cannot_be_restored_is_an_error(renderer: ChatRenderer, monkeypatch: pytest.MonkeyPatch) -> None:
     [tree] = grow(renderer, [Task(LOOKUP, 1)], Chains(1))
-    with pytest.raises(ExceptionGroup) as short:
+    with pytest.raises(ValueError, match="the episode ends at turn 1: call limit"):
         continued(renderer, tree, sampling=replace(LONG, max_calls=1), rollout=0, turn=2)
-    assert "the episode ends at turn 1: call limit" in str(short.value.exceptions[0])
     change(monkeypatch, KINDS[LOOKUP], tree.nodes[0].state_key, another_word)
-    with pytest.raises(ExceptionGroup) as other:
+    with pytest.raises(ReplayMismatch, match=r"rollout 0, turn 1: messages\[0\]"):
         continued(renderer, tree, rollout=0, turn=2)
-    assert "rollout 0, turn 1: messages[0]" in str(other.value.exceptions[0])
 
 
 # the command
@@ -553,7 +551,7 @@ def test_episodes_are_continued_from_the_command_line(
         (["0", "--from", "3", "--policy", "oracle"], "0.0 ends with turn 3: --from takes an earlier one"),
         (["0", "--from", "1", "--policy", "no-such"], "no model 'no-such'"),
         (["--rescore", "json"], "--rescore takes MODULE:FUNCTION or FILE.py:FUNCTION, not 'json'"),
-        (["--rescore", "json:nix"], "--rescore json:nix: module 'json' has no attribute 'nix'"),
+        (["--rescore", "json:nix"], "--rescore json:nix: json ("),
         (["--rescore", "nix.py:nix"], "--rescore nix.py:nix: "),
         (["--rescore", "json:dumps"], "the function takes an episode, or an episode and the environment"),
         (["--rescore", "math:sqrt"], "--rescore math:sqrt: treegym/Lookup-v0, seed 0, turn 1: TypeError: must be real"),

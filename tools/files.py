@@ -79,13 +79,13 @@ def list_(folder: str) -> None:
         entries += [os.path.normpath(os.path.join(place, name)) for name in sorted(names)]
         if len(entries) > MAX_COUNTED:
             break
-    for path in entries[:MAX_ENTRIES]:
-        with contextlib.suppress(FileNotFoundError):  # it has just been removed
-            print(path, os.lstat(path).st_size)
-    if len(entries) > MAX_ENTRIES:
+    if len(entries) > MAX_ENTRIES:  # first, since what is printed last may be cut
         print(f"[{MAX_ENTRIES} of {len(entries)} files{' or more' * (len(entries) > MAX_COUNTED)}]")
     elif not entries:
         print("(no files)")
+    for path in entries[:MAX_ENTRIES]:
+        with contextlib.suppress(FileNotFoundError):  # it has just been removed
+            print(path, os.lstat(path).st_size)
     for error in closed[:MAX_ENTRIES]:
         print(f"[{error.filename}: {error.strerror}]")
 

@@ -20,19 +20,10 @@ from .losses import (
 )
 from .node_values import BackedUp, PrefixGroups, SummedLeaves
 from .packing import Advantages, Pack, ScoredTree, Segment, Terms, TurnAdvantage, by_turn, pack, score, split
+from .plan import Environment, HeldOut, Keep, OnFailure, Plan
 from .run import DamagedCheckpoint, Progress, Run
-from .training import (
-    Environment,
-    HeldOut,
-    Improvement,
-    Keep,
-    OnFailure,
-    Plan,
-    Stopped,
-    Trainer,
-    Warmup,
-    Watcher,
-)
+from .stages import Evaluate, Improvement, Stage, Warmup
+from .training import LearningPolicy, Stopped, Trainer, Watcher
 
 __all__ = [
     "AGGREGATIONS",
@@ -47,6 +38,7 @@ __all__ = [
     "ClippedLoss",
     "DamagedCheckpoint",
     "Environment",
+    "Evaluate",
     "GeometricLoss",
     "GroupRelative",
     "GroupedGAE",
@@ -55,6 +47,7 @@ __all__ = [
     "Improvement",
     "Keep",
     "Learner",
+    "LearningPolicy",
     "Norm",
     "OnFailure",
     "Optimization",
@@ -69,6 +62,7 @@ __all__ = [
     "ScoredTree",
     "Segment",
     "SharedMean",
+    "Stage",
     "Stopped",
     "Sum",
     "SummedLeaves",

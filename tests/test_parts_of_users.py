@@ -1,0 +1,185 @@
+"""Parts of users, named in scenarios and commands as module:Name or path/to/file.py:Name."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from commands import command
+
+from treegym.envs import Task
+from treegym.scenarios import ScenarioError, load_scenario, train
+from treegym.tools.named import PartNotFound, import_place, named
+from treegym.trainers import Run, Stopped
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "training.md").read_text(encoding="utf-8").partition("### A part of your own")[2]
+PARTS = """
+from __future__ import annotations
+import helper_{0}
+import gymnasium
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+from treegym.agents import RolloutTree
+from treegym.envs import LookupEnv
+from treegym.trainers import Advantages, ReinforceLoss
+
+gymnasium.register("{0}/Links-v0", LookupEnv)
+
+def centred(trees: Sequence[RolloutTree], scale: float = 1.0) -> list[Advantages]:
+    return [[[scale * (value - 0.5)] * len(path) for value, path in zip(tree.returns, tree.paths)] for tree in trees]
+
+class Half:
+    aggregation = "token-mean"
+    needs: ClassVar[frozenset[str]] = frozenset()
+    def __init__(self, share: float = 0.5) -> None:
+        self.share = share
+    def __call__(self, logprobs, terms):
+        return -self.share * logprobs * terms.advantage
+
+number = 3
+"""
+SCENARIO = """
+environment: {{id: "parts/{0}.py:{0}/Links-v0"}}
+model: {{name: nano, dtype: float32}}
+algorithm:
+  parameters: {{n: 2}}
+  advantage: {{"{0}:centred": {{scale: 2.0}}}}
+  loss: {{"parts/{0}.py:Half": {{share: 0.25}}}}
+sampling: {{max_tokens: 4}}
+warmup: {{demonstrations: 8}}
+improvement: {{steps: 3, tasks_per_step: 2}}
+heldout: {{tasks: 2}}
+checkpoint_every: 1.0e-9
+threads: 1
+"""
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Python's path and torch's threads are the process's."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr("gymnasium.logger.warn", lambda *texts: None)  # that an environment is registered again
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def project(folder: Path, name: str) -> Path:
+    """A scenario, and the file with its parts in a folder beside it."""
+    (folder / "parts").mkdir(parents=True)
+    (folder / "parts" / f"{name}.py").write_text(PARTS.format(name))
+    (folder / "parts" / f"helper_{name}.py").write_text("")
+    (folder / "some.yaml").write_text(SCENARIO.format(name))
+    return folder / "some.yaml"
+
+
+def forget(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """As in another process: the modules of a project were never imported."""
+    for module in (name, f"helper_{name}"):
+        sys.modules.pop(module, None)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if "mine" not in path])
+
+
+def test_a_run_with_a_user_s_parts_resumes_evaluates_and_replays_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = project(tmp_path / "mine", "mine1")
+    whole = train(load_scenario(file), tmp_path / "whole")
+    with monkeypatch.context() as patched, pytest.raises(Stopped):
+        steps = iter([False, False, True])  # of warm-up one
+        patched.setattr("treegym.scenarios.watch.ProgressBars.should_stop", lambda bars: next(steps))
+        train(load_scenario(file), tmp_path / "parted")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    forget(monkeypatch, "mine1")
+    assert command(capsys, "train", "--resume", "--out", "../parted")[0] == 0
+    assert [*Run(Path("../parted")).trees.read()] == [*Run(Path("../whole")).trees.read()]
+    assert whole["trained"].success
+    for words in (
+        ("eval", "../parted", "--tasks", "2", "--out", "a"),
+        ("eval", "../parted", "--policy", "oracle", "--tasks", "2", "--out", "b"),
+        ("replay", "../parted", "--verify"),
+        ("replay", "../parted", "0.0", "--from", "1", "--policy", "oracle", "--out", "on"),
+    ):
+        forget(monkeypatch, "mine1")
+        status, _, said = command(capsys, *words)
+        assert status == 0, said
+    forget(monkeypatch, "mine1")
+    assert command(capsys, "compare", "a", "b")[0] == 0
+
+
+def test_parts_of_modules_are_made_with_their_fields(tmp_path: Path) -> None:
+    algorithm = load_scenario(project(tmp_path / "mine", "mine2")).plan().algorithm
+    assert algorithm.loss.share == 0.25  # type: ignore[attr-defined]
+    assert algorithm.advantage.keywords == {"scale": 2.0}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ("advantage={'NAME:centerd': {}}", "has no 'centerd'; did you mean 'centred'?"),
+        ("advantage={'NAME:centred': {skale: 1}}", "skale: no such field; did you mean 'scale'?"),
+        ("advantage={'NAME:centred': {scale: wide}}", "centred.scale: input should be a valid number"),
+        ("advantage={'NAME:centred': {trees: 1}}", "trees: no such field"),
+        ("loss='NAME:centred'", "centred"),
+        ("loss='NAME:number'", "NAME:number is a int; name a class or a function"),
+        ("loss='nowhere3:Loss'", "algorithm.loss: no module 'nowhere3' in "),
+        ("loss='nowhere3.py:Loss'", "algorithm.loss: no file 'nowhere3.py' in "),
+        ("loss='NAME:LookupEnv'", "LookupEnv makes no PolicyLoss: it has no __call__"),
+        ("name='NAME:Half'", "makes a Half, not an Algorithm"),
+        ("name='NAME:nix'", "algorithm.name: NAME (PATH) has no 'nix'"),
+    ],
+)
+def test_what_is_no_part_is_refused_with_its_place(
+    changed: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = project(tmp_path / "mine", "mine3")
+    monkeypatch.delitem(sys.modules, "mine3", raising=False)
+    monkeypatch.delitem(sys.modules, "helper_mine3", raising=False)
+    key, _, value = changed.replace("NAME", "mine3").partition("=")
+    with pytest.raises(ScenarioError) as refusal:
+        load_scenario(file, [f"algorithm.{key}={value}"])
+    assert reason.replace("NAME", "mine3").replace("PATH", str(tmp_path / "mine/parts/mine3.py")) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_the_page_s_strategy_runs_from_yaml_with_its_parameter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [example] = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    [algorithm] = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    [strategy] = re.findall(r"`algorithm: (\{rollout: .*?\})`", PAGE)
+    head = SCENARIO.format("x").partition("algorithm:")[0].replace("parts/x.py:x/Links-v0", "treegym/Lookup-v0")
+    (tmp_path / "halfway.py").write_text(example)
+    (tmp_path / "some.yaml").write_text(f"{head}{algorithm}\nwarmup: {{demonstrations: 8}}\nheldout: {{tasks: 2}}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "halfway", raising=False)
+    assert command(capsys, "train", "some.yaml", "--set", "improvement.steps=1", "--out", "run")[0] == 0
+    grown = [tree for labels, tree in Run(Path("run")).trees.read() if labels["stage"] == "improvement"]
+    assert len(grown) == 8
+    for tree in grown:
+        assert tree.origins == (0, 0, 0, 0)
+        assert all(path[: len(tree.paths[0]) // 2] == tree.paths[0][: len(tree.paths[0]) // 2] for path in tree.paths)
+    plan = load_scenario("some.yaml", [f"algorithm={strategy}"]).plan()
+    assert plan.algorithm.rollout == load_scenario("some.yaml").plan().algorithm.rollout
+
+
+def test_a_task_makes_the_environment_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project(tmp_path / "mine", "mine4")
+    monkeypatch.chdir(tmp_path)
+    env = Task("mine/parts/mine4.py:mine4/Links-v0", 0).make()
+    assert env.reset(seed=3)[0] == Task("treegym/Lookup-v0", 0).make().reset(seed=3)[0]
+
+
+def test_a_file_is_not_taken_for_another_module_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "json.py").write_text("mark = 1")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PartNotFound, match=r"json\.py cannot be imported beside .*, which has its name: rename it"):
+        named("json.py:mark")
+    assert "loads" in vars(import_place("json"))
