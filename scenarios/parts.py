@@ -118,7 +118,7 @@ def fields_of(make: Any) -> dict[str, Any]:
     """The parameters of a class or function that can be written down, and their type hints."""
     hints: dict[str, Any] = {}
     with contextlib.suppress(NameError):  # of what is imported for type checkers alone
-        hints = get_type_hints(make.__init__ if isinstance(make, type) and not is_dataclass(make) else make)
+        hints = get_type_hints(make.__init__ if isinstance(make, type) and not is_dataclass(make) else make)  # type: ignore[misc]
     parameters = inspect.signature(make).parameters.values()
     kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
     return {each.name: hints.get(each.name, Any) for each in parameters if each.kind in kinds}
