@@ -1,4 +1,4 @@
-"""Parts of an algorithm as a scenario writes them: a class by name, or a name with fields, parts within parts.
+"""Parts as a scenario writes them: a class by name, or a name with fields, parts within parts.
 
 A name is that of one of treegym's classes, or `module:Name`, or `path/to/file.py:Name`.
 """
@@ -52,20 +52,26 @@ LOSSES: dict[str, type] = {
         trainers.WithKL,
     )
 }
+SOURCES: dict[str, type] = {kind.__name__: kind for kind in (trainers.Curriculum, trainers.Mixture, trainers.Uniform)}
+STAGES: dict[str, type] = {kind.__name__: kind for kind in (trainers.Evaluate, trainers.Improvement, trainers.Warmup)}
 _METHODS: dict[Any, tuple[str, ...]] = {  # that make something a part of the kind
     agents.RolloutStrategy: ("grow",),
     trainers.AdvantageEstimator: ("__call__",),
     trainers.PolicyLoss: ("__call__", "aggregation", "needs"),
+    trainers.TaskSource: ("draw", "report"),
+    trainers.Stage: ("name", "run"),
 }
 _KINDS: dict[Any, Mapping[str, type]] = {
     agents.RolloutStrategy: ROLLOUTS,
     trainers.AdvantageEstimator: ADVANTAGES,
     trainers.PolicyLoss: LOSSES,
+    trainers.TaskSource: SOURCES,
+    trainers.Stage: STAGES,
 }
 
 
 def build_part(kind: Any, written: Any, place: str) -> Any:
-    """A part of a kind (RolloutStrategy, AdvantageEstimator, PolicyLoss) from what stands at `place`.
+    """A part of a kind (RolloutStrategy, AdvantageEstimator, PolicyLoss, TaskSource, Stage) from what stands there.
 
     `GroupRelative`, or `{GroupRelative: {within: origin}}`; of `Sum` a list of weights and parts,
     `{Sum: [[1.0, GroupRelative], [0.5, AnchorStates]]}`. A class that a module has is made with the fields; a function
