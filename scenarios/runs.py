@@ -57,7 +57,7 @@ Rollouts = Annotated[str | None, typer.Option(metavar="LEAST:MOST", help="By the
 @runs_app.command("list")
 def list_runs(folder: Annotated[Path, typer.Argument(help="The folder that holds the runs.")] = Path("runs")) -> None:
     """List the runs with what came of them. The default."""
-    from ..trainers import Run
+    from ..agents import Run
 
     table = Table("run", "state", "untouched", "warmed up", "trained", "gain (95%)")
     faults = []
@@ -157,7 +157,7 @@ def import_trees(
     """
     from ..agents import EpisodeStore
     from ..agents.exchange import read_episodes
-    from ..trainers.run import trees_file
+    from ..agents.folder import trees_file
 
     if not file.is_file():
         raise UsageError(f"there is no file {file}")
@@ -205,7 +205,7 @@ def migrate_trees(run: RunFolder) -> None:
     Example: treegym runs migrate runs/old
     """
     from ..agents import migrate
-    from ..trainers.run import trees_file
+    from ..agents.folder import trees_file
 
     if trees_file(run) != run / "trees.jsonl":
         raise UsageError(f"{run} holds no trees.jsonl: there is nothing to migrate")
@@ -234,7 +234,7 @@ def _line(s: TreeSummary) -> str:
 def _trees(run: Path) -> Iterator[EpisodeStore]:
     """The trees of a run's directory."""
     from ..agents import EpisodeStore
-    from ..trainers.run import trees_file
+    from ..agents.folder import trees_file
 
     path = trees_file(run)
     if not path.exists():

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from ..agents import EpisodeStore, Node, Record, RolloutTree, TreeSummary, read_lines, succeeded
-from ..trainers.run import tokenizer_file
+from ..agents.folder import tokenizer_file
 
 T = TypeVar("T")
 
