@@ -91,6 +91,15 @@ def trees_file(folder: Path) -> Path:
     return plain if plain.exists() and not packed.exists() else packed
 
 
+def count_failures(folder: Path) -> int:
+    """How many rollouts of a run, or samples of an evaluation, have failed so far."""
+    state = folder / "progress.json"  # an evaluation's
+    samples = json.loads(state.read_text()).get("failures", {}) if state.exists() else {}
+    rows = read_lines(folder / "metrics.jsonl")
+    failed: int = sum(row.get("failed_rollouts", 0) for row in rows)
+    return failed + sum(map(len, samples.values()))
+
+
 def tokenizer_file(folder: Path) -> Path:
     """Where a run's tokenizer is: tokenizer.json, or its model's if there is only that."""
     own, models = folder / "tokenizer.json", folder / "model" / "tokenizer.json"
