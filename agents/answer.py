@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ..envs import Message, Task, TextEnv
-from ..tools import Cassette
+from ..tools import Cassette, ToolCall
 from .tree import Node, RolloutTree
 
-_CHAT = ("messages", "reward_terms")  # keys of info that have a field of their own
+_CHAT = ("messages", "reward_terms", "tool_calls")  # keys of info that have a field of their own
 LARGEST_REWARD = 1e15  # squares of rewards, and their sums over a batch, stay finite in float32
 TOLERANCE = 1e-6  # relative and absolute, of numbers in a lenient comparison
 
@@ -48,6 +48,7 @@ class Answer:
     reward_terms: Mapping[str, float | None] = field(default_factory=dict)
     terminated: bool = False
     truncated: bool = False
+    calls: tuple[ToolCall, ...] = ()  # that the environment read in the action
 
     @property
     def over(self) -> bool:
@@ -155,6 +156,7 @@ def act(env: TextEnv, action: str) -> Answer:
         dict(info.get("reward_terms", {})),
         terminated,
         truncated,
+        tuple(ToolCall(**call) for call in info.get("tool_calls", ())),
     )
 
 

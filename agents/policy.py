@@ -24,7 +24,8 @@ class Completion:
     logprobs: tuple[float, ...] = ()  # nats, under the distribution sampled from
     entropies: tuple[float, ...] = ()  # nats, of that distribution; empty when not asked for
     stop_reason: StopReason = "stop"  # it gave an end token or a stop text; "length": cut at max_tokens
-    weights_version: int = 0
+    weights_version: int = 0  # of the weights that its first token was sampled with
+    last_weights_version: int | None = None  # of its last token; None: the same
 
 
 class Context:

@@ -1,33 +1,36 @@
 """Records: a tree with its labels and advantages as one JSON object, and back, for every schema there was.
 
-Schema 2 leaves out what is at its default, and writes numbers as text: "u2:", "u4:", "f4:" or "f8:", then base64 of the
+Schema 3 leaves out what is at its default, and writes numbers as text: "u2:", "u4:", "f4:" or "f8:", then base64 of the
 little-endian array, f8 only where f4 would change a value. What a tree says more than once is said once: a node whose
 messages or observation are those of an earlier node has that node's number in their place. What the prompts of many
 trees begin with, the system message above all, stands in one record of 64; the others name it by its offset, `opening`,
 and the messages and tokens that they share with it. So a tree takes at most one record besides its own to read, and
-damage to that one takes at most 63 others along.
+damage to that one takes at most 63 others along. Schema 2 is the same without calls, speakers, values, lessons and
+advantages of tokens.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import struct
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields
 from hashlib import blake2b
 from typing import Any
 
 from ..envs import Message, Task
+from ..tools import ToolCall
 from .policy import Completion
 from .tree import Cost, Node, RolloutTree
 
-SCHEMA = 2
+SCHEMA = 3
 SHARED = 64  # records that one opening serves at most
 
-Advantages = Sequence[Sequence[float]]  # [rollout][turn]
+Advantages = Sequence[Sequence[float | Sequence[float]]]  # [rollout][turn], of the turn or of each sampled token
 
 
 class UnknownSchema(Exception):
@@ -43,10 +46,23 @@ class Record:
     tree: RolloutTree
     advantages: Advantages | None = None  # None: not recorded
     shares: bool = False  # whether it was written with another record's opening
+    values: Sequence[Sequence[float]] | None = None  # [node][token], of the state before each sampled token
+    lessons: tuple[str, ...] = ()  # names of those in force
 
     def __post_init__(self) -> None:
         if self.advantages is not None and [*map(len, self.advantages)] != [*map(len, self.tree.paths)]:
             raise ValueError("advantages are [rollout][turn] of the tree")
+        if any(not isinstance(turn, float | int) and len(turn) != n for turn, n in self._turns()):
+            raise ValueError("the advantages of a turn's tokens are as many as it has sampled tokens")
+        sizes = [len(node.action.token_ids) for node in self.tree.nodes]
+        if self.values is not None and [*map(len, self.values)] != sizes:
+            raise ValueError("values are [node][sampled token] of the tree")
+
+    def _turns(self) -> Iterator[tuple[float | Sequence[float], int]]:
+        """The advantage of every turn of every rollout, and how many tokens were sampled in it."""
+        for path, rollout in zip(self.tree.paths, self.advantages or (), strict=False):
+            for node, turn in zip(path, rollout, strict=True):
+                yield turn, len(self.tree.nodes[node].action.token_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +85,21 @@ def write_record(record: Record, opening: tuple[int, Opening] | None) -> bytes:
     """The line of a record; `opening`, with its offset, is one that it shares."""
     row: dict[str, Any] = {"schema": SCHEMA, "labels": record.labels}
     if record.advantages is not None:
-        row["advantages"] = pack_floats([x for rollout in record.advantages for x in rollout])
+        row["advantages"] = _packed_advantages([turn for rollout in record.advantages for turn in rollout])
+    if record.values is not None:
+        row["values"] = pack_floats([value for node in record.values for value in node])
+    if record.lessons:
+        row["lessons"] = record.lessons
     row["tree"] = _tree_row(record.tree, opening)
     return json_line(row)
+
+
+def _packed_advantages(turns: Sequence[float | Sequence[float]]) -> str | list[float | str]:
+    """Of turns in one text; where some have one for each token, a list with a text for each of those."""
+    numbers = [turn for turn in turns if isinstance(turn, float | int)]
+    if len(numbers) == len(turns):
+        return pack_floats(numbers)
+    return [turn if isinstance(turn, float | int) else pack_floats(turn) for turn in turns]
 
 
 def json_line(row: Mapping[str, Any]) -> bytes:
@@ -125,19 +153,33 @@ def _read_first(number: int, row: dict[str, Any], opening_at: Callable[[int], Op
     return Record(number, labels, RolloutTree.from_json(row["tree"]))
 
 
-def _read_second(number: int, row: dict[str, Any], opening_at: Callable[[int], Opening]) -> Record:
+def _read_later(number: int, row: dict[str, Any], opening_at: Callable[[int], Opening]) -> Record:
     tree = _tree(row["tree"], opening_at)
-    advantages = None
-    if "advantages" in row:
-        values = unpack(row["advantages"])
-        if len(values) != sum(map(len, tree.paths)):
-            raise ValueError(f"its {len(values)} advantages are not those of its turns")
-        flat = iter(values)
-        advantages = tuple(tuple(next(flat) for _ in path) for path in tree.paths)
-    return Record(number, row["labels"], tree, advantages, "opening" in row["tree"])
+    return Record(
+        number,
+        row["labels"],
+        tree,
+        _advantages(row["advantages"], tree) if "advantages" in row else None,
+        "opening" in row["tree"],
+        _values(row["values"], tree) if "values" in row else None,
+        tuple(row.get("lessons", ())),
+    )
 
 
-_READERS = {1: _read_first, 2: _read_second}
+def _advantages(packed: str | list[float | str], tree: RolloutTree) -> Advantages:
+    turns = unpack(packed) if isinstance(packed, str) else [unpack(x) if isinstance(x, str) else x for x in packed]
+    if len(turns) != sum(map(len, tree.paths)):
+        raise ValueError(f"its {len(turns)} advantages are not those of its turns")
+    flat = iter(turns)
+    return tuple(tuple(next(flat) for _ in path) for path in tree.paths)
+
+
+def _values(packed: str, tree: RolloutTree) -> Sequence[Sequence[float]]:
+    flat = iter(unpack(packed))
+    return tuple(tuple(itertools.islice(flat, len(node.action.token_ids))) for node in tree.nodes)
+
+
+_READERS = {1: _read_first, 2: _read_later, 3: _read_later}
 
 
 def _tree_row(tree: RolloutTree, opening: tuple[int, Opening] | None) -> dict[str, Any]:
@@ -162,6 +204,8 @@ def _tree_row(tree: RolloutTree, opening: tuple[int, Opening] | None) -> dict[st
         if node.observation:
             first = seen.setdefault(node.observation, number)
             cells["observation"] = first if first < number else pack_ints(node.observation)
+        if node.calls:
+            cells["calls"] = [(call.name, call.arguments) for call in node.calls]
         if node.messages:
             first = said.setdefault(node.messages, number)
             cells["messages"] = first if first < number else _pairs(node.messages)
@@ -187,6 +231,8 @@ def _tree(row: Mapping[str, Any], opening_at: Callable[[int], Opening]) -> Rollo
             if name in action:
                 action[name] = unpack(action[name])
         cells["action"] = Completion(**action)
+        if "calls" in cells:
+            cells["calls"] = tuple(ToolCall(name, arguments) for name, arguments in cells["calls"])
         if "observation" in cells:
             at = cells["observation"]
             cells["observation"] = nodes[at].observation if isinstance(at, int) else unpack(at)
@@ -223,7 +269,7 @@ _FIELDS: dict[type, list[tuple[str, Any]]] = {  # with their defaults, or MISSIN
     ]
     for kind in (Task, Completion, Node, RolloutTree, Cost)
 }
-_OF_NODE = frozenset({"parent", "action"})  # what is written otherwise
+_OF_NODE = frozenset({"parent", "action", "calls"})  # what is written otherwise
 _OF_TREE = frozenset({"task", "prompt", "messages", "nodes", "leaves", "cost"})
 
 

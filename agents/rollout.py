@@ -301,6 +301,8 @@ class GrowingTree:
             truncated=answer.truncated,
             state_key=answer.state_key,
             info=answer.info,
+            calls=answer.calls,
+            speaker=str((turn.node.info if turn.node else self.prompt.answer.info).get("speaker", "")),
         )
         if answer.over:
             env.close()  # nothing goes on from here

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def migrate(old: EpisodeStore, new: Path, seen: Seen = lambda trees: None) -> No
     with old.exclusively():
         part = _write_beside(new, old.records(), seen)
         for before, after in zip(old.records(), EpisodeStore(part).records(), strict=True):
-            if (before.labels, before.tree, before.advantages) != (after.labels, after.tree, after.advantages):
+            if replace(before, shares=False) != replace(after, shares=False):
                 raise AssertionError(f"{old.path}: tree {before.number} would not be the same in {new}")
         _take_place(part, new)
         for path in (old.path, old.index_path):
@@ -53,7 +54,7 @@ def _write_beside(path: Path, records: Iterable[Record], seen: Seen) -> Path:
         leftover.unlink(missing_ok=True)
     part.path.touch()
     for record in records:
-        part.append(record.tree, record.advantages, **record.labels)
+        part.append(record.tree, record.advantages, record.values, record.lessons, **record.labels)
         seen(1)
     part.close()
     sync(part.path)  # before another file gives way to it

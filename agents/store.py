@@ -21,7 +21,7 @@ import sqlite3
 import struct
 import weakref
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -74,8 +74,19 @@ class EpisodeStore:
 
     # writing
 
-    def append(self, tree: RolloutTree, /, advantages: Advantages | None = None, **labels: Any) -> None:
-        """Writes one record; a killed process loses at most that. `advantages` are [rollout][turn].
+    def append(
+        self,
+        tree: RolloutTree,
+        /,
+        advantages: Advantages | None = None,
+        values: Sequence[Sequence[float]] | None = None,
+        lessons: Sequence[str] = (),
+        **labels: Any,
+    ) -> None:
+        """Writes one record; a killed process loses at most that.
+
+        `advantages` are [rollout][turn], each a number or one for each sampled token; `values` are [node][token], of
+        the state before each sampled token; `lessons` are the names of those in force.
 
         StoreLocked while another process writes; StoreError where there is no room, after which the store is as before.
         """
@@ -88,7 +99,7 @@ class EpisodeStore:
             with self.path.open("rb") as file, contextlib.suppress(ValueError):  # damaged: this tree stands for itself
                 opening = shared, self._opening(file, shared)
         summary = TreeSummary.of(number, json.loads(json.dumps(labels)), tree)
-        line = write_record(Record(number, labels, tree, advantages), opening)
+        line = write_record(Record(number, labels, tree, advantages, False, values, tuple(lessons)), opening)
         data = self._layout.encode(number, line)
         try:
             write(lock.file, data)
@@ -182,7 +193,7 @@ class EpisodeStore:
         return record.labels, record.tree
 
     def record(self, number: int) -> Record:
-        """The same with its advantages."""
+        """The same with all that is stored beside it."""
         offset = self._place(number)
         if offset is None:
             raise IndexError(f"{self.path} holds no tree {number}; it has {len(self)}, numbered from 0")

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from ..envs import Message, Task
+from ..tools import ToolCall
 from .policy import Completion
 
 ROOT = -1
@@ -33,6 +34,8 @@ class Node:
     truncated: bool = False
     state_key: str = ""  # of the state the action led to
     info: Mapping[str, Any] = field(default_factory=dict)  # JSON; "cause" of a truncation
+    calls: tuple[ToolCall, ...] = ()  # those that the environment read in the action
+    speaker: str = ""  # who said it, where an environment has several roles
 
 
 @dataclass(slots=True)
@@ -173,5 +176,6 @@ def _node(row: Mapping[str, Any]) -> Node:
             "action": Completion(**action),
             "observation": tuple(row["observation"]),
             "messages": _messages(row["messages"]),
+            "calls": tuple(ToolCall(**call) for call in row.get("calls", ())),
         }
     )

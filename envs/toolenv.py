@@ -173,7 +173,9 @@ class ToolEnv(TextEnv):
         truncated = not terminated and self.turn >= self.max_turns
         self.over = terminated or truncated
         terms = self._terms() if self.over else {}
-        info: dict[str, Any] = {"messages": messages, "reward_terms": terms, **self._counts(parsed)}
+        calls = [{"name": call.name, "arguments": dict(call.arguments)} for call in _calls(parsed)]
+        info: dict[str, Any] = {"messages": messages, "reward_terms": terms, "tool_calls": calls}
+        info |= self._counts(parsed)
         if truncated:
             info["cause"] = "turn limit"
         return _observation(messages), self._weigh(terms), terminated, truncated, info
@@ -193,7 +195,7 @@ class ToolEnv(TextEnv):
         return [Message("tool", exchange.result.text) for exchange in exchanges]
 
     def _counts(self, parsed: Action | FormatError) -> dict[str, int]:
-        calls = len(parsed.calls) if isinstance(parsed, Action) else 0
+        calls = len(_calls(parsed))
         failed = sum(exchange.result.failed for exchange in self.transcript[-calls:]) if calls else 0
         return {"calls": calls, "failed_calls": failed, "malformed": int(isinstance(parsed, FormatError))}
 
@@ -265,6 +267,10 @@ def _copy_generator(generator: np.random.Generator) -> np.random.Generator:
     bits = type(generator.bit_generator)(0)
     bits.state = generator.bit_generator.state
     return np.random.Generator(bits)
+
+
+def _calls(parsed: Action | FormatError) -> Sequence[ToolCall]:
+    return parsed.calls if isinstance(parsed, Action) else ()
 
 
 def _observation(messages: Sequence[Message]) -> str:

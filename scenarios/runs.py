@@ -172,7 +172,7 @@ def import_trees(
     with begun(out), contextlib.closing(store), _bar("importing trees", None) as advance:
         out.mkdir(parents=True, exist_ok=True)
         for record in read_episodes(file, format):
-            store.append(record.tree, record.advantages, **record.labels)
+            store.append(record.tree, record.advantages, record.values, record.lessons, **record.labels)
             count += 1
             advance(1)
         if not count:

@@ -106,7 +106,7 @@ class Scenario:
     warmup: Warmup = Warmup()
     improvement: Improvement = Improvement()
     heldout: HeldOut = HeldOut()
-    stages: Sequence[Any] = ()  # parts; by default evaluations around the warm-up and the improvement
+    stages: tuple[Any, ...] = ()  # parts; by default evaluations around the warm-up and the improvement
     seed: int = 0
     checkpoint_every: Annotated[float, Field(gt=0)] = 120.0  # seconds
     keep: Keep = Keep()

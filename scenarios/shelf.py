@@ -225,7 +225,10 @@ class Volume:
             "run": self.name,
             "number": number,
             "labels": record.labels,
-            "advantages": record.advantages,  # [rollout][turn]
+            "advantages": [[_mean(turn) for turn in rollout] for rollout in record.advantages or ()] or None,
+            "token_advantages": _of_tokens(record),
+            "values": record.values,  # [node][token]
+            "lessons": record.lessons,
             "task": asdict(tree.task),
             "messages": [asdict(message) for message in tree.messages],
             "prompt": len(tree.prompt),
@@ -275,10 +278,13 @@ class Volume:
             "entropies": [round(x, 4) for x in action.entropies],
             "stop": action.stop_reason,
             "weights": action.weights_version,
+            "last_weights": action.last_weights_version,
             "observation": len(node.observation),
             "messages": [asdict(message) for message in node.messages],
             "reward": node.reward,
             "terms": node.reward_terms,
+            "calls": [asdict(call) for call in node.calls],
+            "speaker": node.speaker,
             "terminated": node.terminated,
             "truncated": node.truncated,
             "key": node.state_key,
@@ -368,6 +374,21 @@ class Shelf:
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix() if path != self.root else path.resolve().name
+
+
+def _mean(advantage: float | Sequence[float]) -> float:
+    """Of a turn, where its tokens may have advantages of their own."""
+    if isinstance(advantage, float | int):
+        return advantage
+    return sum(advantage) / len(advantage) if advantage else 0.0
+
+
+def _of_tokens(record: Record) -> list[list[Sequence[float] | None]] | None:
+    """[rollout][turn]: the advantages of the tokens, None where the turn has one for all of them."""
+    rows = [
+        [None if isinstance(turn, float | int) else turn for turn in rollout] for rollout in record.advantages or ()
+    ]
+    return rows if any(turn is not None for row in rows for turn in row) else None
 
 
 def run_folders(root: Path, depth: int = DEPTH) -> Iterator[Path]:

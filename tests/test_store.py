@@ -57,7 +57,8 @@ from treegym.agents.nano import build_nano
 from treegym.agents.records import SCHEMA, SHARED, pack_floats, pack_ints, unpack
 from treegym.agents.store import CUT_OFF
 from treegym.envs import Message, Task
-from treegym.trainers import by_turn
+from treegym.tools import ToolCall
+from treegym.trainers import plain
 
 SYSTEM = "Find the word at the end of the chain of words. Each turn, write one of the actions below."
 
@@ -773,6 +774,47 @@ def test_a_wide_tree_takes_little_more_than_its_unique_text(wide: RolloutTree, p
     assert store.size < 1.3 * sum(len(text.encode()) for text in said)
 
 
-def test_advantages_of_turns_are_stored_and_those_of_tokens_are_not() -> None:
-    assert by_turn([[0.5, 1.0], []]) == [[0.5, 1.0], []]
-    assert by_turn([[0.5, np.array([1.0, 2.0])]]) is None
+def test_what_belongs_to_tokens_comes_back_as_it_was(tmp_path: Path) -> None:
+    """Advantages and values of tokens, lessons, versions of weights, speakers, calls."""
+    plain_tree = tree(0)
+    said = ToolCall("search", {"query": "möön \ud800", "k": [1, 2.5, None]})
+    nodes = [
+        replace(node, action=replace(node.action, last_weights_version=number + 5), calls=(said,) * number, speaker="b")
+        for number, node in enumerate(plain_tree.nodes)
+    ]
+    told = replace(plain_tree, nodes=tuple(nodes))
+    counts = [[len(told.nodes[i].action.token_ids) for i in path] for path in told.paths]
+    mixed = plain([[0.1 if turn % 2 else np.linspace(-1, 1, n) for turn, n in enumerate(row)] for row in counts])
+    values = [[random.gauss(0, 1) for _ in node.action.token_ids] for node in told.nodes]
+    store = EpisodeStore(tmp_path / "trees.jsonl.zst")
+    store.append(told, mixed, values, ["look twice", "ask"], stage="some")
+    store.append(plain_tree, plain([[0.5] * len(row) for row in counts]))
+    first, second = store.records()
+    assert first.tree == told and second.tree == plain_tree and first.lessons == ("look twice", "ask")
+    assert first.advantages == tuple(tuple(row) for row in mixed)
+    assert first.values == tuple(tuple(row) for row in values)
+    assert second.advantages == tuple((0.5,) * len(row) for row in counts) and second.values is None
+    assert RolloutTree.from_json(json.loads(json.dumps(told.to_json()))) == told
+
+
+@pytest.mark.parametrize(
+    ("shape", "match"),
+    [
+        ({"advantages": [[(0.5,) * 99] * 9]}, "advantages are"),
+        ({"values": [[0.5]]}, r"values are \[node\]\[sampled token\]"),
+    ],
+)
+def test_misshapen_tokens_are_refused(shape: dict[str, Any], match: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=match):
+        EpisodeStore(tmp_path / "trees.jsonl.zst").append(tree(0), **shape)
+
+
+def test_schema_2_is_read_and_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = EpisodeStore(tmp_path / "trees.jsonl.zst")
+    with monkeypatch.context() as patched:
+        patched.setattr("treegym.agents.records.SCHEMA", 2)
+        store.append(tree(0), [[0.5] * len(path) for path in tree(0).paths], stage="old")
+    store.append(tree(1), stage="new")
+    old, new = store.records()
+    assert (old.tree, new.tree) == (tree(0), tree(1)) and old.labels == {"stage": "old"}
+    assert old.advantages == tuple((0.5,) * len(path) for path in tree(0).paths)

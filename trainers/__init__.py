@@ -21,7 +21,7 @@ from .losses import (
     kl,
 )
 from .node_values import BackedUp, PrefixGroups, SummedLeaves
-from .packing import Advantages, Pack, ScoredTree, Segment, Terms, TurnAdvantage, by_turn, pack, score, split
+from .packing import Advantages, Pack, ScoredTree, Segment, Terms, TurnAdvantage, pack, plain, score, split
 from .plan import HeldOut, Keep, OnFailure, Plan
 from .stages import Evaluate, Improvement, Stage, Warmup
 from .tasks import Environment
@@ -86,12 +86,12 @@ __all__ = [
     "arpo",
     "at2po",
     "bi_level_gae",
-    "by_turn",
     "gae",
     "gigpo",
     "grpo",
     "kl",
     "pack",
+    "plain",
     "score",
     "split",
     "tree_grpo",

@@ -24,12 +24,10 @@ Advantages = Sequence[Sequence[TurnAdvantage]]  # [rollout][turn]
 Aggregation = Callable[[Sequence[int]], list[float]]  # sampled tokens of each rollout -> weight of each of its terms
 
 
-def by_turn(advantages: Advantages) -> list[list[float]] | None:
-    """One number for each turn. None where a turn's tokens have advantages of their own."""
-    rows = [[np.asarray(each) for each in rollout] for rollout in advantages]
-    return (
-        [[float(each) for each in row] for row in rows] if not any(each.ndim for row in rows for each in row) else None
-    )
+def plain(advantages: Advantages) -> list[list[float | tuple[float, ...]]]:
+    """As numbers without numpy: one for each turn, or one for each of its sampled tokens."""
+    rows = [[np.asarray(turn, dtype=float) for turn in rollout] for rollout in advantages]
+    return [[tuple(turn.tolist()) if turn.ndim else float(turn) for turn in row] for row in rows]
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ from ..agents import (
 from ..envs import Task
 from .checkpoints import Checkpoints, DamagedCheckpoint, Progress
 from .learner import Learner, Optimization
-from .packing import Advantages, by_turn
+from .packing import Advantages, plain
 from .plan import Plan
 
 
@@ -245,7 +245,7 @@ class Trainer:
         self, trees: Sequence[RolloutTree], advantages: Sequence[Advantages] | None = None, **labels: Any
     ) -> None:
         for i, tree in enumerate(trees):
-            known = None if advantages is None else by_turn(advantages[i])
+            known = None if advantages is None else plain(advantages[i])
             self.run.trees.append(tree, known, **labels)
 
     @property

@@ -3,53 +3,30 @@
 
 const SHADES = ["log-probability", "entropy", "off"];
 
-/** Calls in an action, in the formats that environments know: [{name, body, start, end}]. */
-function callsIn(text) {
-  const found = [];
-  for (const match of text.matchAll(/<tool_call>\s*([\s\S]*?)\s*<\/tool_call>/g)) {
-    const name = /"name"\s*:\s*"([^"]*)"/.exec(match[1])?.[1] ?? "call";
-    const body = /"arguments"\s*:\s*([\s\S]*?)\s*\}?$/.exec(match[1])?.[1] ?? match[1];
-    found.push({ name, body, start: match.index, end: match.index + match[0].length });
-  }
-  if (found.length) return found;
-  for (const match of text.matchAll(/<([A-Za-z_]\w*)>([\s\S]*?)<\/\1>/g)) {
-    if (match[1] !== "think") found.push({ name: match[1], body: match[2], start: match.index, end: match.index + match[0].length });
-  }
-  for (const match of text.matchAll(/^```(\w+)\n([\s\S]*?)^```/gm)) {
-    found.push({ name: match[1], body: match[2], start: match.index, end: match.index + match[0].length });
-  }
-  for (const match of text.matchAll(/^Action:[ \t]*(\S+)(?:\s*^Action Input:[ \t]*(.*))?/gm)) {
-    found.push({ name: match[1], body: match[2] ?? "", start: match.index, end: match.index + match[0].length });
-  }
-  return found.sort((a, b) => a.start - b.start);
+/** A call on one line. */
+function callOf(call) {
+  return `${call.name}(${line(call.arguments)})`;
 }
 
-/** An action: tokens shaded by how sure the policy was, calls set apart. */
+/** An action: tokens shaded by how sure the policy was, and below it the calls that the environment read in it. */
 function actionOf(node, { shade } = {}) {
-  const calls = callsIn(node.text);
   const wanted = shade ?? (node.entropies.length ? "entropy" : "log-probability");
   const values = wanted === "off" ? [] : wanted === "entropy" ? node.entropies : node.logprobs.map((logprob) => -logprob);
   const body = h("div", { class: "text action" });
   if (!node.pieces || !values.length) {
-    let end = 0;
-    for (const call of calls) {
-      if (call.start < end) continue;
-      body.append(visible(node.text.slice(end, call.start)), h("span", { class: "call" }, node.text.slice(call.start, call.end)));
-      end = call.end;
-    }
-    body.append(visible(node.text.slice(end)));
+    body.append(visible(node.text));
   } else {
     let start = 0;
     node.pieces.forEach((piece, i) => {
       if (!piece) return; // of a character that the next token completes
-      const call = calls.some((each) => each.start < start + piece.length && start < each.end);
       const after = start >= node.text.length;
       const told = [JSON.stringify(piece), isNumber(node.logprobs[i]) && `log-probability ${nats(node.logprobs[i])} (${percent(Math.exp(node.logprobs[i]))})`, isNumber(node.entropies[i]) && `entropy ${nats(node.entropies[i])}`];
-      body.append(h("span", { class: `token h${heat(Math.min(values[i], 4), 4)}${call ? " call" : ""}${after ? " stop" : ""}`, title: told.filter(Boolean).join("\n") }, piece));
+      body.append(h("span", { class: `token h${heat(Math.min(values[i], 4), 4)}${after ? " stop" : ""}`, title: told.filter(Boolean).join("\n") }, piece));
       start += piece.length;
     });
   }
   if (node.text === "" && !body.textContent) body.append(h("span", { class: "quiet" }, "(empty)"));
+  if (node.calls.length) body.append(h("div", { class: "calls" }, node.calls.map((call) => h("span", { class: "call" }, callOf(call)))));
   return body;
 }
 
@@ -59,7 +36,7 @@ function messageOf(message) {
 
 /** The lessons that were in force, where the tree tells of them. */
 function lessonsOf(tree) {
-  const lessons = tree.info.lessons;
+  const lessons = tree.lessons?.length ? tree.lessons : tree.info.lessons;
   if (!lessons || lessons.length === 0) return null;
   const list = Array.isArray(lessons) ? lessons : [lessons];
   return h("section", { class: "lessons", "aria-label": "lessons in force" }, h("h3", null, "lessons in force"), h("ol", null, list.map((lesson) => h("li", null, typeof lesson === "string" ? lesson : (lesson.text ?? json(lesson))))));
@@ -100,7 +77,7 @@ async function showEpisode(main, parameters) {
     h("div", { class: "chips" }, tree.leaves.map((_, i) => h("a", { href: link("episode", here({ rollout: i })), class: `chip ${tree.succeeded ? (tree.succeeded[i] ? "won" : "lost") : ""}`, "aria-current": i === rollout ? "page" : null, title: `return ${points(tree.returns[i])}, ${ending(tree, i)}` }, `#${i}`))),
     h("h2", null, "turns"),
     h("ol", null, nodes.map((node, i) => h("li", null, h("a", { href: link("episode", here({ turn: i + 1 })), onclick: (event) => { event.preventDefault(); select(i + 1); } },
-      h("span", { class: "gist" }, gist(node.text)), node.reward ? h("span", { class: "number" }, signed(node.reward)) : h("span", { class: "number quiet" }, `${node.tokens}t`))))),
+      h("span", { class: "gist" }, gist(node)), node.reward ? h("span", { class: "number" }, signed(node.reward)) : h("span", { class: "number quiet" }, `${node.tokens}t`))))),
   );
   const shades = h("span", { class: "shades", role: "group", "aria-label": "shading" }, h("span", { class: "quiet" }, "shading"), recorded.map((name) => h("a", { href: link("episode", here({ shade: name, turn: current.parameters.get("turn") })), "aria-current": name === shade ? "true" : null }, name)),
     shade !== "off" && !unshaded && h("span", { class: "key" }, [0, 2, 4, 6, 8].map((level) => h("i", { class: `h${level}` }))), shade !== "off" && !unshaded && h("span", { class: "quiet" }, "0 to 4 nats"),

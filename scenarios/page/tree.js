@@ -41,9 +41,9 @@ function letters(number) {
 }
 
 /** What an action does, in a few characters: its first call, or how it begins. */
-function gist(text) {
-  const [call] = callsIn(text);
-  const said = call ? `${call.name} ${call.body}` : text;
+function gist(node) {
+  const [call] = node.calls;
+  const said = call ? `${call.name} ${Object.values(call.arguments).map((value) => (typeof value === "string" ? value : JSON.stringify(value))).join(" ")}` : node.text;
   return shown(said.replace(/\s+/g, " ").trim()) || "(empty)";
 }
 
@@ -72,7 +72,7 @@ async function showTree(main, parameters) {
   const means = unsure.map(({ values }) => (values.length ? mean(values) : 0));
   const greatest = Math.max(0, ...means);
   const measure = unsure.find(({ values }) => values.length)?.name ?? "surprise";
-  const texts = tree.nodes.map((node) => gist(node.text));
+  const texts = tree.nodes.map((node) => gist(node));
   const small = parameters.get("labels") === "off";
   const longest = Math.min(22, Math.max(...texts.map((text) => text.length), 4));
   const boxWidth = small ? 12 : Math.round(longest * 6.7 + 14);
