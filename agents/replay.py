@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..envs import Message, Task, TextEnv
+from ..envs.rewards import number_or_none
 from ..tools import Cassette
 from .answer import (
     STATE,
@@ -154,7 +155,7 @@ class RewardTerm:
     """A named part of the reward, scored after each turn; None where it has nothing to say."""
 
     name: str
-    function: Callable[..., float | None]  # of an Episode, and of the environment after the turn if it is live
+    function: Callable[..., float | None]  # of an Episode, and, if it is live, of the environment after the turn
     live: bool = False
 
 
@@ -187,10 +188,8 @@ def rescore(
 def _value(term: RewardTerm, episode: Episode, env: TextEnv | None) -> float | None:
     if term.live and env is None:
         return None
-    value = term.function(episode, env) if term.live else term.function(episode)
-    if value is not None and not isinstance(value, int | float):
-        raise TypeError(f"the reward term {term.name} gave {value!r:.80}; it is a number or None")
-    return None if value is None else float(value)
+    value = term.function(episode, env.unwrapped) if term.live and env else term.function(episode)
+    return number_or_none(term.name, value)
 
 
 def _played_alike(tree: RolloutTree, cassette: Cassette | None) -> Iterator[tuple[int, TextEnv]]:

@@ -29,19 +29,19 @@ class Task:
         object.__setattr__(self, "wrappers", read_wrappers(self.wrappers))
 
     def make(self) -> TextEnv:
-        """The environment within its wrappers, not yet reset. TypeError where one of them is Gymnasium's and cannot be
-        kept."""
+        """The environment within its wrappers, not yet reset. TypeError where one of them is Gymnasium's and cannot
+        take effect."""
         place, id = split_name(self.env)
         if place:
             import_place(place)
         made = gymnasium.make(id, disable_env_checker=True, **self.settings)
         try:
-            env = text_env(made)
-        except TypeError as error:
+            env = text_env(made, self.env)
+            for name, arguments in self.wrappers:
+                env = wrapped(env, name, arguments)
+        except BaseException:
             made.close()
-            raise TypeError(f"{self.env} {error}") from None
-        for name, arguments in self.wrappers:
-            env = wrapped(env, name, arguments)
+            raise
         return env
 
 

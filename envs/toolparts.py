@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..tools import Tool, Toolkit
-from ..tools.named import call_with, named, split_name, written
+from ..tools.named import PartNotFound, call_with, named, split_name, written
 
 Named = str | Mapping[str, Any]  # "module:Name", or {"module:Name": {arguments}}
 
@@ -62,4 +62,7 @@ def given_term(name: str, given: str | Callable[[Any], float | None]) -> Callabl
 def _placed(name: str, problem: str) -> Any:
     if not split_name(name)[0]:
         raise ValueError(f"{problem}: write module:Name or path/to/file.py:Name")
-    return named(name)
+    try:
+        return named(name)
+    except PartNotFound as error:
+        raise PartNotFound(f"{problem}: {error}") from error

@@ -46,14 +46,12 @@ class TextWrapper(gymnasium.Wrapper[str, str, str, str], TextEnv):
     shared: ClassVar[frozenset[str]] = frozenset({"reward_weights", "_cached_spec"})  # that forks need not copy
 
     def __init__(self, env: gymnasium.Env[str, str], reward_weights: Mapping[str, float] | None = None) -> None:
-        inner = text_env(env)
+        inner = text_env(env, type(self).__name__)
         super().__init__(inner)
         self.env: TextEnv = inner
         weights = self.reward_weights if reward_weights is None else reward_weights
         if twice := sorted(weights.keys() & inner.reward_weights.keys()):
-            raise ValueError(
-                f"{type(self).__name__} has a weight for {twice[0]!r}, a term that has one: rename its term"
-            )
+            raise ValueError(f"{type(self).__name__}: the term {twice[0]!r} has a weight already; name another one")
         self.reward_weights = {**inner.reward_weights, **weights}
         self.can_fork, self.runs_code = inner.can_fork, inner.runs_code
         self.over = True
@@ -167,11 +165,8 @@ def wrapped(env: TextEnv, name: str, arguments: Mapping[str, Any]) -> TextEnv:
 
     ValueError, TypeError or PartNotFound say what it should be instead.
     """
-    made = call_with(find_wrapper(name), f"the wrapper {name}", arguments, env)
-    try:
-        return text_env(made)
-    except TypeError as error:
-        raise TypeError(f"the wrapper {name} {error}") from None
+    what = f"the wrapper {name}"
+    return text_env(call_with(find_wrapper(name), what, arguments, env), what)
 
 
 def find_wrapper(name: str) -> Callable[..., Any]:
@@ -180,8 +175,8 @@ def find_wrapper(name: str) -> Callable[..., Any]:
         return WRAPPERS[name]
     if not split_name(name)[0]:
         near = difflib.get_close_matches(name, WRAPPERS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(WRAPPERS)}"
-        raise ValueError(f"no wrapper {name!r}; {hint}; one of your own is module:Name or path/to/file.py:Name")
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(WRAPPERS)}."
+        raise ValueError(f"no wrapper {name!r}; {hint} One of your own is module:Name or path/to/file.py:Name")
     found = named(name)
     if not callable(found):
         raise ValueError(f"{name} is a {type(found).__name__}: name a TextWrapper, or a function that makes one")
@@ -198,22 +193,22 @@ _INSTEAD: Mapping[type, str] = {
 }
 
 
-def text_env(env: gymnasium.Env[Any, Any]) -> TextEnv:
-    """The environment as a TextEnv, where Gymnasium's wrappers are around it.
+def text_env(env: gymnasium.Env[Any, Any], what: str) -> TextEnv:
+    """The environment as a TextEnv, where Gymnasium's wrappers may be around it; errors begin with `what`.
 
-    Those that only check are left out, TimeLimit becomes a TurnLimit. TypeError for others, which cannot fork.
+    Wrappers that only check are left out, TimeLimit becomes a TurnLimit. TypeError for others, which cannot fork.
     """
     if isinstance(env, TextEnv):
         return env
     if not isinstance(env, gymnasium.Wrapper):
-        raise TypeError(f"is a {type(env).__name__}, not a TextEnv")
-    inner = text_env(env.env)
+        raise TypeError(f"{what} is a {type(env).__name__}, not a TextEnv")
+    inner = text_env(env.env, what)
     if type(env) in CHECKS:
         return inner
     if type(env) is TimeLimit:
         return TurnLimit(inner, env._max_episode_steps)
     instead = next(text for kind, text in _INSTEAD.items() if isinstance(env, kind))
-    raise TypeError(f"has Gymnasium's kind of wrapper {type(env).__name__}, which cannot fork: {instead}")
+    raise TypeError(f"{what}: {type(env).__name__} is a gymnasium.Wrapper, which cannot fork; {instead}")
 
 
 def _messages(observation: str, info: Mapping[str, Any]) -> tuple[Message, ...]:

@@ -190,8 +190,9 @@ def serve_tools_command(
     from ..tools import serve_tools
 
     with contextlib.redirect_stdout(sys.stderr):  # which is not for the protocol
-        made, info = begin(named_task(env, seed, {}, values("--set", setting)))
-    with contextlib.closing(made):
+        opened, info = begin(named_task(env, seed, {}, values("--set", setting)))
+    with contextlib.closing(opened):
+        made = opened.unwrapped
         if not (isinstance(made, ToolEnv) and made.tools):
             raise UsageError(f"{env} has no tools")
         task = "\n".join(message.text for message in info["messages"] if message.role == "user")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -239,7 +239,9 @@ def play_command(
     if not (folder / "scenario.yaml").exists():
         write_text(
             folder / "scenario.yaml",
-            dump_scenario(Scenario(Environment(task.env, task.settings), look_in=folders_of(task.env))),
+            dump_scenario(
+                Scenario(Environment(task.env, task.settings, task.wrappers), look_in=folders_of(asdict(task)))
+            ),
         )
     run.save_tokenizer(renderer.tokenizer)
     run.trees.append(tree, stage="play", step=number)

@@ -30,7 +30,7 @@ from ..trainers import (
 from ..trainers.run import trees_file
 from .errors import ScenarioError, say, suggest
 from .modules import as_folders, import_named, part_named
-from .parts import build_part, fields_of, validate
+from .parts import build_part, check_wrappers, fields_of, validate
 from .secret import with_secret
 
 _STRICT = {"extra": "forbid"}
@@ -157,6 +157,7 @@ def load_scenario(path: str | Path, changes: Sequence[str] = ()) -> Scenario:
     try:
         scenario = TypeAdapter(Scenario).validate_python(content)
         _find_environment(scenario.environment.id, _folders(path, scenario))
+        check_wrappers(scenario.environment.wrappers)
         scenario.plan()
     except ValidationError as error:
         raise ScenarioError(_locate(error.errors()[0], lines, path)) from error
@@ -246,6 +247,9 @@ def _places(node: yaml.Node, keys: tuple[str, ...], prefix: str, lines: dict[tup
                 raise ScenarioError(f"{prefix}{key.start_mark.line + 1}: {'.'.join(inner)}: this field stands twice")
             _places(value, inner, prefix, lines)
             lines[inner] = f"{prefix}{key.start_mark.line + 1}: "
+    if isinstance(node, yaml.SequenceNode):
+        for number, value in enumerate(node.value):
+            _places(value, (*keys, str(number)), prefix, lines)
 
 
 def _place(keys: tuple[str, ...], lines: Mapping[tuple[str, ...], str], path: Path) -> str:

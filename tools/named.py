@@ -52,11 +52,13 @@ def written(part: Any) -> tuple[str, dict[str, Any]]:
 
 
 def call_with(make: Callable[..., Any], what: str, arguments: Mapping[str, Any], *first: Any) -> Any:
-    """What a class or function makes of the first parameters and these arguments. TypeError where it takes others."""
+    """What a class or function makes of `first` and these arguments. TypeError where its parameters are others."""
+    signature = inspect.signature(make)
     try:
-        inspect.signature(make).bind(*first, **arguments)
+        signature.bind(*first, **arguments)
     except TypeError as error:
-        raise TypeError(f"{what} {inspect.signature(make)} does not take {dict(arguments)}: {error}") from None
+        takes = ", ".join([*signature.parameters][len(first) :]) or "none"
+        raise TypeError(f"{what}: {error}; its arguments: {takes}") from None
     return make(*first, **arguments)
 
 
