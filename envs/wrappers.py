@@ -212,7 +212,7 @@ def text_env(env: gymnasium.Env[Any, Any], what: str) -> TextEnv:
 
 
 def _messages(observation: str, info: Mapping[str, Any]) -> tuple[Message, ...]:
-    return tuple(info.get("messages") or (Message("user", observation),))
+    return tuple(info["messages"]) if "messages" in info else (Message("user", observation),)
 
 
 def _told(observation: str, before: tuple[Message, ...], messages: tuple[Message, ...]) -> str:
