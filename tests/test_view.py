@@ -594,6 +594,25 @@ def test_tokens_are_shaded_by_what_was_recorded(visitor: Visitor, tmp_path: Path
     assert levels["entropy"] == [("go", "h0"), ("left", "h4"), ("<|im_end|>", "h8")]
 
 
+def test_a_turn_s_own_terms_are_shown_with_the_turn(visitor: Visitor, tmp_path: Path) -> None:
+    turns = (
+        replace(node(-1, "<search>red</search>", -0.02), reward_terms={"calls": 1.0, "style": None}, terminated=False),
+        replace(node(0, "<answer>red</answer>", 1.0), reward_terms={"exact": 1.0}),
+    )
+    task = Task("treegym/Lookup-v0", 1, wrappers=(("Hint", {"text": "Look."}), ("TurnLimit", {"turns": 3})))
+    tree = RolloutTree(task, (1,), (Message("user", "?"),), turns, (1,))
+    with serving(make_run(tmp_path / "steps", [(tree, {})]).path) as server:
+        visitor.goto(f"{server.url}#episode?run=steps&tree=0")
+        assert [visitor.text(f"#turn{i} p.reward").split("info")[0].split() for i in (1, 2)] == [
+            ["reward", "\N{MINUS SIGN}0.02", "calls", "1"],
+            ["reward", "+1.00", "exact", "1"],
+        ]
+        visitor.goto(f"{server.url}#tree?run=steps&tree=0&node=0")
+        assert "\N{MINUS SIGN}0.02: calls 1" in visitor.text(".panel")
+        visitor.goto(f"{server.url}#tree?run=steps&tree=0")
+        assert "Hint text Look. · TurnLimit turns 3" in visitor.text(".panel")
+
+
 def test_a_list_of_many_trees_draws_what_is_in_sight(visitor: Visitor, server: ViewServer) -> None:
     visitor.goto(f"{server.url}#trees?run=many")
     assert visitor.text(".count") == "10,000 trees"

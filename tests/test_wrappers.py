@@ -41,7 +41,6 @@ PAGE = (
 )
 COUNTDOWN, *_ = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 WRAPPED, *_ = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-HERE = "tests/test_wrappers.py"
 
 
 class Notes(TextWrapper):
@@ -69,14 +68,7 @@ AROUND: list[Any] = [
 ]
 
 
-@pytest.fixture
-def looking_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Modules beside this file are found, as pytest's import mode may not have it."""
-    monkeypatch.setattr(sys, "path", [str(Path(__file__).parent), *sys.path])
-
-
 @pytest.mark.parametrize("id", registered())
-@pytest.mark.usefixtures("looking_here")
 def test_every_environment_keeps_the_contract_within_wrappers(id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check, "hash_seed_changes_nothing", lambda runs: None)  # slow; wrappers have no sets
     check_env(Task(id, 0, wrappers=tuple(AROUND)).make, seeds=[0])
@@ -92,7 +84,6 @@ def test_the_first_wrapper_is_the_innermost() -> None:
     assert wrapped == [bare[0], f"{bare[1]}\none\ntwo"]
 
 
-@pytest.mark.usefixtures("looking_here")
 def test_a_fork_has_the_state_of_the_wrapper_and_of_the_environment() -> None:
     env = Notes(LookupEnv())
     env.reset(seed=0)
@@ -187,7 +178,6 @@ class Louder(gymnasium.Wrapper[str, str, str, str]):
     ],
     ids=lambda value: value.entry_point if isinstance(value, WrapperSpec) else "",
 )
-@pytest.mark.usefixtures("looking_here")
 def test_what_cannot_take_effect_is_refused_with_what_to_write_instead(spec: WrapperSpec, instead: str) -> None:
     gymnasium.register("tests/Changed-v0", LookupEnv, additional_wrappers=(spec,))
     name = spec.entry_point.partition(":")[2]
@@ -268,7 +258,6 @@ def test_a_tree_from_before_there_were_wrappers_reads_equal() -> None:
 # whoever asks for a ToolEnv
 
 
-@pytest.mark.usefixtures("looking_here")
 def test_who_asks_for_a_tool_environment_finds_it_within_wrappers() -> None:
     bare = Task(LOOKUP, 0, settings={"format": "react"})
     around = replace(bare, wrappers=tuple(AROUND))
