@@ -18,9 +18,8 @@ class OraclePlayer:
     async def act(self, messages: Sequence[Message], env: TextEnv, seed: int) -> str:
         action = env.oracle()
         if action is None:
-            raise ValueError(
-                f"the oracle of {type(env.unwrapped).__name__} knows no action here; another policy is needed"
-            )
+            kind = type(env.unwrapped).__name__
+            raise ValueError(f"the oracle of {kind} knows no action here; another policy is needed")
         return action
 
 

@@ -155,7 +155,7 @@ class RewardTerm:
     """A named part of the reward, scored after each turn; None where it has nothing to say."""
 
     name: str
-    function: Callable[..., float | None]  # of an Episode, and, if it is live, of the environment after the turn
+    function: Callable[..., float | None]  # of an Episode and, if live, of the environment, unwrapped, after the turn
     live: bool = False
 
 
@@ -186,10 +186,9 @@ def rescore(
 
 
 def _value(term: RewardTerm, episode: Episode, env: TextEnv | None) -> float | None:
-    if term.live and env is None:
-        return None
-    value = term.function(episode, env.unwrapped) if term.live and env else term.function(episode)
-    return number_or_none(term.name, value)
+    if not term.live:
+        return number_or_none(term.name, term.function(episode))
+    return None if env is None else number_or_none(term.name, term.function(episode, env.unwrapped))
 
 
 def _played_alike(tree: RolloutTree, cassette: Cassette | None) -> Iterator[tuple[int, TextEnv]]:

@@ -7,7 +7,7 @@ import string
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-Terms = Mapping[str, float | None]  # None: the term has nothing to say
+RewardTerms = Mapping[str, float | None]  # None: the term has nothing to say
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -19,8 +19,8 @@ def number_or_none(term: str, value: object) -> float | None:
     return None if value is None else float(value)
 
 
-def added(terms: Terms, more: Terms) -> dict[str, float | None]:
-    """Terms of both; of one that both know, the sum."""
+def added(terms: RewardTerms, more: RewardTerms) -> dict[str, float | None]:
+    """The terms of both; of one that both know, the sum."""
     total = dict(terms)
     for name, given in more.items():
         value = number_or_none(name, given)
@@ -28,7 +28,7 @@ def added(terms: Terms, more: Terms) -> dict[str, float | None]:
     return total
 
 
-def weighed(terms: Terms, weights: Mapping[str, float]) -> float:
+def weighed(terms: RewardTerms, weights: Mapping[str, float]) -> float:
     """The sum of the terms times their weights. ValueError for a term without a weight, which `format` alone may be."""
     if unknown := terms.keys() - weights.keys() - {"format"}:
         raise ValueError(f"no reward weight for {sorted(unknown)}; weights: {dict(weights)}")

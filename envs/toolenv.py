@@ -30,7 +30,7 @@ from ..tools.protocol import encodable
 from .actions import Action, FormatError
 from .base import Message, TextEnv
 from .formats import DEFAULT, action_format
-from .rewards import Terms, added, weighed
+from .rewards import RewardTerms, added, weighed
 from .spaces import AnyText
 from .toolparts import Named, given_term, given_tool
 
@@ -133,7 +133,7 @@ class ToolEnv(TextEnv):
         """The terms when the turns ran out: zeros."""
         return {}
 
-    def score_step(self, exchanges: Sequence[Exchange]) -> Terms:
+    def score_step(self, exchanges: Sequence[Exchange]) -> RewardTerms:
         """Terms of a turn, after every one: of its calls and their results, none where it was malformed or answered."""
         return {}
 
@@ -220,12 +220,12 @@ class ToolEnv(TextEnv):
         failed = sum(exchange.result.failed for exchange in self.transcript[-calls:]) if calls else 0
         return {"calls": calls, "failed_calls": failed, "malformed": int(isinstance(parsed, FormatError))}
 
-    def _terms(self, exchanges: Sequence[Exchange]) -> Terms:
+    def _terms(self, exchanges: Sequence[Exchange]) -> RewardTerms:
         """Those of a turn with these exchanges."""
         terms = added(self._last_terms() if self.over else {}, self.score_step(exchanges))
         return added(terms, {name: function(self) for name, function in self.given_terms.items()})
 
-    def _last_terms(self) -> Terms:
+    def _last_terms(self) -> RewardTerms:
         if self.answered is None:
             return {**dict.fromkeys(self.reward_weights, 0.0), **self.score_unanswered()}
         return {**self.score(self.answered), "format": float(self.well_formed)}

@@ -14,7 +14,7 @@ from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 from ..tools import Cassette
 from ..tools.named import call_with, named, split_name
 from .base import Message, TextEnv
-from .rewards import Terms, added, weighed
+from .rewards import RewardTerms, added, weighed
 from .toolenv import TURN_LIMIT, forked, observation_of
 
 
@@ -25,7 +25,7 @@ class Step:
     action: str
     messages: tuple[Message, ...]  # the environment's answer
     reward: float
-    terms: Terms
+    terms: RewardTerms
     terminated: bool
     truncated: bool
     info: Mapping[str, Any]
@@ -62,7 +62,7 @@ class TextWrapper(gymnasium.Wrapper[str, str, str, str], TextEnv):
         """After reset: what the agent is told, from what the environment tells."""
         return messages
 
-    def score(self, step: Step) -> Terms:
+    def score(self, step: Step) -> RewardTerms:
         """Terms to add to those of the step."""
         return {}
 
@@ -135,7 +135,7 @@ class StepPenalty(TextWrapper):
         super().__init__(env, {term: weight})
         self.term = term
 
-    def score(self, step: Step) -> Terms:
+    def score(self, step: Step) -> RewardTerms:
         return {self.term: 1.0}
 
 

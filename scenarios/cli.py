@@ -142,8 +142,11 @@ def envs(
 
 
 def _play(task: Any) -> None:
+    from ..envs.rewards import RewardTerms, added
+
     env, info = begin(task)
     done, rewards = False, 0.0
+    terms: RewardTerms = {}
     while True:
         for message in info["messages"]:
             console.print(f"[bold cyan]{message.role}[/]", highlight=False)
@@ -158,8 +161,9 @@ def _play(task: Any) -> None:
         say(action)
         _, reward, terminated, truncated, info = env.step(action)
         rewards += float(reward)
+        terms = added(terms, info["reward_terms"])
         done = terminated or truncated
-    say(f"reward {rewards:.2f} {info['reward_terms']}")
+    say(f"reward {rewards:.2f} {terms}")
 
 
 @app.command("serve-tools")

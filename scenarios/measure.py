@@ -230,7 +230,8 @@ def play_command(
     last = tree.nodes[tree.leaves[0]]
     if last.terminated or last.truncated:
         show(last.messages)
-        say(f"reward {tree.returns[0]:.2f} {dict(last.reward_terms)}")
+        terms = {name: tree.term(name)[0] for node in tree.nodes for name in node.reward_terms}
+        say(f"reward {tree.returns[0]:.2f} {terms}")
     else:
         console.print("[dim]the episode has not ended[/dim]")
     folder = out or Path("plays") / task.env.rpartition("/")[2]
