@@ -112,9 +112,9 @@ def check_wrappers(spelled: Sequence[Any]) -> None:
             make = find_wrapper(name)
         except (ValueError, PartNotFound) as error:
             raise ScenarioError(f"{place}: {error}") from error
-        _, *known = fields_of(make).items()  # the first takes the environment
+        known = dict([*fields_of(make).items()][1:])  # the first takes the environment
         try:
-            inspect.signature(make).bind(None, **_checked(dict(known), arguments, f"{place}.{name}"))
+            inspect.signature(make).bind(None, **_checked(known, arguments, f"{place}.{name}"))
         except TypeError as error:
             raise ScenarioError(f"{place}.{name}: {error}") from error
 
