@@ -26,6 +26,7 @@ from treegym.agents import (
     OraclePlayer,
     RolloutStrategy,
     RolloutTree,
+    Run,
     Sample,
     Sampling,
     grow_trees,
@@ -37,7 +38,7 @@ from treegym.scenarios import ScenarioError, load_scenario
 from treegym.scenarios.build import try_environment
 from treegym.scenarios.replay import _term
 from treegym.tools import FunctionTool, Tool, ToolError, tool
-from treegym.trainers import AnchorStates, Norm, Run
+from treegym.trainers import AnchorStates, Norm
 
 PAGE = (Path(__file__).parent.parent / "docs" / "environments.md").read_text(encoding="utf-8")
 SCRIPTS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)

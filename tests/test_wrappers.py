@@ -16,7 +16,7 @@ import pytest
 from commands import command
 from gymnasium.envs.registration import WrapperSpec
 
-from treegym.agents import Completion, Node, RandomPlayer, RolloutTree, verify
+from treegym.agents import Completion, Node, RandomPlayer, RolloutTree, Run, verify
 from treegym.agents.evaluate import AnswerReader
 from treegym.agents.exchange import grammar
 from treegym.agents.records import Record, read_record, write_record
@@ -33,7 +33,7 @@ from treegym.envs import (
 )
 from treegym.scenarios import ScenarioError, load_scenario, train
 from treegym.scenarios.build import check_weights, in_format, try_environment
-from treegym.trainers import Run, Stopped
+from treegym.trainers import Stopped
 
 LOOKUP = "treegym/Lookup-v0"
 PAGE = (
