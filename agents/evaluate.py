@@ -92,9 +92,10 @@ class TaskOutcome:
 
     @property
     def key(self) -> str:
-        """Equal keys: the same task, in whatever format its actions are written."""
+        """Equal keys: the same task, in whatever format its actions are written and whatever wrappers are around it."""
         task = asdict(self.task)
         task["settings"].pop("format", None)
+        del task["wrappers"]
         return json.dumps(task, sort_keys=True, ensure_ascii=False)
 
 
@@ -102,7 +103,7 @@ def _problem(tree: RolloutTree) -> str:
     """Names the problem that a task's seed drew: by the state after reset and what the agent was told of it."""
     task = tree.task
     told = [message.text for message in tree.messages]
-    named = [task.env, dict(task.settings), dict(task.options), tree.state_key, told]
+    named = [task.env, dict(task.settings), dict(task.options), task.wrappers, tree.state_key, told]
     return json.dumps(named, sort_keys=True, ensure_ascii=False) if tree.state_key else ""
 
 
@@ -164,7 +165,7 @@ class AnswerReader:
 
     def __call__(self, task: Task, action: str) -> str:
         key = json.dumps([task.env, dict(task.settings)], sort_keys=True)
-        env = self._envs.get(key) or self._envs.setdefault(key, task.make())
+        env = (self._envs.get(key) or self._envs.setdefault(key, replace(task, wrappers=()).make())).unwrapped
         parsed = env.format.parse(action, env.tools) if isinstance(env, ToolEnv) else None
         text = parsed.answer if isinstance(parsed, Action) and parsed.answer is not None else action
         return " ".join(text.split()).casefold()

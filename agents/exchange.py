@@ -14,6 +14,7 @@ What survives a round trip, and what cannot:
 from __future__ import annotations
 
 import codecs
+import contextlib
 import functools
 import json
 import math
@@ -109,17 +110,15 @@ def grammar(task: Task) -> Grammar | None:
 
 
 @functools.lru_cache(maxsize=32)
-def _grammar(env: str, settings: str) -> Grammar | None:
+def _grammar(name: str, settings: str) -> Grammar | None:
     try:
-        made = Task(env, 0, settings=json.loads(settings)).make()
+        env = Task(name, 0, settings=json.loads(settings)).make()
     except (ImportError, OSError, TypeError, ValueError, gymnasium.error.Error):
         return None
-    try:
-        if not isinstance(made, ToolEnv):
+    with contextlib.closing(env):
+        if not isinstance(made := env.unwrapped, ToolEnv):
             return None
         return Grammar(made.format, dict(made.tools), made.format.instructions(made.tools))
-    finally:
-        made.close()
 
 
 def _action(tree: RolloutTree, node: Node, known: Grammar | None) -> Action | None:

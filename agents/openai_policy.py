@@ -207,8 +207,9 @@ class ChatPlayer:
         self._reasoning_name = ""  # under which the server has its reasoning, once it had some
 
     async def act(self, messages: Sequence[Message], env: TextEnv, seed: int) -> str:
-        form = env.format if isinstance(env, ToolEnv) else None
-        tools = env.tools if isinstance(env, ToolEnv) else {}
+        inner = env.unwrapped
+        form = inner.format if isinstance(inner, ToolEnv) else None
+        tools = inner.tools if isinstance(inner, ToolEnv) else {}
         native = self._tools and form is not None
         rows = list(chat_rows(messages, form, tools)) if native and form else list(map(self._plain, messages))
         body = {

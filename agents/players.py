@@ -18,7 +18,8 @@ class OraclePlayer:
     async def act(self, messages: Sequence[Message], env: TextEnv, seed: int) -> str:
         action = env.oracle()
         if action is None:
-            raise ValueError(f"the oracle of {type(env).__name__} knows no action here; another policy is needed")
+            kind = type(env.unwrapped).__name__
+            raise ValueError(f"the oracle of {kind} knows no action here; another policy is needed")
         return action
 
 
@@ -34,17 +35,18 @@ class RandomPlayer:
 
     async def act(self, messages: Sequence[Message], env: TextEnv, seed: int) -> str:
         dice = random.Random(derive_seed(seed, len(messages)))
-        if not isinstance(env, ToolEnv):
+        inner = env.unwrapped
+        if not isinstance(inner, ToolEnv):
             env.action_space.seed(dice.getrandbits(31))
             return str(env.action_space.sample())
         words = [m.text.replace(".", " ").replace(",", " ").split() for m in messages if m.role in ("user", "tool")]
-        tools = env.tools
+        tools = inner.tools
         if not tools or dice.random() < self.answers:
             action = Action(answer=_text(dice, words))
         else:
             tool = dice.choice(list(tools.values()))
             action = Action(calls=(ToolCall(tool.name, _arguments(dice, tool, words)),))
-        text = env.format.render(action, tools)
+        text = inner.format.render(action, tools)
         return text[: len(text) // 2] if dice.random() < self.malformed else text
 
 

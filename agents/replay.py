@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..envs import Message, Task, TextEnv
+from ..envs.rewards import number_or_none
 from ..tools import Cassette
 from .answer import (
     STATE,
@@ -154,7 +155,7 @@ class RewardTerm:
     """A named part of the reward, scored after each turn; None where it has nothing to say."""
 
     name: str
-    function: Callable[..., float | None]  # of an Episode, and of the environment after the turn if it is live
+    function: Callable[..., float | None]  # of an Episode and, if live, of the environment, unwrapped, after the turn
     live: bool = False
 
 
@@ -185,12 +186,9 @@ def rescore(
 
 
 def _value(term: RewardTerm, episode: Episode, env: TextEnv | None) -> float | None:
-    if term.live and env is None:
-        return None
-    value = term.function(episode, env) if term.live else term.function(episode)
-    if value is not None and not isinstance(value, int | float):
-        raise TypeError(f"the reward term {term.name} gave {value!r:.80}; it is a number or None")
-    return None if value is None else float(value)
+    if not term.live:
+        return number_or_none(term.name, term.function(episode))
+    return None if env is None else number_or_none(term.name, term.function(episode, env.unwrapped))
 
 
 def _played_alike(tree: RolloutTree, cassette: Cassette | None) -> Iterator[tuple[int, TextEnv]]:

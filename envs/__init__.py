@@ -3,7 +3,7 @@
 import gymnasium
 
 from .actions import Action, ActionFormat, FormatError
-from .base import Message, Task, TextEnv
+from .base import Message, TextEnv
 from .check import check_env
 from .code import CodeEnv
 from .factsearch import FactSearchEnv
@@ -15,17 +15,21 @@ from .maze import MazeEnv
 from .problems import ProblemEnv
 from .pythonmath import PythonMathEnv
 from .rewards import exact_match, normalize_answer, token_f1
+from .task import Task
 from .textformats import FencedFormat, ReactFormat
-from .toolenv import ToolEnv
+from .toolenv import Exchange, ToolEnv
+from .wrappers import Hint, Step, StepPenalty, TextWrapper, TurnLimit
 
 __all__ = [
     "Action",
     "ActionFormat",
     "CodeEnv",
+    "Exchange",
     "FactSearchEnv",
     "FencedFormat",
     "FormatError",
     "HermesFormat",
+    "Hint",
     "HouseholdEnv",
     "LookupEnv",
     "MazeEnv",
@@ -34,10 +38,14 @@ __all__ = [
     "ProblemEnv",
     "PythonMathEnv",
     "ReactFormat",
+    "Step",
+    "StepPenalty",
     "TaggedFormat",
     "Task",
     "TextEnv",
+    "TextWrapper",
     "ToolEnv",
+    "TurnLimit",
     "action_format",
     "check_env",
     "exact_match",

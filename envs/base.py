@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Self
 
 import gymnasium
 
 from ..tools import Cassette
-from ..tools.named import import_place, split_name
 from ..tools.protocol import encodable
 
 
@@ -25,26 +24,6 @@ class Message:
         object.__setattr__(self, "text", encodable(self.text))
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
-    """One episode to play: same task, same episode, to the byte."""
-
-    env: str  # a Gymnasium id, such as "treegym/FactSearch-v0", or module:id, or path/to/file.py:id
-    seed: int  # to reset
-    options: Mapping[str, Any] = field(default_factory=dict)  # to reset; JSON
-    settings: Mapping[str, Any] = field(default_factory=dict)  # to the constructor; JSON
-
-    def make(self) -> TextEnv:
-        """The environment, not yet reset, without Gymnasium's wrappers."""
-        place, id = split_name(self.env)
-        if place:
-            import_place(place)
-        env = gymnasium.make(id, disable_env_checker=True, **self.settings).unwrapped
-        if not isinstance(env, TextEnv):
-            raise TypeError(f"{self.env} is a {type(env).__name__}, not a TextEnv")
-        return env
-
-
 class TextEnv(gymnasium.Env[str, str]):
     """Observations and actions are texts; reset and step return Gymnasium's tuples.
 
@@ -55,6 +34,7 @@ class TextEnv(gymnasium.Env[str, str]):
 
     runs_code: bool = False  # of agents, which could search for the seed of their task: scenarios then take a secret
     can_fork: bool = True  # False: the engine plays the recorded actions again where it needs the state twice
+    reward_weights: Mapping[str, float] = {}  # of the reward's terms; empty: it does not tell them
 
     def fork(self) -> Self:
         """The same state with an independent future: stepping one never changes the other."""

@@ -54,10 +54,12 @@ class FactSearchEnv(ToolEnv):
         format: str = "tagged",
         oracle_error: float = 0.0,
         reward_weights: Mapping[str, float] | None = None,
+        terms: Mapping[str, Any] | None = None,
     ) -> None:
         self.files = (_paths(corpus), str(questions) if questions else None, server)
         index, self.questions = load(*self.files)
-        super().__init__(tools=[SearchTool(index, top_k, snippet_chars)], format=format, reward_weights=reward_weights)
+        tools = [SearchTool(index, top_k, snippet_chars)]
+        super().__init__(tools=tools, format=format, reward_weights=reward_weights, terms=terms)
         self.turn_limit = max_turns
         self.oracle_error = oracle_error
         self.draw = {"split": split, "hops": tuple(hops), "paths": paths}

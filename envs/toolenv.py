@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from itertools import chain
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 from gymnasium.error import ResetNeeded
@@ -30,9 +30,14 @@ from ..tools.protocol import encodable
 from .actions import Action, FormatError
 from .base import Message, TextEnv
 from .formats import DEFAULT, action_format
+from .rewards import RewardTerms, added, weighed
 from .spaces import AnyText
+from .toolparts import Named, given_term, given_tool
 
 MAX_TURNS = 8
+TURN_LIMIT = "turn limit"  # the cause of a truncation
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +52,22 @@ class ToolEnv(TextEnv):
     """Subclasses give `begin`, their `@tool` methods and `score`, and keep their state in plain attributes.
 
     An episode ends with an answer (terminated), or when the turns run out (truncated, info["cause"] says so).
-    Its reward is the sum of the terms times `reward_weights`; the term `format` is 1.0 if the episode ended with
-    an answer and every turn before was an action of known tools with valid arguments. Turns before the end give
-    reward 0.0 and no terms.
+    A turn's reward is the sum of its terms times `reward_weights`. The last turn has the terms of `score`, and
+    `format`, which is 1.0 if the episode ended with an answer and every turn before was an action of known tools with
+    valid arguments. Every turn has those of `score_step` and of the functions in `terms`; a term that several of these
+    give is their sum.
+
+    `tools` are tools and toolkits, or names of them: "module:Name", or {"module:Name": {arguments}}, which is called.
+    `terms` are functions of the environment, or their names "module:function". One is called after each turn, the last
+    one too, and gives a number, or None where it has nothing to say.
     """
 
     instructions: str = ""  # opens the system message; the action format's own follow
     max_turns: int = MAX_TURNS
     reward_weights: Mapping[str, float] = {"exact": 1.0, "format": 0.1}
     sources: ClassVar[tuple[str, ...]] = ()  # names of those outside that it consults
-    shared: ClassVar[frozenset[str]] = frozenset({"spec", "format", "reward_weights"})  # that forks need not copy
+    # that forks need not copy
+    shared: ClassVar[frozenset[str]] = frozenset({"spec", "format", "reward_weights", "given_terms"})
 
     _tool_methods: ClassVar[tuple[str, ...]] = ()
 
@@ -67,13 +78,14 @@ class ToolEnv(TextEnv):
     def __init__(
         self,
         *,
-        tools: Sequence[Tool | Toolkit] = (),
+        tools: Sequence[Tool | Toolkit | Named] = (),
         format: str = DEFAULT,
         max_turns: int | None = None,
         reward_weights: Mapping[str, float] | None = None,
+        terms: Mapping[str, str | Callable[[Any], float | None]] | None = None,
     ) -> None:
         self.format = action_format(format)
-        self.given_tools = tuple(tools)
+        self.given_tools = tuple(map(given_tool, tools))
         names = [*(tool.name for tool in self._flat()), *self._tool_methods]
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
@@ -82,6 +94,12 @@ class ToolEnv(TextEnv):
             self.can_fork = False
         self.max_turns = self.max_turns if max_turns is None else max_turns
         self.reward_weights = dict(self.reward_weights if reward_weights is None else reward_weights)
+        self.given_terms = {name: given_term(name, given) for name, given in (terms or {}).items()}
+        if weightless := sorted(self.given_terms.keys() - self.reward_weights.keys()):
+            raise ValueError(
+                f"terms: {weightless[0]!r} has no weight: add it to reward_weights, {self.reward_weights}; "
+                "with 0.0 it is recorded alone"
+            )
         self.playhead: Playhead | None = None
         self._clear()
         self._check_names(format)
@@ -113,6 +131,10 @@ class ToolEnv(TextEnv):
 
     def score_unanswered(self) -> dict[str, float]:
         """The terms when the turns ran out: zeros."""
+        return {}
+
+    def score_step(self, exchanges: Sequence[Exchange]) -> RewardTerms:
+        """Terms of a turn, after every one: of its calls and their results, none where it was malformed or answered."""
         return {}
 
     def details(self) -> dict[str, Any]:
@@ -161,24 +183,25 @@ class ToolEnv(TextEnv):
         self.over = False
         system = "\n".join(filter(None, [self.instructions, self.format.instructions(self.tools)]))
         messages = [Message("system", system), Message("user", task)]
-        return _observation(messages), {"messages": messages, "reward_terms": {}, **self.details()}
+        return observation_of(messages), {"messages": messages, "reward_terms": {}, **self.details()}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         if self.over:
             raise ResetNeeded("the episode is over, or none has begun: call reset() before step()")
         self.turn += 1
+        before = len(self.transcript)
         parsed = self.format.parse(encodable(action), self.tools)
         messages = self._act(parsed)
         terminated = self.answered is not None
         truncated = not terminated and self.turn >= self.max_turns
         self.over = terminated or truncated
-        terms = self._terms() if self.over else {}
+        terms = self._terms(self.transcript[before:])
         calls = [{"name": call.name, "arguments": dict(call.arguments)} for call in _calls(parsed)]
         info: dict[str, Any] = {"messages": messages, "reward_terms": terms, "tool_calls": calls}
         info |= self._counts(parsed)
         if truncated:
-            info["cause"] = "turn limit"
-        return _observation(messages), self._weigh(terms), terminated, truncated, info
+            info["cause"] = TURN_LIMIT
+        return observation_of(messages), weighed(terms, self.reward_weights), terminated, truncated, info
 
     def _act(self, parsed: Action | FormatError) -> list[Message]:
         """Does what the agent wrote; the messages that answer it."""
@@ -199,23 +222,18 @@ class ToolEnv(TextEnv):
         failed = sum(exchange.result.failed for exchange in self.transcript[-calls:]) if calls else 0
         return {"calls": calls, "failed_calls": failed, "malformed": int(isinstance(parsed, FormatError))}
 
-    def _terms(self) -> dict[str, float]:
+    def _terms(self, exchanges: Sequence[Exchange]) -> RewardTerms:
+        """Those of a turn with these exchanges."""
+        terms = added(self._last_terms() if self.over else {}, self.score_step(exchanges))
+        return added(terms, {name: function(self) for name, function in self.given_terms.items()})
+
+    def _last_terms(self) -> RewardTerms:
         if self.answered is None:
             return {**dict.fromkeys(self.reward_weights, 0.0), **self.score_unanswered()}
         return {**self.score(self.answered), "format": float(self.well_formed)}
 
-    def _weigh(self, terms: Mapping[str, float]) -> float:
-        if unknown := terms.keys() - self.reward_weights.keys() - {"format"}:
-            raise ValueError(f"no reward weight for {sorted(unknown)}; weights: {dict(self.reward_weights)}")
-        return float(sum(self.reward_weights.get(name, 0.0) * value for name, value in terms.items()))
-
     def fork(self) -> Self:
-        twin = object.__new__(type(self))
-        memo: dict[int, Any] = {}
-        for name, value in self.__dict__.items():
-            if name not in _SPACES:
-                twin.__dict__[name] = value if name in self.shared else _copy(value, memo)
-        return twin
+        return forked(self, self.shared)
 
     def close(self) -> None:
         for tool in self.given_tools:
@@ -251,6 +269,16 @@ _SPACES = frozenset({"action_space", "observation_space"})  # a fork samples fro
 _ATOMS = (str, int, float, bool, bytes, type(None), frozenset)
 
 
+def forked(env: T, shared: frozenset[str]) -> T:
+    """An object with copies of an environment's attributes, but for the shared ones and its spaces."""
+    twin: T = object.__new__(type(env))
+    memo: dict[int, Any] = {}
+    for name, value in vars(env).items():
+        if name not in _SPACES:
+            vars(twin)[name] = value if name in shared else _copy(value, memo)
+    return twin
+
+
 def _copy(value: Any, memo: dict[int, Any]) -> Any:
     """A deep copy that is quick for what episodes are made of; frozen dataclasses count as immutable."""
     kind = type(value)
@@ -273,7 +301,7 @@ def _calls(parsed: Action | FormatError) -> Sequence[ToolCall]:
     return parsed.calls if isinstance(parsed, Action) else ()
 
 
-def _observation(messages: Sequence[Message]) -> str:
+def observation_of(messages: Sequence[Message]) -> str:
     return "\n".join(message.text for message in messages)
 
 

@@ -8,7 +8,7 @@ import math
 import os
 import resource
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from ..agents.folder import write_text
 from ..agents.models import end_tokens, load, load_tokenizer
 from ..envs import TextEnv, ToolEnv, action_format, format_of
 from ..envs.formats import DEFAULT
+from ..tools.named import PartNotFound
 from ..trainers import Checkpoints, Environment, Trainer, Watcher
 from .changes import changed, kept, record
 from .errors import ScenarioError
@@ -158,8 +159,9 @@ def in_format(scenario: Scenario, name: str) -> Scenario:
     if name == DEFAULT or "format" in environment.settings:
         return scenario
     with contextlib.closing(try_environment(environment)) as env:
-        takes = inspect.signature(type(env)).parameters.values()
-        if not isinstance(env, ToolEnv) or env.format != action_format(DEFAULT):
+        inner = env.unwrapped
+        takes = inspect.signature(type(inner)).parameters.values()
+        if not isinstance(inner, ToolEnv) or inner.format != action_format(DEFAULT):
             return scenario
     if not any(each.name == "format" or each.kind is each.VAR_KEYWORD for each in takes):
         return scenario
@@ -180,15 +182,15 @@ def try_environment(environment: Environment) -> TextEnv:
         env = environment.task("train", 0).make()
     except OSError as error:
         raise ScenarioError(f"environment: {told(error)}") from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, PartNotFound) as error:
         raise ScenarioError(f"environment: {error}") from error
     for split, options in (("heldout", environment.heldout), ("train", environment.train)):
         try:
             env.reset(seed=0, options=dict(options))
         except ValueError as error:
             raise ScenarioError(f"environment.{split}: {error}") from error
-    terms = {"format", *getattr(env, "reward_weights", {environment.success: 1.0})}
-    if environment.success not in terms:
+    terms = {"format", *env.reward_weights}
+    if own_weights(env) and environment.success not in terms:
         raise ScenarioError(f"environment.success: no reward term {environment.success!r}; terms: {sorted(terms)}")
     return env
 
@@ -204,9 +206,14 @@ def check_warmup(scenario: Scenario) -> None:
         raise ScenarioError(f"warmup.settings: {error}") from error
 
 
+def own_weights(env: TextEnv) -> Mapping[str, float]:
+    """The reward weights of the environment within its wrappers."""
+    return env.unwrapped.reward_weights if isinstance(env.unwrapped, TextEnv) else {}
+
+
 def check_weights(scenario: Scenario, env: TextEnv) -> None:
     """ScenarioError where the reward weights of the improvement are not those of the environment's terms."""
-    weights, terms = scenario.improvement.reward_weights, getattr(env, "reward_weights", {}).keys()
+    weights, terms = scenario.improvement.reward_weights, own_weights(env).keys()
     if weights and (wrong := (terms ^ weights.keys()) - {"format"}):
         name = sorted(wrong)[0]
         raise ScenarioError(f"improvement.reward_weights: {name!r} is {'missing' if name in terms else 'no term'}")

@@ -142,8 +142,11 @@ def envs(
 
 
 def _play(task: Any) -> None:
+    from ..envs.rewards import RewardTerms, added
+
     env, info = begin(task)
     done, rewards = False, 0.0
+    terms: RewardTerms = {}
     while True:
         for message in info["messages"]:
             console.print(f"[bold cyan]{message.role}[/]", highlight=False)
@@ -158,8 +161,9 @@ def _play(task: Any) -> None:
         say(action)
         _, reward, terminated, truncated, info = env.step(action)
         rewards += float(reward)
+        terms = added(terms, info["reward_terms"])
         done = terminated or truncated
-    say(f"reward {rewards:.2f} {info['reward_terms']}")
+    say(f"reward {rewards:.2f} {terms}")
 
 
 @app.command("serve-tools")
@@ -190,8 +194,9 @@ def serve_tools_command(
     from ..tools import serve_tools
 
     with contextlib.redirect_stdout(sys.stderr):  # which is not for the protocol
-        made, info = begin(named_task(env, seed, {}, values("--set", setting)))
-    with contextlib.closing(made):
+        opened, info = begin(named_task(env, seed, {}, values("--set", setting)))
+    with contextlib.closing(opened):
+        made = opened.unwrapped
         if not (isinstance(made, ToolEnv) and made.tools):
             raise UsageError(f"{env} has no tools")
         task = "\n".join(message.text for message in info["messages"] if message.role == "user")

@@ -83,7 +83,7 @@ def matched(a: Side, b: Side, *, shared: bool) -> tuple[list[TaskOutcome], list[
 
 def _difference(a: TaskOutcome, b: TaskOutcome) -> str:
     """In what the first tasks differ."""
-    for name in ("env", "settings", "options", "seed"):
+    for name in ("env", "settings", "wrappers", "options", "seed"):
         one, other = getattr(a.task, name), getattr(b.task, name)
         if one != other:
             return f"; the first differ in {name}: {one!r} and {other!r}"

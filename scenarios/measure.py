@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -230,7 +230,8 @@ def play_command(
     last = tree.nodes[tree.leaves[0]]
     if last.terminated or last.truncated:
         show(last.messages)
-        say(f"reward {tree.returns[0]:.2f} {dict(last.reward_terms)}")
+        terms = {name: tree.term(name)[0] for node in tree.nodes for name in node.reward_terms}
+        say(f"reward {tree.returns[0]:.2f} {terms}")
     else:
         console.print("[dim]the episode has not ended[/dim]")
     folder = out or Path("plays") / task.env.rpartition("/")[2]
@@ -239,7 +240,9 @@ def play_command(
     if not (folder / "scenario.yaml").exists():
         write_text(
             folder / "scenario.yaml",
-            dump_scenario(Scenario(Environment(task.env, task.settings), look_in=folders_of(task.env))),
+            dump_scenario(
+                Scenario(Environment(task.env, task.settings, task.wrappers), look_in=folders_of(asdict(task)))
+            ),
         )
     run.save_tokenizer(renderer.tokenizer)
     run.trees.append(tree, stage="play", step=number)

@@ -8,14 +8,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
 from .. import agents, trainers
-from ..tools.named import split_name
+from ..envs.wrappers import find_wrapper
+from ..tools.named import PartNotFound, split_name, written
 from .errors import ScenarioError, say, suggest
 from .modules import part_named
 
@@ -103,6 +104,22 @@ def _of_module(kind: Any, name: str, fields: Any, place: str) -> Any:
     if lacking := [method for method in _METHODS[kind] if not hasattr(made, method)]:
         raise ScenarioError(f"{place}: {name} makes no {kind.__name__}: it has no {lacking[0]}")
     return made
+
+
+def check_wrappers(spelled: Sequence[Any], field: str) -> None:
+    """ScenarioError for what is no wrapper in this field of a scenario, or takes other arguments."""
+    for number, part in enumerate(spelled):
+        place = f"{field}.{number}"
+        try:
+            name, arguments = written(part)
+            make = find_wrapper(name)
+        except (ValueError, PartNotFound) as error:
+            raise ScenarioError(f"{place}: {error}") from error
+        known = dict([*fields_of(make).items()][1:])  # the first takes the environment
+        try:
+            inspect.signature(make).bind(None, **_checked(known, arguments, f"{place}.{name}"))
+        except TypeError as error:
+            raise ScenarioError(f"{place}.{name}: {error}") from error
 
 
 def made_with(written: Any, place: str, **given: Any) -> Any:

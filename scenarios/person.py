@@ -36,8 +36,8 @@ class Person:
             console.print("[dim]:help explains how to act[/dim]")
         while (text := self._read()) == ":help":
             say(HELP)
-            if isinstance(env, ToolEnv):
-                say(env.format.instructions(env.tools))
+            if isinstance(inner := env.unwrapped, ToolEnv):
+                say(inner.format.instructions(inner.tools))
         return text
 
     def _read(self) -> str:

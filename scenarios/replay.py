@@ -316,12 +316,14 @@ def _term(named: str) -> RewardTerm:
     look_in(Path.cwd())
     function = part_named(named, f"--rescore {named}")
     try:
-        takes = len(inspect.signature(function).parameters)
+        takes = [*inspect.signature(function).parameters]
     except TypeError as error:
         raise UsageError(f"--rescore {named}: {error}") from error
-    if takes not in (1, 2):
+    if len(takes) not in (1, 2):
         raise UsageError(f"--rescore {named}: the function takes an episode, or an episode and the environment")
-    return RewardTerm(name, _named(function, named), live=takes == 2)
+    if takes == ["env"]:  # as those that the setting `terms` of an environment names
+        return RewardTerm(name, _named(lambda episode, env: function(env), named), live=True)
+    return RewardTerm(name, _named(function, named), live=len(takes) == 2)
 
 
 def _named(function: Callable[..., float | None], name: str) -> Callable[..., float | None]:

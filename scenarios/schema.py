@@ -32,7 +32,7 @@ from ..trainers import (
 )
 from .errors import ScenarioError, say, suggest
 from .modules import as_folders, import_named, part_named
-from .parts import build_part, fields_of, validate
+from .parts import build_part, check_wrappers, fields_of, validate
 from .secret import with_secret, with_secrets
 
 _STRICT = {"extra": "forbid"}
@@ -184,8 +184,10 @@ def load_scenario(path: str | Path, changes: Sequence[str] = ()) -> Scenario:
     try:
         scenario = TypeAdapter(Scenario).validate_python(content)
         _find_environment(scenario.environment.id, _folders(path, scenario))
+        check_wrappers(scenario.environment.wrappers, "environment.wrappers")
         for environment in environments_of(scenario.plan()):
             _find_environment(environment.id, _folders(path, scenario))
+            check_wrappers(environment.wrappers, f"improvement.source.{environment.id}.wrappers")
     except ValidationError as error:
         raise ScenarioError(_locate(error.errors()[0], lines, path)) from error
     except ScenarioError as error:
@@ -282,6 +284,9 @@ def _places(node: yaml.Node, keys: tuple[str, ...], prefix: str, lines: dict[tup
                 raise ScenarioError(f"{prefix}{key.start_mark.line + 1}: {'.'.join(inner)}: this field stands twice")
             _places(value, inner, prefix, lines)
             lines[inner] = f"{prefix}{key.start_mark.line + 1}: "
+    if isinstance(node, yaml.SequenceNode):
+        for number, value in enumerate(node.value):
+            _places(value, (*keys, str(number)), prefix, lines)
 
 
 def _place(keys: tuple[str, ...], lines: Mapping[tuple[str, ...], str], path: Path) -> str:

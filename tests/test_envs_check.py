@@ -16,7 +16,7 @@ import pytest
 
 from treegym.envs import LookupEnv, Task, TextEnv, check, check_env, registered
 from treegym.envs.formats import FORMATS
-from treegym.envs.fresh import HASH_SEEDS
+from treegym.envs.fresh import HASH_SEEDS, INSIDE
 from treegym.tools import tool
 
 USUAL = ("tagged", "hermes", "react", "fenced", "openai")  # those of model families are tried in one environment
@@ -221,6 +221,23 @@ def test_what_a_script_defines_is_tried_in_a_fresh_interpreter_too(tmp_path: Pat
     script.write_text(f"{source}\nfrom treegym.envs import check_env\ncheck_env(LookupEnv, seeds=[0])\nprint('kept')\n")
     done = subprocess.run([sys.executable, script], capture_output=True, text=True)
     assert done.stdout == "kept\n", done.stderr
+
+
+def test_a_fresh_interpreter_starts_no_other_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a module that calls check_env when it is imported, as the fresh interpreter does, ends."""
+    settings: list[Mapping[str, str]] = []
+    run = subprocess.run
+
+    def watched(command: Any, **options: Any) -> Any:
+        settings.append(options["env"])
+        return run(command, **options)
+
+    monkeypatch.setattr(subprocess, "run", watched)
+    check_env(LookupEnv, seeds=[0])
+    assert len(settings) == len(HASH_SEEDS)
+    monkeypatch.setenv(INSIDE, settings[0][INSIDE])
+    check_env(LookupEnv, seeds=[0])
+    assert len(settings) == len(HASH_SEEDS)
 
 
 def test_what_a_fresh_interpreter_cannot_make_is_said() -> None:

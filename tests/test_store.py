@@ -620,7 +620,7 @@ def test_plain_lines_that_are_broken_are_named(tmp_path: Path) -> None:
     path = tmp_path / "trees.jsonl"
     held = fill(path, 3)
     lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(lines[0] + lines[1].replace(b'"schema":2', b'"schema":[', 1) + lines[2])
+    path.write_bytes(lines[0] + lines[1].replace(b'"schema":%d' % SCHEMA, b'"schema":[', 1) + lines[2])
     with pytest.raises(DamagedStore, match=f"record 1 at byte {len(lines[0])} is damaged"):
         list(EpisodeStore(path))
     losses, _ = salvage(EpisodeStore(path))

@@ -23,6 +23,7 @@ from treegym.envs import Message, Task
 from treegym.scenarios.cli import main
 from treegym.scenarios.shelf import Filter, Reading, Shelf, pieces
 from treegym.scenarios.site import Site, ViewServer, exported, serve
+from treegym.tools import ToolCall
 
 SCENARIO = "environment: {{id: treegym/Lookup-v0, success: exact}}\nalgorithm: {{name: {}}}\nseed: 3\n"
 HOSTILE = (
@@ -38,9 +39,11 @@ def node(parent: int, text: str, reward: float = 0.0, key: str = "", **fields: A
     size = len(text.split())
     tokens = tuple(range(size))
     action = Completion(text, tokens, (-0.5,) * size, (0.25,) * size)
+    [call] = re.findall(r"^<(\w+)>(.*)</\1>$", text) or [None]
     return Node(
         parent,
         action,
+        calls=(ToolCall(call[0], {"query": call[1]}),) if call else (),
         observation=(1, 2),
         messages=(Message("tool", f"answer to {text}"),),
         reward=reward,
@@ -591,6 +594,25 @@ def test_tokens_are_shaded_by_what_was_recorded(visitor: Visitor, tmp_path: Path
             levels[shade] = [(each.inner_text().strip(), str(each.get_attribute("class")).split()[1]) for each in found]
     assert levels["log-probability"] == [("go", "h0"), ("left", "h8"), ("<|im_end|>", "h2")]
     assert levels["entropy"] == [("go", "h0"), ("left", "h4"), ("<|im_end|>", "h8")]
+
+
+def test_a_turn_s_own_terms_are_shown_with_the_turn(visitor: Visitor, tmp_path: Path) -> None:
+    turns = (
+        replace(node(-1, "<search>red</search>", -0.02), reward_terms={"calls": 1.0, "style": None}, terminated=False),
+        replace(node(0, "<answer>red</answer>", 1.0), reward_terms={"exact": 1.0}),
+    )
+    task = Task("treegym/Lookup-v0", 1, wrappers=(("Hint", {"text": "Look."}), ("TurnLimit", {"turns": 3})))
+    tree = RolloutTree(task, (1,), (Message("user", "?"),), turns, (1,))
+    with serving(make_run(tmp_path / "steps", [(tree, {})]).path) as server:
+        visitor.goto(f"{server.url}#episode?run=steps&tree=0")
+        assert [visitor.text(f"#turn{i} p.reward").split("info")[0].split() for i in (1, 2)] == [
+            ["reward", "\N{MINUS SIGN}0.02", "calls", "1"],
+            ["reward", "+1.00", "exact", "1"],
+        ]
+        visitor.goto(f"{server.url}#tree?run=steps&tree=0&node=0")
+        assert "\N{MINUS SIGN}0.02: calls 1" in visitor.text(".panel")
+        visitor.goto(f"{server.url}#tree?run=steps&tree=0")
+        assert "Hint text Look. · TurnLimit turns 3" in visitor.text(".panel")
 
 
 def test_a_list_of_many_trees_draws_what_is_in_sight(visitor: Visitor, server: ViewServer) -> None:

@@ -6,10 +6,11 @@ import contextlib
 import difflib
 import hashlib
 import importlib.util
+import inspect
 import sys
 import sysconfig
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -37,6 +38,33 @@ def named(name: str, *folders: Path) -> Any:
         near = difflib.get_close_matches(attribute, dir(module), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise PartNotFound(f"{place} ({module.__file__}) has no {attribute!r}{hint}") from error
+
+
+def written(part: Any) -> tuple[str, dict[str, Any]]:
+    """(name, arguments) of a part as JSON has it: name, {name: {arguments}} or [name, {arguments}]. ValueError."""
+    match part:
+        case str():
+            return part, {}
+        case Mapping() if len(part) == 1:
+            [(name, arguments)] = part.items()
+        case [name, arguments]:
+            pass
+        case _:
+            name, arguments = None, None
+    if not isinstance(name, str) or not isinstance(arguments, Mapping | None):
+        raise ValueError(f"write a name, or {{name: {{argument: value}}}}, not {part!r}")
+    return name, dict(arguments or {})
+
+
+def call_with(make: Callable[..., Any], what: str, arguments: Mapping[str, Any], *first: Any) -> Any:
+    """What a class or function makes of `first` and these arguments. TypeError where its parameters are others."""
+    signature = inspect.signature(make)
+    try:
+        signature.bind(*first, **arguments)
+    except TypeError as error:
+        takes = ", ".join([*signature.parameters][len(first) :]) or "none"
+        raise TypeError(f"{what}: {error}; its arguments: {takes}") from None
+    return make(*first, **arguments)
 
 
 def import_place(place: str, *folders: Path) -> ModuleType:

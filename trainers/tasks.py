@@ -18,6 +18,7 @@ class Environment:
     __pydantic_config__ = STRICT
     id: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    wrappers: tuple[Any, ...] = ()  # around every task, the first one innermost; a name, or {name: {arguments}}
     train: Mapping[str, Any] = field(default_factory=lambda: {"split": "train"})
     heldout: Mapping[str, Any] = field(default_factory=lambda: {"split": "heldout"})
     success: str = "exact"  # the reward term that is 1 where an episode succeeded
@@ -27,4 +28,4 @@ class Environment:
         """The task that the parts (run seed, step, number …) name, for the secret."""
         options = self.train if split == "train" else self.heldout
         seed = derive_seed(*filter(None, [self.secret]), split, *parts)
-        return Task(self.id, seed, dict(options), {**self.settings, **settings})
+        return Task(self.id, seed, dict(options), {**self.settings, **settings}, self.wrappers)
