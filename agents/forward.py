@@ -23,6 +23,11 @@ class Forward(Protocol):
         """Whether a line gets the same logits, to the bit, whatever else the pass feeds."""
         ...
 
+    @property
+    def kernels(self) -> str:
+        """What computes it: torch, or C of ours."""
+        ...
+
     def slab(self) -> KVSlab:
         """An empty one of the kind that a pass takes."""
         ...
@@ -84,6 +89,7 @@ class TransformersForward:
     """The model's own forward."""
 
     batch_invariant: ClassVar = False
+    kernels: ClassVar = "torch"
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
         self._model = model
@@ -135,6 +141,7 @@ class LlamaForward:
     """
 
     batch_invariant: ClassVar = False
+    kernels: ClassVar = "torch"
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
         self._model = model
