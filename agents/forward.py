@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 
@@ -53,6 +54,26 @@ def positions(model: PreTrainedModel) -> int | None:
     """How many tokens of a sequence the model was made for; None where its configuration does not say."""
     known: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return known
+
+
+def device_named(name: str) -> torch.device:
+    """A device such as `cuda:1`; `auto` is CUDA where there is one, else the CPU. ValueError for one that is missing."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    here = _devices()
+    with contextlib.suppress(RuntimeError):  # for what torch knows no device by
+        device = torch.device(name)
+        if any(each.type == device.type and device.index in (None, each.index) for each in here):
+            return device
+    without = "" if torch.version.cuda else " (this torch is built without CUDA)"
+    raise ValueError(f"no device {name!r} here; there is {', '.join(map(str, here))}{without}")
+
+
+def _devices() -> list[torch.device]:
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    kind = accelerator.type if accelerator else ""
+    count = torch.accelerator.device_count() if accelerator else 0
+    return [torch.device("cpu"), *(torch.device(kind, i) for i in range(count))]
 
 
 def native_dtype(device: torch.device) -> torch.dtype:

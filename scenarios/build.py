@@ -22,12 +22,15 @@ from ..agents import (
     TransformersPolicy,
     add_lora,
     bring_attention,
+    device_named,
     has_lora,
     native_dtype,
     positions,
     save_adapter,
 )
+from ..agents.compiler import choose_kernels, library_for
 from ..agents.models import end_tokens, load, load_tokenizer
+from ..agents.native import SOURCE
 from ..envs import TextEnv, ToolEnv, action_format, format_of
 from ..envs.formats import DEFAULT
 from ..trainers import Environment, Run, Trainer, Watcher
@@ -101,11 +104,12 @@ def build_trainer(scenario: Scenario, run: Run, watcher: Watcher) -> Trainer:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     model, renderer = load_model(scenario)
     check_context(scenario, model, renderer, env)
-    dtype = native_dtype(model.device) if scenario.model.dtype == "auto" else getattr(torch, scenario.model.dtype)
+    dtype = computing(scenario, model)
     with refusing("model.name"):
         policy = TransformersPolicy(
             model, renderer, dtype=dtype, max_rows=scenario.model.max_rows, lockstep=scenario.model.lockstep
         )
+        say(f"{scenario.model.name} computes in {dtype} on {model.device}; kernels of its sampler: {policy.kernels}")
         return Trainer(
             scenario.plan(),
             model,
@@ -118,10 +122,22 @@ def build_trainer(scenario: Scenario, run: Run, watcher: Watcher) -> Trainer:
         )
 
 
+def computing(scenario: Scenario, model: PreTrainedModel) -> torch.dtype:
+    """The dtype that the model computes in, with its kernels chosen. ScenarioError where they cannot be had."""
+    named = scenario.model.dtype
+    dtype = native_dtype(model.device) if named == "auto" else getattr(torch, named)
+    with refusing("model.kernels"):
+        choose_kernels(model, scenario.model.kernels)
+        if scenario.model.kernels == "c":
+            library_for(SOURCE, model, dtype, "")
+    return dtype
+
+
 def settled(scenario: Scenario, dtype: torch.dtype) -> Scenario:
-    """The scenario with the dtype that the run computes in: resumed elsewhere, it still does."""
+    """The scenario with the device and the dtype that the run computes in: resumed elsewhere, it still does."""
     name: Any = str(dtype).removeprefix("torch.")
-    return replace(scenario, model=replace(scenario.model, dtype=name))
+    device = str(device_named(scenario.model.device))
+    return replace(scenario, model=replace(scenario.model, device=device, dtype=name))
 
 
 def in_own_format(scenario: Scenario, model: str) -> Scenario:
@@ -246,8 +262,11 @@ def load_model(scenario: Scenario) -> tuple[PreTrainedModel, ChatRenderer]:
     """The scenario's model and what renders its chats. ScenarioError where there is none."""
     texts = vocabulary(scenario) if scenario.model.name == "nano" else ()
     lora = scenario.model.weights == "lora"
+    with refusing("model.device"):
+        device: Any = device_named(scenario.model.device)
     with refusing("model.name"):
         model, tokenizer = load(scenario.model.name, texts=texts, seed=scenario.seed, merge=not lora)
+        model.to(device)
         bring_attention(model, scenario.sampling.max_context)
         renderer = ChatRenderer(tokenizer, ends=end_tokens(model), settings=scenario.model.template)
         if lora and not has_lora(model):

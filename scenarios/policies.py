@@ -22,10 +22,9 @@ from ..agents import (
     Server,
     TextPolicy,
     TransformersPolicy,
-    native_dtype,
 )
 from ..agents.models import load_end_tokens, load_tokenizer
-from .build import in_format, in_own_format, load_model, refusing, settled, usable_cores, vocabulary
+from .build import computing, in_format, in_own_format, load_model, refusing, settled, usable_cores, vocabulary
 from .errors import ScenarioError
 from .person import Person
 from .schema import Scenario
@@ -97,8 +96,7 @@ def _local(scenario: Scenario, sampling: Sampling) -> OpenedPolicy:
         model, renderer = load_model(scenario)
     except ScenarioError as error:
         raise ScenarioError(f"{error}; a policy is {NAMES}") from error
-    named = scenario.model.dtype
-    dtype = native_dtype(model.device) if named == "auto" else getattr(torch, named)
+    dtype = computing(scenario, model)
     with refusing("model.name"):
         policy = TransformersPolicy(
             model, renderer, dtype=dtype, max_rows=scenario.model.max_rows, lockstep=scenario.model.lockstep

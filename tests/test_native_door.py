@@ -49,7 +49,11 @@ def spoiled(tensor: Tensor) -> dict[str, Tensor]:
     with_gaps = torch.stack((tensor, tensor), -1)[..., 0]
     assert not with_gaps.is_contiguous()
     other = torch.complex128 if tensor.is_complex() else torch.float64
-    return {"64 [": tensor.to(other), "not contiguous": with_gaps, "on meta": tensor.to("meta")}
+    return {
+        str(other).removeprefix("torch."): tensor.to(other),
+        "not contiguous": with_gaps,
+        "on meta": tensor.to("meta"),
+    }
 
 
 @pytest.mark.parametrize(("file", "function"), CALLS, ids=[" ".join(call) for call in CALLS])
@@ -83,10 +87,9 @@ def test_weights_that_c_would_misread_are_refused(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(ValueError, match=r"native.c: weight 1 of a layer is int32 \[.*C takes int32 \["):
         NativeForward(llama(), torch.float64, library)
     forward = NativeForward(llama(), torch.float32, library)
-    forward._model.model.layers[1].mlp = SimpleNamespace(
-        gate_proj=torch.nn.Linear(64, 32), up_proj=torch.nn.Linear(64, 32), down_proj=torch.nn.Linear(32, 64)
-    )
-    with pytest.raises(ValueError, match=r"weight 6 of a layer is int32 \[2, 64, 32\]|weight 6 of a layer is"):
+    changed: Any = forward._model
+    changed.model.layers[1].mlp.gate_proj = torch.nn.Linear(64, 64, bias=False)
+    with pytest.raises(ValueError, match=r"weight 6 of a layer is int32 .*C takes int32"):
         forward.refresh()
 
 
