@@ -57,7 +57,7 @@ def positions(model: PreTrainedModel) -> int | None:
 
 
 def device_named(name: str) -> torch.device:
-    """A device such as `cuda:1`; `auto` is CUDA where there is one, else the CPU. ValueError for one that is missing."""
+    """A device such as `cuda:1`; `auto` is CUDA where there is one, else the CPU. ValueError where it is missing."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     here = _devices()
