@@ -1,4 +1,4 @@
-# make train | test | test-docker | lint | clean
+# make train | test | test-docker | test-sanitized | lint | clean
 #
 #   PYTHON=python3.12     the interpreter for the virtual environment
 #   VENV=.venv            where it goes
@@ -19,7 +19,7 @@ SOURCES := $(shell find .treegym $(ROOMS) -name '*.py' -o -name '*.yaml' -o -nam
 # setuptools would ship what an older build/ holds.
 INSTALL = rm -rf build && "$(VENV)/bin/python" -m pip --disable-pip-version-check install $(PIP_ARGS)
 
-.PHONY: train test test-docker lint clean
+.PHONY: train test test-docker test-sanitized lint clean
 .NOTPARALLEL:
 
 train: $(VENV)/.installed
@@ -32,6 +32,13 @@ test: $(VENV)/.extras $(VENV)/.installed
 test-docker: $(VENV)/.extras $(VENV)/.installed
 	TREEGYM_NEEDS=docker OMP_NUM_THREADS=1 .ci/with-docker "$(VENV)/bin/pytest" --numprocesses 2 -k docker $(PYTEST_ARGS) \
 		tests/test_tools_sandbox.py tests/test_envs_pythonmath.py tests/test_envs_code.py tests/test_packages.py
+
+# The C under sanitizers, where the C compiler has them; they do not see into products of tiles, which another way of
+# the same tests does without.
+test-sanitized: $(VENV)/.extras $(VENV)/.installed
+	CC="cc -g -fsanitize=address,undefined -fno-sanitize-recover=undefined" ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 \
+		LD_PRELOAD="$$(cc -print-file-name=libasan.so)" "$(VENV)/bin/pytest" $(PYTEST_ARGS) \
+		-k "(x86-64-v3 or no) and (grouped and short or beyond or move)" tests/test_native.py tests/test_kernels.py
 
 lint: $(VENV)/.extras $(VENV)/.installed
 	"$(VENV)/bin/ruff" check --output-format concise .

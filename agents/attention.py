@@ -114,7 +114,7 @@ def flexible_attention(query: Tensor, key: Tensor, value: Tensor, scale: float |
 
 @cache
 def _compiled_flex() -> Any:
-    """One for all passes: compiled for the first length, then once more for any."""
+    """Torch compiles it for the first number of tokens that it meets, and once more for any number."""
     return torch.compile(flex_attention)
 
 

@@ -75,6 +75,7 @@ class Array:
     dtype: torch.dtype | None  # None: what C calls real
     shape: tuple[int | str, ...]  # a name is a size of the model, or stands for one size in all of a call
     apart: str = ""  # the name of the distance between rows, where these need not touch
+    pointers: bool = False  # whether the numbers are addresses of Pointers
 
 
 def floats(*shape: int | str) -> Array:
@@ -83,6 +84,10 @@ def floats(*shape: int | str) -> Array:
 
 def reals(*shape: int | str) -> Array:
     return Array(None, shape)
+
+
+def pointers(*shape: int | str) -> Array:
+    return Array(torch.int64, shape, pointers=True)
 
 
 class Pointers:
@@ -134,14 +139,13 @@ class Library:
         sizes, values = self.sizes.named() | {"threads": threads}, dict[str, float]()
         for name, value in zip(self._asked[function], given, strict=True):
             kind, place = parameters[name], f"{function}: {name}"
-            if isinstance(value, Pointers):
-                value = value.addresses
-            if isinstance(value, Tensor) and isinstance(kind, Array):
-                values[name] = self.address(place, value, kind, sizes)
-            elif isinstance(value, int | float) and not isinstance(kind, Array):
+            if not isinstance(kind, Array) and isinstance(value, int | float):
                 values[name] = value
+            elif isinstance(kind, Array) and isinstance(value, Pointers if kind.pointers else Tensor):
+                tensor = value.addresses if isinstance(value, Pointers) else value
+                values[name] = self.address(place, tensor, kind, sizes)
             else:
-                raise TypeError(f"{self._file}: {place} is {value!r}")
+                raise TypeError(f"{self._file}: {place} is a {type(value).__name__}")
         getattr(self._loaded, function)(
             threads, *(values[name] if name in values else sizes[name] for name in parameters)
         )
@@ -166,12 +170,12 @@ class Library:
             f"C takes {_name(dtype)} [{wanted}], contiguous, on cpu"
         )
 
-    def pointers(self, rows: Sequence[Sequence[Tensor | None]], kinds: Sequence[Array]) -> Pointers:
-        """A table of rows of tensors of these kinds. ValueError for others."""
+    def table(self, place: str, rows: Sequence[Sequence[Tensor | None]], kinds: Sequence[Array]) -> Pointers:
+        """A table of rows of tensors of these kinds. ValueError, with the place, for others."""
         for row in rows:
             for column, (tensor, kind) in enumerate(zip(row, kinds, strict=True)):
                 if tensor is not None:
-                    self.address(f"weight {column} of a layer", tensor, kind, self.sizes.named())
+                    self.address(f"{place}: weight {column}", tensor, kind, self.sizes.named())
         return Pointers(rows)
 
 

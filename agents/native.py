@@ -13,15 +13,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from .acceptance import bring_attention
-from .compiler import (
-    KEYS,
-    Array,
-    Library,
-    Source,
-    floats,
-    library_for,
-    reals,
-)
+from .compiler import KEYS, Array, Library, Source, floats, library_for, pointers, reals
 from .forward import Forward, LlamaForward, TransformersForward, is_plain_llama, slab_shape
 from .kv import Feed, KVSlab, Line
 
@@ -32,7 +24,7 @@ SOURCE = Source(
     {
         "blocks": {
             "layers": c_int,
-            "model": Array(torch.int64, ("layers", LAYER)),
+            "model": pointers("layers", LAYER),
             "least": c_float,
             "n": c_int,
             "x": floats("n", "width"),
@@ -48,7 +40,7 @@ SOURCE = Source(
         "logits": {
             "norm": floats("width"),
             "least": c_float,
-            "head": Array(torch.int64, (1, 2)),
+            "head": pointers(1, 2),
             "outputs": c_int,
             "n": c_int,
             "x": floats("n", "width"),
@@ -137,8 +129,8 @@ class NativeForward(LlamaForward):
             *self._linear(2 * sizes.hidden, sizes.width),
             *self._linear(sizes.width, sizes.hidden),
         ]
-        self._table = self._library.pointers([_flat(layer) for layer in self._layers], of_layer)
-        self._head_table = self._library.pointers([self._head], self._linear(outputs, sizes.width))
+        self._table = self._library.table("layer", [_flat(layer) for layer in self._layers], of_layer)
+        self._head_table = self._library.table("output layer", [self._head], self._linear(outputs, sizes.width))
 
     def release(self) -> None:
         super().release()

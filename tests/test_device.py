@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -194,6 +196,17 @@ def test_a_wrapped_model_gets_the_same_gradients(wrapper: str) -> None:
         found: Any = ours.grad
         found = found.full_tensor() if wrapper == "FSDP2" else found
         torch.testing.assert_close(found, theirs.grad, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("one_process")
+def test_the_example_of_the_page_runs() -> None:
+    page = (Path(__file__).parent.parent / "docs/models.md").read_text(encoding="utf-8")
+    [example] = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    whole = pack(score(random_batch(4), AGGREGATIONS["token-mean"]))
+    names: dict[str, Any] = {"torch": torch, "model": tiny_qwen(), "packed": whole}
+    exec(example, names)
+    names["logprobs"].sum().backward()
+    assert all(p.grad is not None for p in names["model"].parameters())
 
 
 @pytest.fixture

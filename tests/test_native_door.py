@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedModel
 
 from treegym.agents import compiler, native
-from treegym.agents.compiler import Array, Library, Sizes, choose_kernels, library_for
+from treegym.agents.compiler import Array, Library, Pointers, Sizes, choose_kernels, library_for
 from treegym.agents.forward import LlamaForward
 from treegym.agents.native import NativeForward, forward_for
 from treegym.trainers import Learner, Optimization, kernels
@@ -39,6 +39,8 @@ def arguments(library: Library, function: str) -> dict[str, Any]:
         if isinstance(kind, Array):
             shape = [sizes[size] if isinstance(size, str) else size for size in kind.shape]
             given[name] = torch.zeros(shape, dtype=kind.dtype or library.sizes.dtype)
+            if kind.pointers:
+                given[name] = Pointers([[None] * shape[1]] * shape[0])
         else:
             given[name] = 0
     return given
@@ -71,6 +73,9 @@ def test_what_c_would_misread_is_refused_by_name(file: str, function: str, monke
         for bad in (good[name][None], torch.cat((good[name], good[name]))):  # the other tensors say what is right
             with pytest.raises(ValueError, match=f"{file}: {function}: .* C takes"):
                 library.call(function, *{**good, name: bad}.values())
+    for name in good.keys() - tensors:
+        with pytest.raises(TypeError, match=f"{re.escape(f'{file}: {function}: {name}')} is a Tensor"):
+            library.call(function, *{**good, name: torch.zeros(1, 10, dtype=torch.int64)}.values())
     with pytest.raises(ValueError, match="zip"):
         library.call(function, *[*good.values()][:-1])
 
@@ -84,12 +89,12 @@ def llama(**settings: Any) -> PreTrainedModel:
 
 def test_weights_that_c_would_misread_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     library = compiled_for("native", native.SOURCE, SIZES, monkeypatch)
-    with pytest.raises(ValueError, match=r"native.c: weight 1 of a layer is int32 \[.*C takes int32 \["):
+    with pytest.raises(ValueError, match=r"native.c: layer: weight 1 is int32 \[.*C takes int32 \["):
         NativeForward(llama(), torch.float64, library)
     forward = NativeForward(llama(), torch.float32, library)
     changed: Any = forward._model
     changed.model.layers[1].mlp.gate_proj = torch.nn.Linear(64, 64, bias=False)
-    with pytest.raises(ValueError, match=r"weight 6 of a layer is int32 .*C takes int32"):
+    with pytest.raises(ValueError, match=r"layer: weight 6 is int32 .*C takes int32"):
         forward.refresh()
 
 
