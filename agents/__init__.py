@@ -7,7 +7,7 @@ from .chat import ChatRenderer
 from .compare import Curves, Flip, PairedResult, curves, flips, paired
 from .evaluate import AnswerReader, Evaluation, Outcome, TaskOutcome, by_difficulty, distinct, figures, succeeded
 from .failure import Failure, FailureCause, TooManyFailures, failure_cause
-from .forward import device_named, is_plain_llama, native_dtype, positions, rotate
+from .forward import is_plain_llama, native_dtype, positions, rotate
 from .frames import DamagedStore, StoreError
 from .index import Range, TreeSummary, Where
 from .loop import run_to_end
@@ -123,7 +123,6 @@ __all__ = [
     "causal_attention",
     "curves",
     "derive_seed",
-    "device_named",
     "distinct",
     "failure_cause",
     "figures",

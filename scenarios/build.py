@@ -22,13 +22,13 @@ from ..agents import (
     TransformersPolicy,
     add_lora,
     bring_attention,
-    device_named,
     has_lora,
     native_dtype,
     positions,
     save_adapter,
 )
 from ..agents.compiler import choose_kernels, library_for
+from ..agents.forward import device_named
 from ..agents.models import end_tokens, load, load_tokenizer
 from ..agents.native import SOURCE
 from ..envs import TextEnv, ToolEnv, action_format, format_of
@@ -109,7 +109,8 @@ def build_trainer(scenario: Scenario, run: Run, watcher: Watcher) -> Trainer:
         policy = TransformersPolicy(
             model, renderer, dtype=dtype, max_rows=scenario.model.max_rows, lockstep=scenario.model.lockstep
         )
-        say(f"{scenario.model.name} computes in {dtype} on {model.device}; kernels of its sampler: {policy.kernels}")
+        where = f"{str(dtype).removeprefix('torch.')} on {model.device}"
+        say(f"{scenario.model.name} computes in {where}; kernels of its sampler: {policy.kernels}")
         return Trainer(
             scenario.plan(),
             model,

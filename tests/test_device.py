@@ -33,9 +33,8 @@ from treegym.agents import (
     attention,
     block_attention,
     bring_attention,
-    device_named,
 )
-from treegym.agents.forward import Forward, LlamaForward, TransformersForward
+from treegym.agents.forward import Forward, LlamaForward, TransformersForward, device_named
 from treegym.agents.kv import Line
 from treegym.envs import Task
 from treegym.scenarios import ScenarioError, build

@@ -263,7 +263,8 @@ class TreeAttend:
         if query.device.type == "cpu":
             return block_attention(query, key, value, scale, self._blocks)
         if runs_flexible(query):
-            self._mask = self._mask or tree_mask(self._segments, query.device)
+            if self._mask is None:
+                self._mask = tree_mask(self._segments, query.device)
             return flexible_attention(query, key, value, scale, self._mask)
         return self._by_segment(query, key, value, scale)
 
