@@ -72,6 +72,7 @@ def train(scenario: Scenario, out: str | Path, *, resume: bool = False) -> dict[
             differing = changed(run, recorded, scenario)
             with ProgressBars() as bars:
                 trainer = build_trainer(scenario, run, bars)
+                say(computation(trainer))
                 record(run, recorded, differing)
                 write_text(file, dump_scenario(placed(settled(scenario, trainer.dtype))))
                 run.save_tokenizer(trainer.renderer.tokenizer)
@@ -109,8 +110,6 @@ def build_trainer(scenario: Scenario, run: Run, watcher: Watcher) -> Trainer:
         policy = TransformersPolicy(
             model, renderer, dtype=dtype, max_rows=scenario.model.max_rows, lockstep=scenario.model.lockstep
         )
-        where = f"{str(dtype).removeprefix('torch.')} on {model.device}"
-        say(f"{scenario.model.name} computes in {where}; kernels of its sampler: {policy.kernels}")
         return Trainer(
             scenario.plan(),
             model,
@@ -121,6 +120,13 @@ def build_trainer(scenario: Scenario, run: Run, watcher: Watcher) -> Trainer:
             dtype=dtype,
             max_rows=scenario.model.max_rows,
         )
+
+
+def computation(trainer: Trainer) -> str:
+    """Where and in what a trainer computes, in words."""
+    kernels = getattr(trainer.policy, "kernels", "")  # of a policy in this process
+    with_kernels = f", and samples with kernels in {kernels}" if kernels else ""
+    return f"the model computes in {str(trainer.dtype).removeprefix('torch.')} on {trainer.model.device}{with_kernels}"
 
 
 def computing(scenario: Scenario, model: PreTrainedModel) -> torch.dtype:
