@@ -1,4 +1,4 @@
-"""Parts of an algorithm as a scenario writes them: a class by name, or a name with fields, parts within parts.
+"""Parts as a scenario writes them: a class by name, or a name with fields, parts within parts.
 
 A name is that of one of treegym's classes, or `module:Name`, or `path/to/file.py:Name`.
 """
@@ -52,39 +52,42 @@ LOSSES: dict[str, type] = {
         trainers.WithKL,
     )
 }
+SOURCES: dict[str, type] = {kind.__name__: kind for kind in (trainers.Curriculum, trainers.Mixture, trainers.Uniform)}
+STAGES: dict[str, type] = {kind.__name__: kind for kind in (trainers.Evaluate, trainers.Improvement, trainers.Warmup)}
 _METHODS: dict[Any, tuple[str, ...]] = {  # that make something a part of the kind
     agents.RolloutStrategy: ("grow",),
     trainers.AdvantageEstimator: ("__call__",),
     trainers.PolicyLoss: ("__call__", "aggregation", "needs"),
+    trainers.TaskSource: ("draw", "report"),
+    trainers.Stage: ("name", "run"),
 }
 _KINDS: dict[Any, Mapping[str, type]] = {
     agents.RolloutStrategy: ROLLOUTS,
     trainers.AdvantageEstimator: ADVANTAGES,
     trainers.PolicyLoss: LOSSES,
+    trainers.TaskSource: SOURCES,
+    trainers.Stage: STAGES,
 }
 
 
 def build_part(kind: Any, written: Any, place: str) -> Any:
-    """A part of a kind (RolloutStrategy, AdvantageEstimator, PolicyLoss) from what stands at `place`.
+    """A part of a kind (RolloutStrategy, AdvantageEstimator, PolicyLoss, TaskSource, Stage) from what stands there.
 
     `GroupRelative`, or `{GroupRelative: {within: origin}}`; of `Sum` a list of weights and parts,
     `{Sum: [[1.0, GroupRelative], [0.5, AnchorStates]]}`. A class that a module has is made with the fields; a function
     there is an AdvantageEstimator itself, its fields keyword arguments, or returns a part of another kind.
     ScenarioError for what there is not.
     """
-    named = {written: {}} if isinstance(written, str) else written
-    if not isinstance(named, Mapping) or len(named) != 1:
-        raise ScenarioError(f"{place}: write a name, or one name with its fields, not {written!r}")
-    [(name, fields)] = named.items()
+    name, fields = _named(written, place)
     found = _KINDS[kind].get(name)
-    if found is None and split_name(str(name))[0]:
-        return _of_module(kind, str(name), {} if fields is None else fields, place)
+    if found is None and split_name(name)[0]:
+        return _of_module(kind, name, fields, place)
     if found is None:
-        raise ScenarioError(f"{place}: no {kind.__name__} {name!r}{suggest(str(name), _KINDS[kind])}")
+        raise ScenarioError(f"{place}: no {kind.__name__} {name!r}{suggest(name, _KINDS[kind])}")
     place = f"{place}.{name}"
     if found is trainers.Sum:
         return trainers.Sum(*_weighted(kind, fields, place))
-    return _make(found, {} if fields is None else fields, place)
+    return _make(found, fields, place)
 
 
 def _of_module(kind: Any, name: str, fields: Any, place: str) -> Any:
@@ -100,6 +103,34 @@ def _of_module(kind: Any, name: str, fields: Any, place: str) -> Any:
     if lacking := [method for method in _METHODS[kind] if not hasattr(made, method)]:
         raise ScenarioError(f"{place}: {name} makes no {kind.__name__}: it has no {lacking[0]}")
     return made
+
+
+def made_with(written: Any, place: str, **given: Any) -> Any:
+    """What `module:Name`, alone or with its fields, makes; of the things given it takes those that its parameters name.
+
+    Each is given as a function that makes it, so that nothing is made that is not wanted. ScenarioError.
+    """
+    name, fields = _named(written, place)
+    make = part_named(name, place)
+    if not callable(make):
+        raise ScenarioError(f"{place}: {name} is a {type(make).__name__}; name a class or a function")
+    parameters = fields_of(make)
+    wanted = {parameter: given[parameter]() for parameter in given if parameter in parameters}
+    known = {parameter: hint for parameter, hint in parameters.items() if parameter not in given}
+    checked = _checked(known, fields, f"{place}.{name}")
+    try:
+        return make(**wanted, **checked)
+    except (TypeError, ValueError, ImportError, OSError) as error:
+        raise ScenarioError(f"{place}: {str(error).partition('__init__() ')[2] or error}") from error
+
+
+def _named(written: Any, place: str) -> tuple[str, Any]:
+    """The name of a part, and its fields."""
+    named = {written: {}} if isinstance(written, str) else written
+    if not isinstance(named, Mapping) or len(named) != 1:
+        raise ScenarioError(f"{place}: write a name, or one name with its fields, not {written!r}")
+    [(name, fields)] = named.items()
+    return str(name), {} if fields is None else fields
 
 
 def validate(hint: Any, value: Any, place: str) -> Any:
@@ -118,7 +149,7 @@ def fields_of(make: Any) -> dict[str, Any]:
     """The parameters of a class or function that can be written down, and their type hints."""
     hints: dict[str, Any] = {}
     with contextlib.suppress(NameError):  # of what is imported for type checkers alone
-        hints = get_type_hints(make.__init__ if isinstance(make, type) and not is_dataclass(make) else make)
+        hints = get_type_hints(make.__init__ if isinstance(make, type) and not is_dataclass(make) else make)  # type: ignore[misc]
     parameters = inspect.signature(make).parameters.values()
     kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
     return {each.name: hints.get(each.name, Any) for each in parameters if each.kind in kinds}

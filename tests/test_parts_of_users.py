@@ -11,10 +11,11 @@ import pytest
 import torch
 from commands import command
 
+from treegym.agents import Run
 from treegym.envs import Task
 from treegym.scenarios import ScenarioError, load_scenario, train
 from treegym.tools.named import PartNotFound, import_place, named
-from treegym.trainers import Run, Stopped
+from treegym.trainers import Stopped
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "training.md").read_text(encoding="utf-8").partition("### A part of your own")[2]
@@ -99,7 +100,7 @@ def test_a_run_with_a_user_s_parts_resumes_evaluates_and_replays_from_anywhere(
     monkeypatch.chdir(tmp_path / "elsewhere")
     forget(monkeypatch, "mine1")
     assert command(capsys, "train", "--resume", "--out", "../parted")[0] == 0
-    assert [*Run(Path("../parted")).trees.read()] == [*Run(Path("../whole")).trees.read()]
+    assert [*Run(Path("../parted")).trees] == [*Run(Path("../whole")).trees]
     assert whole["trained"].success
     for words in (
         ("eval", "../parted", "--tasks", "2", "--out", "a"),
@@ -132,7 +133,7 @@ def test_parts_of_modules_are_made_with_their_fields(tmp_path: Path) -> None:
         ("loss='nowhere3:Loss'", "algorithm.loss: no module 'nowhere3' in "),
         ("loss='nowhere3.py:Loss'", "algorithm.loss: no file 'nowhere3.py' in "),
         ("loss='NAME:LookupEnv'", "LookupEnv makes no PolicyLoss: it has no __call__"),
-        ("name='NAME:Half'", "makes a Half, not an Algorithm"),
+        ("parameters={}, name='NAME:Half'", "makes a Half, not an Algorithm"),
         ("name='NAME:nix'", "algorithm.name: NAME (PATH) has no 'nix'"),
     ],
 )
@@ -142,9 +143,9 @@ def test_what_is_no_part_is_refused_with_its_place(
     file = project(tmp_path / "mine", "mine3")
     monkeypatch.delitem(sys.modules, "mine3", raising=False)
     monkeypatch.delitem(sys.modules, "helper_mine3", raising=False)
-    key, _, value = changed.replace("NAME", "mine3").partition("=")
+    changes = [f"algorithm.{change}" for change in changed.replace("NAME", "mine3").split(", ")]
     with pytest.raises(ScenarioError) as refusal:
-        load_scenario(file, [f"algorithm.{key}={value}"])
+        load_scenario(file, changes)
     assert reason.replace("NAME", "mine3").replace("PATH", str(tmp_path / "mine/parts/mine3.py")) in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
@@ -161,7 +162,7 @@ def test_the_page_s_strategy_runs_from_yaml_with_its_parameter(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "halfway", raising=False)
     assert command(capsys, "train", "some.yaml", "--set", "improvement.steps=1", "--out", "run")[0] == 0
-    grown = [tree for labels, tree in Run(Path("run")).trees.read() if labels["stage"] == "improvement"]
+    grown = [tree for labels, tree in Run(Path("run")).trees if labels["stage"] == "improvement"]
     assert len(grown) == 8
     for tree in grown:
         assert tree.origins == (0, 0, 0, 0)
@@ -177,9 +178,90 @@ def test_a_task_makes_the_environment_of_a_file(tmp_path: Path, monkeypatch: pyt
     assert env.reset(seed=3)[0] == Task("treegym/Lookup-v0", 0).make().reset(seed=3)[0]
 
 
-def test_a_file_is_not_taken_for_another_module_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_may_have_the_name_of_another_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "json.py").write_text("mark = 1")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "json.py").write_text("mark = 2")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(PartNotFound, match=r"json\.py cannot be imported beside .*, which has its name: rename it"):
-        named("json.py:mark")
+    assert [named(f"{place}:mark") for place in ("json.py", "other/json.py", "json.py")] == [1, 2, 1]
     assert "loads" in vars(import_place("json"))
+    (tmp_path / "broken.py").write_text("1 / 0")
+    for _ in range(2):
+        with pytest.raises(PartNotFound, match="cannot be imported: ZeroDivisionError"):
+            named("broken.py:mark")
+
+
+# policies
+
+POLICIES = '''
+from dataclasses import dataclass
+from treegym.agents import TransformersPolicy
+
+class Counted(TransformersPolicy):
+    """Counts the replies that it was asked for."""
+    asked = 0
+    def __init__(self, model, renderer, dtype, rows: int = 4):
+        super().__init__(model, renderer, dtype=dtype, max_rows=rows)
+    async def sample(self, context, seed, sampling):
+        Counted.asked += 1
+        return await super().sample(context, seed, sampling)
+
+@dataclass(frozen=True)
+class Says:
+    word: str = "?"
+    async def act(self, messages, env, seed):
+        return env.oracle() or self.word
+
+class Deaf:
+    def __init__(self, renderer):
+        self.renderer = renderer
+    async def sample(self, context, seed, sampling):
+        raise NotImplementedError
+'''
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    head = SCENARIO.format("x").replace("parts/x.py:x/Links-v0", "treegym/Lookup-v0")
+    (tmp_path / "some.yaml").write_text(re.sub(r"  (advantage|loss): .*\n", "", head))
+    (tmp_path / "policies5.py").write_text(POLICIES)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    sys.modules.pop("policies5", None)
+
+
+def test_a_policy_of_one_s_own_is_trained_and_samples_the_same(own: Path) -> None:
+    scenario = load_scenario("some.yaml", ["model.policy={'policies5:Counted': {rows: 3}}"])
+    train(scenario, own / "counted")
+    train(load_scenario("some.yaml"), own / "plain")
+    assert sys.modules["policies5"].Counted.asked > 20
+    assert [*Run(own / "counted").trees] == [*Run(own / "plain").trees]
+    assert load_scenario(own / "counted").look_in == (str(own),)
+
+
+def test_a_policy_of_one_s_own_is_evaluated_from_anywhere(
+    own: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(capsys, "eval", "some.yaml", "--policy", "policies5:Says", "--out", "e", "--tasks", "2")[0] == 0
+    assert '"mean": 1.0' in (own / "e" / "results.json").read_text()
+    monkeypatch.chdir(own / "e")
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(own)])
+    sys.modules.pop("policies5")
+    (own / "e" / "results.json").unlink()
+    assert command(capsys, "eval", "--resume", "--out", ".")[0] == 0
+    assert '"mean": 1.0' in (own / "e" / "results.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("policy", "reason"),
+    [
+        ("'policies5:Deaf'", "model.policy: Deaf takes no weights (release, push); it can only play"),
+        ("'policies5:Says'", "model.policy: Says has no sample(context, seed, sampling)"),
+        ("{'policies5:Counted': {row: 3}}", "model.policy.policies5:Counted.row: no such field; did you mean 'rows'?"),
+        ("'policies5:Nobody'", "model.policy: policies5 ("),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(policy: str, reason: str, own: Path) -> None:
+    with pytest.raises(ScenarioError) as refusal:
+        train(load_scenario("some.yaml", [f"model.policy={policy}"]), own / "run")
+    assert reason in str(refusal.value) and not (own / "run").exists()

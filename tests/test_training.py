@@ -29,6 +29,7 @@ from treegym.agents import (
     FollowOracle,
     Node,
     RolloutTree,
+    Run,
     Sampling,
     ScriptedPolicy,
     TransformersPolicy,
@@ -53,7 +54,6 @@ from treegym.trainers import (
     Pack,
     Plan,
     ReinforceLoss,
-    Run,
     Trainer,
     Warmup,
     arpo,
@@ -425,6 +425,7 @@ def moody(mood: str, on_failure: OnFailure) -> Plan:
         Improvement(2, tasks_per_step=8),
         HeldOut(12, untrained=0),
         on_failure=on_failure,
+        max_failures=1.0,
     )
 
 

@@ -3,6 +3,8 @@
 from .advantages import AdvantageEstimator, BestOnly, GroupRelative, Norm, SharedMean, Sum, TokenReturns, Whitened
 from .algorithms import ALGORITHMS, Algorithm, arpo, at2po, gigpo, grpo, tree_grpo
 from .anchors import AnchorStates, HistoryAnchors
+from .checkpoints import Checkpoints, DamagedCheckpoint, Progress
+from .curriculum import Curriculum, Mixture, Part, TaskSource, Uniform
 from .gae import GroupedGAE, bi_level_gae, gae
 from .learner import Learner, Optimization
 from .losses import (
@@ -20,9 +22,9 @@ from .losses import (
 )
 from .node_values import BackedUp, PrefixGroups, SummedLeaves
 from .packing import Advantages, Pack, ScoredTree, Segment, Terms, TurnAdvantage, by_turn, pack, score, split
-from .plan import Environment, HeldOut, Keep, OnFailure, Plan
-from .run import DamagedCheckpoint, Progress, Run
+from .plan import HeldOut, Keep, OnFailure, Plan
 from .stages import Evaluate, Improvement, Stage, Warmup
+from .tasks import Environment
 from .training import LearningPolicy, Stopped, Trainer, Watcher
 
 __all__ = [
@@ -34,8 +36,10 @@ __all__ = [
     "AnchorStates",
     "BackedUp",
     "BestOnly",
+    "Checkpoints",
     "CispoLoss",
     "ClippedLoss",
+    "Curriculum",
     "DamagedCheckpoint",
     "Environment",
     "Evaluate",
@@ -48,16 +52,17 @@ __all__ = [
     "Keep",
     "Learner",
     "LearningPolicy",
+    "Mixture",
     "Norm",
     "OnFailure",
     "Optimization",
     "Pack",
+    "Part",
     "Plan",
     "PolicyLoss",
     "PrefixGroups",
     "Progress",
     "ReinforceLoss",
-    "Run",
     "SapoLoss",
     "ScoredTree",
     "Segment",
@@ -66,11 +71,13 @@ __all__ = [
     "Stopped",
     "Sum",
     "SummedLeaves",
+    "TaskSource",
     "Terms",
     "TokenReturns",
     "Trainer",
     "TruncatedImportance",
     "TurnAdvantage",
+    "Uniform",
     "Warmup",
     "Watcher",
     "Whitened",

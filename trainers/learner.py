@@ -12,10 +12,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..agents import RolloutTree, bring_attention, native_dtype
+from .checkpoints import DamagedCheckpoint
 from .forward import predict_with
 from .losses import AGGREGATIONS, PolicyLoss, kl
 from .packing import Advantages, Pack, pack, score, split
-from .run import DamagedCheckpoint
 
 _MEANS = ("ratio_deviation", "clip_fraction", "kl", "entropy")  # metrics that are means over terms
 

@@ -7,7 +7,7 @@ import ctypes
 import gc
 import itertools
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from ..agents import (
     Failure,
     RolloutStrategy,
     RolloutTree,
+    Run,
     Sampling,
     TokenPolicy,
     TooManyFailures,
@@ -37,10 +38,10 @@ from ..agents import (
     run_to_end,
 )
 from ..envs import Task
+from .checkpoints import Checkpoints, DamagedCheckpoint, Progress
 from .learner import Learner, Optimization
 from .packing import Advantages, by_turn
 from .plan import Plan
-from .run import DamagedCheckpoint, Progress, Run
 
 
 class Watcher(Protocol):
@@ -113,7 +114,7 @@ class Trainer:
         self.policy = policy or TransformersPolicy(model, renderer, dtype=self.dtype, max_rows=max_rows)
         self.positions = positions(model) or 1 << 30  # tokens that the model can read
         self._max_rows = max_rows
-        self._progress = Progress()
+        self._progress, self._checkpoints = Progress(), Checkpoints(run)
         self._learner: Learner | None = None
         self._restored: dict[str, torch.Tensor] = {}  # optimiser state of the checkpoint
         self._stale = False  # whether the policy has yet to take over the learner's weights
@@ -230,6 +231,16 @@ class Trainer:
         """Keeps an evaluation for the summary, under this name."""
         self._progress.results[name] = result.to_json()
 
+    def state(self, stage: str) -> Mapping[str, Any]:
+        """What a stage kept at its last step; empty at the first."""
+        state: Mapping[str, Any] = self._progress.states.get(stage, {})
+        return state
+
+    def keep_state(self, stage: str, state: Mapping[str, Any]) -> None:
+        """Keeps JSON that the next steps of a stage depend on, in checkpoints too."""
+        if state:
+            self._progress.states[stage] = dict(state)
+
     def record(
         self, trees: Sequence[RolloutTree], advantages: Sequence[Advantages] | None = None, **labels: Any
     ) -> None:
@@ -289,11 +300,11 @@ class Trainer:
 
     def _save(self) -> None:
         tensors = {f"model.{name}": p for name, p in self.model.named_parameters() if p.requires_grad}
-        self.run.save(self._progress, tensors | (self._learner.tensors() if self._learner else {}))
+        self._checkpoints.save(self._progress, tensors | (self._learner.tensors() if self._learner else {}))
         self._saved_at = time.monotonic()
 
     def _restore(self) -> None:
-        found = self.run.restore()
+        found = self._checkpoints.restore()
         if found is None:
             return
         self._progress, tensors = found
