@@ -115,7 +115,7 @@ class Library:
     """A source, compiled for one model's sizes: the only way to its functions."""
 
     def __init__(self, source: Source, sizes: Sizes, loaded: CDLL) -> None:
-        self.sizes, self._file, self._loaded = sizes, source.file.name, loaded
+        self.sizes, self._named, self._file, self._loaded = sizes, sizes.named(), source.file.name, loaded
         self._functions = {name: each for name, each in source.functions.items() if hasattr(loaded, name)}
         self._asked = {name: _asked(parameters) for name, parameters in self._functions.items()}
         for name, parameters in self._functions.items():
@@ -136,7 +136,7 @@ class Library:
         ValueError for a tensor of another dtype, shape, layout or device than C would read.
         """
         parameters, threads = self._functions[function], torch.get_num_threads()
-        sizes, values = self.sizes.named() | {"threads": threads}, dict[str, float]()
+        sizes, values = self._named | {"threads": threads}, dict[str, float]()
         for name, value in zip(self._asked[function], given, strict=True):
             kind, place = parameters[name], f"{function}: {name}"
             if not isinstance(kind, Array) and isinstance(value, int | float):
@@ -175,7 +175,7 @@ class Library:
         for row in rows:
             for column, (tensor, kind) in enumerate(zip(row, kinds, strict=True)):
                 if tensor is not None:
-                    self.address(f"{place}: weight {column}", tensor, kind, self.sizes.named())
+                    self.address(f"{place}: weight {column}", tensor, kind, {**self._named})
         return Pointers(rows)
 
 

@@ -39,6 +39,7 @@ from treegym.agents.kv import Line
 from treegym.envs import Task
 from treegym.scenarios import ScenarioError, build
 from treegym.scenarios.build import load_model, settled
+from treegym.scenarios.changes import changes
 from treegym.scenarios.schema import Model, Scenario
 from treegym.trainers import AGGREGATIONS, ClippedLoss, Environment, Learner, Optimization, forward
 from treegym.trainers.forward import LeanPredict, TransformersPredict, predict_with
@@ -273,7 +274,10 @@ def test_a_scenario_names_the_device_that_is_missing() -> None:
 
 def test_a_run_records_where_it_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert settled(scenario(), torch.float32).model.device == "cpu"
+    recorded = settled(scenario(), torch.float32)
+    assert recorded.model.device == "cpu"
+    assert not changes(recorded, scenario())  # it goes on where it was, unless told otherwise
+    assert [change.field for change in changes(recorded, scenario(device="cuda"))] == ["model.device"]
 
 
 def test_kernels_that_cannot_be_had_are_refused_in_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
