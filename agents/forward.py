@@ -61,7 +61,7 @@ def device_named(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     here = _devices()
-    with contextlib.suppress(RuntimeError):  # for what torch knows no device by
+    with contextlib.suppress(RuntimeError):  # torch raises it for a word that names no device
         device = torch.device(name)
         if any(each.type == device.type and device.index in (None, each.index) for each in here):
             return device

@@ -125,7 +125,7 @@ class TransformersPolicy:
 
     @property
     def kernels(self) -> str:
-        """What its passes are computed by: torch, or C of ours."""
+        """What computes its passes: torch, or C of ours."""
         return self._forward.kernels
 
     async def push(self, model: PreTrainedModel, version: int) -> None:
