@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
@@ -96,6 +97,25 @@ def block_gradients(
         of_query[:, rows] = torch.bmm(of_scores, keys * scale).view_as(query[:, rows])
         _scatter(of_key, block, torch.bmm(of_scores.mT, asked * scale))
     return of_query, of_key.to(key.dtype), of_value.to(value.dtype)
+
+
+def runs_flexible(query: Tensor) -> bool:
+    """Whether FlexAttention has kernels for the queries: on CUDA, in at most float32, with heads of 16 and more."""
+    return query.device.type == "cuda" and query.dtype != torch.float64 and query.shape[-1] >= 16
+
+
+def flexible_attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None, mask: BlockMask) -> Tensor:
+    """query [heads, T, d], key and value [kv heads, T, d] -> [heads, T, d]: FlexAttention over what the mask shows."""
+    query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast, rotation leaves float32
+    given = query[None], key[None], value[None]
+    out: Tensor = _compiled_flex()(*given, block_mask=mask, scale=scale, enable_gqa=True)
+    return out[0]
+
+
+@cache
+def _compiled_flex() -> Any:
+    """Torch compiles it for the first number of tokens that it meets, and once more for any number."""
+    return torch.compile(flex_attention)
 
 
 @lru_cache(64)  # the layers of a pass share them

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 
@@ -21,6 +22,11 @@ class Forward(Protocol):
     @property
     def batch_invariant(self) -> bool:
         """Whether a line gets the same logits, to the bit, whatever else the pass feeds."""
+        ...
+
+    @property
+    def kernels(self) -> str:
+        """What computes it: torch, or C of ours."""
         ...
 
     def slab(self) -> KVSlab:
@@ -48,6 +54,26 @@ def positions(model: PreTrainedModel) -> int | None:
     """How many tokens of a sequence the model was made for; None where its configuration does not say."""
     known: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return known
+
+
+def device_named(name: str) -> torch.device:
+    """A device such as `cuda:1`; `auto` is CUDA where there is one, else the CPU. ValueError where it is missing."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    here = _devices()
+    with contextlib.suppress(RuntimeError):  # torch raises it for a word that names no device
+        device = torch.device(name)
+        if any(each.type == device.type and device.index in (None, each.index) for each in here):
+            return device
+    without = "" if torch.version.cuda else " (this torch is built without CUDA)"
+    raise ValueError(f"no device {name!r} here; there is {', '.join(map(str, here))}{without}")
+
+
+def _devices() -> list[torch.device]:
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    kind = accelerator.type if accelerator else ""
+    count = torch.accelerator.device_count() if accelerator else 0
+    return [torch.device("cpu"), *(torch.device(kind, i) for i in range(count))]
 
 
 def native_dtype(device: torch.device) -> torch.dtype:
@@ -84,6 +110,7 @@ class TransformersForward:
     """The model's own forward."""
 
     batch_invariant: ClassVar = False
+    kernels: ClassVar = "torch"
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
         self._model = model
@@ -135,6 +162,7 @@ class LlamaForward:
     """
 
     batch_invariant: ClassVar = False
+    kernels: ClassVar = "torch"
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
         self._model = model

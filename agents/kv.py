@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import mmap
 from collections.abc import Iterable, Sequence
@@ -83,9 +84,10 @@ class SlabAttend:
         heads = torch.arange(two * kv_heads, device=device)  # of keys, then of values
         firsts = (feed.rows[:, None] * len(heads) + heads) * capacity  # where theirs begin
         self._places = (firsts + feed.positions[:, None]).flatten()  # [T · 2 · kv heads], in a layer
+        ends = itertools.accumulate(len(line.tokens) for line in lines)
         self._long = [
-            (line.row, last + 1 - len(line.tokens), last + 1, line.start)
-            for line, last in zip(lines, feed.last.tolist(), strict=True)
+            (line.row, end - len(line.tokens), end, line.start)
+            for line, end in zip(lines, ends, strict=True)
             if len(line.tokens) > 1
         ]
         short = [i for i, line in enumerate(lines) if len(line.tokens) == 1]

@@ -192,7 +192,7 @@ static void product(int rows, int inputs, const real *x, int x_stride, const rea
     }
 }
 #else
-static void configure(int rows) {}
+static void configure(int rows) { (void)rows; }
 
 INLINE void product_of(int rows, int inputs, const real *x, int x_stride, const real *weights, float *y, int y_stride,
                        int add) {

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ctypes import CDLL, c_float, c_int, c_int64, c_void_p
+from ctypes import c_float, c_int, c_int64
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,11 +13,53 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from .acceptance import bring_attention
-from .compiler import KEYS, Sizes, library_for
+from .compiler import KEYS, Array, Library, Source, floats, library_for, pointers, reals
 from .forward import Forward, LlamaForward, TransformersForward, is_plain_llama, slab_shape
 from .kv import Feed, KVSlab, Line
 
-SOURCE = Path(__file__).with_name("native.c")
+LAYER = 10  # pointers: two norms, and the weights and biases of four linear layers
+SLAB = reals("layers", "slab_rows", 2, "kv_heads", "capacity", "dim")
+SOURCE = Source(
+    Path(__file__).with_name("native.c"),
+    {
+        "blocks": {
+            "layers": c_int,
+            "model": pointers("layers", LAYER),
+            "least": c_float,
+            "n": c_int,
+            "x": floats("n", "width"),
+            "rows": Array(torch.int64, ("n",)),
+            "positions": Array(torch.int64, ("n",)),
+            "turns": Array(torch.complex64, ("n", "pairs")),
+            "one": reals("n", "wider"),
+            "two": reals("n", "widest"),
+            "slab": SLAB,
+            "slab_rows": c_int64,
+            "capacity": c_int64,
+        },
+        "logits": {
+            "norm": floats("width"),
+            "least": c_float,
+            "head": pointers(1, 2),
+            "outputs": c_int,
+            "n": c_int,
+            "x": floats("n", "width"),
+            "one": reals("n", "width"),
+            "out": reals("n", "outputs"),
+        },
+        "move_span": {
+            "layers": c_int,
+            "slab": SLAB,
+            "slab_rows": c_int64,
+            "capacity": c_int64,
+            "row": c_int64,
+            "start": c_int64,
+            "n": c_int64,
+            "span": reals("layers", 2, "kv_heads", "n", "dim"),
+            "store": c_int,
+        },
+    },
+)
 CHUNK = 256  # tokens of a pass at a time: what is computed of them stays in the cache
 
 
@@ -25,9 +67,9 @@ def forward_for(model: PreTrainedModel, dtype: torch.dtype) -> Forward:
     """NativeForward, where there is a C compiler, or LlamaForward, if they compute the model exactly; else
     TransformersForward."""
     bring_attention(model)
+    library = library_for(SOURCE, model, dtype, "sampling takes up to three times as long")
     if not is_plain_llama(model):
         return TransformersForward(model, dtype)
-    library = library_for(SOURCE, model, dtype, "sampling takes up to three times as long")
     return NativeForward(model, dtype, library) if library else LlamaForward(model, dtype)
 
 
@@ -36,7 +78,7 @@ class TiledSlab(KVSlab):
 
     together = KEYS
 
-    def __init__(self, library: CDLL, layers: int, kv_heads: int, dim: int, dtype: torch.dtype) -> None:
+    def __init__(self, library: Library, layers: int, kv_heads: int, dim: int, dtype: torch.dtype) -> None:
         super().__init__(layers, kv_heads, dim, dtype, torch.device("cpu"))
         self._library = library
 
@@ -50,29 +92,26 @@ class TiledSlab(KVSlab):
         return span
 
     def _move(self, row: int, start: int, span: Tensor, *, store: bool) -> None:
-        layers, rows, _, _, capacity, _ = self.data.shape
-        slab = self.data.data_ptr(), rows, capacity
-        self._library.move_span(
-            torch.get_num_threads(), layers, *slab, row, start, span.shape[3], span.data_ptr(), store
-        )
+        _check_room(self, row, start + span.shape[3] - 1)
+        self._library.call("move_span", self.data, row, start, span, store)
+
+
+def _check_room(slab: KVSlab, row: int, position: int) -> None:
+    """IndexError where the slab has no such row or position."""
+    rows, capacity = slab.data.shape[1], slab.data.shape[4]
+    if row >= rows or position >= capacity:
+        raise IndexError(f"the slab has {rows} rows of {capacity} tokens; reserve more")
 
 
 class NativeForward(LlamaForward):
-    """LlamaForward in C. What a token gets does not depend, to the bit, on what else the pass feeds, if that is finite.
-
-    A pass must be over before refresh or release: C has the addresses of the weights.
-    """
+    """LlamaForward in C. What a token gets does not depend, to the bit, on what else the pass feeds, if that is
+    finite."""
 
     batch_invariant: ClassVar = True
+    kernels: ClassVar = "C"
 
-    def __init__(self, model: PreTrainedModel, dtype: torch.dtype, library: CDLL) -> None:
-        library.blocks.argtypes = [c_int, c_int, c_void_p, c_float, c_int, *[c_void_p] * 7, c_int64, c_int64]
-        library.logits.argtypes = [c_int, c_void_p, c_float, c_void_p, c_int, c_int, *[c_void_p] * 3]
-        library.move_span.argtypes = [c_int, c_int, c_void_p, *[c_int64] * 5, c_void_p, c_int]
-        library.blocks.restype = library.logits.restype = library.move_span.restype = None
-        self._library, self._tile = library, c_int.in_dll(library, "tile").value
-        sizes = Sizes.of(model.config, dtype)
-        self._widths = max(sizes.width, sizes.heads * sizes.dim), max(sizes.qkv, sizes.hidden)
+    def __init__(self, model: PreTrainedModel, dtype: torch.dtype, library: Library) -> None:
+        self._library, self._tile = library, library.constant("tile")
         self._outputs = len(model.lm_head.weight)
         super().__init__(model, dtype)
 
@@ -81,12 +120,27 @@ class NativeForward(LlamaForward):
 
     def refresh(self) -> None:
         super().refresh()
-        self._table = torch.tensor([[a for part in layer for a in _addresses(part)] for layer in self._layers])
-        self._head_table = torch.tensor(_addresses(self._head))
+        sizes, outputs = self._library.sizes, len(self._head[0]) * self._tile
+        of_layer = [
+            floats("width"),
+            *self._linear(sizes.qkv, sizes.width),
+            *self._linear(sizes.width, sizes.heads * sizes.dim),
+            floats("width"),
+            *self._linear(2 * sizes.hidden, sizes.width),
+            *self._linear(sizes.width, sizes.hidden),
+        ]
+        self._table = self._library.table("layer", [_flat(layer) for layer in self._layers], of_layer)
+        self._head_table = self._library.table("output layer", [self._head], self._linear(outputs, sizes.width))
 
     def release(self) -> None:
         super().release()
-        self._table = self._head_table = torch.empty(0)  # of addresses that are no longer theirs
+        nothing: Any = None
+        self._table = self._head_table = nothing
+
+    def _linear(self, outputs: int, inputs: int) -> tuple[Array, Array]:
+        """A weight, as _laid_out lays it out, and its bias."""
+        words = inputs * self._library.sizes.dtype.itemsize // 4
+        return Array(torch.int32, (outputs // self._tile, words, self._tile)), reals(outputs)
 
     def _laid_out(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The weight as tiles [outputs / tile, inputs / step, tile] of 4 bytes, which hold `step` of them."""
@@ -98,23 +152,21 @@ class NativeForward(LlamaForward):
     @torch.no_grad()
     def __call__(self, slab: KVSlab, lines: Sequence[Line]) -> Tensor:
         feed = Feed(lines, slab.data.device)
-        if feed.rows.max() >= slab.data.shape[1] or feed.positions.max() >= slab.data.shape[4]:
-            raise IndexError(f"the slab has {slab.data.shape[1]} rows of {slab.data.shape[4]} tokens; reserve more")
+        _check_room(slab, int(feed.rows.max()), int(feed.positions.max()))
         x, turns = self._embedded(feed.tokens), self._turns(feed.positions)
-        threads, least, empty = torch.get_num_threads(), float(self._least), slab.data.new_empty
-        one, two = (empty(min(len(x), CHUNK) * width) for width in self._widths)
+        library, least, empty = self._library, float(self._least), slab.data.new_empty
+        names = library.sizes.named()
+        one, two = (empty(min(len(x), CHUNK), names[width]) for width in ("wider", "widest"))
         for start in range(0, len(x), CHUNK):
             chunk = [part[start : start + CHUNK] for part in (x, feed.rows, feed.positions, turns)]
-            model = threads, len(self._layers), self._table.data_ptr(), least
-            places = (part.data_ptr() for part in (*chunk, one, two, slab.data))
-            self._library.blocks(*model, len(chunk[0]), *places, slab.data.shape[1], slab.data.shape[4])
+            room = (part[: len(chunk[0])] for part in (one, two))
+            library.call("blocks", self._table, least, *chunk, *room, slab.data)
         last = x[feed.last]
-        normed, logits = empty(last.shape), empty(len(last), len(self._head[0]) * self._tile)
-        head = threads, self._norm.data_ptr(), least, self._head_table.data_ptr(), logits.shape[1]
-        self._library.logits(*head, len(last), last.data_ptr(), normed.data_ptr(), logits.data_ptr())
+        logits = empty(len(last), len(self._head[0]) * self._tile)
+        library.call("logits", self._norm, least, self._head_table, last, empty(last.shape), logits)
         return logits[:, : self._outputs]
 
 
-def _addresses(part: Tensor | tuple[Tensor, Tensor | None]) -> list[int]:
-    """Of a norm's scale, or of a linear layer's weight and bias, 0 where there is none."""
-    return [part.data_ptr()] if isinstance(part, Tensor) else [0 if x is None else x.data_ptr() for x in part]
+def _flat(layer: Sequence[Tensor | tuple[Tensor, Tensor | None]]) -> list[Tensor | None]:
+    """Norms' scales and linear layers' weights and biases, one after the other."""
+    return [x for part in layer for x in ((part,) if isinstance(part, Tensor) else part)]

@@ -123,6 +123,11 @@ class TransformersPolicy:
         """Whether equal seeds give equal tokens however long tools take."""
         return self._lockstep or self._forward.batch_invariant
 
+    @property
+    def kernels(self) -> str:
+        """What computes its passes: torch, or C of ours."""
+        return self._forward.kernels
+
     async def push(self, model: PreTrainedModel, version: int) -> None:
         """As refresh; the model is its own."""
         self.refresh(version)

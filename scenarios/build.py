@@ -30,8 +30,11 @@ from ..agents import (
     positions,
     save_adapter,
 )
+from ..agents.compiler import choose_kernels, library_for
 from ..agents.folder import write_text
+from ..agents.forward import device_named
 from ..agents.models import end_tokens, load, load_tokenizer
+from ..agents.native import SOURCE
 from ..envs import TextEnv, ToolEnv, action_format, format_of
 from ..envs.formats import DEFAULT
 from ..tools.named import PartNotFound
@@ -79,6 +82,7 @@ def train(scenario: Scenario, out: str | Path, *, resume: bool = False) -> dict[
             differing = changed(run, recorded, scenario)
             with ProgressBars() as bars:
                 trainer = build_trainer(scenario, run, bars)
+                say(computation(trainer))
                 repeatable = bool(getattr(trainer.policy, "repeatable", False))
                 if not repeatable:
                     say(NOT_REPEATABLE)
@@ -119,7 +123,7 @@ def build_trainer(scenario: Scenario, run: Run, watcher: Watcher) -> Trainer:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     model, renderer = load_model(scenario)
     check_context(scenario, model, renderer, env)
-    dtype = native_dtype(model.device) if scenario.model.dtype == "auto" else getattr(torch, scenario.model.dtype)
+    dtype = computing(scenario, model)
     policy = load_policy(scenario, model, renderer, dtype)
     if not isinstance(policy, WeightSync):
         raise ScenarioError(f"model.policy: {type(policy).__name__} takes no weights (release, push); it can only play")
@@ -136,10 +140,29 @@ def build_trainer(scenario: Scenario, run: Run, watcher: Watcher) -> Trainer:
         )
 
 
+def computation(trainer: Trainer) -> str:
+    """Where and in what a trainer computes, in words."""
+    kernels = getattr(trainer.policy, "kernels", "")  # of a policy in this process
+    with_kernels = f", and samples with kernels in {kernels}" if kernels else ""
+    return f"the model computes in {str(trainer.dtype).removeprefix('torch.')} on {trainer.model.device}{with_kernels}"
+
+
+def computing(scenario: Scenario, model: PreTrainedModel) -> torch.dtype:
+    """The dtype that the model computes in, with its kernels chosen. ScenarioError where they cannot be had."""
+    named = scenario.model.dtype
+    dtype = native_dtype(model.device) if named == "auto" else getattr(torch, named)
+    with refusing("model.kernels"):
+        choose_kernels(model, scenario.model.kernels)
+        if scenario.model.kernels == "c":
+            library_for(SOURCE, model, dtype, "")
+    return dtype
+
+
 def settled(scenario: Scenario, dtype: torch.dtype) -> Scenario:
-    """The scenario with the dtype that the run computes in: resumed elsewhere, it still does."""
+    """The scenario with the device and the dtype that the run computes in: resumed elsewhere, it still does."""
     name: Any = str(dtype).removeprefix("torch.")
-    return replace(scenario, model=replace(scenario.model, dtype=name))
+    device = str(device_named(scenario.model.device))
+    return replace(scenario, model=replace(scenario.model, device=device, dtype=name))
 
 
 def in_own_format(scenario: Scenario, model: str) -> Scenario:
@@ -270,8 +293,11 @@ def load_model(scenario: Scenario) -> tuple[PreTrainedModel, ChatRenderer]:
     """The scenario's model and what renders its chats. ScenarioError where there is none."""
     texts = vocabulary(scenario) if scenario.model.name == "nano" else ()
     lora = scenario.model.weights == "lora"
+    with refusing("model.device"):
+        device: Any = device_named(scenario.model.device)
     with refusing("model.name"):
         model, tokenizer = load(scenario.model.name, texts=texts, seed=scenario.seed, merge=not lora)
+        model.to(device)
         bring_attention(model, scenario.sampling.max_context)
         renderer = ChatRenderer(tokenizer, ends=end_tokens(model), settings=scenario.model.template)
         if lora and not has_lora(model):

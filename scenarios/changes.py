@@ -43,13 +43,14 @@ class Change:
 
 
 def kept(recorded: Scenario, wanted: Scenario) -> Scenario:
-    """`wanted` with what a run settles by itself: the dtype where it is auto, the action format where none is named,
-    the secret of its seeds, and the folder of modules."""
+    """`wanted` with what a run settles by itself: device and dtype where they are auto, the action format where none is
+    named, the secret of its seeds, and the folder of modules."""
     dtype = recorded.model.dtype if wanted.model.dtype == "auto" else wanted.model.dtype
+    device = recorded.model.device if wanted.model.device == "auto" else wanted.model.device
     before = recorded.environment
     form = {name: value for name, value in before.settings.items() if name == "format"}
     environment = replace(wanted.environment, settings={**form, **wanted.environment.settings}, secret=before.secret)
-    model = replace(wanted.model, dtype=dtype)
+    model = replace(wanted.model, device=device, dtype=dtype)
     return replace(wanted, environment=environment, model=model, look_in=recorded.look_in)
 
 

@@ -22,11 +22,20 @@ from ..agents import (
     Server,
     TextPolicy,
     TokenPolicy,
-    native_dtype,
 )
 from ..agents.models import load_end_tokens, load_tokenizer
 from ..tools.named import split_name
-from .build import in_format, in_own_format, load_model, load_policy, refusing, settled, usable_cores, vocabulary
+from .build import (
+    computing,
+    in_format,
+    in_own_format,
+    load_model,
+    load_policy,
+    refusing,
+    settled,
+    usable_cores,
+    vocabulary,
+)
 from .errors import ScenarioError
 from .parts import made_with
 from .person import Person
@@ -117,8 +126,7 @@ def _local(scenario: Scenario, sampling: Sampling) -> OpenedPolicy:
         model, renderer = load_model(scenario)
     except ScenarioError as error:
         raise ScenarioError(f"{error}; a policy is {NAMES}") from error
-    named = scenario.model.dtype
-    dtype = native_dtype(model.device) if named == "auto" else getattr(torch, named)
+    dtype = computing(scenario, model)
     policy = load_policy(scenario, model, renderer, dtype)
     return OpenedPolicy(policy, renderer, sampling, scenario.model.max_rows, settled(scenario, dtype), _nothing)
 

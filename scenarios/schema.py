@@ -49,7 +49,9 @@ class Model:
     weights: Literal["full", "lora"] = "full"
     lora_rank: Annotated[int, Field(ge=1)] = 16
     lora_alpha: int = 32
+    device: str = "auto"  # as torch names it, cuda:1 say; auto: CUDA where there is one, else the CPU
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # of the computation; master weights are float32
+    kernels: Literal["auto", "torch", "c"] = "auto"  # on a CPU; auto: in C where there is a compiler
     max_rows: Annotated[int, Field(ge=1)] = 32  # contexts decoded at a time
     lockstep: bool = False  # a pass waits for all rollouts, slow tools too: repeatable where batches change bits
     policy: Any = None  # what samples from it, `module:Name` with fields; None: a TransformersPolicy in this process

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import platform
-from ctypes import CDLL
-from pathlib import Path
 
 import pytest
 import torch
 
-from treegym.agents.compiler import OPTIONS, Sizes, compiled
+from treegym.agents.compiler import OPTIONS, Library, Sizes, Source, compiled
 
 LEVELS = {"DEFAULT": "x86-64", "AVX2": "x86-64-v3", "AVX512": "x86-64-v4"}  # of processors, by torch's names
 able = list(LEVELS).index(torch.backends.cpu.get_cpu_capability()) if platform.machine() == "x86_64" else -1
 WAYS = ["native", "native, no tiles", *list(LEVELS.values())[: able + 1]]
+WARNINGS = ("-Wall", "-Wextra", "-Werror")  # here alone: another compiler's new warning is to stop no user's run
 
 
-def compiled_for(way: str, source: Path, sizes: Sizes, monkeypatch: pytest.MonkeyPatch) -> CDLL:
-    """The source as a library, by one of the ways."""
+def compiled_for(way: str, source: Source, sizes: Sizes, monkeypatch: pytest.MonkeyPatch) -> Library:
+    """The source as a library, by one of the ways; a warning is an error."""
     processor, *without_tiles = way.split(", ")
     if without_tiles:
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    return compiled(source, sizes, [option.replace("native", processor) for option in OPTIONS])
+    return compiled(source, sizes, [*WARNINGS, *(option.replace("native", processor) for option in OPTIONS)])

@@ -28,27 +28,53 @@ class Predict(Protocol):
 
 
 def predict_with(model: PreTrainedModel, dtype: torch.dtype, temperature: float) -> Predict:
-    """The leaner way where it computes the model exactly, else the model's own."""
+    """The plain way; on a CPU one of two that take less memory, the leanest where it computes the model exactly."""
     from .llama import LlamaPredict, trains_in_place
 
     bring_attention(model)
-    return (LlamaPredict if trains_in_place(model) else TransformersPredict)(model, dtype, temperature)
+    if model.device.type != "cpu":
+        return TransformersPredict(model, dtype, temperature)
+    return (LlamaPredict if trains_in_place(model) else LeanPredict)(model, dtype, temperature)
 
 
 class TransformersPredict:
-    """By the model's own forward, computing in `dtype`."""
+    """By the model's own forward, computing in `dtype`, and by autograd alone, on any device.
 
-    def __init__(self, model: PreTrainedModel, dtype: torch.dtype, temperature: float) -> None:
+    So every gradient comes to its parameter as autograd brings it, which is what FSDP2 and DDP, around the model, wait
+    for.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype, temperature: float) -> None:
         self._model: Any = model
         self._dtype = dtype
         self._temperature = temperature
 
     def __call__(self, packed: Pack, *, entropy: bool = False) -> tuple[Tensor, Tensor]:
-        device = self._model.device.type
-        with torch.autocast(device, self._dtype, enabled=self._dtype == torch.bfloat16):
-            tokens = embed(self._model.get_input_embeddings(), packed.tokens)
-            logits = tree_logits(self._model, tokens, packed.positions, TreeAttend(packed.segments), packed.rows)
-        return _Pick.apply(logits, Picked(packed.row, packed.target, self._temperature, entropy))  # type: ignore[no-untyped-call,no-any-return]
+        logits = self._logits(packed, packed.tokens)
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32)) / self._temperature
+        logprobs = wide.log_softmax(-1)
+        entropies = _entropies(logprobs) if entropy else logprobs.new_empty(0)
+        return logprobs[packed.row, packed.target], entropies
+
+    def _logits(self, packed: Pack, inputs: Tensor) -> Tensor:
+        """[R, vocabulary], of the tokens or their embeddings."""
+        with torch.autocast(inputs.device.type, self._dtype, enabled=self._dtype == torch.bfloat16):
+            return tree_logits(self._model, inputs, packed.positions, TreeAttend(packed.segments), packed.rows)
+
+
+def _entropies(logprobs: Tensor) -> Tensor:
+    """Nats of each row; what cannot be drawn, however unlikely, adds 0."""
+    return -(logprobs.exp() * logprobs.clamp(min=torch.finfo(logprobs.dtype).min)).sum(-1)
+
+
+class LeanPredict(TransformersPredict):
+    """The same on a CPU, in less memory: neither the gradient of the embedding table nor a wide copy of the logits is
+    made beside them."""
+
+    def __call__(self, packed: Pack, *, entropy: bool = False) -> tuple[Tensor, Tensor]:
+        inputs = embed(self._model.get_input_embeddings(), packed.tokens)
+        picked = Picked(packed.row, packed.target, self._temperature, entropy)
+        return _Pick.apply(self._logits(packed, inputs), picked)  # type: ignore[no-untyped-call,no-any-return]
 
 
 def embed(embedding: nn.Module, tokens: Tensor) -> Tensor:

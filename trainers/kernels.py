@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ctypes import CDLL, c_float, c_void_p
+from ctypes import c_float, c_int
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,10 +12,66 @@ from torch import Tensor
 from torch.nn.functional import pad, silu
 
 from ..agents import rotate
+from ..agents.compiler import Array, Library, Parameters, Source, floats, reals
 from .packing import Segment, TreeAttend, last_seers
 
-SOURCE = Path(__file__).with_name("kernels.c")
 SPAN = 32  # keys at a time: kernels.c takes room for a whole number of them
+_NORM: Parameters = {"n": c_int, "least": c_float, "x": floats("n", "width"), "weight": floats("width")}
+_PASS: Parameters = {
+    "tokens": c_int,
+    "padded": c_int,
+    "until": Array(torch.int32, ("padded",)),
+    "turns": floats("tokens", 2, "pairs"),
+    "joint": reals("tokens", "qkv"),
+}
+_ROOM = reals("kv_heads", "padded", "dim")  # for the keys of all heads, or for their values
+_SEEN, _LENGTHS = reals("tokens", "seen"), floats("heads", "tokens")
+SOURCE = Source(
+    Path(__file__).with_name("kernels.c"),
+    {
+        "norm": {**_NORM, "y": reals("n", "width")},
+        "norm_backward": {
+            **_NORM,
+            "gradient": reals("n", "width"),
+            "above": floats("n", "width"),
+            "sums": floats("threads", "width"),
+            "of_weight": floats("width"),
+            "out": floats("n", "width"),
+        },
+        "gate": {"n": c_int, "inner": reals("n", "inner"), "out": reals("n", "hidden")},
+        "gate_backward": {
+            "n": c_int,
+            "inner": reals("n", "inner"),
+            "gradient": reals("n", "hidden"),
+            "out": reals("n", "hidden"),
+            "of_inner": reals("n", "inner"),
+        },
+        "learn": {
+            "tokens": c_int,
+            "padded": c_int,
+            "outputs": c_int,
+            "inputs": c_int,
+            "gradient": Array(None, ("tokens", "outputs"), apart="stride"),
+            "stride": c_int,
+            "x": reals("tokens", "inputs"),
+            "across": reals("outputs", "padded"),
+            "pairs": reals("inputs", "padded"),
+            "out": floats("outputs", "inputs"),
+        },
+        "attend": {**_PASS, "keys": _ROOM, "values": _ROOM, "seen": _SEEN, "lengths": _LENGTHS},
+        "attend_backward": {
+            **_PASS,
+            "seen": _SEEN,
+            "lengths": _LENGTHS,
+            "gradient": _SEEN,
+            "keys": _ROOM,
+            "values": _ROOM,
+            "across": _ROOM,
+            "sums": floats("threads", "padded", 2, "dim"),
+            "within": reals("tokens", "qkv"),
+        },
+    },
+)
 Heads = tuple[int, int, int]  # of queries, of keys, and the width d of one
 
 
@@ -143,7 +199,7 @@ class NativeKernels:
 
     def __init__(
         self,
-        library: CDLL,
+        library: Library,
         dtype: torch.dtype,
         heads: Heads,
         segments: Sequence[Segment],
@@ -158,60 +214,49 @@ class NativeKernels:
 
     def norm(self, x: Tensor, norm: Any) -> Tensor:
         out = x.new_empty(x.shape, dtype=self.dtype)
-        self._call("norm", len(x), _least(norm), x, norm.weight, out)
+        self._library.call("norm", norm.variance_epsilon, x, norm.weight, out)
         return out
 
     def norm_backward(self, x: Tensor, norm: Any, gradient: Tensor, above: Tensor) -> Tensor:
         out, sums = torch.empty_like(x), x.new_empty(torch.get_num_threads(), x.shape[1])
         given = gradient, above, sums, gradient_of(norm.weight)
-        self._call("norm_backward", len(x), _least(norm), x, norm.weight, *given, out)
+        self._library.call("norm_backward", norm.variance_epsilon, x, norm.weight, *given, out)
         return out
 
     def attend(self, joint: Tensor) -> tuple[Tensor, Tensor]:
         """What is kept is lengths [heads, T], float32: the log of what the weights of attention were divided by."""
         heads, _, dim = self._heads
         seen, lengths = joint.new_empty(len(joint), heads * dim), self._turns.new_empty(heads, len(joint))
-        self._call("attend", *self._tokens(joint), self._room(joint), self._room(joint), seen, lengths)
+        rooms = [self._room(joint) for _ in range(2)]
+        self._library.call("attend", self._until, self._turns, joint, *rooms, seen, lengths)
         return seen, lengths
 
     def attend_backward(self, joint: Tensor, seen: Tensor, kept: Tensor, gradient: Tensor) -> Tensor:
         within, rooms = torch.empty_like(joint), [self._room(joint) for _ in range(3)]
         sums = self._turns.new_empty(torch.get_num_threads(), len(self._until), 2, self._heads[2])
-        self._call("attend_backward", *self._tokens(joint), seen, kept, gradient, *rooms, sums, within)
+        given = self._until, self._turns, joint, seen, kept, gradient
+        self._library.call("attend_backward", *given, *rooms, sums, within)
         return within
 
     def gate(self, inner: Tensor) -> Tensor:
         out = inner.new_empty(len(inner), inner.shape[1] // 2)
-        self._call("gate", len(inner), inner, out)
+        self._library.call("gate", inner, out)
         return out
 
     def gate_backward(self, inner: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         out, within = torch.empty_like(gradient), torch.empty_like(inner)
-        self._call("gate_backward", len(inner), inner, gradient, out, within)
+        self._library.call("gate_backward", inner, gradient, out, within)
         return out, within
 
     def learn(self, total: Tensor, gradient: Tensor, inputs: Tensor) -> None:
         """In C where it multiplies tiles; sums are then exact to float32."""
-        if not hasattr(self._library, "learn") or total.shape[0] % SPAN or total.shape[1] % SPAN:
+        if not self._library.has("learn") or total.shape[0] % SPAN or total.shape[1] % SPAN:
             _add_product(total, gradient, inputs)
             return
         padded = -(-len(inputs) // SPAN) * SPAN
         across, pairs = (gradient.new_empty(size, padded) for size in total.shape)
-        sizes = len(inputs), padded, *total.shape, gradient, gradient.stride(0)
-        self._call("learn", *sizes, inputs, across, pairs, total)
-
-    def _tokens(self, joint: Tensor) -> tuple[int, int, Tensor, Tensor, Tensor]:
-        return len(joint), len(self._until), self._until, self._turns, joint
+        self._library.call("learn", gradient, inputs, across, pairs, total)
 
     def _room(self, joint: Tensor) -> Tensor:
-        """For the keys of all heads, or for their values."""
         _, kv_heads, dim = self._heads
         return joint.new_empty(kv_heads, len(self._until), dim)
-
-    def _call(self, name: str, *arguments: int | c_float | Tensor) -> None:
-        places = (c_void_p(x.data_ptr()) if isinstance(x, Tensor) else x for x in arguments)
-        self._library[name](torch.get_num_threads(), *places)
-
-
-def _least(norm: Any) -> c_float:
-    return c_float(norm.variance_epsilon)

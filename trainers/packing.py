@@ -10,14 +10,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from ..agents import BLOCK, ROOT, Block, RolloutTree, block_attention, block_gradients, causal_attention
+from ..agents.attention import flexible_attention, runs_flexible
 
 TurnAdvantage = float | NDArray[np.float64]  # of all of the turn's sampled tokens, or of each
 Advantages = Sequence[Sequence[TurnAdvantage]]  # [rollout][turn]
@@ -245,31 +248,37 @@ def _shared(a: ScoredTree, b: ScoredTree) -> int:
 
 
 class TreeAttend:
-    """Attention of packed tokens to their own segment's past and to all of its ancestors."""
+    """Attention of packed tokens to their own segment's past and to all of its ancestors.
+
+    It runs on a CPU by blocks of queries, on CUDA by FlexAttention, and elsewhere segment by segment.
+    """
 
     def __init__(self, segments: Sequence[Segment]) -> None:
         self._segments = segments
-        self._lengths = [segment.length for segment in segments]
-        self._blocks = blocks_of(segments)
+        self._mask: BlockMask | None = None
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         if query.device.type == "cpu":
             return block_attention(query, key, value, scale, self._blocks)
+        if runs_flexible(query):
+            if self._mask is None:
+                self._mask = tree_mask(self._segments, query.device)
+            return flexible_attention(query, key, value, scale, self._mask)
         return self._by_segment(query, key, value, scale)
 
     def gradients(
         self, gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, scale: float | None
     ) -> Sequence[Tensor]:
-        """Those of query, key and value, all of one dtype, from the gradient of what came of them."""
-        if query.device.type == "cpu":
-            return block_gradients(gradient, query, key, value, scale, self._blocks)
-        with torch.enable_grad():
-            query, key, value = (x.detach().requires_grad_() for x in (query, key, value))
-            return torch.autograd.grad(self._by_segment(query, key, value, scale), (query, key, value), gradient)
+        """Those of query, key and value, all of one dtype, from the gradient of what came of them; on a CPU."""
+        return block_gradients(gradient, query, key, value, scale, self._blocks)
+
+    @cached_property
+    def _blocks(self) -> list[Block]:
+        return blocks_of(self._segments)
 
     def _by_segment(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        """As on other devices: kernels of their own, and no weights that could wait."""
-        queries, keys, values = (torch.split(x, self._lengths, dim=1) for x in (query, key, value))
+        lengths = [segment.length for segment in self._segments]
+        queries, keys, values = (torch.split(x, lengths, dim=1) for x in (query, key, value))
         out = []
         for number, segment in enumerate(self._segments):
             seen = (*segment.ancestors, number)
@@ -278,8 +287,18 @@ class TreeAttend:
         return torch.cat(out, dim=1)
 
 
+def tree_mask(segments: Sequence[Segment], device: torch.device) -> BlockMask:
+    """What FlexAttention shows: token q sees token k where k <= q < until[k], until as last_seers has it."""
+    until = last_seers(segments).to(device)
+
+    def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query) & (query < until[key])
+
+    return create_block_mask(sees, None, None, len(until), len(until), device)
+
+
 def last_seers(segments: Sequence[Segment]) -> Tensor:
-    """Of every token [T], where those that see it end: it is seen by itself and by all from it to there.
+    """For each token [T], the end (exclusive) of the run of tokens that attend to it: tokens i to until[i] - 1 see i.
 
     ValueError where segments are not laid out depth first.
     """
