@@ -3,6 +3,7 @@
 from .advantages import AdvantageEstimator, BestOnly, GroupRelative, Norm, SharedMean, Sum, TokenReturns, Whitened
 from .algorithms import ALGORITHMS, Algorithm, arpo, at2po, gigpo, grpo, tree_grpo
 from .anchors import AnchorStates, HistoryAnchors
+from .comparisons import Compared, Comparisons, Groups, Siblings
 from .gae import GroupedGAE, bi_level_gae, gae
 from .learner import Learner, Optimization
 from .losses import (
@@ -23,6 +24,7 @@ from .packing import Advantages, Pack, ScoredTree, Segment, Terms, TurnAdvantage
 from .plan import Environment, HeldOut, Keep, OnFailure, Plan
 from .run import DamagedCheckpoint, Progress, Run
 from .stages import Evaluate, Improvement, Stage, Warmup
+from .sum_losses import DpoLoss, GvpoLoss, SumLoss, Sums
 from .training import LearningPolicy, Stopped, Trainer, Watcher
 
 __all__ = [
@@ -36,12 +38,17 @@ __all__ = [
     "BestOnly",
     "CispoLoss",
     "ClippedLoss",
+    "Compared",
+    "Comparisons",
     "DamagedCheckpoint",
+    "DpoLoss",
     "Environment",
     "Evaluate",
     "GeometricLoss",
     "GroupRelative",
     "GroupedGAE",
+    "Groups",
+    "GvpoLoss",
     "HeldOut",
     "HistoryAnchors",
     "Improvement",
@@ -62,10 +69,13 @@ __all__ = [
     "ScoredTree",
     "Segment",
     "SharedMean",
+    "Siblings",
     "Stage",
     "Stopped",
     "Sum",
+    "SumLoss",
     "SummedLeaves",
+    "Sums",
     "Terms",
     "TokenReturns",
     "Trainer",
