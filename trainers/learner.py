@@ -85,8 +85,7 @@ class Learner:
         loss clips them.
         """
         scored = score(batch, AGGREGATIONS[loss.aggregation], keep_zeros=loss.keeps_zeros)
-        self._begin(scored, loss)
-        totals = dict.fromkeys(_TOTALS, 0.0)
+        totals = self._begin(scored, loss)
         for packed in self._packs(scored):
             _add(totals, self.accumulate(packed, loss))
             on_pack(packed)
@@ -101,8 +100,7 @@ class Learner:
         of all rollouts must be known before any of them can be trained.
         """
         scored = score([(one.tree, one.coefficients) for one in batch], AGGREGATIONS["token-sum"])
-        self._begin(scored, loss)
-        totals = dict.fromkeys(_TOTALS, 0.0)
+        totals = self._begin(scored, loss)
         packs = list(self._packs(scored))
         if not packs:
             return self._end(totals)
@@ -175,8 +173,8 @@ class Learner:
         finally:
             self._exchange()
 
-    def _begin(self, scored: Sequence[ScoredTree], loss: PolicyLoss | SumLoss) -> None:
-        """Checks that the batch can be trained with the loss, and sets the gradients to 0."""
+    def _begin(self, scored: Sequence[ScoredTree], loss: PolicyLoss | SumLoss) -> dict[str, float]:
+        """Checks that the batch can be trained with the loss, and sets the gradients to 0; metrics of no pack."""
         self.check(loss)
         if loss.needs & {"sampled", "old"}:
             check_recorded(scored, type(loss).__name__)
@@ -185,6 +183,8 @@ class Learner:
                 parameter.grad = torch.zeros_like(parameter)  # now: made amid the activations, they would leave holes
             else:
                 parameter.grad.zero_()
+        distances = {"reference": "kl", "entropy": "entropy"}
+        return dict.fromkeys([*_TOTALS, *(metric for name, metric in distances.items() if name in loss.needs)], 0.0)
 
     def _packs(self, scored: Sequence[ScoredTree]) -> Iterator[Pack]:
         for group in split(scored, self.optimization.max_tokens):
