@@ -150,7 +150,7 @@ EVERY_LOSS = [
 
 
 def many_terms(advantage: float) -> tuple[torch.Tensor, Terms]:
-    """Three rollouts of two turns of two tokens, none of them clipped; entropies that depend on the log-probabilities."""
+    """Three rollouts of two turns of two tokens, none of which is clipped."""
     generator = torch.Generator().manual_seed(0)
     logprobs, old, reference = (
         (0.03 * torch.randn(12, generator=generator, dtype=torch.float64) - 1).requires_grad_() for _ in range(3)

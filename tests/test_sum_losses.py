@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +38,7 @@ from treegym.trainers import (
     Optimization,
     Pack,
     Plan,
+    PolicyLoss,
     ReinforceLoss,
     Siblings,
     SumLoss,
@@ -45,6 +47,8 @@ from treegym.trainers import (
 )
 
 __all__ = ["small_parts"]
+TRAINING = (Path(__file__).parent.parent / "docs" / "training.md").read_text(encoding="utf-8")
+PAGE = TRAINING.partition("### Losses that compare rollouts")[2].partition("### A part of your own")[0]
 GOLDEN = Path(__file__).parent.parent.parent / "shared" / "golden"
 STILL = Optimization(0.0, max_grad_norm=math.inf)  # leaves the weights and the gradients as they are
 
@@ -312,33 +316,30 @@ def test_a_loss_that_reads_what_it_does_not_declare_moves_nothing() -> None:
 
 
 def test_columns_are_a_user_s() -> None:
-    """In terms and in sums; a name that the learner does not know is refused with those that it knows."""
+    """The page's, in terms and in sums; a name that the learner does not know is refused with those that it knows."""
 
-    class Weighted(ReinforceLoss):
-        needs = frozenset({"doubt"})
-
-        def __call__(self, logprobs: Tensor, terms: Any) -> Tensor:
-            return -logprobs * terms.extras["doubt"]
-
-    class Against(DpoLoss):
-        needs = frozenset({"doubt"})
+    class Seen(DpoLoss):
+        needs = frozenset({"discount"})
 
         def of_sums(self, sums: Sums) -> Tensor:
             seen.append(sums)
-            return (sums.logprob * sums.extras["doubt"]).sum()
+            return sums.logprob.sum()
 
+    page: dict[str, Any] = {"__name__": "page"}
+    exec(re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)[0], page)
+    less: PolicyLoss = page["LessAndLess"]("token-sum")
     seen: list[Sums] = []
     tree = grown([ROOT, 0, 0], [1, 2], [0.0, 1.0, 0.0])
-    with_doubt = learner(30, columns={"doubt": lambda packed: packed.terms.turn + 0.5})
-    with_doubt.update([(tree, [[1.0, 1.0], [1.0, 1.0]])], Weighted("token-sum"))
-    plain = learner()
-    plain.update([(tree, [[0.5, 1.5], [0.5, 1.5]])], ReinforceLoss("token-sum"))
-    for ours, theirs in zip(gradients(with_doubt.model), gradients(plain.model), strict=True):
+    discounted, plain = learner(columns={"discount": page["discount"]}), learner()
+    discounted.update([(tree, [[1.0, 1.0], [-1.0, 0.4]])], less)
+    plain.update([(tree, [[1.0, 0.5], [-1.0, 0.2]])], ReinforceLoss("token-sum"))
+    for ours, theirs in zip(gradients(discounted.model), gradients(plain.model), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
-    with_doubt.compare(Siblings().compare([tree]), Against())
-    assert seen[0].extras["doubt"].tolist() == [3.0, 3.0] and seen[0].tokens.tolist() == [2, 2]
-    for loss in (Weighted(), Against()):
-        with pytest.raises(ValueError, match=r"needs 'doubt', which the learner does not have; it has .*reference, sa"):
+    discounted.compare(Siblings().compare([tree]), Seen())
+    assert seen[0].extras["discount"].tolist() == [1.0, 1.0]  # two tokens of the second turn
+    assert seen[0].tokens.tolist() == [2, 2]
+    for loss in (less, Seen()):
+        with pytest.raises(ValueError, match=r"needs 'discount', which the learner does not have; it has .*old, "):
             learner().check(loss)
     with pytest.raises(ValueError, match="reference=True"):
         learner().check(DpoLoss())
@@ -365,10 +366,13 @@ def test_scenarios_name_them(tmp_path: Path) -> None:
         file.write_text(f"environment: {{id: treegym/Lookup-v0}}\nalgorithm: {text}\n")
         return load_scenario(file).plan().algorithm
 
-    chosen = algorithm("{name: tree_grpo, advantage: {Siblings: {term: exact}}, loss: {DpoLoss: {beta: 0.2}}}")
+    chosen = algorithm("{name: tree_grpo, advantage: {Siblings: {gap: 0.5}}, loss: {DpoLoss: {beta: 0.2}}}")
     assert isinstance(chosen.rollout, TreeExpansion)
-    assert (chosen.advantage, chosen.loss) == (Siblings("exact"), DpoLoss(0.2))
-    assert algorithm("{advantage: Groups, loss: GvpoLoss}").loss == GvpoLoss()
+    assert (chosen.advantage, chosen.loss) == (Siblings(gap=0.5), DpoLoss(0.2))
+    assert algorithm("{name: grpo, advantage: Groups, loss: GvpoLoss}").loss == GvpoLoss()
+    [example] = re.findall(r"^```yaml\nalgorithm:\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    chosen = algorithm(f"\n{example}")
+    assert (chosen.advantage, chosen.loss) == (Siblings("exact"), DpoLoss())
     for text, reason in (
         ("{loss: GvpoLoss}", "some.yaml:2: algorithm: GvpoLoss takes groups, and GroupRelative makes advantages"),
         ("{loss: {WithKL: {loss: DpoLoss}}}", "algorithm.loss.WithKL.loss: no PolicyLoss 'DpoLoss'"),
