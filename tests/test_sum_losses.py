@@ -45,6 +45,7 @@ from treegym.trainers import (
     Sums,
     Warmup,
 )
+from treegym.trainers.stages.improve import _distance
 
 __all__ = ["small_parts"]
 TRAINING = (Path(__file__).parent.parent / "docs" / "training.md").read_text(encoding="utf-8")
@@ -85,10 +86,13 @@ class Discounted:
 
 
 def rewarded_trees(seed: int) -> list[RolloutTree]:
-    """Trees with forks at several depths and a common start of their prompts, every turn with a reward."""
+    """Trees with forks at several depths and a common start of their prompts, every turn with a reward; the first
+    rollout says nothing."""
     rng = random.Random(seed)
     start = tuple(rng.randrange(60) for _ in range(4))
     trees = [random_tree(rng, (*start, i)) for i in range(6)]
+    silent = Node(ROOT, Completion(""), terminated=True)
+    trees[0] = replace(trees[0], nodes=(*trees[0].nodes, silent), leaves=(len(trees[0].nodes), *trees[0].leaves))
     return [replace(t, nodes=tuple(replace(n, reward=rng.choice([0.0, 0.3, 1.0])) for n in t.nodes)) for t in trees]
 
 
@@ -290,7 +294,9 @@ def test_ratio_losses_refuse_turns_that_were_not_sampled() -> None:
         learner().compare(Groups().compare([mixed]), GvpoLoss())
     learner().update([(mixed, [ones[0], [0.0, 0.0]])], ClippedLoss())  # the rollout is left out
     filled = learner()
-    filled.update([(filled.with_own_logprobs(silent), ones)], ClippedLoss(old="learner"))
+    own = filled.with_own_logprobs(silent)
+    filled.update([(own, ones)], ClippedLoss(old="learner"))
+    assert _distance([silent], [own]) == 0 < _distance([tree], [own])  # of what was recorded
     known, unknown = learner(reference=True), learner(reference=True)
     for one, its in ((known, tree), (unknown, silent)):
         one.update([(its, ones)], ReinforceLoss())
@@ -343,6 +349,8 @@ def test_columns_are_a_user_s() -> None:
             learner().check(loss)
     with pytest.raises(ValueError, match="reference=True"):
         learner().check(DpoLoss())
+    with pytest.raises(ValueError, match="'entropy' is a name of the learner's own"):
+        learner(columns={"entropy": page["discount"]})
 
 
 def test_nothing_to_compare_moves_nothing() -> None:

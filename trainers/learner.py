@@ -21,6 +21,7 @@ from .sum_losses import SumLoss, slopes
 
 Column = Callable[[Pack], Tensor]  # a number for each of the pack's terms [N], without gradient
 _TOTALS = ("loss", "trained_tokens", "loss_terms", "ratio_deviation", "clip_fraction")  # metrics of every update
+_NAMES = frozenset({"sampled", "old", "reference", "entropy"})  # of what losses may need without columns
 _MEANS = ("ratio_deviation", "clip_fraction", "kl", "entropy")  # metrics that are means over terms
 
 
@@ -62,6 +63,8 @@ class Learner:
         self.temperature = temperature or 1.0  # of the sampler, whose distribution is the policy
         self.step = 0
         self.columns = columns or {}
+        if taken := sorted(self.columns.keys() & _NAMES):
+            raise ValueError(f"columns: {taken[0]!r} is a name of the learner's own; take another")
         dtype = dtype or native_dtype(model.device)
         self._terms_dtype = torch.promote_types(dtype, torch.float32)
         self._predict = predict_with(model, dtype, self.temperature)
@@ -79,8 +82,9 @@ class Learner:
     ) -> dict[str, float]:
         """One optimiser step on the whole batch; metrics of it.
 
-        A batch without gradient moves nothing. Neither does one whose gradient is not finite: `skipped_updates`
-        counts it, and figures of it that are not finite either are given as 0. `ratio_deviation` is the mean of
+        ValueError where the loss needs what the learner or the batch does not have. A batch without gradient moves
+        nothing. Neither does one whose gradient is not finite: `skipped_updates` counts it, and figures of it that are
+        not finite either are given as 0. `ratio_deviation` is the mean of
         |log ratio|, nats; `clip_fraction` the share of terms that have an advantage and yet no gradient, because the
         loss clips them.
         """
@@ -119,8 +123,7 @@ class Learner:
 
     def check(self, loss: PolicyLoss | SumLoss) -> None:
         """ValueError where the loss needs what this learner does not have."""
-        sums = isinstance(loss, SumLoss)
-        known = {"sampled", "old", "reference", *self.columns} | (set() if sums else {"entropy"})
+        known = (_NAMES | self.columns.keys()) - ({"entropy"} if isinstance(loss, SumLoss) else set())
         if unknown := sorted(loss.needs - known):
             raise ValueError(
                 f"{type(loss).__name__} needs {unknown[0]!r}, which the learner does not have; it has "
