@@ -26,7 +26,7 @@ class EpisodeError(RuntimeError):
     def __init__(self, task: Task, turn: int, why: str) -> None:
         options = f", options {dict(task.options)}" if task.options else ""
         super().__init__(f"{task.env}, seed {task.seed}{options}, turn {turn}: {why}")
-        self.task, self.turn = task, turn
+        self.task, self.turn, self.why = task, turn, why
 
 
 class ReplayMismatch(RuntimeError):

@@ -62,7 +62,6 @@ _KINDS: tuple[tuple[type[BaseException], FailureCause | None], ...] = (
     (ServerUnavailable, FailureCause.TOOLS),
     (TimeoutError, FailureCause.TIMEOUT),
     (subprocess.TimeoutExpired, FailureCause.TIMEOUT),
-    (BrokenPipeError, FailureCause.CRASHED),
     (BrokenExecutor, FailureCause.CRASHED),
     (EOFError, FailureCause.CRASHED),
     (subprocess.CalledProcessError, FailureCause.CRASHED),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import threading
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -26,6 +27,7 @@ def run_to_end(coroutine: Coroutine[Any, Any, T]) -> T:
 
 def _in_thread(coroutine: Coroutine[Any, Any, T]) -> T:
     begun: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = []
+    waited_for = threading.Event()  # nothing runs before its end, and an interrupt of it, is waited for
 
     async def main() -> T:
         task = asyncio.current_task()
@@ -33,12 +35,19 @@ def _in_thread(coroutine: Coroutine[Any, Any, T]) -> T:
         begun.append((asyncio.get_running_loop(), task))
         return await coroutine
 
+    def work() -> T:
+        waited_for.wait()
+        return asyncio.run(main())
+
     with ThreadPoolExecutor(1) as pool:  # which waits for the thread
-        future = pool.submit(contextvars.copy_context().run, asyncio.run, main())
         try:
+            future = pool.submit(contextvars.copy_context().run, work)
+            waited_for.set()
             return future.result()
         except BaseException:
             with contextlib.suppress(RuntimeError):  # the loop has just closed
-                for loop, task in begun if not future.done() else ():
+                for loop, task in begun:
                     loop.call_soon_threadsafe(task.cancel)
             raise
+        finally:
+            waited_for.set()

@@ -8,7 +8,7 @@ import contextvars
 import copy
 import functools
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -256,12 +256,15 @@ class GrowingTree:
 
     def _replay(self, turn: Turn) -> TextEnv:
         """Plays a fresh environment up to a turn. ReplayMismatch where it answers otherwise than the first time."""
-        env, answer = open_task(self.task, self._cassette)
+        with episode_errors(self.task, 0):
+            env, answer = open_task(self.task, self._cassette)
         with closed_on_error(env):
             self._compare(0, self.prompt.answer, answer)
             for depth, past in enumerate(_path(turn)[1:], start=1):
                 assert past.node is not None
-                self._compare(depth, answer_of(past.node), act(env, past.node.action.text))
+                with episode_errors(self.task, depth):
+                    answer = act(env, past.node.action.text)
+                self._compare(depth, answer_of(past.node), answer)
         return env
 
     def _compare(self, depth: int, recorded: Answer, replayed: Answer) -> None:
@@ -362,8 +365,9 @@ def failure_of(
     if cause is None and isinstance(error, EpisodeError):
         cause = otherwise
     if cause is not None:
-        raised = error.__cause__ or error if isinstance(error, EpisodeError) else error  # the place is told beside it
-        return Failure(task, rollout, turn, cause, f"{type(raised).__name__}: {raised}", error)
+        raised = error.__cause__ if isinstance(error, EpisodeError) else error  # the place is told beside it
+        text = f"{type(raised).__name__}: {raised}" if raised else str(getattr(error, "why", error))
+        return Failure(task, rollout, turn, cause, text, error)
     if not isinstance(error, EpisodeError) and not hasattr(error, "__notes__"):  # siblings may raise the same one
         error.add_note(f"in {task.env}, seed {task.seed}, turn {turn}")
     return None
@@ -438,7 +442,7 @@ async def grow(
     executor: Executor | None = None,
     at_once: int | None = None,
     skip_errors: bool = False,
-) -> AsyncIterator[RolloutTree | Failure]:
+) -> AsyncGenerator[RolloutTree | Failure, None]:
     """Grows a tree for each task, all at once or so many at a time, and yields each tree when it is finished and each
     failure of the world when it happens; `tree.task` and `failure.task` tell which task they are of.
 

@@ -25,6 +25,7 @@ from .base import TextEnv
 
 HASH_SEEDS = ("1", "2")  # two, since a set of two texts has the same order under every other seed
 JOB = "job.pickle"
+INSIDE = "TREEGYM_FRESH"  # set in a fresh interpreter: a module that calls check_env at its import starts no more
 Told = list[dict[str, Any]]  # JSON, of reset and of every turn
 Play = Callable[[Callable[[], TextEnv], dict[str, Any], int], Told]
 
@@ -36,7 +37,12 @@ class NotMade(Exception):
 def told_elsewhere(
     play: Play, new: Callable[[], TextEnv], options: Mapping[str, Any], seeds: Sequence[int]
 ) -> list[list[Told]]:
-    """What `play` gives for each seed, [interpreter][seed]. NotMade; AssertionError where an episode raises there."""
+    """What `play` gives for each seed, [interpreter][seed]; nothing in an interpreter that is a fresh one itself.
+
+    NotMade; AssertionError where an episode raises there.
+    """
+    if INSIDE in os.environ:
+        return []
     with tempfile.TemporaryDirectory() as folder:
         try:
             job = _dumps((new, dict(options), list(seeds)))
@@ -64,7 +70,7 @@ def _run(folder: str, hash_seed: str) -> list[Told]:
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     done = subprocess.run(
         [sys.executable, "-c", f"from {__name__} import main; main()", str(Path(folder, JOB)), str(answer)],
-        env={**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": path},
+        env={**os.environ, INSIDE: "1", "PYTHONHASHSEED": hash_seed, "PYTHONPATH": path},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,  # an environment may print
         stderr=subprocess.PIPE,

@@ -36,7 +36,7 @@ from .changes import changed, kept, record
 from .errors import ScenarioError
 from .folders import begun, whole
 from .modules import folders_of
-from .schema import Scenario, dump_scenario, load_scenario
+from .schema import Scenario, dump_scenario, environments_of, load_scenario
 from .terminal import say, told
 from .watch import ProgressBars, concerns, improvement_health, show_results, summary
 
@@ -97,6 +97,9 @@ def build_trainer(scenario: Scenario, run: Run, watcher: Watcher) -> Trainer:
     """
     env = try_environment(scenario.environment)
     check_weights(scenario, env)
+    for environment in environments_of(scenario.plan()):
+        with contextlib.closing(try_environment(environment)):
+            pass
     torch.set_num_threads(scenario.threads or usable_cores())
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     model, renderer = load_model(scenario)

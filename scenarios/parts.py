@@ -1,4 +1,4 @@
-"""Parts of an algorithm as a scenario writes them: a class by name, or a name with fields, parts within parts.
+"""Parts as a scenario writes them: a class by name, or a name with fields, parts within parts.
 
 A name is that of one of treegym's classes, or `module:Name`, or `path/to/file.py:Name`.
 """
@@ -52,6 +52,8 @@ LOSSES: dict[str, type] = {
         trainers.WithKL,
     )
 }
+SOURCES: dict[str, type] = {kind.__name__: kind for kind in (trainers.Curriculum, trainers.Mixture, trainers.Uniform)}
+STAGES: dict[str, type] = {kind.__name__: kind for kind in (trainers.Evaluate, trainers.Improvement, trainers.Warmup)}
 COMPARISONS: dict[str, type] = {kind.__name__: kind for kind in (trainers.Groups, trainers.Siblings)}
 SUM_LOSSES: dict[str, type] = {kind.__name__: kind for kind in (trainers.DpoLoss, trainers.GvpoLoss)}
 Credit = trainers.AdvantageEstimator | trainers.Comparisons  # what stands at algorithm.advantage
@@ -62,6 +64,8 @@ _METHODS: dict[Any, tuple[str, ...]] = {  # that make something a part of the ki
     trainers.Comparisons: ("compare", "makes"),
     trainers.PolicyLoss: ("__call__", "aggregation", "needs", "couples", "keeps_zeros"),
     trainers.SumLoss: ("of_sums", "needs", "couples"),
+    trainers.TaskSource: ("draw", "report"),
+    trainers.Stage: ("name", "run"),
 }
 _KINDS: dict[Any, Mapping[str, type]] = {
     agents.RolloutStrategy: ROLLOUTS,
@@ -69,12 +73,13 @@ _KINDS: dict[Any, Mapping[str, type]] = {
     trainers.PolicyLoss: LOSSES,
     Credit: ADVANTAGES | COMPARISONS,
     Loss: LOSSES | SUM_LOSSES,
+    trainers.TaskSource: SOURCES,
+    trainers.Stage: STAGES,
 }
 
 
 def build_part(kind: Any, written: Any, place: str) -> Any:
-    """A part of a kind (RolloutStrategy, Credit, Loss; within parts AdvantageEstimator, PolicyLoss) from what stands at
-    `place`.
+    """A part of a kind (RolloutStrategy, Credit, Loss, TaskSource, Stage) from what stands at `place`.
 
     `GroupRelative`, or `{GroupRelative: {within: origin}}`; of `Sum` a list of weights and parts,
     `{Sum: [[1.0, GroupRelative], [0.5, AnchorStates]]}`. A class that a module has is made with the fields; a function
@@ -134,7 +139,7 @@ def fields_of(make: Any) -> dict[str, Any]:
     """The parameters of a class or function that can be written down, and their type hints."""
     hints: dict[str, Any] = {}
     with contextlib.suppress(NameError):  # of what is imported for type checkers alone
-        hints = get_type_hints(make.__init__ if isinstance(make, type) and not is_dataclass(make) else make)
+        hints = get_type_hints(make.__init__ if isinstance(make, type) and not is_dataclass(make) else make)  # type: ignore[misc]
     parameters = inspect.signature(make).parameters.values()
     kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
     return {each.name: hints.get(each.name, Any) for each in parameters if each.kind in kinds}

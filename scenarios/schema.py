@@ -23,13 +23,15 @@ from ..trainers import (
     Keep,
     OnFailure,
     Plan,
+    Stage,
+    TaskSource,
     Warmup,
 )
 from ..trainers.run import trees_file
 from .errors import ScenarioError, say, suggest
 from .modules import as_folders, import_named, part_named
 from .parts import Credit, Loss, build_part, fields_of, validate
-from .secret import with_secret
+from .secret import with_secret, with_secrets
 
 _STRICT = {"extra": "forbid"}
 Folders = Annotated[tuple[str, ...], BeforeValidator(as_folders)]
@@ -104,6 +106,7 @@ class Scenario:
     warmup: Warmup = Warmup()
     improvement: Improvement = Improvement()
     heldout: HeldOut = HeldOut()
+    stages: Sequence[Any] = ()  # parts; by default evaluations around the warm-up and the improvement
     seed: int = 0
     checkpoint_every: Annotated[float, Field(gt=0)] = 120.0  # seconds
     keep: Keep = Keep()
@@ -114,12 +117,28 @@ class Scenario:
     look_in: Folders = ()  # in which the modules that it names are looked for first, then its own and the current one
 
     def plan(self) -> Plan:
+        """Raises ScenarioError for parts that there are not."""
+        improvement = _sourced(self.improvement, "improvement")
+        own: dict[Any, Stage] = {"Warmup": self.warmup, "Improvement": improvement}  # without fields: this scenario's
+        stages = [
+            own[written]
+            if isinstance(written, str) and written in own
+            else _sourced(build_part(Stage, written, f"stages.{i}"), f"stages.{i}")
+            for i, written in enumerate(self.stages)
+        ]
+        try:
+            return self._plan(improvement, stages)
+        except ValueError as error:
+            raise ScenarioError(f"stages: {error}") from error
+
+    def _plan(self, improvement: Improvement, stages: Sequence[Stage]) -> Plan:
         return Plan(
             environment=self.environment,
             algorithm=self.algorithm.build(),
             sampling=self.sampling,
             warmup=self.warmup,
-            improvement=self.improvement,
+            improvement=improvement,
+            stages=stages,
             heldout=self.heldout,
             seed=self.seed,
             checkpoint_every=self.checkpoint_every,
@@ -128,6 +147,13 @@ class Scenario:
             max_failures=self.max_failures,
             environment_threads=self.environment_threads,
         )
+
+
+def _sourced(stage: Any, place: str) -> Any:
+    """The stage with its task source, if it has one, made of what stands there."""
+    if not isinstance(stage, Improvement) or stage.source is None:
+        return stage
+    return replace(stage, source=build_part(TaskSource, stage.source, f"{place}.source"))
 
 
 def load_scenario(path: str | Path, changes: Sequence[str] = ()) -> Scenario:
@@ -158,7 +184,8 @@ def load_scenario(path: str | Path, changes: Sequence[str] = ()) -> Scenario:
     try:
         scenario = TypeAdapter(Scenario).validate_python(content)
         _find_environment(scenario.environment.id, _folders(path, scenario))
-        scenario.plan()
+        for environment in environments_of(scenario.plan()):
+            _find_environment(environment.id, _folders(path, scenario))
     except ValidationError as error:
         raise ScenarioError(_locate(error.errors()[0], lines, path)) from error
     except ScenarioError as error:
@@ -166,7 +193,9 @@ def load_scenario(path: str | Path, changes: Sequence[str] = ()) -> Scenario:
         raise ScenarioError(f"{_place(keys, lines, path)}{error}") from error
     if trees_file(path.parent).exists():  # that of a run, whose seeds are what they are
         return scenario
-    return replace(scenario, environment=with_secret(scenario.environment))
+    improvement = replace(scenario.improvement, source=with_secrets(scenario.improvement.source))
+    stages = with_secrets(scenario.stages)
+    return replace(scenario, environment=with_secret(scenario.environment), improvement=improvement, stages=stages)
 
 
 def dump_scenario(scenario: Scenario) -> str:
@@ -197,6 +226,12 @@ def _folders(path: Path, scenario: Scenario) -> list[Path]:
     """Where the scenario's modules are looked for."""
     beside = [] if path.parent == BUNDLED else [path.parent]  # ours are no modules of a user's
     return [*(path.parent / folder for folder in scenario.look_in), *beside]
+
+
+def environments_of(plan: Plan) -> list[Environment]:
+    """Those of the sources of the plan's improvements; without a source it is the plan's."""
+    sources = [stage.source for stage in plan.stages if isinstance(stage, Improvement) and stage.source]
+    return [environment for source in sources for environment in source.environments]
 
 
 def _find_environment(name: str, folders: Sequence[Path]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from filelock import FileLock
 from gymnasium.envs.registration import load_env_creator, spec
@@ -18,6 +20,20 @@ def with_secret(environment: Environment) -> Environment:
     if environment.secret is not None or not _runs_code(environment.id):
         return environment
     return replace(environment, secret=installation_secret())
+
+
+def with_secrets(written: Any) -> Any:
+    """The same for every `environment: {id: …}` within a part as a scenario writes it."""
+    if isinstance(written, list | tuple):
+        return type(written)(with_secrets(part) for part in written)
+    if not isinstance(written, Mapping):
+        return written
+    content = {name: with_secrets(part) for name, part in written.items()}
+    environment = content.get("environment")
+    if isinstance(environment, Mapping) and "id" in environment:
+        secret = with_secret(Environment(str(environment["id"]), secret=environment.get("secret"))).secret
+        content["environment"] = {**environment, **({"secret": secret} if secret else {})}
+    return content
 
 
 def installation_secret() -> str:

@@ -10,7 +10,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import treegym.scenarios.build  # noqa: F401  (once, before the forks)
@@ -32,9 +32,11 @@ def after(original: Original, *arguments: Any, **named: Any) -> None:
     die()
 
 
-def first_tree(original: Original, *arguments: Any, **named: Any) -> Any:
+async def first_tree(original: Original, *arguments: Any, **named: Any) -> AsyncIterator[Any]:
     """Dies when the first of the trees that grow together is done."""
-    return original(*arguments, **{**named, "on_tree": lambda tree: die()})
+    async for tree in original(*arguments, **named):
+        die()
+        yield tree
 
 
 def half_file(original: Original, content: Any, path: Any) -> None:

@@ -37,14 +37,14 @@ threads: 1
 EVALUATION = "treegym.scenarios.evaluation"
 # Each is an evaluation of three parts, of two tasks each, interrupted time and again; calls count from the resumption.
 CASES: dict[str, list[tuple[str, str, str, int]]] = {
-    "while growing": [(EVALUATION, "grow_trees", "first_tree", 1), (EVALUATION, "grow_trees", "first_tree", 2)],
+    "while growing": [(EVALUATION, "grow", "first_tree", 1), (EVALUATION, "grow", "first_tree", 2)],
     "while recording": [
         ("treegym.agents.store:EpisodeStore", "append", "after", 3),
         ("treegym.agents.store:EpisodeStore", "append", "before", 2),
     ],
     "between parts": [(EVALUATION, "write_json", "after", 2), (EVALUATION, "write_json", "before", 3)],
     "while summing up": [(EVALUATION, "write_json", "before", 5), (EVALUATION, "save_chart", "before", 1)],
-    "Ctrl-C": [(EVALUATION, "grow_trees", "interrupt", 1), (EVALUATION, "grow_trees", "interrupt", 1)],
+    "Ctrl-C": [(EVALUATION, "grow", "interrupt", 1), (EVALUATION, "grow", "interrupt", 1)],
 }
 
 

@@ -27,12 +27,12 @@ from treegym.agents import (
     ChatRenderer,
     Context,
     OpenAIPolicy,
-    Policy,
     RolloutTree,
     Sample,
     Sampling,
     Server,
     ServerError,
+    TokenPolicy,
     TransformersPolicy,
     derive_seed,
     grow_trees,
@@ -53,7 +53,7 @@ Answer = Callable[[dict[str, Any]], Awaitable[Response]]
 def nano() -> tuple[TransformersPolicy, ChatRenderer]:
     model, tokenizer = build_nano(lookup.vocabulary())
     renderer = ChatRenderer(tokenizer)
-    return TransformersPolicy(model, renderer, dtype=torch.float32, lockstep=False), renderer
+    return TransformersPolicy(model, renderer, dtype=torch.float32), renderer
 
 
 @contextmanager
@@ -78,7 +78,7 @@ def serving(answer: Answer) -> Iterator[tuple[str, list[dict[str, Any]]]]:
             thread.join()
 
 
-def completions(policy: Policy) -> Answer:
+def completions(policy: TokenPolicy) -> Answer:
     """What vLLM's /completions gives, from a policy in this process."""
 
     async def answer(body: dict[str, Any]) -> Response:
@@ -110,10 +110,10 @@ async def grown(url: str, renderer: ChatRenderer, sampling: Sampling = SAMPLING,
         return await grow_trees(TASKS, Chains(3), policy, renderer, sampling, seed=1)
 
 
-class SeededByTurn(Policy):
+class SeededByTurn:
     """Draws as a server is told to."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: TokenPolicy) -> None:
         self._policy = policy
 
     async def sample(self, context: Context, seed: int, sampling: Sampling) -> Sample:

@@ -101,7 +101,7 @@ def test_a_run_with_a_user_s_parts_resumes_evaluates_and_replays_from_anywhere(
     monkeypatch.chdir(tmp_path / "elsewhere")
     forget(monkeypatch, "mine1")
     assert command(capsys, "train", "--resume", "--out", "../parted")[0] == 0
-    assert [*Run(Path("../parted")).trees.read()] == [*Run(Path("../whole")).trees.read()]
+    assert [*Run(Path("../parted")).trees] == [*Run(Path("../whole")).trees]
     assert whole["trained"].success
     for words in (
         ("eval", "../parted", "--tasks", "2", "--out", "a"),
@@ -134,7 +134,7 @@ def test_parts_of_modules_are_made_with_their_fields(tmp_path: Path) -> None:
         ("loss='nowhere3:Loss'", "algorithm.loss: no module 'nowhere3' in "),
         ("loss='nowhere3.py:Loss'", "algorithm.loss: no file 'nowhere3.py' in "),
         ("loss='NAME:LookupEnv'", "LookupEnv makes no PolicyLoss: it has no __call__"),
-        ("name='NAME:Half'", "makes a Half, not an Algorithm"),
+        ("parameters={}, name='NAME:Half'", "makes a Half, not an Algorithm"),
         ("name='NAME:nix'", "algorithm.name: NAME (PATH) has no 'nix'"),
     ],
 )
@@ -144,9 +144,9 @@ def test_what_is_no_part_is_refused_with_its_place(
     file = project(tmp_path / "mine", "mine3")
     monkeypatch.delitem(sys.modules, "mine3", raising=False)
     monkeypatch.delitem(sys.modules, "helper_mine3", raising=False)
-    key, _, value = changed.replace("NAME", "mine3").partition("=")
+    changes = [f"algorithm.{change}" for change in changed.replace("NAME", "mine3").split(", ")]
     with pytest.raises(ScenarioError) as refusal:
-        load_scenario(file, [f"algorithm.{key}={value}"])
+        load_scenario(file, changes)
     assert reason.replace("NAME", "mine3").replace("PATH", str(tmp_path / "mine/parts/mine3.py")) in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
@@ -163,7 +163,7 @@ def test_the_page_s_strategy_runs_from_yaml_with_its_parameter(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "halfway", raising=False)
     assert command(capsys, "train", "some.yaml", "--set", "improvement.steps=1", "--out", "run")[0] == 0
-    grown = [tree for labels, tree in Run(Path("run")).trees.read() if labels["stage"] == "improvement"]
+    grown = [tree for labels, tree in Run(Path("run")).trees if labels["stage"] == "improvement"]
     assert len(grown) == 8
     for tree in grown:
         assert tree.origins == (0, 0, 0, 0)
@@ -179,9 +179,14 @@ def test_a_task_makes_the_environment_of_a_file(tmp_path: Path, monkeypatch: pyt
     assert env.reset(seed=3)[0] == Task("treegym/Lookup-v0", 0).make().reset(seed=3)[0]
 
 
-def test_a_file_is_not_taken_for_another_module_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_may_have_the_name_of_another_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "json.py").write_text("mark = 1")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "json.py").write_text("mark = 2")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(PartNotFound, match=r"json\.py cannot be imported beside .*, which has its name: rename it"):
-        named("json.py:mark")
+    assert [named(f"{place}:mark") for place in ("json.py", "other/json.py", "json.py")] == [1, 2, 1]
     assert "loads" in vars(import_place("json"))
+    (tmp_path / "broken.py").write_text("1 / 0")
+    for _ in range(2):
+        with pytest.raises(PartNotFound, match="cannot be imported: ZeroDivisionError"):
+            named("broken.py:mark")

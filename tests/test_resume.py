@@ -34,12 +34,12 @@ threads: 1
 """
 STEP, GROW, LINE = "treegym.trainers.learner:Learner", "treegym.trainers.training", "append_line"
 # Each is a run interrupted time and again; the n-th call counts from the last resumption.
-# grow_trees: 1 untouched, 2 demonstrations, 3 warmed up, 4 and 5 improvement, 6 midway, 7 improvement, 8 trained
+# grow: 1 untouched, 2 demonstrations, 3 warmed up, 4 and 5 improvement, 6 midway, 7 improvement, 8 trained
 CASES: dict[str, list[tuple[str, str, str, int]]] = {
     "rollouts": [
-        (GROW, "grow_trees", "first_tree", 1),
-        (GROW, "grow_trees", "first_tree", 5),
-        (GROW, "grow_trees", "first_tree", 2),
+        (GROW, "grow", "first_tree", 1),
+        (GROW, "grow", "first_tree", 5),
+        (GROW, "grow", "first_tree", 2),
     ],
     "optimiser steps": [(STEP, "apply", "before", 4), (STEP, "apply", "after", 11), (STEP, "apply", "before", 2)],
     "checkpoints": [

@@ -425,6 +425,7 @@ def moody(mood: str, on_failure: OnFailure) -> Plan:
         Improvement(2, tasks_per_step=8),
         HeldOut(12, untrained=0),
         on_failure=on_failure,
+        max_failures=1.0,
     )
 
 

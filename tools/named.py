@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-import importlib
+import hashlib
+import importlib.util
 import sys
 import sysconfig
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+_IMPORTING = threading.RLock()
 
 
 class PartNotFound(ImportError):
@@ -39,18 +44,33 @@ def import_place(place: str, *folders: Path) -> ModuleType:
 
     The folders, and that of a file, stay on Python's path, so that a module finds what lies beside it. PartNotFound.
     """
-    look_in(*folders)
+    with _IMPORTING:  # environments are made in many threads
+        return _imported(place, folders)
+
+
+def _imported(place: str, folders: Sequence[Path]) -> ModuleType:
+    if folders:
+        look_in(*folders)
     if not place.endswith(".py"):
         return _import(place, folders)
     _, file = next(_found(place), (None, None))
     if file is None:
         raise PartNotFound(f"no file {place!r} in {_told(folders)}")
     if str(file.parent) not in sys.path:
-        look_in(file.parent)
-    module = _import(file.stem, folders)
-    if (other := getattr(module, "__file__", None)) is None or Path(other).resolve() != file:
-        raise PartNotFound(f"{place} cannot be imported beside {other or 'a module'}, which has its name: rename it")
-    return module
+        sys.path.append(str(file.parent))
+        importlib.invalidate_caches()
+    name = _name(file)
+    if name != file.stem and name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, file)
+        assert spec and spec.loader
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        with _telling(place, folders):
+            try:
+                spec.loader.exec_module(sys.modules[name])
+            except BaseException:
+                del sys.modules[name]
+                raise
+    return _import(name, folders)
 
 
 def folder_of(place: str) -> str:
@@ -80,9 +100,27 @@ def look_in(*folders: Path) -> None:
     importlib.invalidate_caches()
 
 
-def _import(module: str, folders: Sequence[Path]) -> ModuleType:
+def _name(file: Path) -> str:
+    """Under which a file is imported: its own name, or, where that means another module, one that no other has."""
     try:
+        spec = importlib.util.find_spec(file.stem)
+    except ValueError:  # a module that was made without one, such as __main__
+        spec = None
+    if spec and spec.origin and Path(spec.origin).resolve() == file:
+        return file.stem
+    return f"{file.stem}_{hashlib.blake2b(str(file).encode(), digest_size=4).hexdigest()}"
+
+
+def _import(module: str, folders: Sequence[Path]) -> ModuleType:
+    with _telling(module, folders):
         return importlib.import_module(module)
+
+
+@contextlib.contextmanager
+def _telling(module: str, folders: Sequence[Path]) -> Iterator[None]:
+    """Whatever is raised while a module is imported becomes PartNotFound."""
+    try:
+        yield
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise PartNotFound(f"the module {module!r} imports another one: {error}") from error

@@ -4,6 +4,7 @@ from .advantages import AdvantageEstimator, BestOnly, GroupRelative, Norm, Share
 from .algorithms import ALGORITHMS, Algorithm, arpo, at2po, gigpo, grpo, tree_grpo
 from .anchors import AnchorStates, HistoryAnchors
 from .comparisons import Compared, Comparisons, Groups, Siblings
+from .curriculum import Curriculum, Mixture, Part, TaskSource, Uniform
 from .gae import GroupedGAE, bi_level_gae, gae
 from .learner import Learner, Optimization
 from .losses import (
@@ -21,10 +22,11 @@ from .losses import (
 )
 from .node_values import BackedUp, PrefixGroups, SummedLeaves
 from .packing import Advantages, Pack, ScoredTree, Segment, Terms, TurnAdvantage, by_turn, pack, score, split
-from .plan import Environment, HeldOut, Keep, OnFailure, Plan
+from .plan import HeldOut, Keep, OnFailure, Plan
 from .run import DamagedCheckpoint, Progress, Run
 from .stages import Evaluate, Improvement, Stage, Warmup
 from .sum_losses import DpoLoss, GvpoLoss, SumLoss, Sums
+from .tasks import Environment
 from .training import LearningPolicy, Stopped, Trainer, Watcher
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "ClippedLoss",
     "Compared",
     "Comparisons",
+    "Curriculum",
     "DamagedCheckpoint",
     "DpoLoss",
     "Environment",
@@ -55,10 +58,12 @@ __all__ = [
     "Keep",
     "Learner",
     "LearningPolicy",
+    "Mixture",
     "Norm",
     "OnFailure",
     "Optimization",
     "Pack",
+    "Part",
     "Plan",
     "PolicyLoss",
     "PrefixGroups",
@@ -76,11 +81,13 @@ __all__ = [
     "SumLoss",
     "SummedLeaves",
     "Sums",
+    "TaskSource",
     "Terms",
     "TokenReturns",
     "Trainer",
     "TruncatedImportance",
     "TurnAdvantage",
+    "Uniform",
     "Warmup",
     "Watcher",
     "Whitened",

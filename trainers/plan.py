@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-from ..agents import Sampling, derive_seed
-from ..envs import Task
+from ..agents import Sampling
 from .algorithms import Algorithm
+from .checks import STRICT, at_least
 from .stages import Evaluate, Improvement, Stage, Warmup
-from .stages.stage import STRICT, at_least
-
-
-@dataclass(frozen=True, slots=True)
-class Environment:
-    """Which tasks there are: an environment, its settings, and the reset options of both splits."""
-
-    __pydantic_config__ = STRICT
-    id: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    train: Mapping[str, Any] = field(default_factory=lambda: {"split": "train"})
-    heldout: Mapping[str, Any] = field(default_factory=lambda: {"split": "heldout"})
-    success: str = "exact"  # the reward term that is 1 where an episode succeeded
-    secret: str | None = None  # what seeds derive from beside their names, so that agents cannot search for them
-
-    def task(self, split: str, *parts: int | str, **settings: Any) -> Task:
-        """The task that the parts (run seed, step, number …) name, for the secret."""
-        options = self.train if split == "train" else self.heldout
-        seed = derive_seed(*filter(None, [self.secret]), split, *parts)
-        return Task(self.id, seed, dict(options), {**self.settings, **settings})
+from .tasks import Environment
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ class Progress:
     weights_version: int = 0  # steps done in all stages
     results: dict[str, Any] = field(default_factory=dict)  # evaluations so far, by stage name
     best: float = -1.0  # highest success on all held-out tasks so far
+    states: dict[str, Any] = field(default_factory=dict)  # of parts that have one, JSON, by the name of their stage
 
 
 class DamagedCheckpoint(StoreError):

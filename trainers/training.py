@@ -7,7 +7,7 @@ import ctypes
 import gc
 import itertools
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -229,6 +229,16 @@ class Trainer:
     def keep_result(self, name: str, result: Evaluation) -> None:
         """Keeps an evaluation for the summary, under this name."""
         self._progress.results[name] = result.to_json()
+
+    def state(self, stage: str) -> Mapping[str, Any]:
+        """What a stage kept at its last step; empty at the first."""
+        state: Mapping[str, Any] = self._progress.states.get(stage, {})
+        return state
+
+    def keep_state(self, stage: str, state: Mapping[str, Any]) -> None:
+        """Keeps JSON that the next steps of a stage depend on, in checkpoints too."""
+        if state:
+            self._progress.states[stage] = dict(state)
 
     def record(
         self, trees: Sequence[RolloutTree], advantages: Sequence[Advantages] | None = None, **labels: Any

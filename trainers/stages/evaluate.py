@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .stage import STRICT, at_least
+from ..checks import STRICT, at_least
 
 if TYPE_CHECKING:
     from ..training import Trainer

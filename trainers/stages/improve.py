@@ -5,16 +5,17 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from ...agents import Cost, Evaluation, RolloutTree, derive_seed, succeeded
+from ...agents import Cost, Evaluation, RolloutTree, TaskOutcome, derive_seed
+from ..checks import STRICT, at_least
 from ..comparisons import Comparisons
+from ..curriculum import TaskSource, Uniform
 from ..learner import Learner, Optimization
 from ..packing import Advantages
 from ..sum_losses import SumLoss
-from .stage import STRICT, at_least
 
 if TYPE_CHECKING:
     from ..training import Trainer
@@ -31,6 +32,7 @@ class Improvement:
     evaluate_every: int = 0  # steps; 0: only at the end
     reward_weights: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # of terms: first step's and last's
     optimization: Optimization = field(default_factory=Optimization)
+    source: Any = None  # a TaskSource; None: new train tasks of the plan's environment at every step
     name: str = "improvement"
 
     def __post_init__(self) -> None:
@@ -46,6 +48,8 @@ class Improvement:
 
     async def run(self, trainer: Trainer) -> None:
         plan, algorithm = trainer.plan, trainer.plan.algorithm
+        source: TaskSource = self.source or Uniform(plan.environment)
+        terms = {environment.id: environment.success for environment in source.environments}
         learner = trainer.learn(self.optimization, reference="reference" in algorithm.loss.needs)
         learner.check(algorithm.loss)
         for step in trainer.steps("improving", self.steps):
@@ -53,21 +57,22 @@ class Improvement:
                 await trainer.measure("midway", plan.heldout.tasks)
                 trainer.begin("improving", self.steps)
             start = time.monotonic()
+            drawn = source.draw(step, self.tasks_per_step, plan.seed, trainer.state(self.name))
             settings = self.settings(step)
-            tasks = [plan.environment.task("train", plan.seed, step, i, **settings) for i in range(self.tasks_per_step)]
+            tasks = [replace(task, settings={**task.settings, **settings}) for task in drawn]
             grown = await trainer.grow(tasks, algorithm.rollout, plan.sampling, derive_seed(plan.seed, "rollout", step))
             trees, end = grown.trees, time.monotonic()
             credit = algorithm.advantage
             advantages = None if isinstance(credit, Comparisons) else credit(trees)
             metrics = self._update(trainer, learner, trees, advantages)
-            described = _describe(trees, plan.environment.success)
+            described = _describe(trees, [terms.get(tree.task.env, plan.environment.success) for tree in trees])
             seconds = {"rollout": end - start, "update": time.monotonic() - end}
             trainer.run.log(stage=self.name, step=step, **described, **metrics, **grown.told(), seconds=seconds)
             trainer.record(trees, advantages, stage=self.name, step=step)
             if plan.keep.every and (step + 1) % plan.keep.every == 0:
                 trainer.save_model(trainer.run.path / "models" / f"step-{step + 1}")
-            success = fmean(x for tree in trees for x in succeeded(tree, plan.environment.success))
-            trainer.done(f"success {success:.0%}{grown.noted()}")
+            trainer.keep_state(self.name, source.report(step, trees, trainer.state(self.name)))
+            trainer.done(f"success {described['success']:.0%}{grown.noted()}")
 
     def _update(
         self, trainer: Trainer, learner: Learner, trees: Sequence[RolloutTree], advantages: Sequence[Advantages] | None
@@ -96,8 +101,10 @@ class Improvement:
         return metrics | {"sampler_deviation": apart}
 
 
-def _describe(trees: Sequence[RolloutTree], success: str) -> dict[str, Any]:
-    held = Evaluation.of(trees, success)
+def _describe(trees: Sequence[RolloutTree], terms: Sequence[str]) -> dict[str, Any]:
+    """Of a step's trees, each with the reward term that is 1 where its rollouts succeeded."""
+    tasks = [TaskOutcome.of(number, tree, term) for number, (tree, term) in enumerate(zip(trees, terms, strict=True))]
+    held = Evaluation.over(tasks, [])
     logprobs = [p for tree in trees for node in tree.nodes for p in node.action.logprobs]
     return {
         "success": fmean(held.success),
@@ -111,7 +118,17 @@ def _describe(trees: Sequence[RolloutTree], success: str) -> dict[str, Any]:
         "total_tokens": sum(tree.num_total_tokens for tree in trees),
         "sampled_tokens": sum(tree.num_sampled_tokens for tree in trees),
         "cost": asdict(sum((tree.cost for tree in trees), Cost())),
+        **_by_environment(tasks),
     }
+
+
+def _by_environment(tasks: Sequence[TaskOutcome]) -> dict[str, Any]:
+    """Tasks and success of each environment, where there are several."""
+    groups: dict[str, list[float]] = {}
+    for task in tasks:
+        groups.setdefault(task.task.env, []).append(task.share)
+    each = {env: {"tasks": len(shares), "success": fmean(shares)} for env, shares in sorted(groups.items())}
+    return {"by_environment": each} if len(each) > 1 else {}
 
 
 def _truncated(trees: Sequence[RolloutTree]) -> dict[str, float]:

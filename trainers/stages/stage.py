@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from ..training import Trainer
 
-STRICT = {"extra": "forbid"}  # read by pydantic where settings are validated
-
 
 class Stage(Protocol):
     """A part of a run. Stages are values: a plan lists them, and a checkpoint tells how many are over."""
@@ -21,10 +19,3 @@ class Stage(Protocol):
     async def run(self, trainer: Trainer) -> None:
         """Does the stage's work, from the step on at which the run stands (`trainer.steps`)."""
         ...
-
-
-def at_least(least: int, **values: float) -> None:
-    """ValueError where one of the values is smaller."""
-    for name, value in values.items():
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")

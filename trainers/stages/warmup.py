@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ...agents import Evaluation, FollowOracle, RolloutTree, Sampling
+from ..checks import STRICT, at_least
 from ..learner import Optimization
 from ..losses import ReinforceLoss
 from ..packing import Advantages
-from .stage import STRICT, at_least
 
 if TYPE_CHECKING:
     from ..training import Trainer
