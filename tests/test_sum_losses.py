@@ -381,13 +381,39 @@ def test_scenarios_name_them(tmp_path: Path) -> None:
     [example] = re.findall(r"^```yaml\nalgorithm:\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
     chosen = algorithm(f"\n{example}")
     assert (chosen.advantage, chosen.loss) == (Siblings("exact"), DpoLoss())
+    (tmp_path / "hinges.py").write_text(HINGES)
+    own = algorithm('{advantage: "hinges.py:Ends", loss: {"hinges.py:Hinge": {margin: 2.0}}}')
+    assert isinstance(own.advantage, Comparisons) and isinstance(own.loss, SumLoss)
+    assert own.loss.of_sums(sums([-3.0, -2.5], [1.0, 0.0], [0, 0])).item() == 2.5  # margin 2, the loser ahead by 0.5
     for text, reason in (
+        ('{loss: "hinges.py:Half"}', "hinges.py:Half makes no SumLoss: it has no couples"),
         ("{loss: GvpoLoss}", "some.yaml:2: algorithm: GvpoLoss takes groups, and GroupRelative makes advantages"),
         ("{loss: {WithKL: {loss: DpoLoss}}}", "algorithm.loss.WithKL.loss: no PolicyLoss 'DpoLoss'"),
         ("{advantage: {Whitened: {of: Groups}}}", "algorithm.advantage.Whitened.of: no AdvantageEstimator 'Groups'"),
     ):
         with pytest.raises(ScenarioError, match=reason):
             algorithm(text)
+
+
+HINGES = """
+class Ends:
+    makes = "pair"
+    def compare(self, trees):
+        return []
+
+class Half:
+    needs = frozenset()
+    def of_sums(self, sums):
+        return sums.logprob.sum()
+
+class Hinge(Half):
+    couples = "pair"
+    def __init__(self, margin: float = 1.0):
+        self.margin = margin
+    def of_sums(self, sums):
+        winners, losers = sums.pairs()
+        return (self.margin - sums.logprob[winners] + sums.logprob[losers]).clamp(min=0).sum()
+"""
 
 
 @pytest.mark.parametrize(
