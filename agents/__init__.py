@@ -7,6 +7,7 @@ from .chat import ChatRenderer
 from .compare import Curves, Flip, PairedResult, curves, flips, paired
 from .evaluate import AnswerReader, Evaluation, Outcome, TaskOutcome, by_difficulty, distinct, figures, succeeded
 from .failure import Failure, FailureCause, TooManyFailures, failure_cause
+from .folder import Run
 from .forward import is_plain_llama, native_dtype, positions, rotate
 from .frames import DamagedStore, StoreError
 from .index import Range, TreeSummary, Where
@@ -96,6 +97,7 @@ __all__ = [
     "RewardTerm",
     "RolloutStrategy",
     "RolloutTree",
+    "Run",
     "Sample",
     "Sampling",
     "ScriptedPolicy",

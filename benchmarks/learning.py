@@ -18,7 +18,7 @@ from typing import Any
 import matplotlib
 import yaml
 
-from treegym.trainers import Run
+from treegym.agents import Run
 
 matplotlib.use("svg")
 from matplotlib import pyplot

@@ -19,7 +19,10 @@ from transformers import PreTrainedModel
 from ..agents import (
     ChatRenderer,
     Evaluation,
+    Run,
+    TokenPolicy,
     TransformersPolicy,
+    WeightSync,
     add_lora,
     bring_attention,
     has_lora,
@@ -27,18 +30,24 @@ from ..agents import (
     positions,
     save_adapter,
 )
+from ..agents.folder import write_text
 from ..agents.models import end_tokens, load, load_tokenizer
 from ..envs import TextEnv, ToolEnv, action_format, format_of
 from ..envs.formats import DEFAULT
-from ..trainers import Environment, Run, Trainer, Watcher
-from ..trainers.run import write_text
+from ..trainers import Checkpoints, Environment, Trainer, Watcher
 from .changes import changed, kept, record
 from .errors import ScenarioError
 from .folders import begun, whole
 from .modules import folders_of
+from .parts import made_with
 from .schema import Scenario, dump_scenario, environments_of, load_scenario
 from .terminal import say, told
 from .watch import ProgressBars, concerns, improvement_health, show_results, summary
+
+NOT_REPEATABLE = (
+    "repeated, this run may end otherwise: what else is in a batch changes last bits here, and that depends on how "
+    "long tools take; model.lockstep=true has every pass wait for all rollouts"
+)
 
 
 def train(scenario: Scenario, out: str | Path, *, resume: bool = False) -> dict[str, Evaluation]:
@@ -69,6 +78,9 @@ def train(scenario: Scenario, out: str | Path, *, resume: bool = False) -> dict[
             differing = changed(run, recorded, scenario)
             with ProgressBars() as bars:
                 trainer = build_trainer(scenario, run, bars)
+                repeatable = bool(getattr(trainer.policy, "repeatable", False))
+                if not repeatable:
+                    say(NOT_REPEATABLE)
                 record(run, recorded, differing)
                 write_text(file, dump_scenario(placed(settled(scenario, trainer.dtype))))
                 run.save_tokenizer(trainer.renderer.tokenizer)
@@ -80,8 +92,10 @@ def train(scenario: Scenario, out: str | Path, *, resume: bool = False) -> dict[
                     save_adapter(trainer.model, part, trainer.model.name_or_path)
             seconds, peak = time.monotonic() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
             health = improvement_health(run.metrics())
-            run.summarize(summary(results, seconds=seconds, peak_memory_gib=peak, improvement=health))
-            run.finish()
+            run.summarize(
+                summary(results, seconds=seconds, peak_memory_gib=peak, repeatable=repeatable, improvement=health)
+            )
+            Checkpoints(run).finish()
         finally:
             run.close()
     for concern in concerns(health):
@@ -105,10 +119,10 @@ def build_trainer(scenario: Scenario, run: Run, watcher: Watcher) -> Trainer:
     model, renderer = load_model(scenario)
     check_context(scenario, model, renderer, env)
     dtype = native_dtype(model.device) if scenario.model.dtype == "auto" else getattr(torch, scenario.model.dtype)
+    policy = load_policy(scenario, model, renderer, dtype)
+    if not isinstance(policy, WeightSync):
+        raise ScenarioError(f"model.policy: {type(policy).__name__} takes no weights (release, push); it can only play")
     with refusing("model.name"):
-        policy = TransformersPolicy(
-            model, renderer, dtype=dtype, max_rows=scenario.model.max_rows, lockstep=scenario.model.lockstep
-        )
         return Trainer(
             scenario.plan(),
             model,
@@ -256,6 +270,21 @@ def load_model(scenario: Scenario) -> tuple[PreTrainedModel, ChatRenderer]:
         if lora and not has_lora(model):
             add_lora(model, scenario.model.lora_rank, scenario.model.lora_alpha, scenario.seed)
         return model, renderer
+
+
+def load_policy(scenario: Scenario, model: PreTrainedModel, renderer: ChatRenderer, dtype: torch.dtype) -> TokenPolicy:
+    """What samples from the scenario's model. ScenarioError."""
+    settings = scenario.model
+    if settings.policy is None:
+        with refusing("model.name"):
+            return TransformersPolicy(
+                model, renderer, dtype=dtype, max_rows=settings.max_rows, lockstep=settings.lockstep
+            )
+    given = {"model": lambda: model, "renderer": lambda: renderer, "dtype": lambda: dtype}
+    policy = made_with(settings.policy, "model.policy", **given)
+    if not isinstance(policy, TokenPolicy):
+        raise ScenarioError(f"model.policy: {type(policy).__name__} has no sample(context, seed, sampling)")
+    return policy
 
 
 @contextlib.contextmanager

@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from ..agents import append_line
-from ..trainers import Progress, Run
+from ..agents import Run, append_line
+from ..trainers import Checkpoints, Progress
 from .errors import ScenarioError
 from .schema import Scenario
 
@@ -72,7 +72,7 @@ def changed(run: Run, recorded: Scenario, wanted: Scenario) -> list[Change]:
     found = changes(recorded, wanted)
     refuse(change for change in found if change.field not in FREE)
     if any(change.field == "improvement.steps" for change in found):
-        _check_steps(recorded, wanted, run.progress())
+        _check_steps(recorded, wanted, Checkpoints(run).progress())
     return found
 
 
@@ -88,7 +88,7 @@ def _check_steps(recorded: Scenario, wanted: Scenario, progress: Progress) -> No
 def record(run: Run, scenario: Scenario, found: Iterable[Change]) -> None:
     """Appends the changes, and from where on they hold, to changes.jsonl."""
     for change in found:
-        progress = run.progress()
+        progress = Checkpoints(run).progress()
         row = {"stage": _stages(scenario)[progress.stage], "step": progress.step, "field": change.field}
         append_line(run.path / "changes.jsonl", {**row, "from": change.before, "to": change.after})
 

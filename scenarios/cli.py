@@ -54,8 +54,8 @@ def train(
     Example: treegym train quickstart --set improvement.steps=5 --set seed=1
     """
     from ..agents import EpisodeError, TooManyFailures
+    from ..agents.folder import trees_file
     from ..trainers import Stopped
-    from ..trainers.run import trees_file
     from .build import train as run
     from .schema import load_scenario, title
 

@@ -11,10 +11,21 @@ import yaml
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ..agents import Curves, Flip, Interval, PairedResult, TaskOutcome, by_difficulty, curves, distinct, flips, paired
+from ..agents import (
+    Curves,
+    Flip,
+    Interval,
+    PairedResult,
+    Run,
+    TaskOutcome,
+    by_difficulty,
+    curves,
+    distinct,
+    flips,
+    paired,
+)
 from ..agents.compare import judged
 from ..agents.statistics import holm
-from ..trainers import Run
 from .evaluation import STAGE, read_outcomes
 from .terminal import UsageError, console, say
 

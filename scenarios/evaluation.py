@@ -21,6 +21,7 @@ from ..agents import (
     Failure,
     Interval,
     RolloutTree,
+    Run,
     SomeChains,
     TaskOutcome,
     TooManyFailures,
@@ -30,13 +31,14 @@ from ..agents import (
     joined,
     run_to_end,
 )
+from ..agents.folder import write_json, write_text
 from ..envs import Task
-from ..trainers import Run, Stopped, Watcher
-from ..trainers.run import write_json, write_text
+from ..trainers import Stopped, Watcher
 from .build import placed, try_environment
 from .charts import save_chart
 from .errors import ScenarioError
 from .folders import begun
+from .modules import folders_of
 from .person import Left
 from .policies import OpenedPolicy, open_policy, speaking
 from .schema import Scenario, dump_scenario
@@ -161,7 +163,7 @@ async def _play(
         stack.push_async_callback(opened.close)
         run = Run(out)
         write_json(out / "evaluation.json", asdict(setting))
-        write_text(out / "scenario.yaml", dump_scenario(_recorded(opened, scenario)))
+        write_text(out / "scenario.yaml", dump_scenario(_recorded(opened, scenario, setting)))
         run.save_tokenizer(opened.renderer.tokenizer)
         playing = _Playing(scenario, setting, tasks, opened, run, watcher)
         try:
@@ -350,9 +352,10 @@ def _progress(folder: Path) -> dict[str, Any]:
     return {"failures": {}, **state}
 
 
-def _recorded(opened: OpenedPolicy, scenario: Scenario) -> Scenario:
+def _recorded(opened: OpenedPolicy, scenario: Scenario, setting: Setting) -> Scenario:
     """The scenario with what plays; a resumed evaluation opens the same."""
-    return replace(placed(scenario), model=opened.scenario.model)
+    folders = (*placed(scenario).look_in, *folders_of(setting.policy))
+    return replace(scenario, model=opened.scenario.model, look_in=tuple(dict.fromkeys(folders)))
 
 
 def _tokens(tree: RolloutTree) -> tuple[int, int]:

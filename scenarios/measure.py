@@ -82,8 +82,8 @@ def eval_command(
     Example: treegym eval quickstart --policy runs/first --samples 8 --tasks 100
     """
     from ..agents import TooManyFailures
+    from ..agents.folder import trees_file, write_text
     from ..trainers import Stopped
-    from ..trainers.run import trees_file, write_text
     from .evaluation import (
         Budget,
         Setting,
@@ -173,7 +173,7 @@ def compare_command(
 
     Example: treegym compare "runs/first@warmed up" runs/first@trained
     """
-    from ..trainers.run import write_json
+    from ..agents.folder import write_json
     from .charts import save_chart
     from .comparison import compare, read_side, show_comparison
 
@@ -207,10 +207,10 @@ def play_command(
 
     Example: treegym play treegym/Maze-v0 --seed 3
     """
-    from ..agents import ChatRenderer
+    from ..agents import ChatRenderer, Run
+    from ..agents.folder import write_text
     from ..agents.models import load_tokenizer
-    from ..trainers import Environment, Run
-    from ..trainers.run import write_text
+    from ..trainers import Environment
     from .build import refusing
     from .modules import folders_of
     from .person import play, show

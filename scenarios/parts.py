@@ -86,19 +86,16 @@ def build_part(kind: Any, written: Any, place: str) -> Any:
     there is an AdvantageEstimator itself, its fields keyword arguments, or returns a part of another kind.
     ScenarioError for what there is not.
     """
-    named = {written: {}} if isinstance(written, str) else written
-    if not isinstance(named, Mapping) or len(named) != 1:
-        raise ScenarioError(f"{place}: write a name, or one name with its fields, not {written!r}")
-    [(name, fields)] = named.items()
+    name, fields = _named(written, place)
     found = _KINDS[kind].get(name)
-    if found is None and split_name(str(name))[0]:
-        return _of_module(kind, str(name), {} if fields is None else fields, place)
+    if found is None and split_name(name)[0]:
+        return _of_module(kind, name, fields, place)
     if found is None:
-        raise ScenarioError(f"{place}: no {_alternatives(kind)[0].__name__} {name!r}{suggest(str(name), _KINDS[kind])}")
+        raise ScenarioError(f"{place}: no {_alternatives(kind)[0].__name__} {name!r}{suggest(name, _KINDS[kind])}")
     place = f"{place}.{name}"
     if found is trainers.Sum:
         return trainers.Sum(*_weighted(kind, fields, place))
-    return _make(found, {} if fields is None else fields, place)
+    return _make(found, fields, place)
 
 
 def _of_module(kind: Any, name: str, fields: Any, place: str) -> Any:
@@ -121,6 +118,34 @@ def _of_module(kind: Any, name: str, fields: Any, place: str) -> Any:
 def _alternatives(kind: Any) -> tuple[Any, ...]:
     """The kinds that a part may be of."""
     return get_args(kind) or (kind,)
+
+
+def made_with(written: Any, place: str, **given: Any) -> Any:
+    """What `module:Name`, alone or with its fields, makes; of the things given it takes those that its parameters name.
+
+    Each is given as a function that makes it, so that nothing is made that is not wanted. ScenarioError.
+    """
+    name, fields = _named(written, place)
+    make = part_named(name, place)
+    if not callable(make):
+        raise ScenarioError(f"{place}: {name} is a {type(make).__name__}; name a class or a function")
+    parameters = fields_of(make)
+    wanted = {parameter: given[parameter]() for parameter in given if parameter in parameters}
+    known = {parameter: hint for parameter, hint in parameters.items() if parameter not in given}
+    checked = _checked(known, fields, f"{place}.{name}")
+    try:
+        return make(**wanted, **checked)
+    except (TypeError, ValueError, ImportError, OSError) as error:
+        raise ScenarioError(f"{place}: {str(error).partition('__init__() ')[2] or error}") from error
+
+
+def _named(written: Any, place: str) -> tuple[str, Any]:
+    """The name of a part, and its fields."""
+    named = {written: {}} if isinstance(written, str) else written
+    if not isinstance(named, Mapping) or len(named) != 1:
+        raise ScenarioError(f"{place}: write a name, or one name with its fields, not {written!r}")
+    [(name, fields)] = named.items()
+    return str(name), {} if fields is None else fields
 
 
 def validate(hint: Any, value: Any, place: str) -> Any:

@@ -21,12 +21,14 @@ from ..agents import (
     ScriptedPolicy,
     Server,
     TextPolicy,
-    TransformersPolicy,
+    TokenPolicy,
     native_dtype,
 )
 from ..agents.models import load_end_tokens, load_tokenizer
-from .build import in_format, in_own_format, load_model, refusing, settled, usable_cores, vocabulary
+from ..tools.named import split_name
+from .build import in_format, in_own_format, load_model, load_policy, refusing, settled, usable_cores, vocabulary
 from .errors import ScenarioError
+from .parts import made_with
 from .person import Person
 from .schema import Scenario
 
@@ -36,7 +38,7 @@ CHAT = ("chat+", "tools+", "reasoning+")  # before the address of a server that 
 NAMES = (
     "a directory of a run or a model, a model's name, http://HOST:PORT/v1#MODEL, chat+http://…, tools+http://…, "
     "oracle, random, human, "
-    "scripted:FILE.py"
+    "scripted:FILE.py, module:Name"
 )
 
 
@@ -74,6 +76,8 @@ def open_policy(name: str | None, scenario: Scenario, tokenizer: str | None = No
         return OpenedPolicy(ScriptedPolicy(renderer, script), renderer, in_words, rows, scenario, _nothing)
     if name and name.startswith(("http://", "https://", *CHAT)):
         return _served(name, scenario, sampling, _renderer(scenario, tokenizer))
+    if name and split_name(name)[0] and not Path(name).exists():
+        return _of_module(name, scenario, sampling, tokenizer)
     return _local(scenario if name is None else replace(scenario, model=replace(scenario.model, name=name)), sampling)
 
 
@@ -86,8 +90,24 @@ def speaking(scenario: Scenario, name: str | None, tokenizer: str | None = None)
         return in_format(scenario, "openai")
     if name in PLAYERS or (name and name.startswith("scripted:")) or (name and name.startswith(CHAT) and not tokenizer):
         return scenario
+    if name and split_name(name)[0] and not name.startswith(("http://", "https://", *CHAT)) and not Path(name).exists():
+        return in_own_format(scenario, tokenizer or scenario.model.name)
     served = name and name.startswith(("http://", "https://", *CHAT))
     return in_own_format(scenario, (tokenizer if served else name) or scenario.model.name)
+
+
+def _of_module(name: str, scenario: Scenario, sampling: Sampling, tokenizer: str | None) -> OpenedPolicy:
+    """The policy that `module:Name` makes, of the renderer and of the scenario's model where it wants them."""
+    renderer = _renderer(scenario, tokenizer)
+    given = {"renderer": lambda: renderer, "scenario": lambda: scenario, "model": lambda: load_model(scenario)[0]}
+    policy = made_with(name, f"--policy {name}", **given)
+    rows = scenario.model.max_rows
+    if isinstance(policy, TokenPolicy):
+        return OpenedPolicy(policy, renderer, sampling, rows, scenario, _nothing)
+    if isinstance(policy, TextPolicy):
+        in_words = replace(sampling, max_context=UNBOUNDED)
+        return OpenedPolicy(policy, renderer, in_words, rows, scenario, _nothing)
+    raise ScenarioError(f"--policy {name}: {type(policy).__name__} has neither sample nor act")
 
 
 def _local(scenario: Scenario, sampling: Sampling) -> OpenedPolicy:
@@ -99,10 +119,7 @@ def _local(scenario: Scenario, sampling: Sampling) -> OpenedPolicy:
         raise ScenarioError(f"{error}; a policy is {NAMES}") from error
     named = scenario.model.dtype
     dtype = native_dtype(model.device) if named == "auto" else getattr(torch, named)
-    with refusing("model.name"):
-        policy = TransformersPolicy(
-            model, renderer, dtype=dtype, max_rows=scenario.model.max_rows, lockstep=scenario.model.lockstep
-        )
+    policy = load_policy(scenario, model, renderer, dtype)
     return OpenedPolicy(policy, renderer, sampling, scenario.model.max_rows, settled(scenario, dtype), _nothing)
 
 

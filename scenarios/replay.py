@@ -24,10 +24,9 @@ from .modules import bring_module, part_named
 from .terminal import UsageError, console, say
 
 if TYPE_CHECKING:
-    from ..agents import Continuation, Divergence, Episode, RewardTerm, RolloutTree
+    from ..agents import Continuation, Divergence, Episode, RewardTerm, RolloutTree, Run
     from ..envs import Task
     from ..tools import Cassette
-    from ..trainers import Run
     from .schema import Scenario
 
 SHOWN = 20  # numbers of trees that a list names
@@ -105,7 +104,7 @@ def replay_command(
 
 
 def _open(folder: Path) -> Run:
-    from ..trainers import Run
+    from ..agents import Run
 
     if not folder.is_dir():
         raise UsageError(f"no run {str(folder)!r}: there is no such directory")
@@ -148,8 +147,8 @@ def _chosen(run: Run, episode: str | None, doing: str) -> Iterator[tuple[int, Ma
 
 def _new_run(out: Path, source: Run) -> Run:
     """A run beside another, with its scenario, its tokenizer and its tape."""
-    from ..trainers import Run
-    from ..trainers.run import tokenizer_file
+    from ..agents import Run
+    from ..agents.folder import tokenizer_file
 
     if out.exists() and any(out.iterdir()):
         raise UsageError(f"{out} is not empty; --out makes a new directory")

@@ -19,7 +19,7 @@ from .modules import bring_module
 from .terminal import UsageError, console, say, told
 
 if TYPE_CHECKING:
-    from ..agents import EpisodeStore, Range, TreeSummary, Where
+    from ..agents import EpisodeStore, Range, Run, TreeSummary, Where
 
 
 class ListByDefault(typer.core.TyperGroup):
@@ -57,13 +57,13 @@ Rollouts = Annotated[str | None, typer.Option(metavar="LEAST:MOST", help="By the
 @runs_app.command("list")
 def list_runs(folder: Annotated[Path, typer.Argument(help="The folder that holds the runs.")] = Path("runs")) -> None:
     """List the runs with what came of them. The default."""
-    from ..trainers import Run
+    from ..agents import Run
 
     table = Table("run", "state", "untouched", "warmed up", "trained", "gain (95%)")
     faults = []
     for path in sorted(path.parent for path in folder.glob("*/scenario.yaml")):
         try:
-            table.add_row(escape(path.name), *_came_of(Run(path).summary()))
+            table.add_row(escape(path.name), *_came_of(Run(path)))
         except (OSError, ValueError, LookupError, TypeError) as error:  # others are shown all the same
             table.add_row(escape(path.name), "damaged", "-", "-", "-", "-")
             faults.append(f"{path / 'summary.json'} cannot be read: {told(error)}")
@@ -72,15 +72,19 @@ def list_runs(folder: Annotated[Path, typer.Argument(help="The folder that holds
         say(fault)
 
 
-def _came_of(summary: dict[str, Any] | None) -> list[str]:
+def _came_of(run: Run) -> list[str]:
     """A run's state, its successes and the gain, for people."""
+    from ..agents.folder import count_failures
+
+    summary, failures = run.summary(), count_failures(run.path)
     stages = summary["stages"] if summary else {}
     cells = [
         f"{stages[s]['success']['mean']:.1%}" if s in stages else "-" for s in ("untrained", "warmed up", "trained")
     ]
     gain = summary and summary["gain"]
     change = f"{gain['mean']:+.1%} ({gain['low']:+.1%} … {gain['high']:+.1%})" if gain else "-"
-    return ["finished" if summary else "unfinished", *cells, change]
+    state = "finished" if summary else "unfinished"
+    return [f"{state}, {failures} failed" if failures else state, *cells, change]
 
 
 @runs_app.command()
@@ -157,7 +161,7 @@ def import_trees(
     """
     from ..agents import EpisodeStore
     from ..agents.exchange import read_episodes
-    from ..trainers.run import trees_file
+    from ..agents.folder import trees_file
 
     if not file.is_file():
         raise UsageError(f"there is no file {file}")
@@ -205,7 +209,7 @@ def migrate_trees(run: RunFolder) -> None:
     Example: treegym runs migrate runs/old
     """
     from ..agents import migrate
-    from ..trainers.run import trees_file
+    from ..agents.folder import trees_file
 
     if trees_file(run) != run / "trees.jsonl":
         raise UsageError(f"{run} holds no trees.jsonl: there is nothing to migrate")
@@ -234,7 +238,7 @@ def _line(s: TreeSummary) -> str:
 def _trees(run: Path) -> Iterator[EpisodeStore]:
     """The trees of a run's directory."""
     from ..agents import EpisodeStore
-    from ..trainers.run import trees_file
+    from ..agents.folder import trees_file
 
     path = trees_file(run)
     if not path.exists():

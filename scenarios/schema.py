@@ -12,6 +12,7 @@ import yaml
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from ..agents import RolloutStrategy, Sampling
+from ..agents.folder import trees_file
 from ..envs import registered
 from ..tools.named import look_in, split_name
 from ..trainers import (
@@ -27,7 +28,6 @@ from ..trainers import (
     TaskSource,
     Warmup,
 )
-from ..trainers.run import trees_file
 from .errors import ScenarioError, say, suggest
 from .modules import as_folders, import_named, part_named
 from .parts import Credit, Loss, build_part, fields_of, validate
@@ -50,6 +50,7 @@ class Model:
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # of the computation; master weights are float32
     max_rows: Annotated[int, Field(ge=1)] = 32  # contexts decoded at a time
     lockstep: bool = False  # a pass waits for all rollouts, slow tools too: repeatable where batches change bits
+    policy: Any = None  # what samples from it, `module:Name` with fields; None: a TransformersPolicy in this process
     template: Mapping[str, Any] = field(default_factory=dict)  # to its chat template, such as {enable_thinking: false}
 
 

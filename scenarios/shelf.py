@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from ..agents import EpisodeStore, Node, Record, RolloutTree, TreeSummary, read_lines, succeeded
-from ..trainers.run import tokenizer_file
+from ..agents.folder import count_failures, tokenizer_file
 
 T = TypeVar("T")
 
@@ -161,6 +161,7 @@ class Volume:
             "model": _short(str(model.get("name", ""))) + " lora" * (model.get("weights") == "lora"),
             "seed": scenario.get("seed"),
             "finished": summary is not None,
+            "failures": self._failures(),
             "stages": {stage: _section(stages, stage).get("success") for stage in stages},
             "gain": (summary or {}).get("gain"),
             "fault": fault,
@@ -320,6 +321,13 @@ class Volume:
         if content is None or isinstance(content, dict):
             return content, ""
         return None, f"{file.name} holds no summary"
+
+    def _failures(self) -> int:
+        """How many rollouts failed; 0 where the files that tell cannot be read."""
+        try:
+            return count_failures(self.path)
+        except (OSError, ValueError, LookupError, TypeError):
+            return 0
 
     @property
     def _term(self) -> str:

@@ -39,7 +39,7 @@ def view_command(
 
     Example: treegym view runs/quickstart-0 --export failures.html --stage trained --success none
     """
-    from ..trainers import Run
+    from ..agents import Run
     from .shelf import Filter, Shelf
     from .site import serve
 
@@ -71,7 +71,7 @@ def view_command(
 
 
 def _export(shelf: Shelf, file: Path, chosen: Filter, trees: list[int] | None, limit: int) -> None:
-    from ..trainers.run import write_text
+    from ..agents.folder import write_text
     from .site import exported
 
     picked = {}

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from treegym.agents import Sampling
+from treegym.agents import Run, Sampling
 from treegym.scenarios import Model, Scenario, ScenarioError, train
 from treegym.scenarios.build import build_trainer, usable_cores
 from treegym.scenarios.schema import AlgorithmChoice
 from treegym.scenarios.watch import ProgressBars
-from treegym.trainers import Environment, HeldOut, Improvement, Run, Warmup
+from treegym.trainers import Environment, HeldOut, Improvement, Warmup
 
 
 @pytest.mark.parametrize(

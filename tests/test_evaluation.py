@@ -20,12 +20,11 @@ import numpy as np
 import pytest
 from commands import command, run_all
 
-from treegym.agents import Outcome, TaskOutcome, curves, flips, paired
+from treegym.agents import Outcome, Run, TaskOutcome, curves, flips, paired
 from treegym.agents.statistics import wilson
 from treegym.envs import Message, Task, ToolEnv
 from treegym.scenarios.comparison import verdict_line
 from treegym.scenarios.shelf import Shelf
-from treegym.trainers import Run
 
 SCENARIO = """
 environment: {id: treegym/Lookup-v0, settings: {hops: [1, 2], max_turns: 3}}

@@ -22,6 +22,7 @@ from treegym.agents import (
     EpisodeStore,
     Record,
     RolloutTree,
+    Run,
     Sampling,
     ScriptedPolicy,
     StoreError,
@@ -33,7 +34,6 @@ from treegym.agents.exchange import EXCHANGES, read_episodes
 from treegym.agents.nano import build_nano
 from treegym.agents.records import json_line
 from treegym.envs import Task, ToolEnv, action_format, registered
-from treegym.trainers import Run
 
 FORMATS = ["tagged", "hermes", "react", "fenced", "openai"]
 

@@ -25,6 +25,7 @@ from treegym.agents import (
     Failure,
     FailureCause,
     RolloutTree,
+    Run,
     Sampling,
     ScriptedPolicy,
     ServerError,
@@ -39,7 +40,6 @@ from treegym.agents.nano import build_nano
 from treegym.envs import LookupEnv, Task, lookup
 from treegym.scenarios.evaluation import failure_limit
 from treegym.tools import SandboxError, SandboxUnavailable, ServerUnavailable
-from treegym.trainers import Run
 
 SCENARIO = """
 environment: {id: treegym/Lookup-v0, settings: {hops: [2], max_turns: 3}}

@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from treegym.agents import run_to_end
-from treegym.trainers import Run
+from treegym.agents import Run, run_to_end
 
 SCENARIO = """
 environment: {id: "steps:tests/Steps-v0"}

@@ -11,10 +11,11 @@ import pytest
 import torch
 from commands import command
 
+from treegym.agents import Run
 from treegym.envs import Task
 from treegym.scenarios import ScenarioError, load_scenario, train
 from treegym.tools.named import PartNotFound, import_place, named
-from treegym.trainers import Run, Stopped
+from treegym.trainers import Stopped
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "training.md").read_text(encoding="utf-8").partition("### A part of your own")[2]
@@ -190,3 +191,79 @@ def test_a_file_may_have_the_name_of_another_module(tmp_path: Path, monkeypatch:
     for _ in range(2):
         with pytest.raises(PartNotFound, match="cannot be imported: ZeroDivisionError"):
             named("broken.py:mark")
+
+
+# policies
+
+POLICIES = '''
+from dataclasses import dataclass
+from treegym.agents import TransformersPolicy
+
+class Counted(TransformersPolicy):
+    """Counts the replies that it was asked for."""
+    asked = 0
+    def __init__(self, model, renderer, dtype, rows: int = 4):
+        super().__init__(model, renderer, dtype=dtype, max_rows=rows)
+    async def sample(self, context, seed, sampling):
+        Counted.asked += 1
+        return await super().sample(context, seed, sampling)
+
+@dataclass(frozen=True)
+class Says:
+    word: str = "?"
+    async def act(self, messages, env, seed):
+        return env.oracle() or self.word
+
+class Deaf:
+    def __init__(self, renderer):
+        self.renderer = renderer
+    async def sample(self, context, seed, sampling):
+        raise NotImplementedError
+'''
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    head = SCENARIO.format("x").replace("parts/x.py:x/Links-v0", "treegym/Lookup-v0")
+    (tmp_path / "some.yaml").write_text(re.sub(r"  (advantage|loss): .*\n", "", head))
+    (tmp_path / "policies5.py").write_text(POLICIES)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    sys.modules.pop("policies5", None)
+
+
+def test_a_policy_of_one_s_own_is_trained_and_samples_the_same(own: Path) -> None:
+    scenario = load_scenario("some.yaml", ["model.policy={'policies5:Counted': {rows: 3}}"])
+    train(scenario, own / "counted")
+    train(load_scenario("some.yaml"), own / "plain")
+    assert sys.modules["policies5"].Counted.asked > 20
+    assert [*Run(own / "counted").trees] == [*Run(own / "plain").trees]
+    assert load_scenario(own / "counted").look_in == (str(own),)
+
+
+def test_a_policy_of_one_s_own_is_evaluated_from_anywhere(
+    own: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(capsys, "eval", "some.yaml", "--policy", "policies5:Says", "--out", "e", "--tasks", "2")[0] == 0
+    assert '"mean": 1.0' in (own / "e" / "results.json").read_text()
+    monkeypatch.chdir(own / "e")
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(own)])
+    sys.modules.pop("policies5")
+    (own / "e" / "results.json").unlink()
+    assert command(capsys, "eval", "--resume", "--out", ".")[0] == 0
+    assert '"mean": 1.0' in (own / "e" / "results.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("policy", "reason"),
+    [
+        ("'policies5:Deaf'", "model.policy: Deaf takes no weights (release, push); it can only play"),
+        ("'policies5:Says'", "model.policy: Says has no sample(context, seed, sampling)"),
+        ("{'policies5:Counted': {row: 3}}", "model.policy.policies5:Counted.row: no such field; did you mean 'rows'?"),
+        ("'policies5:Nobody'", "model.policy: policies5 ("),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(policy: str, reason: str, own: Path) -> None:
+    with pytest.raises(ScenarioError) as refusal:
+        train(load_scenario("some.yaml", [f"model.policy={policy}"]), own / "run")
+    assert reason in str(refusal.value) and not (own / "run").exists()

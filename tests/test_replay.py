@@ -33,6 +33,7 @@ from treegym.agents import (
     RewardTerm,
     RolloutStrategy,
     RolloutTree,
+    Run,
     Sampling,
     ScriptedPolicy,
     grow_trees,
@@ -44,7 +45,6 @@ from treegym.envs import Message, Task, TextEnv
 from treegym.scenarios import load_scenario, train
 from treegym.scenarios.shelf import pieces
 from treegym.tools import Cassette
-from treegym.trainers import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore:the sandbox 'local'")
 LONG = Sampling(max_context=1 << 20)

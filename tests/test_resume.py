@@ -17,7 +17,8 @@ import torch
 from commands import command, run_all
 from safetensors.torch import save_file
 
-from treegym.trainers import DamagedCheckpoint, Progress, Run
+from treegym.agents import Run
+from treegym.trainers import Checkpoints, DamagedCheckpoint, Progress
 
 SCENARIO = """
 environment:
@@ -43,12 +44,12 @@ CASES: dict[str, list[tuple[str, str, str, int]]] = {
     ],
     "optimiser steps": [(STEP, "apply", "before", 4), (STEP, "apply", "after", 11), (STEP, "apply", "before", 2)],
     "checkpoints": [
-        ("treegym.trainers.run", "save_file", "half_file", 1),
-        ("treegym.trainers.run:Path", "rename", "after", 9),
-        ("treegym.trainers.run", "save_file", "half_file", 5),
+        ("treegym.trainers.checkpoints", "save_file", "half_file", 1),
+        ("treegym.trainers.checkpoints:Path", "rename", "after", 9),
+        ("treegym.trainers.checkpoints", "save_file", "half_file", 5),
         ("treegym.trainers.training:Trainer", "save_model", "before", 1),
     ],
-    "lines": [("treegym.agents.store", "write", "half_record", 40), ("treegym.trainers.run", LINE, "half_line", 3)],
+    "lines": [("treegym.agents.store", "write", "half_record", 40), ("treegym.agents.folder", LINE, "half_line", 3)],
     "Ctrl-C": [(STEP, "apply", "interrupt", 3), (STEP, "apply", "interrupt", 10)],
 }
 
@@ -118,27 +119,27 @@ def test_what_a_checkpoint_counts_on_is_on_the_disk(tmp_path: Path, monkeypatch:
     run.cassette.answer({"source": "time"}, lambda: 1)
     synced: list[int] = []
     monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_ino))
-    run.save(Progress(), {"x": torch.tensor([1])})
+    Checkpoints(run).save(Progress(), {"x": torch.tensor([1])})
     written = [tmp_path / "metrics.jsonl", tmp_path / "cassette.jsonl", *tmp_path.glob("checkpoints/*/*")]
     assert {file.stat().st_ino for file in written} == set(synced)
 
 
 def test_the_newest_whole_checkpoint_counts(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    assert run.restore() is None
+    assert Checkpoints(run).restore() is None
     for step in range(3):
         run.log(stage="s", step=step, loss=0.5)
-        run.save(Progress(1, step, step + 4, {"a": [1.0]}), {"x": torch.tensor([step])})
+        Checkpoints(run).save(Progress(1, step, step + 4, {"a": [1.0]}), {"x": torch.tensor([step])})
     run.log(stage="s", step=3, loss=0.5)
     part = tmp_path / "checkpoints" / "000003.part"
     part.mkdir()
     (part / "tensors.safetensors").write_bytes(b"half")
     run.close()
-    restored = Run(tmp_path).restore()
+    restored = Checkpoints(Run(tmp_path)).restore()
     assert restored is not None
     assert restored[0] == Progress(1, 2, 6, {"a": [1.0]}) and restored[1]["x"].item() == 2
     assert [row["step"] for row in run.metrics()] == [0, 1, 2]
-    Run(tmp_path).save(*restored)
+    Checkpoints(Run(tmp_path)).save(*restored)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["000003"]
 
 
@@ -149,7 +150,7 @@ def checkpoint(folder: Path) -> Path:
     """Of a run with a row of metrics before it and one after it."""
     run = Run(folder)
     run.log(stage="s", step=0, loss=0.5)
-    run.save(Progress(1, 1, 1), {"a": torch.arange(64.0), "b": torch.ones(8)})
+    Checkpoints(run).save(Progress(1, 1, 1), {"a": torch.arange(64.0), "b": torch.ones(8)})
     run.log(stage="s", step=1, loss=0.25)
     run.close()
     return folder / "checkpoints" / "000000"
@@ -172,7 +173,7 @@ def test_a_damaged_checkpoint_is_named_and_nothing_is_forgotten(
     with pytest.raises(
         DamagedCheckpoint, match=rf"checkpoints/000000 is damaged: {name} (is missing|has another chec)"
     ):
-        Run(tmp_path).restore()
+        Checkpoints(Run(tmp_path)).restore()
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
@@ -182,7 +183,7 @@ def test_a_checkpoint_without_some_of_its_tensors_is_damaged(tmp_path: Path) -> 
     save_file({"a": torch.zeros(64)}, folder / "0000.safetensors")
     (folder / "SHA256SUMS").unlink()
     with pytest.raises(DamagedCheckpoint, match="tensors are missing: b"):
-        Run(tmp_path).restore()
+        Checkpoints(Run(tmp_path)).restore()
 
 
 def test_sums_are_what_sha256sum_reads(tmp_path: Path) -> None:
@@ -197,7 +198,7 @@ def test_a_checkpoint_from_before_there_were_sums_is_taken(tmp_path: Path) -> No
     state = json.loads((folder / "progress.json").read_text())
     del state["tensors"], state["best"]
     (folder / "progress.json").write_text(json.dumps(state))
-    restored = Run(tmp_path).restore()
+    restored = Checkpoints(Run(tmp_path)).restore()
     assert restored is not None
     assert restored[0] == Progress(1, 1, 1) and torch.equal(restored[1]["a"], torch.arange(64.0))
 
@@ -211,9 +212,9 @@ def test_a_model_is_not_trained_on_from_a_checkpoint_that_lacks_weights(
     assert run_all(tmp_path, [(["train", "tiny.yaml", "--out", "cut"], (STEP, "apply", "before", 4))], 1) == [
         -signal.SIGKILL
     ]
-    progress, tensors = Run(tmp_path / "cut").restore() or pytest.fail("no checkpoint")
+    progress, tensors = Checkpoints(Run(tmp_path / "cut")).restore() or pytest.fail("no checkpoint")
     lost = next(name for name in sorted(tensors) if name.startswith(without))
-    Run(tmp_path / "cut").save(progress, {name: x for name, x in tensors.items() if name != lost})
+    Checkpoints(Run(tmp_path / "cut")).save(progress, {name: x for name, x in tensors.items() if name != lost})
     before = (tmp_path / "cut" / "metrics.jsonl").read_bytes()
     assert run_all(tmp_path, [(["train", "--resume", "--out", "cut"], None)], 1) == [2]
     assert (tmp_path / "cut" / "metrics.jsonl").read_bytes() == before

@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 import torch
 
+from treegym.agents import Run
 from treegym.envs import Task
 from treegym.scenarios import ScenarioError, load_scenario, train
 from treegym.trainers import (
+    Checkpoints,
     Curriculum,
     Environment,
     Mixture,
     Part,
-    Run,
     Stopped,
     Uniform,
 )
@@ -213,7 +214,7 @@ def test_a_source_with_a_state_resumes_exactly(tmp_path: Path, monkeypatch: pyte
         steps = iter([False, False, True])  # of warm-up one
         patched.setattr("treegym.scenarios.watch.ProgressBars.should_stop", lambda bars: next(steps))
         train(load_scenario(written(tmp_path), change), tmp_path / "parted")
-    assert Run(tmp_path / "parted").progress().states == {"improvement": {"hops": 2, "seen": 8}}
+    assert Checkpoints(Run(tmp_path / "parted")).progress().states == {"improvement": {"hops": 2, "seen": 8}}
     train(load_scenario(tmp_path / "parted"), tmp_path / "parted", resume=True)
     whole, parted = (list(Run(tmp_path / name).trees) for name in ("whole", "parted"))
     hops = [tree.task.settings["hops"] for labels, tree in whole if labels["stage"] == "improvement"]

@@ -40,6 +40,7 @@ from treegym.agents import (
     Node,
     Record,
     RolloutTree,
+    Run,
     Sampling,
     StoreError,
     StoreLocked,
@@ -56,7 +57,7 @@ from treegym.agents.nano import build_nano
 from treegym.agents.records import SCHEMA, SHARED, pack_floats, pack_ints, unpack
 from treegym.agents.store import CUT_OFF
 from treegym.envs import Message, Task
-from treegym.trainers import Run, by_turn
+from treegym.trainers import by_turn
 
 SYSTEM = "Find the word at the end of the chain of words. Each turn, write one of the actions below."
 

@@ -13,6 +13,7 @@ from typing import Any
 import gymnasium
 import pytest
 import torch
+from commands import command
 from test_training import Silent
 
 from treegym.agents import (
@@ -25,6 +26,7 @@ from treegym.agents import (
     GrowingTree,
     RolloutStrategy,
     RolloutTree,
+    Run,
     Sample,
     Sampling,
     ScriptedPolicy,
@@ -40,12 +42,12 @@ from treegym.agents import (
 from treegym.agents.nano import build_nano
 from treegym.agents.rollout import PromptContexts
 from treegym.envs import LookupEnv, Message, Task, TextEnv, lookup
+from treegym.scenarios.shelf import Shelf
 from treegym.trainers import (
     Environment,
     HeldOut,
     Improvement,
     Plan,
-    Run,
     Trainer,
     Warmup,
     grpo,
@@ -354,6 +356,15 @@ def test_a_run_goes_on_without_the_tasks_that_failed_and_counts_them(tmp_path: P
     texts = [text for row in rows for text in row.get("failures", ())]
     assert texts and all(text.startswith("tests/Unlucky-v0, seed ") for text in texts)
     assert all(text.endswith("turn 1: connection failed: ConnectionResetError: the server is gone") for text in texts)
+
+
+def test_failures_are_shown_where_runs_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = train("Unlucky", tmp_path / "runs" / "one", max_failures=1.0).run
+    (run.path / "scenario.yaml").write_text("environment: {id: tests/Unlucky-v0}")
+    count = sum(len(row.get("failures", ())) for row in run.metrics())
+    assert count and f"unfinished, {count} failed" in command(capsys, "runs", "list", str(tmp_path / "runs"))[1]
+    [volume] = Shelf(tmp_path / "runs", lambda path: Run(path).trees).volumes().values()
+    assert volume.card()["failures"] == count
 
 
 def test_a_run_stops_where_more_than_the_set_share_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,13 +17,12 @@ from urllib.parse import parse_qsl, urlencode
 
 import pytest
 
-from treegym.agents import Completion, EpisodeStore, Node, RolloutTree, TreeSummary, append_line
+from treegym.agents import Completion, EpisodeStore, Node, RolloutTree, Run, TreeSummary, append_line
 from treegym.agents.nano import build_nano
 from treegym.envs import Message, Task
 from treegym.scenarios.cli import main
 from treegym.scenarios.shelf import Filter, Reading, Shelf, pieces
 from treegym.scenarios.site import Site, ViewServer, exported, serve
-from treegym.trainers import Run
 
 SCENARIO = "environment: {{id: treegym/Lookup-v0, success: exact}}\nalgorithm: {{name: {}}}\nseed: 3\n"
 HOSTILE = (

@@ -3,6 +3,7 @@
 from .advantages import AdvantageEstimator, BestOnly, GroupRelative, Norm, SharedMean, Sum, TokenReturns, Whitened
 from .algorithms import ALGORITHMS, Algorithm, arpo, at2po, gigpo, grpo, tree_grpo
 from .anchors import AnchorStates, HistoryAnchors
+from .checkpoints import Checkpoints, DamagedCheckpoint, Progress
 from .comparisons import Compared, Comparisons, Groups, Siblings
 from .curriculum import Curriculum, Mixture, Part, TaskSource, Uniform
 from .gae import GroupedGAE, bi_level_gae, gae
@@ -23,7 +24,6 @@ from .losses import (
 from .node_values import BackedUp, PrefixGroups, SummedLeaves
 from .packing import Advantages, Pack, ScoredTree, Segment, Terms, TurnAdvantage, by_turn, pack, score, split
 from .plan import HeldOut, Keep, OnFailure, Plan
-from .run import DamagedCheckpoint, Progress, Run
 from .stages import Evaluate, Improvement, Stage, Warmup
 from .sum_losses import DpoLoss, GvpoLoss, SumLoss, Sums
 from .tasks import Environment
@@ -38,6 +38,7 @@ __all__ = [
     "AnchorStates",
     "BackedUp",
     "BestOnly",
+    "Checkpoints",
     "CispoLoss",
     "ClippedLoss",
     "Compared",
@@ -69,7 +70,6 @@ __all__ = [
     "PrefixGroups",
     "Progress",
     "ReinforceLoss",
-    "Run",
     "SapoLoss",
     "ScoredTree",
     "Segment",

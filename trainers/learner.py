@@ -12,11 +12,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..agents import RolloutTree, bring_attention, native_dtype
+from .checkpoints import DamagedCheckpoint
 from .comparisons import Compared
 from .forward import predict_with
 from .losses import AGGREGATIONS, PolicyLoss, kl
 from .packing import Advantages, Pack, ScoredTree, Terms, check_recorded, pack, score, split
-from .run import DamagedCheckpoint
 from .sum_losses import SumLoss, slopes
 
 Column = Callable[[Pack], Tensor]  # a number for each of the pack's terms [N], without gradient

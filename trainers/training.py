@@ -24,6 +24,7 @@ from ..agents import (
     Failure,
     RolloutStrategy,
     RolloutTree,
+    Run,
     Sampling,
     TokenPolicy,
     TooManyFailures,
@@ -37,10 +38,10 @@ from ..agents import (
     run_to_end,
 )
 from ..envs import Task
+from .checkpoints import Checkpoints, DamagedCheckpoint, Progress
 from .learner import Learner, Optimization
 from .packing import Advantages, by_turn
 from .plan import Plan
-from .run import DamagedCheckpoint, Progress, Run
 
 
 class Watcher(Protocol):
@@ -113,7 +114,7 @@ class Trainer:
         self.policy = policy or TransformersPolicy(model, renderer, dtype=self.dtype, max_rows=max_rows)
         self.positions = positions(model) or 1 << 30  # tokens that the model can read
         self._max_rows = max_rows
-        self._progress = Progress()
+        self._progress, self._checkpoints = Progress(), Checkpoints(run)
         self._learner: Learner | None = None
         self._restored: dict[str, torch.Tensor] = {}  # optimiser state of the checkpoint
         self._stale = False  # whether the policy has yet to take over the learner's weights
@@ -299,11 +300,11 @@ class Trainer:
 
     def _save(self) -> None:
         tensors = {f"model.{name}": p for name, p in self.model.named_parameters() if p.requires_grad}
-        self.run.save(self._progress, tensors | (self._learner.tensors() if self._learner else {}))
+        self._checkpoints.save(self._progress, tensors | (self._learner.tensors() if self._learner else {}))
         self._saved_at = time.monotonic()
 
     def _restore(self) -> None:
-        found = self.run.restore()
+        found = self._checkpoints.restore()
         if found is None:
             return
         self._progress, tensors = found

@@ -36,7 +36,7 @@ async function showRuns(main, parameters, signal) {
       h("td", null, run.algorithm ?? "–"),
       h("td", null, run.model ?? "–"),
       h("td", { class: "number" }, run.seed ?? "–"),
-      h("td", { class: run.finished ? "" : "quiet", title: run.fault }, run.fault ? "damaged" : run.finished ? "finished" : "unfinished"),
+      h("td", { class: run.finished ? "" : "quiet", title: run.fault }, run.fault ? "damaged" : (run.finished ? "finished" : "unfinished") + (run.failures ? `, ${run.failures} failed` : "")),
       Object.keys(STAGES).map((stage) => h("td", { class: "number" }, share(run.stages[stage]))),
       h("td", { class: "number" }, run.gain ? h("span", { title: `95%: ${percent(run.gain.low)} to ${percent(run.gain.high)}` }, signed(100 * run.gain.mean).replace(/(\.\d)\d$/, "$1")) : "–"),
       h("td", { class: "number" }, size(run.bytes)),
