@@ -10,7 +10,7 @@ import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -55,10 +55,16 @@ LOSSES: dict[str, type] = {
 }
 SOURCES: dict[str, type] = {kind.__name__: kind for kind in (trainers.Curriculum, trainers.Mixture, trainers.Uniform)}
 STAGES: dict[str, type] = {kind.__name__: kind for kind in (trainers.Evaluate, trainers.Improvement, trainers.Warmup)}
+COMPARISONS: dict[str, type] = {kind.__name__: kind for kind in (trainers.Groups, trainers.Siblings)}
+SUM_LOSSES: dict[str, type] = {kind.__name__: kind for kind in (trainers.DpoLoss, trainers.GvpoLoss)}
+Credit = trainers.AdvantageEstimator | trainers.Comparisons  # what stands at algorithm.advantage
+Loss = trainers.PolicyLoss | trainers.SumLoss  # what stands at algorithm.loss
 _METHODS: dict[Any, tuple[str, ...]] = {  # that make something a part of the kind
     agents.RolloutStrategy: ("grow",),
     trainers.AdvantageEstimator: ("__call__",),
-    trainers.PolicyLoss: ("__call__", "aggregation", "needs"),
+    trainers.Comparisons: ("compare", "makes"),
+    trainers.PolicyLoss: ("__call__", "aggregation", "needs", "couples", "keeps_zeros"),
+    trainers.SumLoss: ("of_sums", "needs", "couples"),
     trainers.TaskSource: ("draw", "report"),
     trainers.Stage: ("name", "run"),
 }
@@ -66,13 +72,15 @@ _KINDS: dict[Any, Mapping[str, type]] = {
     agents.RolloutStrategy: ROLLOUTS,
     trainers.AdvantageEstimator: ADVANTAGES,
     trainers.PolicyLoss: LOSSES,
+    Credit: ADVANTAGES | COMPARISONS,
+    Loss: LOSSES | SUM_LOSSES,
     trainers.TaskSource: SOURCES,
     trainers.Stage: STAGES,
 }
 
 
 def build_part(kind: Any, written: Any, place: str) -> Any:
-    """A part of a kind (RolloutStrategy, AdvantageEstimator, PolicyLoss, TaskSource, Stage) from what stands there.
+    """A part of a kind (RolloutStrategy, Credit, Loss, TaskSource, Stage) from what stands at `place`.
 
     `GroupRelative`, or `{GroupRelative: {within: origin}}`; of `Sum` a list of weights and parts,
     `{Sum: [[1.0, GroupRelative], [0.5, AnchorStates]]}`. A class that a module has is made with the fields; a function
@@ -84,7 +92,7 @@ def build_part(kind: Any, written: Any, place: str) -> Any:
     if found is None and split_name(name)[0]:
         return _of_module(kind, name, fields, place)
     if found is None:
-        raise ScenarioError(f"{place}: no {kind.__name__} {name!r}{suggest(name, _KINDS[kind])}")
+        raise ScenarioError(f"{place}: no {_alternatives(kind)[0].__name__} {name!r}{suggest(name, _KINDS[kind])}")
     place = f"{place}.{name}"
     if found is trainers.Sum:
         return trainers.Sum(*_weighted(kind, fields, place))
@@ -96,13 +104,15 @@ def _of_module(kind: Any, name: str, fields: Any, place: str) -> Any:
     found = part_named(name, place)
     if not callable(found):
         raise ScenarioError(f"{place}: {name} is a {type(found).__name__}; name a class or a function")
-    if kind is trainers.AdvantageEstimator and not isinstance(found, type):
+    if kind in (trainers.AdvantageEstimator, Credit) and not isinstance(found, type):
         _, *known = fields_of(found).items()  # the first takes the trees
         made = functools.partial(found, **_checked(dict(known), fields, f"{place}.{name}"))
     else:
         made = _make(found, fields, f"{place}.{name}")
-    if lacking := [method for method in _METHODS[kind] if not hasattr(made, method)]:
-        raise ScenarioError(f"{place}: {name} makes no {kind.__name__}: it has no {lacking[0]}")
+    kinds = _alternatives(kind)
+    meant = next((each for each in kinds if hasattr(made, _METHODS[each][0])), kinds[0])
+    if lacking := [method for method in _METHODS[meant] if not hasattr(made, method)]:
+        raise ScenarioError(f"{place}: {name} makes no {meant.__name__}: it has no {lacking[0]}")
     return made
 
 
@@ -120,6 +130,11 @@ def check_wrappers(spelled: Sequence[Any], field: str) -> None:
             inspect.signature(make).bind(None, **_checked(known, arguments, f"{place}.{name}"))
         except TypeError as error:
             raise ScenarioError(f"{place}.{name}: {error}") from error
+
+
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    """The kinds that a part may be of."""
+    return get_args(kind) or (kind,)
 
 
 def made_with(written: Any, place: str, **given: Any) -> Any:

@@ -17,7 +17,6 @@ from ..envs import registered
 from ..tools.named import look_in, split_name
 from ..trainers import (
     ALGORITHMS,
-    AdvantageEstimator,
     Algorithm,
     Environment,
     HeldOut,
@@ -25,14 +24,13 @@ from ..trainers import (
     Keep,
     OnFailure,
     Plan,
-    PolicyLoss,
     Stage,
     TaskSource,
     Warmup,
 )
 from .errors import ScenarioError, say, suggest
 from .modules import as_folders, import_named, part_named
-from .parts import build_part, check_wrappers, fields_of, validate
+from .parts import Credit, Loss, build_part, check_wrappers, fields_of, validate
 from .secret import with_secret, with_secrets
 
 _STRICT = {"extra": "forbid"}
@@ -90,10 +88,13 @@ class AlgorithmChoice:
             raise ScenarioError(f"algorithm.parameters: {error}") from error
         if not isinstance(algorithm, Algorithm):
             raise ScenarioError(f"algorithm.name: {self.name} makes a {type(algorithm).__name__}, not an Algorithm")
-        parts = {"rollout": RolloutStrategy, "advantage": AdvantageEstimator, "loss": PolicyLoss}
+        parts = {"rollout": RolloutStrategy, "advantage": Credit, "loss": Loss}
         given = {name: kind for name, kind in parts.items() if getattr(self, name) is not None}
         built = {name: build_part(kind, getattr(self, name), f"algorithm.{name}") for name, kind in given.items()}
-        return replace(algorithm, **built)
+        try:
+            return replace(algorithm, **built)
+        except ValueError as error:  # parts that do not go together
+            raise ScenarioError(f"algorithm: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)

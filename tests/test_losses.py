@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -11,7 +12,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from treegym.trainers import AGGREGATIONS, ClippedLoss, GroupRelative, Norm, ReinforceLoss, Terms, grpo
+from treegym.trainers import (
+    AGGREGATIONS,
+    CispoLoss,
+    ClippedLoss,
+    GeometricLoss,
+    GroupRelative,
+    Norm,
+    PolicyLoss,
+    ReinforceLoss,
+    SapoLoss,
+    Terms,
+    TruncatedImportance,
+    WithEntropy,
+    WithKL,
+    grpo,
+)
 
 RETURNS = st.lists(st.floats(-10, 10, allow_subnormal=False), min_size=2, max_size=12)
 NORMS = [Norm(), GroupRelative.verl().norm, GroupRelative.trl().norm, Norm(divide=False), Norm(ddof=0)]
@@ -116,6 +132,57 @@ def test_a_vanishing_old_probability_does_not_overflow() -> None:
 def test_imitation_is_weighted_likelihood() -> None:
     logprobs = torch.tensor([-1.0, -2.0], dtype=torch.float64)
     assert ReinforceLoss()(logprobs, terms([0.0, 0.0], [1.0, 0.5])).tolist() == [1.0, 1.0]
+
+
+EVERY_LOSS = [
+    ClippedLoss(),
+    ClippedLoss(level="turn"),
+    ClippedLoss(level="sequence", dual_clip=3.0),
+    GeometricLoss(),
+    CispoLoss(),
+    SapoLoss(),
+    ReinforceLoss(),
+    TruncatedImportance(ClippedLoss(level="turn")),
+    TruncatedImportance(WithKL(ReinforceLoss())),
+    WithKL(ClippedLoss(level="sequence")),
+    WithEntropy(ReinforceLoss()),
+]
+
+
+def many_terms(advantage: float) -> tuple[torch.Tensor, Terms]:
+    """Three rollouts of two turns of two tokens, none of which is clipped."""
+    generator = torch.Generator().manual_seed(0)
+    logprobs, old, reference = (
+        (0.03 * torch.randn(12, generator=generator, dtype=torch.float64) - 1).requires_grad_() for _ in range(3)
+    )
+    index = torch.arange(12)
+    ones = torch.ones(12, dtype=torch.float64)
+    extras = {"reference": reference.detach(), "entropy": -logprobs * logprobs.exp()}
+    return logprobs, Terms(index, index // 4, index // 2 % 2, advantage * ones, old.detach(), ones, extras)
+
+
+@pytest.mark.parametrize("loss", EVERY_LOSS, ids=str)
+def test_a_loss_couples_what_it_says(loss: PolicyLoss) -> None:
+    """A term's loss depends on the log-probabilities of all terms of its token, turn or rollout, and on no others."""
+    logprobs, its = many_terms(1.0)
+    losses = loss(logprobs, its)
+    found = torch.stack([torch.autograd.grad(each, logprobs, retain_graph=True)[0] != 0 for each in losses])
+    part = {"token": its.logprob, "turn": its.rollout * 2 + its.turn, "rollout": its.rollout}[loss.couples]
+    assert torch.equal(found, part[:, None] == part)
+
+
+@pytest.mark.parametrize("loss", EVERY_LOSS, ids=str)
+def test_a_loss_keeps_zeros_if_they_have_a_gradient(loss: PolicyLoss) -> None:
+    logprobs, its = many_terms(0.0)
+    [gradient] = torch.autograd.grad(loss(logprobs, its).sum(), logprobs)
+    assert bool((gradient != 0).all()) == bool((gradient != 0).any()) == loss.keeps_zeros
+
+
+@pytest.mark.parametrize("loss", EVERY_LOSS, ids=str)
+def test_a_loss_says_that_it_reads_what_was_sampled(loss: PolicyLoss) -> None:
+    logprobs, its = many_terms(1.0)
+    unknown = replace(its, old_logprob=torch.full_like(its.old_logprob, math.nan))
+    assert bool(loss(logprobs, unknown).isnan().any()) == bool(loss.needs & {"sampled", "old"})
 
 
 def test_aggregations_by_hand() -> None:

@@ -162,7 +162,8 @@ def written_out(
             with torch.no_grad():
                 theirs = torch.log_softmax(reference(input_ids=sequence[None]).logits[0], -1)
             entropies = -(logprobs.exp() * logprobs).sum(-1)[positions - 1]
-            columns = replace(columns, reference=theirs[positions - 1, sequence[positions]], entropy=entropies)
+            extras = {"reference": theirs[positions - 1, sequence[positions]], "entropy": entropies}
+            columns = replace(columns, extras=extras)
         value = (loss(chosen, columns) * weight).sum()
         value.backward()
         total += value.item()
@@ -179,7 +180,7 @@ def packed(
     model.set_attn_implementation("sdpa")
     bring_attention(model)
     learner = learner or Learner(model, Optimization(), dtype=torch.float64)
-    scored = score(batch, AGGREGATIONS[loss.aggregation], keep_zeros=bool(loss.needs))
+    scored = score(batch, AGGREGATIONS[loss.aggregation], keep_zeros=loss.keeps_zeros)
     return sum(learner.accumulate(pack(group, torch.float64), loss)["loss"] for group in split(scored, max_tokens))
 
 

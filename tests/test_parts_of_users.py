@@ -38,6 +38,8 @@ def centred(trees: Sequence[RolloutTree], scale: float = 1.0) -> list[Advantages
 class Half:
     aggregation = "token-mean"
     needs: ClassVar[frozenset[str]] = frozenset()
+    couples = "token"
+    keeps_zeros = False
     def __init__(self, share: float = 0.5) -> None:
         self.share = share
     def __call__(self, logprobs, terms):

@@ -4,6 +4,7 @@ from .advantages import AdvantageEstimator, BestOnly, GroupRelative, Norm, Share
 from .algorithms import ALGORITHMS, Algorithm, arpo, at2po, gigpo, grpo, tree_grpo
 from .anchors import AnchorStates, HistoryAnchors
 from .checkpoints import Checkpoints, DamagedCheckpoint, Progress
+from .comparisons import Compared, Comparisons, Groups, Siblings
 from .curriculum import Curriculum, Mixture, Part, TaskSource, Uniform
 from .gae import GroupedGAE, bi_level_gae, gae
 from .learner import Learner, Optimization
@@ -24,6 +25,7 @@ from .node_values import BackedUp, PrefixGroups, SummedLeaves
 from .packing import Advantages, Pack, ScoredTree, Segment, Terms, TurnAdvantage, pack, plain, score, split
 from .plan import HeldOut, Keep, OnFailure, Plan
 from .stages import Evaluate, Improvement, Stage, Warmup
+from .sum_losses import DpoLoss, GvpoLoss, SumLoss, Sums
 from .tasks import Environment
 from .training import LearningPolicy, Stopped, Trainer, Watcher
 
@@ -39,13 +41,18 @@ __all__ = [
     "Checkpoints",
     "CispoLoss",
     "ClippedLoss",
+    "Compared",
+    "Comparisons",
     "Curriculum",
     "DamagedCheckpoint",
+    "DpoLoss",
     "Environment",
     "Evaluate",
     "GeometricLoss",
     "GroupRelative",
     "GroupedGAE",
+    "Groups",
+    "GvpoLoss",
     "HeldOut",
     "HistoryAnchors",
     "Improvement",
@@ -67,10 +74,13 @@ __all__ = [
     "ScoredTree",
     "Segment",
     "SharedMean",
+    "Siblings",
     "Stage",
     "Stopped",
     "Sum",
+    "SumLoss",
     "SummedLeaves",
+    "Sums",
     "TaskSource",
     "Terms",
     "TokenReturns",

@@ -8,17 +8,31 @@ from dataclasses import dataclass
 from ..agents import Chains, EntropyBranching, RolloutStrategy, TreeExpansion
 from .advantages import AdvantageEstimator, GroupRelative, Norm, SharedMean, Sum
 from .anchors import AnchorStates
+from .comparisons import Comparisons
 from .losses import AggregationName, ClippedLoss, PolicyLoss
 from .node_values import BackedUp
+from .sum_losses import SumLoss
 
 
 @dataclass(frozen=True, slots=True)
 class Algorithm:
-    """What is grown for a task, how it is scored, and what is minimised."""
+    """What is grown for a task, how its turns are credited or what of it is compared, and what is minimised.
+
+    ValueError where the loss is not one for such credits or comparisons.
+    """
 
     rollout: RolloutStrategy
-    advantage: AdvantageEstimator
-    loss: PolicyLoss
+    advantage: AdvantageEstimator | Comparisons
+    loss: PolicyLoss | SumLoss
+
+    def __post_init__(self) -> None:
+        makes = self.advantage.makes if isinstance(self.advantage, Comparisons) else "advantage"
+        takes = self.loss.couples if isinstance(self.loss, SumLoss) else "advantage"
+        if makes != takes:
+            raise ValueError(
+                f"{type(self.loss).__name__} takes {takes}s, and {type(self.advantage).__name__} makes {makes}s; "
+                "GvpoLoss takes the groups that Groups makes, DpoLoss the pairs that Siblings makes"
+            )
 
 
 def grpo(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,10 +13,15 @@ from transformers import PreTrainedModel
 
 from ..agents import RolloutTree, bring_attention, native_dtype
 from .checkpoints import DamagedCheckpoint
+from .comparisons import Compared
 from .forward import predict_with
 from .losses import AGGREGATIONS, PolicyLoss, kl
-from .packing import Advantages, Pack, pack, score, split
+from .packing import Advantages, Pack, ScoredTree, Terms, check_recorded, pack, score, split
+from .sum_losses import SumLoss, slopes
 
+Column = Callable[[Pack], Tensor]  # a number for each of the pack's terms [N], without gradient
+_TOTALS = ("loss", "trained_tokens", "loss_terms", "ratio_deviation", "clip_fraction")  # metrics of every update
+_NAMES = frozenset({"sampled", "old", "reference", "entropy"})  # of what losses may need without columns
 _MEANS = ("ratio_deviation", "clip_fraction", "kl", "entropy")  # metrics that are means over terms
 
 
@@ -51,12 +56,18 @@ class Learner:
         dtype: torch.dtype | None = None,  # native_dtype of the model's device
         temperature: float = 1.0,
         reference: bool = False,  # whether the present weights are kept, for losses that need the distance from them
+        columns: Mapping[str, Column] | None = None,  # by the names that losses need them by
     ) -> None:
         self.model = model
         self.optimization = optimization
         self.temperature = temperature or 1.0  # of the sampler, whose distribution is the policy
         self.step = 0
-        self._predict = predict_with(model, dtype or native_dtype(model.device), self.temperature)
+        self.columns = columns or {}
+        if taken := sorted(self.columns.keys() & _NAMES):
+            raise ValueError(f"columns: {taken[0]!r} is a name of the learner's own; take another")
+        dtype = dtype or native_dtype(model.device)
+        self._terms_dtype = torch.promote_types(dtype, torch.float32)
+        self._predict = predict_with(model, dtype, self.temperature)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._reference = [p.detach().clone() for p in self._parameters] if reference else []
         self.optimizer = torch.optim.AdamW(
@@ -71,55 +82,70 @@ class Learner:
     ) -> dict[str, float]:
         """One optimiser step on the whole batch; metrics of it.
 
-        A batch without gradient moves nothing. Neither does one whose gradient is not finite: `skipped_updates`
-        counts it, and figures of it that are not finite either are given as 0. `ratio_deviation` is the mean of
+        ValueError where the loss needs what the learner or the batch does not have. A batch without gradient moves
+        nothing. Neither does one whose gradient is not finite: `skipped_updates` counts it, and figures of it that are
+        not finite either are given as 0. `ratio_deviation` is the mean of
         |log ratio|, nats; `clip_fraction` the share of terms that have an advantage and yet no gradient, because the
         loss clips them.
         """
-        scored = score(batch, AGGREGATIONS[loss.aggregation], keep_zeros=bool(loss.needs - {"old"}))
-        totals = dict.fromkeys(("loss", "trained_tokens", "loss_terms", "ratio_deviation", "clip_fraction"), 0.0)
-        for parameter in self._parameters if scored else []:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)  # now: made amid the activations, they would leave holes
-            else:
-                parameter.grad.zero_()
-        for group in split(scored, self.optimization.max_tokens):
-            packed = pack(group).to(self.model.device)
-            for name, value in self.accumulate(packed, loss).items():
-                totals[name] = totals.get(name, 0.0) + value
+        scored = score(batch, AGGREGATIONS[loss.aggregation], keep_zeros=loss.keeps_zeros)
+        totals = self._begin(scored, loss)
+        for packed in self._packs(scored):
+            _add(totals, self.accumulate(packed, loss))
             on_pack(packed)
-        means = {name: totals[name] / max(totals["loss_terms"], 1.0) for name in _MEANS if name in totals}
-        metrics = totals | means | (self.apply() if scored else _unmoved(0))
-        return {name: value if math.isfinite(value) else 0.0 for name, value in metrics.items()}
+        return self._end(totals)
+
+    def compare(
+        self, batch: Sequence[Compared], loss: SumLoss, on_pack: Callable[[Pack], None] = lambda pack: None
+    ) -> dict[str, float]:
+        """One optimiser step on a loss over the sums of all compared rollouts; metrics of it, as `update` gives them.
+
+        Where the batch takes several packs, they are passed through the model twice, first without gradient: the sums
+        of all rollouts must be known before any of them can be trained.
+        """
+        scored = score([(one.tree, one.coefficients) for one in batch], AGGREGATIONS["token-sum"])
+        totals = self._begin(scored, loss)
+        packs = list(self._packs(scored))
+        if not packs:
+            return self._end(totals)
+        terms = [self._with_columns(packed, loss.needs) for packed in packs]
+        with torch.set_grad_enabled(len(packs) == 1):
+            first = [self.logprobs(packed)[packed.terms.logprob] for packed in packs]
+        totals["loss"], slope = slopes(loss, batch, terms, first)
+        for packed, its, logprobs in zip(packs, terms, first, strict=True):
+            if len(packs) > 1:
+                logprobs = self.logprobs(packed)[its.logprob]
+            gradient = slope.to(logprobs)[its.rollout] * its.advantage
+            (gradient * logprobs).sum().backward()  # type: ignore[no-untyped-call]
+            _add(totals, _measured(packed, its, logprobs.detach(), gradient))
+            on_pack(packed)
+        return self._end(totals)
+
+    def check(self, loss: PolicyLoss | SumLoss) -> None:
+        """ValueError where the loss needs what this learner does not have."""
+        known = (_NAMES | self.columns.keys()) - ({"entropy"} if isinstance(loss, SumLoss) else set())
+        if unknown := sorted(loss.needs - known):
+            raise ValueError(
+                f"{type(loss).__name__} needs {unknown[0]!r}, which the learner does not have; it has "
+                f"{', '.join(sorted(known))}; make the Learner with columns={{{unknown[0]!r}: …}}"
+            )
+        if "reference" in loss.needs:
+            self._check_reference()
 
     def accumulate(self, packed: Pack, loss: PolicyLoss) -> dict[str, float]:
         """Adds the gradient of a pack's part of the batch loss; sums over the pack. ValueError where it is longer than
         the model can be trained on."""
         bring_attention(self.model, int(packed.positions.max()) + 1)
-        terms = packed.terms
-        if "reference" in loss.needs:
-            terms = replace(terms, reference=self.reference_logprobs(packed)[terms.logprob])
+        terms = self._with_columns(packed, loss.needs)
         predicted, entropies = self._predict(packed, entropy="entropy" in loss.needs)
         logprobs = predicted[terms.logprob]  # [N]
         logprobs.retain_grad()
         if "entropy" in loss.needs:
-            terms = replace(terms, entropy=entropies[packed.row[terms.logprob]])
+            terms = replace(terms, extras={**terms.extras, "entropy": entropies[packed.row[terms.logprob]]})
         value = (loss(logprobs, terms) * terms.weight).sum()
         value.backward()  # type: ignore[no-untyped-call]
-        clipped = (terms.advantage != 0) & (logprobs.grad == 0 if logprobs.grad is not None else True)
-        logprobs = logprobs.detach()
-        sums = {
-            "loss": value.item(),
-            "trained_tokens": float(len(packed.tokens)),
-            "loss_terms": float(len(logprobs)),
-            "ratio_deviation": (logprobs - terms.old_logprob).abs().sum().item(),
-            "clip_fraction": clipped.sum().item(),
-        }
-        if terms.reference is not None:
-            sums["kl"] = kl(logprobs, terms.reference).sum().item()
-        if terms.entropy is not None:
-            sums["entropy"] = terms.entropy.sum().item()
-        return sums
+        gradient = torch.zeros_like(logprobs) if logprobs.grad is None else logprobs.grad
+        return {"loss": value.item()} | _measured(packed, terms, logprobs.detach(), gradient)
 
     def with_own_logprobs(self, tree: RolloutTree) -> RolloutTree:
         """The tree with its replies' log-probabilities under the present weights, nats, in place of the sampler's."""
@@ -142,14 +168,49 @@ class Learner:
 
     def reference_logprobs(self, packed: Pack) -> Tensor:
         """The same under the weights that this learner began with, without gradient. ValueError if it kept none."""
-        if not self._reference:
-            raise ValueError("the loss needs a reference: make the Learner with reference=True")
+        self._check_reference()
         self._exchange()
         try:
             with torch.no_grad():
                 return self.logprobs(packed)
         finally:
             self._exchange()
+
+    def _begin(self, scored: Sequence[ScoredTree], loss: PolicyLoss | SumLoss) -> dict[str, float]:
+        """Checks that the batch can be trained with the loss, and sets the gradients to 0; metrics of no pack."""
+        self.check(loss)
+        if loss.needs & {"sampled", "old"}:
+            check_recorded(scored, type(loss).__name__)
+        for parameter in self._parameters if scored else []:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)  # now: made amid the activations, they would leave holes
+            else:
+                parameter.grad.zero_()
+        distances = {"reference": "kl", "entropy": "entropy"}
+        return dict.fromkeys([*_TOTALS, *(metric for name, metric in distances.items() if name in loss.needs)], 0.0)
+
+    def _packs(self, scored: Sequence[ScoredTree]) -> Iterator[Pack]:
+        for group in split(scored, self.optimization.max_tokens):
+            yield pack(group, self._terms_dtype).to(self.model.device)
+
+    def _end(self, totals: Mapping[str, float]) -> dict[str, float]:
+        """Moves the weights; metrics from the sums over all packs. Without packs nothing moves."""
+        means = {name: totals[name] / max(totals["loss_terms"], 1.0) for name in _MEANS if name in totals}
+        moved = self.apply() if totals["loss_terms"] else _unmoved(0)
+        return {name: x if math.isfinite(x) else 0.0 for name, x in {**totals, **means, **moved}.items()}
+
+    def _with_columns(self, packed: Pack, needs: frozenset[str]) -> Terms:
+        """The pack's terms with the columns that a loss needs, except for the entropy, which comes with the forward
+        pass that has the gradient. ValueError where the pack is longer than the model can be trained on."""
+        bring_attention(self.model, int(packed.positions.max()) + 1)
+        extras = {name: column(packed) for name, column in self.columns.items() if name in needs}
+        if "reference" in needs:
+            extras["reference"] = self.reference_logprobs(packed)[packed.terms.logprob]
+        return replace(packed.terms, extras=extras)
+
+    def _check_reference(self) -> None:
+        if not self._reference:
+            raise ValueError("the loss needs a reference: make the Learner with reference=True")
 
     def _exchange(self) -> None:
         """Reference and present weights change places."""
@@ -198,6 +259,26 @@ class Learner:
         ]
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         self.step = int(tensors["learner.step"])
+
+
+def _measured(packed: Pack, terms: Terms, logprobs: Tensor, gradient: Tensor) -> dict[str, float]:
+    """Sums over a pack, from its terms' log-probabilities [N] and the gradient of the loss by them [N]."""
+    sums = {
+        "trained_tokens": float(len(packed.tokens)),
+        "loss_terms": float(len(logprobs)),
+        "ratio_deviation": (logprobs - terms.old_logprob.nan_to_num()).abs().sum().item(),
+        "clip_fraction": ((terms.advantage != 0) & (gradient == 0)).sum().item(),
+    }
+    if "reference" in terms.extras:
+        sums["kl"] = kl(logprobs, terms.extras["reference"]).sum().item()
+    if "entropy" in terms.extras:
+        sums["entropy"] = terms.extras["entropy"].sum().item()
+    return sums
+
+
+def _add(totals: dict[str, float], sums: Mapping[str, float]) -> None:
+    for name, value in sums.items():
+        totals[name] = totals.get(name, 0.0) + value
 
 
 def _unmoved(skipped: int) -> dict[str, float]:

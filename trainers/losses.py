@@ -13,8 +13,9 @@ from .packing import Aggregation, Terms
 
 Level = Literal["token", "turn", "sequence"]
 KL = Literal["k1", "abs", "k2", "k3", "k1+", "k3+"]
-Need = Literal["reference", "entropy", "old"]
-NOTHING: frozenset[Need] = frozenset()
+Coupling = Literal["token", "turn", "rollout"]
+NOTHING: frozenset[str] = frozenset()
+SAMPLED = frozenset({"sampled"})
 
 
 def token_mean(lengths: Sequence[int]) -> list[float]:
@@ -66,9 +67,24 @@ class PolicyLoss(Protocol):
     def aggregation(self) -> AggregationName: ...
 
     @property
-    def needs(self) -> frozenset[Need]:
-        """What it reads beyond the usual. Columns of the terms ("reference", "entropy"): then its terms count where the
-        advantage is 0 too. Old log-probabilities that are the learner's ("old")."""
+    def needs(self) -> frozenset[str]:
+        """What it reads besides log-probabilities, advantages, and the numbers of rollouts and turns.
+
+        "sampled": `old_logprob`, as the sampler recorded it. "old": `old_logprob`, as the learner had it before the
+        step's first update. Every other name is a column in the terms' `extras`: "reference", "entropy", or one that
+        the learner was given. The learner refuses a name that it does not know.
+        """
+        ...
+
+    @property
+    def couples(self) -> Coupling:
+        """The smallest part of a batch, "token", "turn" or "rollout", whose loss depends on nothing outside of it."""
+        ...
+
+    @property
+    def keeps_zeros(self) -> bool:
+        """Whether a term has a gradient where its advantage is 0. If not, rollouts without any advantage are left out
+        of the forward pass."""
         ...
 
     def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
@@ -97,10 +113,15 @@ class ClippedLoss:
     keep_gradient: bool = False
     aggregation: AggregationName = "seq-mean-token-mean"
     old: Literal["sampler", "learner"] = "sampler"
+    keeps_zeros: ClassVar[bool] = False
 
     @property
-    def needs(self) -> frozenset[Need]:
-        return frozenset({"old"}) if self.old == "learner" else NOTHING
+    def needs(self) -> frozenset[str]:
+        return frozenset({"old"}) if self.old == "learner" else SAMPLED
+
+    @property
+    def couples(self) -> Coupling:
+        return "rollout" if self.level == "sequence" else self.level
 
     def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
         ratio = log_ratio(logprobs, terms, self.level).exp()
@@ -121,7 +142,9 @@ class GeometricLoss:
     clip_low: float = 0.4  # of log-ratios
     clip_high: float = 0.4
     aggregation: AggregationName = "seq-mean-token-mean"
-    needs: ClassVar[frozenset[Need]] = NOTHING
+    needs: ClassVar[frozenset[str]] = SAMPLED
+    couples: ClassVar[Coupling] = "rollout"
+    keeps_zeros: ClassVar[bool] = False
 
     def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
         change = logprobs - terms.old_logprob
@@ -142,7 +165,9 @@ class CispoLoss:
     clip_low: float | None = 0.2
     clip_high: float = 0.28
     aggregation: AggregationName = "token-mean"
-    needs: ClassVar[frozenset[Need]] = NOTHING
+    needs: ClassVar[frozenset[str]] = SAMPLED
+    couples: ClassVar[Coupling] = "token"
+    keeps_zeros: ClassVar[bool] = False
 
     def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
         low = None if self.clip_low is None else 1 - self.clip_low
@@ -157,7 +182,9 @@ class SapoLoss:
     positive: float = 1.0  # temperature t where the advantage is positive
     negative: float = 1.05
     aggregation: AggregationName = "seq-mean-token-mean"
-    needs: ClassVar[frozenset[Need]] = NOTHING
+    needs: ClassVar[frozenset[str]] = SAMPLED
+    couples: ClassVar[Coupling] = "token"
+    keeps_zeros: ClassVar[bool] = False
 
     def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
         ratio = log_ratio(logprobs, terms).exp()
@@ -171,7 +198,9 @@ class ReinforceLoss:
     and supervised fine-tuning where the advantage is 1."""
 
     aggregation: AggregationName = "token-mean"
-    needs: ClassVar[frozenset[Need]] = NOTHING
+    needs: ClassVar[frozenset[str]] = NOTHING
+    couples: ClassVar[Coupling] = "token"
+    keeps_zeros: ClassVar[bool] = False
 
     def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
         return -logprobs * terms.advantage
@@ -190,8 +219,16 @@ class TruncatedImportance:
         return self.loss.aggregation
 
     @property
-    def needs(self) -> frozenset[Need]:
-        return self.loss.needs - {"old"}  # which it gives the loss itself
+    def needs(self) -> frozenset[str]:
+        return self.loss.needs - {"old"} | SAMPLED  # it gives the loss its old log-probabilities itself
+
+    @property
+    def couples(self) -> Coupling:
+        return self.loss.couples
+
+    @property
+    def keeps_zeros(self) -> bool:
+        return self.loss.keeps_zeros
 
     def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
         own = logprobs.detach()
@@ -207,18 +244,22 @@ class WithKL:
     loss: PolicyLoss
     coefficient: float = 0.001
     estimator: KL = "k3"
+    keeps_zeros: ClassVar[bool] = True
 
     @property
     def aggregation(self) -> AggregationName:
         return self.loss.aggregation
 
     @property
-    def needs(self) -> frozenset[Need]:
+    def needs(self) -> frozenset[str]:
         return self.loss.needs | {"reference"}
 
+    @property
+    def couples(self) -> Coupling:
+        return self.loss.couples
+
     def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
-        assert terms.reference is not None
-        return self.loss(logprobs, terms) + self.coefficient * kl(logprobs, terms.reference, self.estimator)
+        return self.loss(logprobs, terms) + self.coefficient * kl(logprobs, terms.extras["reference"], self.estimator)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,18 +268,22 @@ class WithEntropy:
 
     loss: PolicyLoss
     coefficient: float = 0.001
+    keeps_zeros: ClassVar[bool] = True
 
     @property
     def aggregation(self) -> AggregationName:
         return self.loss.aggregation
 
     @property
-    def needs(self) -> frozenset[Need]:
+    def needs(self) -> frozenset[str]:
         return self.loss.needs | {"entropy"}
 
+    @property
+    def couples(self) -> Coupling:
+        return self.loss.couples
+
     def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
-        assert terms.entropy is not None
-        return self.loss(logprobs, terms) - self.coefficient * terms.entropy
+        return self.loss(logprobs, terms) - self.coefficient * terms.extras["entropy"]
 
 
 def log_ratio(logprobs: Tensor, terms: Terms, level: Level = "token") -> Tensor:

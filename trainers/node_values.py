@@ -40,10 +40,7 @@ class BackedUp:
 
     def _values(self, tree: RolloutTree) -> dict[int, float]:
         """By node, ROOT included; unused nodes get 0."""
-        leaves: dict[int, list[float]] = {}
-        for path, value in zip(tree.paths, self.norm(tree.returns), strict=True):
-            for node in (ROOT, *path):
-                leaves.setdefault(node, []).append(value)
+        leaves = values_below(tree, self.norm(tree.returns))
         children: dict[int, list[int]] = {}
         for node in leaves.keys() - {ROOT}:
             children.setdefault(tree.nodes[node].parent, []).append(node)
@@ -119,6 +116,15 @@ class PrefixGroups:
                         sums[i] += weight * (tree.returns[i] - mean)
                         counts[i] += weight
         return [s / c for s, c in zip(sums, counts, strict=True)]
+
+
+def values_below(tree: RolloutTree, values: Sequence[float]) -> dict[int, list[float]]:
+    """By node, ROOT included: the values of the rollouts that go through it. Nodes of no rollout are not there."""
+    below: dict[int, list[float]] = {}
+    for path, value in zip(tree.paths, values, strict=True):
+        for node in (ROOT, *path):
+            below.setdefault(node, []).append(value)
+    return below
 
 
 def surprise(tree: RolloutTree, node: int) -> float:

@@ -7,11 +7,12 @@ read the same log-probability. So any loss is exact, whatever it does with a ter
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -40,6 +41,7 @@ class ScoredTree:
     tree: RolloutTree
     advantages: Advantages
     weights: Sequence[float]  # [rollout], of each of its terms
+    numbers: Sequence[int]  # [rollout], among all rollouts of the batch, those that are left out included
 
     @property
     def num_unique_tokens(self) -> int:
@@ -54,23 +56,40 @@ class ScoredTree:
             replace(self.tree, leaves=leaves, origins=()),
             [self.advantages[i] for i in rollouts],
             [self.weights[i] for i in rollouts],
+            [self.numbers[i] for i in rollouts],
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """One entry per rollout and sampled token, rollouts written out one after the other; all tensors are [N]."""
+    """One entry per rollout and sampled token, rollouts written out one after the other; all tensors are [N].
+
+    `extras` has the columns that a loss `needs` by name: "reference", nats, under the reference weights; "entropy",
+    nats, of the present distribution, with its gradient; and those that the user gave the learner.
+    """
 
     logprob: Tensor  # index of the term's prediction
-    rollout: Tensor  # number of the rollout within the pack
+    rollout: Tensor  # number of the rollout within the batch
     turn: Tensor  # number of the turn within the rollout
     advantage: Tensor  # float
-    old_logprob: Tensor  # float, nats, when sampled
+    old_logprob: Tensor  # float, nats, when sampled; NaN where it was not recorded
     weight: Tensor  # float, in the sum that is the loss
-    reference: Tensor | None = None  # float, nats, under the reference weights; where the loss needs it
-    entropy: Tensor | None = (
-        None  # float, nats, of the present distribution, with its gradient; where the loss needs it
-    )
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def column(self, name: str) -> Tensor:
+        """What a loss `needs` by this name."""
+        return self.old_logprob if name in ("sampled", "old") else self.extras[name]
+
+    def to(self, device: torch.device) -> Terms:
+        return Terms(
+            self.logprob.to(device),
+            self.rollout.to(device),
+            self.turn.to(device),
+            self.advantage.to(device),
+            self.old_logprob.to(device),
+            self.weight.to(device),
+            {name: column.to(device) for name, column in self.extras.items()},
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,18 +113,14 @@ class Pack:
     terms: Terms
 
     def to(self, device: torch.device) -> Pack:
-        def move(value: Any) -> Any:
-            return None if value is None else value.to(device)
-
-        terms = Terms(*(move(getattr(self.terms, name)) for name in Terms.__slots__))
         return Pack(
-            move(self.tokens),
-            move(self.positions),
+            self.tokens.to(device),
+            self.positions.to(device),
             self.segments,
-            move(self.rows),
-            move(self.row),
-            move(self.target),
-            terms,
+            self.rows.to(device),
+            self.row.to(device),
+            self.target.to(device),
+            self.terms.to(device),
         )
 
 
@@ -118,7 +133,6 @@ class _Packer:
         self.segments: list[Segment] = []
         self.predictions: list[tuple[int, int]] = []  # (packed token, token predicted after it)
         self.terms: list[tuple[int, int, int, float, float, float]] = []
-        self.rollouts = 0
 
     def put(self, tokens: Sequence[int], depth: int) -> int:
         """Appends tokens; their packed index."""
@@ -162,14 +176,14 @@ class _Packer:
                 grow(child, begin, lay(child, previous, depth), seen)
 
         grow(ROOT, self.put(tree.prompt[shared:], shared), len(tree.prompt), ancestors)
-        for path, advantages, weight in zip(tree.paths, scored.advantages, scored.weights, strict=True):
+        rows = zip(tree.paths, scored.advantages, scored.weights, scored.numbers, strict=True)
+        for path, advantages, weight, rollout in rows:
             for turn, (node, advantage) in enumerate(zip(path, advantages, strict=True)):
                 action = tree.nodes[node].action
-                old = action.logprobs or (0.0,) * len(action.token_ids)
+                old = action.logprobs or (math.nan,) * len(action.token_ids)
                 each = np.broadcast_to(advantage, len(old)).tolist()
                 for token, (logprob, own) in enumerate(zip(old, each, strict=True)):
-                    self.terms.append((first[node] + token, self.rollouts, turn, own, logprob, weight))
-            self.rollouts += 1
+                    self.terms.append((first[node] + token, rollout, turn, own, logprob, weight))
 
 
 def pack(batch: Sequence[ScoredTree], dtype: torch.dtype = torch.float32) -> Pack:
@@ -212,12 +226,26 @@ def score(
     """
     lengths = [[sum(len(tree.nodes[i].action.token_ids) for i in path) for path in tree.paths] for tree, _ in batch]
     weights = iter(aggregation([n for tree in lengths for n in tree]))
+    numbers = itertools.count()
     scored = []
     for (tree, advantages), tokens in zip(batch, lengths, strict=True):
-        whole = ScoredTree(tree, advantages, [next(weights) for _ in tokens])
+        whole = ScoredTree(tree, advantages, [next(weights) for _ in tokens], [next(numbers) for _ in tokens])
         moving = [i for i, n in enumerate(tokens) if n and (keep_zeros or any(map(np.any, advantages[i])))]
         scored.append(whole.only(moving))
     return [s for s in scored if s.tree.leaves]
+
+
+def check_recorded(batch: Sequence[ScoredTree], reader: str) -> None:
+    """ValueError where a turn has no log-probabilities that `reader`, the name of a loss, could compare with."""
+    for scored in batch:
+        tree = scored.tree
+        for turn, action in ((turn, tree.nodes[i].action) for path in tree.paths for turn, i in enumerate(path)):
+            if action.token_ids and not action.logprobs:
+                raise ValueError(
+                    f"{tree.task.env}, seed {tree.task.seed}: turn {turn + 1} of a rollout has no log-probabilities, "
+                    f"which {reader} compares with: it was not sampled (an oracle's), or its sampler recorded none (a "
+                    "chat server's); train it with a loss that reads none, such as ReinforceLoss"
+                )
 
 
 def split(batch: Sequence[ScoredTree], max_tokens: int) -> list[list[ScoredTree]]:

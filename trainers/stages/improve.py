@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from ...agents import Cost, Evaluation, RolloutTree, TaskOutcome, derive_seed
 from ..checks import STRICT, at_least
+from ..comparisons import Comparisons
 from ..curriculum import TaskSource, Uniform
 from ..learner import Learner, Optimization
 from ..packing import Advantages
+from ..sum_losses import SumLoss
 
 if TYPE_CHECKING:
     from ..training import Trainer
@@ -49,6 +51,7 @@ class Improvement:
         source: TaskSource = self.source or Uniform(plan.environment)
         terms = {environment.id: environment.success for environment in source.environments}
         learner = trainer.learn(self.optimization, reference="reference" in algorithm.loss.needs)
+        learner.check(algorithm.loss)
         for step in trainer.steps("improving", self.steps):
             if self.evaluate_every and step and step % self.evaluate_every == 0 and plan.heldout.tasks:
                 await trainer.measure("midway", plan.heldout.tasks)
@@ -59,7 +62,8 @@ class Improvement:
             tasks = [replace(task, settings={**task.settings, **settings}) for task in drawn]
             grown = await trainer.grow(tasks, algorithm.rollout, plan.sampling, derive_seed(plan.seed, "rollout", step))
             trees, end = grown.trees, time.monotonic()
-            advantages = algorithm.advantage(trees)
+            credit = algorithm.advantage
+            advantages = None if isinstance(credit, Comparisons) else credit(trees)
             metrics = self._update(trainer, learner, trees, advantages)
             described = _describe(trees, [terms.get(tree.task.env, plan.environment.success) for tree in trees])
             seconds = {"rollout": end - start, "update": time.monotonic() - end}
@@ -71,20 +75,26 @@ class Improvement:
             trainer.done(f"success {described['success']:.0%}{grown.noted()}")
 
     def _update(
-        self, trainer: Trainer, learner: Learner, trees: Sequence[RolloutTree], advantages: Sequence[Advantages]
+        self, trainer: Trainer, learner: Learner, trees: Sequence[RolloutTree], advantages: Sequence[Advantages] | None
     ) -> dict[str, float]:
-        """The step's optimiser steps; means of their metrics, sums of their counts.
+        """The step's optimiser steps; means of their metrics, sums of their counts. Without advantages the algorithm
+        compares rollouts.
 
         `sampler_deviation` is the mean distance, nats, of the learner's log-probabilities from the sampler's before the
         first of them.
         """
-        loss, parts = trainer.plan.algorithm.loss, self.updates_per_step
+        algorithm, parts = trainer.plan.algorithm, self.updates_per_step
         trainer.rest_policy()
         sampled = trees
-        if "old" in loss.needs:
+        if "old" in algorithm.loss.needs:
             trees = [learner.with_own_logprobs(tree) for tree in trees]
-        scored = list(zip(trees, advantages, strict=True))
-        rows = [learner.update(scored[i::parts], loss) for i in range(parts)]
+        if isinstance(algorithm.loss, SumLoss):
+            assert isinstance(algorithm.advantage, Comparisons)  # as an Algorithm checks
+            compared = algorithm.advantage.compare(trees)
+            rows = [learner.compare(compared[i::parts], algorithm.loss) for i in range(parts)]
+        else:
+            scored = list(zip(trees, advantages or [], strict=True))
+            rows = [learner.update(scored[i::parts], algorithm.loss) for i in range(parts)]
         counts = {"trained_tokens", "loss_terms", "skipped_updates"}
         metrics = {name: (sum if name in counts else fmean)(row[name] for row in rows) for name in rows[0]}
         apart = rows[0]["ratio_deviation"] if trees is sampled else _distance(sampled, trees)
@@ -129,8 +139,8 @@ def _truncated(trees: Sequence[RolloutTree]) -> dict[str, float]:
 
 
 def _distance(before: Sequence[RolloutTree], after: Sequence[RolloutTree]) -> float:
-    """Mean absolute difference of the log-probabilities of all sampled tokens, nats."""
+    """Mean absolute difference of the log-probabilities of all sampled tokens, nats, where they were recorded."""
     pairs = (pair for pair in zip(before, after, strict=True))
-    nodes = ((one, two) for a, b in pairs for one, two in zip(a.nodes, b.nodes, strict=True))
+    nodes = ((one, two) for a, b in pairs for one, two in zip(a.nodes, b.nodes, strict=True) if one.action.logprobs)
     apart = [abs(x - y) for one, two in nodes for x, y in zip(one.action.logprobs, two.action.logprobs, strict=True)]
     return fmean(apart) if apart else 0.0
