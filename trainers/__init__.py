@@ -1,6 +1,16 @@
 """Credit assignment, losses, packing, and the training loop."""
 
-from .advantages import AdvantageEstimator, BestOnly, GroupRelative, Norm, SharedMean, Sum, TokenReturns, Whitened
+from .advantages import (
+    AdvantageEstimator,
+    BestOnly,
+    GroupRelative,
+    Norm,
+    SharedMean,
+    Sum,
+    TokenReturns,
+    Whitened,
+    spread,
+)
 from .algorithms import ALGORITHMS, Algorithm, arpo, at2po, gigpo, grpo, tree_grpo
 from .anchors import AnchorStates, HistoryAnchors
 from .checkpoints import Checkpoints, DamagedCheckpoint, Progress
@@ -104,5 +114,6 @@ __all__ = [
     "plain",
     "score",
     "split",
+    "spread",
     "tree_grpo",
 ]
