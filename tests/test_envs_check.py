@@ -271,3 +271,33 @@ def test_what_cannot_be_copied_need_not_be() -> None:
 
     with pytest.raises(NotImplementedError, match="Forgetful has no fork"):
         Forgetful().fork()
+
+
+def test_a_script_s_environment_with_tools_is_tried_in_fresh_interpreters(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    subprocess.run([sys.executable, "-W", "error", "script.py"], cwd=tmp_path, check=True)
+
+
+SCRIPT = '''
+from treegym.envs import ToolEnv, check_env
+from treegym.tools import tool
+
+class Outer(ToolEnv):
+    def begin(self, options):
+        return "Say so."
+    @tool
+    def look(self, where: str) -> str:
+        """Look somewhere."""
+        return f"{type(self).__name__} sees {where}"
+    def score(self, answer):
+        return {"exact": 1.0}
+
+class Inner(Outer):
+    @tool
+    def look(self, where: str) -> str:
+        """Look somewhere else."""
+        return super().look.function(self, where)
+
+if __name__ == "__main__":
+    check_env(Inner)
+'''

@@ -71,7 +71,8 @@ def test_the_environment_keeps_its_promises(
     assert all(tree.task.wrappers == (("vault.py:Alarm", {"turns": 2}),) for tree in trees)
     assert not any(divergence for tree in trees for divergence in verify(tree))
     nodes = [node for tree in trees for node in tree.nodes]
-    assert {node.reward_terms.get("nearer") for node in nodes if node.calls} == {0.0, 1.0}
+    heard = {node.messages[0].text: node.reward_terms.get("nearer") for node in nodes if node.calls}
+    assert heard.pop("click") == 1.0 and set(heard.values()) <= {0.0}
     ends = [node for node in nodes if node.info.get("cause") == "alarm"]
     assert all(node.truncated and not node.terminated for node in ends)
 

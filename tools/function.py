@@ -68,8 +68,10 @@ class FunctionTool:
         return replace(self, instance=copy.deepcopy(self.instance, memo))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        where = self.function.__module__, self.function.__qualname__
-        return _restored, (*where, self.instance, self.conduct)
+        module, name = self.function.__module__, self.function.__qualname__
+        if "<locals>" in name or (module == "__main__" and "." in name):  # cloudpickle writes such classes by value
+            return FunctionTool, (self.function, self.instance, self.conduct)
+        return _restored, (module, name, self.instance, self.conduct)
 
 
 def _restored(module: str, name: str, instance: object, conduct: Conduct) -> FunctionTool:
