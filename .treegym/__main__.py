@@ -20,7 +20,7 @@ def tune_malloc() -> None:
 def main() -> None:
     """The command."""
     tune_malloc()
-    from .scenarios.cli import main as command
+    from .scenarios.commands.cli import main as command
 
     command()
 

@@ -1,20 +1,27 @@
 """Policies, rollout trees and the engine that grows them."""
 
-from .acceptance import bring_attention
-from .answer import LENIENT, STRICT, Answer, Comparison, Difference, EpisodeError, OutsideSource, ReplayMismatch
-from .attention import BLOCK, Block, block_attention, block_gradients, causal_attention, tree_logits
 from .chat import ChatRenderer
-from .compare import Curves, Flip, PairedResult, curves, flips, paired
-from .evaluate import AnswerReader, Evaluation, Outcome, TaskOutcome, by_difficulty, distinct, figures, succeeded
-from .failure import Failure, FailureCause, TooManyFailures, failure_cause
-from .folder import Run
-from .forward import is_plain_llama, native_dtype, positions, rotate
-from .frames import DamagedStore, StoreError
-from .index import Range, TreeSummary, Where
+from .evaluation.compare import Curves, Flip, PairedResult, curves, flips, paired
+from .evaluation.outcomes import (
+    AnswerReader,
+    Evaluation,
+    Outcome,
+    TaskOutcome,
+    by_difficulty,
+    distinct,
+    figures,
+    succeeded,
+)
+from .evaluation.statistics import Interval, paired_difference
+from .inference.acceptance import bring_attention
+from .inference.attention import BLOCK, Block, block_attention, block_gradients, causal_attention, tree_logits
+from .inference.forward import is_plain_llama, native_dtype, positions, rotate
 from .loop import run_to_end
-from .lora import add_lora, has_lora, merged_state, save_adapter
-from .openai_policy import ChatPlayer, OpenAIPolicy, Server, ServerError
-from .players import OraclePlayer, RandomPlayer
+from .models.lora import add_lora, has_lora, merged_state, save_adapter
+from .policies.openai import ChatPlayer, OpenAIPolicy, Server, ServerError
+from .policies.players import OraclePlayer, RandomPlayer
+from .policies.sampler import TransformersPolicy
+from .policies.scripted import ScriptedPolicy
 from .policy import (
     Completion,
     Context,
@@ -28,15 +35,20 @@ from .policy import (
     WeightSync,
     derive_seed,
 )
-from .records import Record
-from .replay import Continuation, Divergence, Episode, RewardTerm, played, rescore, verify
-from .rollout import GrowingTree, Turn, grow, grow_trees
-from .salvage import migrate, salvage
-from .sampler import TransformersPolicy
-from .scripted import ScriptedPolicy
-from .statistics import Interval, paired_difference
-from .store import EpisodeStore, Loss, StoreLocked, append_line, read_lines
-from .strategies import (
+from .rollouts.engine import GrowingTree, Turn, grow, grow_trees
+from .rollouts.failure import Failure, FailureCause, TooManyFailures, failure_cause
+from .rollouts.replay import Continuation, Divergence, Episode, RewardTerm, played, rescore, verify
+from .rollouts.response import (
+    LENIENT,
+    STRICT,
+    Answer,
+    Comparison,
+    Difference,
+    EpisodeError,
+    OutsideSource,
+    ReplayMismatch,
+)
+from .rollouts.strategies import (
     Budgeted,
     Chains,
     EntropyBranching,
@@ -46,6 +58,12 @@ from .strategies import (
     TreeExpansion,
     normalized_entropy,
 )
+from .store.folder import Run
+from .store.frames import DamagedStore, StoreError
+from .store.index import Range, TreeSummary, Where
+from .store.records import Record
+from .store.salvage import migrate, salvage
+from .store.store import EpisodeStore, Loss, StoreLocked, append_line, read_lines
 from .tree import ROOT, Cost, Node, RolloutTree, joined
 
 __all__ = [

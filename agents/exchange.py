@@ -28,10 +28,10 @@ import gymnasium
 from .. import __version__
 from ..envs import Action, ActionFormat, Message, OpenAIFormat, Task, ToolEnv
 from ..tools import Tool
-from .frames import StoreError
-from .messages import read_message
+from .policies.messages import read_message
 from .policy import Completion
-from .records import Record, from_json
+from .store.frames import StoreError
+from .store.records import Record, from_json
 from .tree import ROOT, Cost, Node, RolloutTree, tool_results
 
 Row = dict[str, Any]

@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from treegym.envs.answers import plain_value, same_answer, undressed
-from treegym.envs.mathproblems import read_problems
-from treegym.tools.search import progress
+from treegym.envs.math.answers import plain_value, same_answer, undressed
+from treegym.envs.math.problems import read_problems
+from treegym.tools.search.index import progress
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results" / "answers.md"
 

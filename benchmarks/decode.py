@@ -16,7 +16,7 @@ from worker import serve
 
 from treegym.__main__ import tune_malloc
 from treegym.agents import Context, Sampling, TransformersPolicy, native_dtype
-from treegym.agents.models import load
+from treegym.agents.models.registry import load
 
 ROWS, NEW_TOKENS = 32, 32
 Decode = Callable[[int, int], None]  # (rows, new tokens)

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from treegym.envs.codegrade import can_grade, grade
-from treegym.envs.codeproblems import CodeProblem, read_problems
+from treegym.envs.code.grade import can_grade, grade
+from treegym.envs.code.problems import CodeProblem, read_problems
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from dresses import EMPTY, dresses

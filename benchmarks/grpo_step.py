@@ -15,7 +15,7 @@ from worker import serve
 
 from treegym.__main__ import tune_malloc
 from treegym.agents import ChatRenderer, Context, Sample, Sampling, TransformersPolicy, grow_trees
-from treegym.agents.models import load
+from treegym.agents.models.registry import load
 from treegym.envs import Message, Task, TextEnv
 from treegym.trainers import Learner, Optimization, grpo
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from treegym.agents import native_dtype
-from treegym.agents.models import fetch, load
+from treegym.agents.models.registry import fetch, load
 
 if len(sys.argv) > 1:
     model: Any

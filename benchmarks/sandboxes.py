@@ -20,9 +20,9 @@ from pathlib import Path
 from statistics import median, quantiles
 
 from treegym.tools import Interpreter, Limits, Sandbox, SandboxError, open_sandbox
-from treegym.tools.backends import BACKENDS
-from treegym.tools.docker import PYTHON, Contained
-from treegym.tools.sandbox import ForkRefused
+from treegym.tools.sandbox.backends import BACKENDS
+from treegym.tools.sandbox.docker import PYTHON, Contained
+from treegym.tools.sandbox.interface import ForkRefused
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results" / "sandboxes.md"

@@ -26,9 +26,9 @@ from pathlib import Path
 from statistics import mean, median, quantiles
 from typing import Any
 
-from treegym.envs.questions import Question, read_passages, read_questions
+from treegym.envs.factsearch.questions import Question, read_passages, read_questions
 from treegym.tools import DenseIndex, Fused, Hit, Passage, RemoteSearch, Retriever, SearchIndex, StaticEncoder
-from treegym.tools.search import STOP_WORDS, load_passages, save_passages, words
+from treegym.tools.search.index import STOP_WORDS, load_passages, save_passages, words
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 ASKED = 1600  # questions, spread over all, for recall

@@ -44,10 +44,10 @@ from treegym.agents import (
     Where,
     grow_trees,
 )
-from treegym.agents.frames import layout_of
-from treegym.agents.index import Entry, Index
-from treegym.agents.nano import build_nano
-from treegym.agents.records import opening_key, write_record
+from treegym.agents.models.nano import build_nano
+from treegym.agents.store.frames import layout_of
+from treegym.agents.store.index import Entry, Index
+from treegym.agents.store.records import opening_key, write_record
 from treegym.envs import Task
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"

@@ -42,7 +42,7 @@ from treegym.agents import (
     grow_trees,
     native_dtype,
 )
-from treegym.agents.models import load
+from treegym.agents.models.registry import load
 from treegym.envs import Task
 from treegym.trainers import Learner, Optimization, Pack, tree_grpo
 

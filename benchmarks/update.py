@@ -14,7 +14,7 @@ from worker import serve
 
 from treegym.__main__ import tune_malloc
 from treegym.agents import ROOT, Completion, Node, RolloutTree
-from treegym.agents.models import load
+from treegym.agents.models.registry import load
 from treegym.envs import Task
 from treegym.trainers import Advantages, ClippedLoss, Learner, Optimization, Pack
 

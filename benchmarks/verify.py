@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from treegym.agents import ChatRenderer, RolloutTree, Sampling, ScriptedPolicy, grow_trees, verify
-from treegym.agents.nano import build_nano
+from treegym.agents.models.nano import build_nano
 from treegym.envs import Message
 
 ROOT = Path(__file__).parent.parent

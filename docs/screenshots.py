@@ -10,8 +10,8 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 from treegym.agents import Run
-from treegym.scenarios.shelf import Shelf
-from treegym.scenarios.site import serve
+from treegym.scenarios.viewer.shelf import Shelf
+from treegym.scenarios.viewer.site import serve
 
 IMAGES = Path(__file__).parent / "images"
 BROWSER = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]

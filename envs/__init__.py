@@ -2,21 +2,21 @@
 
 import gymnasium
 
-from .actions import Action, ActionFormat, FormatError
 from .base import Message, TextEnv
 from .check import check_env
-from .code import CodeEnv
-from .factsearch import FactSearchEnv
-from .families import HermesFormat
-from .formats import OpenAIFormat, TaggedFormat, action_format, format_of
+from .code.env import CodeEnv
+from .factsearch.env import FactSearchEnv
+from .formats.actions import Action, ActionFormat, FormatError
+from .formats.families import HermesFormat
+from .formats.tagged import OpenAIFormat, TaggedFormat, action_format, format_of
+from .formats.text import FencedFormat, ReactFormat
 from .household import HouseholdEnv
 from .lookup import LookupEnv
+from .math.env import PythonMathEnv
 from .maze import MazeEnv
 from .problems import ProblemEnv
-from .pythonmath import PythonMathEnv
 from .rewards import exact_match, normalize_answer, token_f1
 from .task import Task
-from .textformats import FencedFormat, ReactFormat
 from .toolenv import Exchange, ToolEnv
 from .wrappers import Hint, Step, StepPenalty, TextWrapper, TurnLimit
 
@@ -56,12 +56,12 @@ __all__ = [
 ]
 
 _ENVS = {
-    "treegym/Code-v0": f"{__name__}.code:CodeEnv",
-    "treegym/FactSearch-v0": f"{__name__}.factsearch:FactSearchEnv",
+    "treegym/Code-v0": f"{__name__}.code.env:CodeEnv",
+    "treegym/FactSearch-v0": f"{__name__}.factsearch.env:FactSearchEnv",
     "treegym/Household-v0": f"{__name__}.household:HouseholdEnv",
     "treegym/Lookup-v0": f"{__name__}.lookup:LookupEnv",
     "treegym/Maze-v0": f"{__name__}.maze:MazeEnv",
-    "treegym/PythonMath-v0": f"{__name__}.pythonmath:PythonMathEnv",
+    "treegym/PythonMath-v0": f"{__name__}.math.env:PythonMathEnv",
 }
 for _id, _env in _ENVS.items():
     gymnasium.register(_id, entry_point=_env)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..tools import ToolError, tool
-from .actions import FormatError
+from .formats.actions import FormatError
 from .rewards import exact_match
 from .toolenv import ToolEnv
 

@@ -27,9 +27,9 @@ from ..tools import (
     call_tools,
 )
 from ..tools.protocol import encodable
-from .actions import Action, FormatError
 from .base import Message, TextEnv
-from .formats import DEFAULT, action_format
+from .formats.actions import Action, FormatError
+from .formats.tagged import DEFAULT, action_format
 from .rewards import RewardTerms, added, weighed
 from .spaces import AnyText
 from .toolparts import Named, given_term, given_tool

@@ -30,13 +30,13 @@ from ..agents import (
     positions,
     save_adapter,
 )
-from ..agents.compiler import choose_kernels, library_for
-from ..agents.folder import write_text
-from ..agents.forward import device_named
-from ..agents.models import end_tokens, load, load_tokenizer
-from ..agents.native import SOURCE
+from ..agents.inference.cpu.compiler import choose_kernels, library_for
+from ..agents.inference.cpu.native import SOURCE
+from ..agents.inference.forward import device_named
+from ..agents.models.registry import end_tokens, load, load_tokenizer
+from ..agents.store.folder import write_text
 from ..envs import TextEnv, ToolEnv, action_format, format_of
-from ..envs.formats import DEFAULT
+from ..envs.formats.tagged import DEFAULT
 from ..tools.named import PartNotFound
 from ..trainers import Checkpoints, Environment, Trainer, Watcher
 from .changes import changed, kept, record

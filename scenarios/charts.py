@@ -7,7 +7,7 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 from ..agents import Interval
-from ..agents.folder import write_text
+from ..agents.store.folder import write_text
 
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 560, 320, 56, 40, 16, 48
 COLOURS = ("#2a6fbb", "#c8553d", "#3c8d5a", "#7a5aa6")

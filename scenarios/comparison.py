@@ -24,8 +24,8 @@ from ..agents import (
     flips,
     paired,
 )
-from ..agents.compare import judged
-from ..agents.statistics import holm
+from ..agents.evaluation.compare import judged
+from ..agents.evaluation.statistics import holm
 from .evaluation import STAGE, read_outcomes
 from .terminal import UsageError, console, say
 

@@ -31,7 +31,7 @@ from ..agents import (
     joined,
     run_to_end,
 )
-from ..agents.folder import write_json, write_text
+from ..agents.store.folder import write_json, write_text
 from ..envs import Task
 from ..trainers import Stopped, Watcher
 from .build import placed, try_environment

@@ -23,7 +23,7 @@ from ..agents import (
     TextPolicy,
     TokenPolicy,
 )
-from ..agents.models import load_end_tokens, load_tokenizer
+from ..agents.models.registry import load_end_tokens, load_tokenizer
 from ..tools.named import split_name
 from .build import (
     computing,

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from ..agents import RolloutStrategy, Sampling
-from ..agents.folder import trees_file
+from ..agents.store.folder import trees_file
 from ..envs import registered
 from ..tools.named import look_in, split_name
 from ..trainers import (

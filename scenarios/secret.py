@@ -10,7 +10,7 @@ from typing import Any
 from filelock import FileLock
 from gymnasium.envs.registration import load_env_creator, spec
 
-from ..tools.cache import cache_root
+from ..tools.artefacts import cache_root
 from ..trainers import Environment
 from .errors import ScenarioError
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from treegym.scenarios.cli import main
+from treegym.scenarios.commands.cli import main
 
 
 def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

@@ -6,7 +6,7 @@ import re
 import textwrap
 from collections.abc import Callable
 
-from treegym.envs.codeproblems import CodeProblem
+from treegym.envs.code.problems import CodeProblem
 
 Dress = Callable[[CodeProblem], str]
 

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import treegym.scenarios.build  # noqa: F401  (once, before the forks)
-from treegym.scenarios.cli import main
+from treegym.scenarios.commands.cli import main
 
 Original = Callable[..., Any]
 

@@ -7,7 +7,7 @@ import platform
 import pytest
 import torch
 
-from treegym.agents.compiler import OPTIONS, Library, Sizes, Source, compiled
+from treegym.agents.inference.cpu.compiler import OPTIONS, Library, Sizes, Source, compiled
 
 LEVELS = {"DEFAULT": "x86-64", "AVX2": "x86-64-v3", "AVX512": "x86-64-v4"}  # of processors, by torch's names
 able = list(LEVELS).index(torch.backends.cpu.get_cpu_capability()) if platform.machine() == "x86_64" else -1

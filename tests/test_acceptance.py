@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from treegym.agents import ChatRenderer, Context, Sampling, TransformersPolicy, bring_attention
-from treegym.agents.nano import build_nano
+from treegym.agents.models.nano import build_nano
 
 SMALL = {
     **{"vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4},
@@ -88,7 +88,7 @@ def test_a_refused_model_is_refused_again_and_left_as_it_was(kind: str, settings
 
 def test_a_state_that_no_config_tells_is_found_on_forks(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("lfm2", **LFM2)
-    monkeypatch.setattr("treegym.agents.acceptance._stateful", lambda model: "")
+    monkeypatch.setattr("treegym.agents.inference.acceptance._stateful", lambda model: "")
     with pytest.raises(ValueError, match="packed in one pass"):
         bring_attention(model)
 

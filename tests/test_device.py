@@ -30,20 +30,21 @@ from treegym.agents import (
     RolloutTree,
     Sampling,
     TransformersPolicy,
-    attention,
     block_attention,
     bring_attention,
 )
-from treegym.agents.forward import Forward, LlamaForward, TransformersForward, device_named
-from treegym.agents.kv import Line
+from treegym.agents.inference import attention
+from treegym.agents.inference.forward import Forward, LlamaForward, TransformersForward, device_named
+from treegym.agents.inference.kv import Line
 from treegym.envs import Task
 from treegym.scenarios import ScenarioError, build
 from treegym.scenarios.build import load_model, settled
 from treegym.scenarios.changes import changes
 from treegym.scenarios.schema import Model, Scenario
-from treegym.trainers import AGGREGATIONS, ClippedLoss, Environment, Learner, Optimization, forward
-from treegym.trainers.forward import LeanPredict, TransformersPredict, predict_with
-from treegym.trainers.losses import PolicyLoss, ReinforceLoss, WithEntropy
+from treegym.trainers import AGGREGATIONS, ClippedLoss, Environment, Learner, Optimization
+from treegym.trainers.learner import forward
+from treegym.trainers.learner.forward import LeanPredict, TransformersPredict, predict_with
+from treegym.trainers.losses.terms import PolicyLoss, ReinforceLoss, WithEntropy
 from treegym.trainers.packing import Pack, Segment, TreeAttend, blocks_of, pack, score, tree_mask
 
 CPU = torch.device("cpu")

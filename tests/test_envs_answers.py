@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import treegym.envs.answers
-from treegym.envs.answers import plain_value, same_answer, undressed
-from treegym.envs.pythonlatex import to_latex
+import treegym.envs.math.answers
+from treegym.envs.math.answers import plain_value, same_answer, undressed
+from treegym.envs.math.latex import to_latex
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared" / "data" / "math"
@@ -189,7 +189,7 @@ def test_any_text_is_read(text: str) -> None:
 
 def test_numbers_are_compared_where_math_verify_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    treegym.envs.answers._verified.cache_clear()
+    treegym.envs.math.answers._verified.cache_clear()
     assert same_answer(r"\boxed{18}", "18")
     assert not same_answer("2*9 apples", "18")
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from treegym.envs import LookupEnv, Task, TextEnv, check, check_env, registered
-from treegym.envs.formats import FORMATS
+from treegym.envs.formats.tagged import FORMATS
 from treegym.envs.fresh import HASH_SEEDS, INSIDE
 from treegym.tools import tool
 

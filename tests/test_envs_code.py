@@ -18,10 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from treegym.envs import CodeEnv, check_env
-from treegym.envs.codeanswer import programs
-from treegym.envs.codecheck import Unsendable, decode, encode
-from treegym.envs.codegrade import Verdict, grade, try_examples, untested
-from treegym.envs.codeproblems import CodeProblem, generate, read_problems
+from treegym.envs.code.guest_answer import programs
+from treegym.envs.code.grade import Verdict, grade, try_examples, untested
+from treegym.envs.code.guest_check import Unsendable, decode, encode
+from treegym.envs.code.problems import CodeProblem, generate, read_problems
 from treegym.tools import SandboxUnavailable, open_sandbox
 
 pytestmark = pytest.mark.filterwarnings("ignore:the sandbox 'local'")
@@ -214,7 +214,7 @@ def test_an_import_from_the_future_after_other_blocks_is_no_error() -> None:
 
 
 def test_the_calls_of_a_grading_have_a_time_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("treegym.envs.codegrade.SECONDS", 0.5)
+    monkeypatch.setattr("treegym.envs.code.grade.SECONDS", 0.5)
     tests = "\n".join(f"assert same({i}) == {i}" for i in range(20))
     problem = CodeProblem("same", "", ("same",), "def same(x):\n    return x", tests)
     start = time.monotonic()

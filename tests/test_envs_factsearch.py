@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from treegym.envs import FactSearchEnv, check_env, normalize_answer
-from treegym.envs.questions import Question
+from treegym.envs.factsearch.questions import Question
 from treegym.tools import SearchTool
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

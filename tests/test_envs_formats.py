@@ -12,8 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from treegym.envs import Action, ActionFormat, FormatError, action_format, format_of
-from treegym.envs.families import ParameterFormat
-from treegym.envs.formats import FORMATS
+from treegym.envs.formats.families import ParameterFormat
+from treegym.envs.formats.tagged import FORMATS
 from treegym.tools import Tool, ToolCall, tool
 from treegym.tools.calls import call_tool
 

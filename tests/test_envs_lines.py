@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from treegym.envs import FactSearchEnv
-from treegym.envs.mathproblems import read_problems
-from treegym.envs.questions import read_passages, read_questions
+from treegym.envs.factsearch.questions import read_passages, read_questions
+from treegym.envs.math.problems import read_problems
 
 ROWS = {
     read_passages: {"id": "a", "title": "Café", "text": "It is one."},

@@ -10,7 +10,7 @@ import gymnasium
 import pytest
 
 from treegym.envs import PythonMathEnv, check_env
-from treegym.envs.mathproblems import NAMES, THINGS, generate, read_problems
+from treegym.envs.math.problems import NAMES, THINGS, generate, read_problems
 from treegym.tools import SandboxUnavailable, open_sandbox
 
 pytestmark = pytest.mark.filterwarnings("ignore:the sandbox 'local'")

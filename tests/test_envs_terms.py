@@ -32,11 +32,11 @@ from treegym.agents import (
     grow_trees,
     rescore,
 )
-from treegym.agents.nano import build_nano
+from treegym.agents.models.nano import build_nano
 from treegym.envs import Exchange, LookupEnv, Task, ToolEnv
 from treegym.scenarios import ScenarioError, load_scenario
 from treegym.scenarios.build import try_environment
-from treegym.scenarios.replay import _term
+from treegym.scenarios.commands.replay import _term
 from treegym.tools import FunctionTool, Tool, ToolError, tool
 from treegym.trainers import AnchorStates, Norm
 

@@ -13,7 +13,7 @@ import gymnasium
 import pytest
 
 from treegym.envs import Message, Task, ToolEnv, check_env
-from treegym.envs.formats import FORMATS
+from treegym.envs.formats.tagged import FORMATS
 from treegym.tools import FunctionTool, ToolError, tool
 
 PRIZES = ("gold", "goat", "dust")

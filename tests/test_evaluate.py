@@ -23,9 +23,9 @@ from treegym.agents import (
     flips,
     succeeded,
 )
-from treegym.agents.statistics import bootstrap, wilson
+from treegym.agents.evaluation.statistics import bootstrap, wilson
 from treegym.envs import Message, Task
-from treegym.scenarios.shelf import Filter, Shelf
+from treegym.scenarios.viewer.shelf import Filter, Shelf
 
 
 def tree(hops: int, *exact: float) -> RolloutTree:

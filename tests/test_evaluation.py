@@ -21,10 +21,10 @@ import pytest
 from commands import command, run_all
 
 from treegym.agents import Outcome, Run, TaskOutcome, curves, flips, paired
-from treegym.agents.statistics import wilson
+from treegym.agents.evaluation.statistics import wilson
 from treegym.envs import Message, Task, ToolEnv
 from treegym.scenarios.comparison import verdict_line
-from treegym.scenarios.shelf import Shelf
+from treegym.scenarios.viewer.shelf import Shelf
 
 SCENARIO = """
 environment: {id: treegym/Lookup-v0, settings: {hops: [1, 2], max_turns: 3}}
@@ -38,8 +38,8 @@ EVALUATION = "treegym.scenarios.evaluation"
 CASES: dict[str, list[tuple[str, str, str, int]]] = {
     "while growing": [(EVALUATION, "grow", "first_tree", 1), (EVALUATION, "grow", "first_tree", 2)],
     "while recording": [
-        ("treegym.agents.store:EpisodeStore", "append", "after", 3),
-        ("treegym.agents.store:EpisodeStore", "append", "before", 2),
+        ("treegym.agents.store.store:EpisodeStore", "append", "after", 3),
+        ("treegym.agents.store.store:EpisodeStore", "append", "before", 2),
     ],
     "between parts": [(EVALUATION, "write_json", "after", 2), (EVALUATION, "write_json", "before", 3)],
     "while summing up": [(EVALUATION, "write_json", "before", 5), (EVALUATION, "save_chart", "before", 1)],
@@ -203,7 +203,7 @@ def test_a_server_that_fails_leaves_an_evaluation_to_go_on_with(
     scenario: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("httpx2", reason="pip install 'treegym[search]'")
-    monkeypatch.setattr("treegym.agents.openai_policy.FIRST_WAIT", 0.0)
+    monkeypatch.setattr("treegym.agents.policies.openai.FIRST_WAIT", 0.0)
     arguments = ("--policy", "chat+http://127.0.0.1:1/v1#m", "--out", str(tmp_path / "out"))
     status, _, said = command(capsys, "eval", scenario, *arguments)
     assert status == 2 and said.endswith(f"; go on with: treegym eval --resume --out {tmp_path / 'out'}\n")
@@ -338,7 +338,7 @@ class Terminal:
 
     def __init__(self, folder: Path, *arguments: str) -> None:
         self.master, slave = pty.openpty()
-        code = "import os; os.login_tty(0); from treegym.scenarios.cli import main; main()"
+        code = "import os; os.login_tty(0); from treegym.scenarios.commands.cli import main; main()"
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "dumb", "COLUMNS": "200"}
         command, ends = [sys.executable, "-c", code, *arguments], {"stdin": slave, "stdout": slave, "stderr": slave}
         self.process = subprocess.Popen(command, cwd=folder, env=environment, **ends)

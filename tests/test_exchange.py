@@ -31,8 +31,8 @@ from treegym.agents import (
     grow_trees,
 )
 from treegym.agents.exchange import EXCHANGES, read_episodes
-from treegym.agents.nano import build_nano
-from treegym.agents.records import json_line
+from treegym.agents.models.nano import build_nano
+from treegym.agents.store.records import json_line
 from treegym.envs import Task, ToolEnv, action_format, registered
 
 FORMATS = ["tagged", "hermes", "react", "fenced", "openai"]

@@ -35,8 +35,8 @@ from treegym.agents import (
     joined,
     verify,
 )
-from treegym.agents.failure import context_exceeded
-from treegym.agents.nano import build_nano
+from treegym.agents.models.nano import build_nano
+from treegym.agents.rollouts.failure import context_exceeded
 from treegym.envs import LookupEnv, Task, lookup
 from treegym.scenarios.evaluation import failure_limit
 from treegym.tools import SandboxError, SandboxUnavailable, ServerUnavailable
@@ -238,8 +238,8 @@ Ask = Callable[..., tuple[int, str, dict[str, Any]]]
 @pytest.fixture
 def ask(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Ask:
     """Evaluates a server that answers so: exit status, all that was said, results."""
-    monkeypatch.setattr("treegym.agents.openai_policy.FIRST_WAIT", 0.0)
-    monkeypatch.setattr("treegym.agents.openai_policy.ATTEMPTS", 2)
+    monkeypatch.setattr("treegym.agents.policies.openai.FIRST_WAIT", 0.0)
+    monkeypatch.setattr("treegym.agents.policies.openai.ATTEMPTS", 2)
     (tmp_path / "some.yaml").write_text(SCENARIO)
 
     def asked(answer: Answer, *arguments: str, out: str = "out") -> tuple[int, str, dict[str, Any]]:

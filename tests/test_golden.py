@@ -15,15 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from treegym.agents import (
-    ROOT,
-    Completion,
-    EntropyBranching,
-    Node,
-    RolloutTree,
-    normalized_entropy,
-)
-from treegym.agents.sampler import entropy
+from treegym.agents import ROOT, Completion, EntropyBranching, Node, RolloutTree, normalized_entropy
+from treegym.agents.policies.sampler import entropy
 from treegym.envs import Message, Task
 from treegym.trainers import (
     AGGREGATIONS,
@@ -45,11 +38,11 @@ from treegym.trainers import (
     Terms,
     TokenReturns,
     Whitened,
-    anchors,
     bi_level_gae,
     gae,
     kl,
 )
+from treegym.trainers.advantages import anchors
 
 FILE = Path(__file__).parent.parent.parent / "shared" / "golden" / "vectors.json"
 

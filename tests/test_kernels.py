@@ -16,11 +16,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen2Config
 
 from treegym.agents import ROOT, Completion, Node, RolloutTree
-from treegym.agents.compiler import Sizes
+from treegym.agents.inference.cpu.compiler import Sizes
 from treegym.envs import Task
 from treegym.trainers import AGGREGATIONS, Advantages, Learner, Optimization, ReinforceLoss
-from treegym.trainers.kernels import SOURCE, Kernels, NativeKernels, TorchKernels
-from treegym.trainers.llama import LlamaPredict
+from treegym.trainers.learner.cpu.kernels import SOURCE, Kernels, NativeKernels, TorchKernels
+from treegym.trainers.learner.cpu.llama import LlamaPredict
 from treegym.trainers.packing import Segment, last_seers, pack, score
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler, as `cc`")

@@ -9,7 +9,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from treegym.agents import ChatRenderer
-from treegym.agents.nano import build_nano
+from treegym.agents.models.nano import build_nano
 from treegym.envs import HouseholdEnv, Message, lookup
 from treegym.scenarios.build import in_format, in_own_format
 from treegym.scenarios.policies import speaking

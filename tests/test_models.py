@@ -13,8 +13,16 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from treegym.agents import add_lora, has_lora, merged_state, save_adapter
-from treegym.agents.models import MODELS, end_tokens, fetch, list_models, load, load_end_tokens, load_tokenizer
-from treegym.agents.nano import build_nano
+from treegym.agents.models.nano import build_nano
+from treegym.agents.models.registry import (
+    MODELS,
+    end_tokens,
+    fetch,
+    list_models,
+    load,
+    load_end_tokens,
+    load_tokenizer,
+)
 
 TEXTS = [
     "You can search. Write <search>words</search> and read the result.",

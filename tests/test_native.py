@@ -15,12 +15,12 @@ import torch
 from processors import WAYS, compiled_for
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen2Config
 
-from treegym.agents.acceptance import ForkAttend, bring_attention
-from treegym.agents.attention import tree_logits
-from treegym.agents.compiler import Sizes, compiled
-from treegym.agents.forward import Forward, LlamaForward
-from treegym.agents.kv import Line
-from treegym.agents.native import SOURCE, NativeForward, forward_for
+from treegym.agents.inference.acceptance import ForkAttend, bring_attention
+from treegym.agents.inference.attention import tree_logits
+from treegym.agents.inference.cpu.compiler import Sizes, compiled
+from treegym.agents.inference.cpu.native import SOURCE, NativeForward, forward_for
+from treegym.agents.inference.forward import Forward, LlamaForward
+from treegym.agents.inference.kv import Line
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler, as `cc`")
 

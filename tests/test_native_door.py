@@ -16,11 +16,12 @@ from processors import compiled_for
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedModel
 
-from treegym.agents import compiler, native
-from treegym.agents.compiler import Array, Library, Pointers, Sizes, choose_kernels, library_for
-from treegym.agents.forward import LlamaForward
-from treegym.agents.native import NativeForward, forward_for
-from treegym.trainers import Learner, Optimization, kernels
+from treegym.agents.inference.cpu import compiler, native
+from treegym.agents.inference.cpu.compiler import Array, Library, Pointers, Sizes, choose_kernels, library_for
+from treegym.agents.inference.cpu.native import NativeForward, forward_for
+from treegym.agents.inference.forward import LlamaForward
+from treegym.trainers import Learner, Optimization
+from treegym.trainers.learner.cpu import kernels
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler, as `cc`")
 

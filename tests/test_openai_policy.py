@@ -37,12 +37,12 @@ from treegym.agents import (
     derive_seed,
     grow_trees,
 )
-from treegym.agents.messages import read_message
-from treegym.agents.models import load
-from treegym.agents.nano import build_nano
+from treegym.agents.models.nano import build_nano
+from treegym.agents.models.registry import load
+from treegym.agents.policies.messages import read_message
 from treegym.envs import Action, Message, Task, ToolEnv, lookup
 from treegym.tools import ToolCall
-from treegym.tools.searchserver import bind
+from treegym.tools.search.server import bind
 
 TASKS = [Task("treegym/Lookup-v0", seed) for seed in range(3)]
 SAMPLING = Sampling(max_tokens=6)
@@ -165,7 +165,7 @@ def test_passing_faults_are_tried_again(
     nano: tuple[TransformersPolicy, ChatRenderer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy, renderer = nano
-    monkeypatch.setattr("treegym.agents.openai_policy.FIRST_WAIT", 0.0)
+    monkeypatch.setattr("treegym.agents.policies.openai.FIRST_WAIT", 0.0)
     calls, answer = 0, completions(policy)
 
     async def flaky(body: dict[str, Any]) -> Response:
@@ -184,8 +184,8 @@ def test_passing_faults_are_tried_again(
 def test_a_server_is_left_alone_for_as_long_as_it_asks_for_within_reason(
     nano: tuple[TransformersPolicy, ChatRenderer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("treegym.agents.openai_policy.FIRST_WAIT", 0.0)
-    monkeypatch.setattr("treegym.agents.openai_policy.LONGEST_WAIT", 0.5)
+    monkeypatch.setattr("treegym.agents.policies.openai.FIRST_WAIT", 0.0)
+    monkeypatch.setattr("treegym.agents.policies.openai.LONGEST_WAIT", 0.5)
     answer, times = completions(nano[0]), []
 
     async def busy(body: dict[str, Any]) -> Response:
@@ -222,7 +222,7 @@ TEXT_ALONE = {"choices": [{"text": "hello", "logprobs": None}]}
 def test_wrong_answers_are_one_line(
     status: int, reply: Any, says: str, nano: tuple[TransformersPolicy, ChatRenderer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("treegym.agents.openai_policy.FIRST_WAIT", 0.0)
+    monkeypatch.setattr("treegym.agents.policies.openai.FIRST_WAIT", 0.0)
 
     async def answer(body: dict[str, Any]) -> Response:
         return JSONResponse(reply, status)
@@ -235,7 +235,7 @@ def test_wrong_answers_are_one_line(
 def test_silence_and_absence_are_told_apart(
     nano: tuple[TransformersPolicy, ChatRenderer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("treegym.agents.openai_policy.FIRST_WAIT", 0.0)
+    monkeypatch.setattr("treegym.agents.policies.openai.FIRST_WAIT", 0.0)
     with bind("127.0.0.1", 0) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
         with pytest.raises(ServerError, match="cannot be reached"):  # nobody listens

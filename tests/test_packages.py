@@ -15,7 +15,7 @@ import pytest
 from test_tools_sandbox import seen_by_all
 
 from treegym.tools import SandboxError, SandboxUnavailable, open_sandbox
-from treegym.tools.packages import MORE, packages
+from treegym.tools.sandbox.packages import MORE, packages
 
 ROOT = Path(__file__).parent.parent
 RUN = """

@@ -22,13 +22,15 @@ from transformers import (
     Qwen3Config,
 )
 
-from treegym.agents import ROOT, Completion, Node, RolloutTree, attention, bring_attention, causal_attention
+from treegym.agents import ROOT, Completion, Node, RolloutTree, bring_attention, causal_attention
+from treegym.agents.inference import attention
 from treegym.envs import Task
-from treegym.trainers import forward, packing
-from treegym.trainers.forward import TransformersPredict
-from treegym.trainers.learner import Learner, Optimization
-from treegym.trainers.llama import LlamaPredict, trains_in_place
-from treegym.trainers.losses import (
+from treegym.trainers import packing
+from treegym.trainers.learner import forward
+from treegym.trainers.learner.cpu.llama import LlamaPredict, trains_in_place
+from treegym.trainers.learner.forward import TransformersPredict
+from treegym.trainers.learner.learner import Learner, Optimization
+from treegym.trainers.losses.terms import (
     AGGREGATIONS,
     AggregationName,
     CispoLoss,

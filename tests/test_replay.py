@@ -40,10 +40,10 @@ from treegym.agents import (
     rescore,
     verify,
 )
-from treegym.agents.nano import build_nano
+from treegym.agents.models.nano import build_nano
 from treegym.envs import Message, Task, TextEnv
 from treegym.scenarios import load_scenario, train
-from treegym.scenarios.shelf import pieces
+from treegym.scenarios.viewer.shelf import pieces
 from treegym.tools import Cassette
 
 pytestmark = pytest.mark.filterwarnings("ignore:the sandbox 'local'")

@@ -33,7 +33,7 @@ heldout: {tasks: 3}
 checkpoint_every: 1.0e-9
 threads: 1
 """
-STEP, GROW, LINE = "treegym.trainers.learner:Learner", "treegym.trainers.training", "append_line"
+STEP, GROW, LINE = "treegym.trainers.learner.learner:Learner", "treegym.trainers.training", "append_line"
 # Each is a run interrupted time and again; the n-th call counts from the last resumption.
 # grow: 1 untouched, 2 demonstrations, 3 warmed up, 4 and 5 improvement, 6 midway, 7 improvement, 8 trained
 CASES: dict[str, list[tuple[str, str, str, int]]] = {
@@ -44,12 +44,15 @@ CASES: dict[str, list[tuple[str, str, str, int]]] = {
     ],
     "optimiser steps": [(STEP, "apply", "before", 4), (STEP, "apply", "after", 11), (STEP, "apply", "before", 2)],
     "checkpoints": [
-        ("treegym.trainers.checkpoints", "save_file", "half_file", 1),
-        ("treegym.trainers.checkpoints:Path", "rename", "after", 9),
-        ("treegym.trainers.checkpoints", "save_file", "half_file", 5),
+        ("treegym.trainers.learner.checkpoints", "save_file", "half_file", 1),
+        ("treegym.trainers.learner.checkpoints:Path", "rename", "after", 9),
+        ("treegym.trainers.learner.checkpoints", "save_file", "half_file", 5),
         ("treegym.trainers.training:Trainer", "save_model", "before", 1),
     ],
-    "lines": [("treegym.agents.store", "write", "half_record", 40), ("treegym.agents.folder", LINE, "half_line", 3)],
+    "lines": [
+        ("treegym.agents.store.store", "write", "half_record", 40),
+        ("treegym.agents.store.folder", LINE, "half_line", 3),
+    ],
     "Ctrl-C": [(STEP, "apply", "interrupt", 3), (STEP, "apply", "interrupt", 10)],
 }
 

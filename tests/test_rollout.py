@@ -39,8 +39,8 @@ from treegym.agents import (
     grow_trees,
     verify,
 )
-from treegym.agents.nano import build_nano
-from treegym.agents.strategies import MAX_IDLE
+from treegym.agents.models.nano import build_nano
+from treegym.agents.rollouts.strategies import MAX_IDLE
 from treegym.envs import LookupEnv, Message, Task
 
 TASKS = [Task("treegym/Lookup-v0", seed) for seed in range(3)]
@@ -464,7 +464,7 @@ def test_expansions_are_drawn_from_the_prompt_and_all_turns_but_the_last_ones(re
             return super().choices(population, *arguments, **named)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("treegym.agents.strategies.random.Random", Watched)
+        patch.setattr("treegym.agents.rollouts.strategies.random.Random", Watched)
         grow(ScriptedPolicy(renderer, script), renderer, TreeExpansion(1, 4, 2))
     assert all(depths == sorted(depths) and depths[0] == 0 for depths in starts)
     assert {tuple(depths) for depths in starts[:3]} == {(0, 1, 2)}  # one chain of two calls and an answer

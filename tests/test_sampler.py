@@ -13,9 +13,9 @@ from scipy.stats import chisquare
 from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel, PreTrainedTokenizerBase, Qwen2Config
 
 from treegym.agents import ChatRenderer, Completion, Context, Sample, Sampling, TransformersPolicy, derive_seed
-from treegym.agents.nano import build_nano
-from treegym.agents.native import NativeForward
-from treegym.agents.sampler import draw, entropy
+from treegym.agents.inference.cpu.native import NativeForward
+from treegym.agents.models.nano import build_nano
+from treegym.agents.policies.sampler import draw, entropy
 from treegym.envs import Message
 
 WORDS = ["red green blue lookup answer start follow link links tool user assistant system"]

@@ -233,7 +233,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def test_help_comes_without_torch() -> None:
     code = (
-        "import sys; sys.argv = ['treegym', '--help']\nfrom treegym.scenarios.cli import main\n"
+        "import sys; sys.argv = ['treegym', '--help']\nfrom treegym.scenarios.commands.cli import main\n"
         "try: main()\nexcept SystemExit as end: assert not end.code and 'torch' not in sys.modules"
     )
     helped = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

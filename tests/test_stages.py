@@ -14,15 +14,7 @@ import torch
 from treegym.agents import Run
 from treegym.envs import Task
 from treegym.scenarios import ScenarioError, load_scenario, train
-from treegym.trainers import (
-    Checkpoints,
-    Curriculum,
-    Environment,
-    Mixture,
-    Part,
-    Stopped,
-    Uniform,
-)
+from treegym.trainers import Checkpoints, Curriculum, Environment, Mixture, Part, Stopped, Uniform
 
 LOOKUP, MAZE = Environment("treegym/Lookup-v0"), Environment("treegym/Maze-v0")
 SCENARIO = """

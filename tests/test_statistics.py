@@ -18,7 +18,7 @@ from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from treegym.agents.statistics import (
+from treegym.agents.evaluation.statistics import (
     Interval,
     bootstrap,
     bootstrap_rows,

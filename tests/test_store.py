@@ -52,10 +52,10 @@ from treegym.agents import (
     migrate,
     salvage,
 )
-from treegym.agents.frames import Frames
-from treegym.agents.nano import build_nano
-from treegym.agents.records import SCHEMA, SHARED, pack_floats, pack_ints, unpack
-from treegym.agents.store import CUT_OFF
+from treegym.agents.models.nano import build_nano
+from treegym.agents.store.frames import Frames
+from treegym.agents.store.records import SCHEMA, SHARED, pack_floats, pack_ints, unpack
+from treegym.agents.store.store import CUT_OFF
 from treegym.envs import Message, Task
 from treegym.tools import ToolCall
 from treegym.trainers import plain
@@ -245,7 +245,7 @@ def test_schema_1_is_read_listed_and_gone_on_with(tmp_path: Path) -> None:
 def test_a_newer_schema_is_named(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / f"trees.{suffix}"
     fill(path, 2)
-    monkeypatch.setattr("treegym.agents.records.SCHEMA", SCHEMA + 1)
+    monkeypatch.setattr("treegym.agents.store.records.SCHEMA", SCHEMA + 1)
     EpisodeStore(path).append(tree(2))
     monkeypatch.undo()
     end = bounds(path)[2]
@@ -393,7 +393,7 @@ def test_what_an_index_cannot_hold_is_stored(path: Path, labels: dict[str, Any])
     assert store.matching(Where(stage=labels.get("stage"), steps=(labels.get("step"), None))) == 3
 
 
-@pytest.mark.parametrize("where", ["treegym.agents.store.write", "treegym.agents.index.Index.add"])
+@pytest.mark.parametrize("where", ["treegym.agents.store.store.write", "treegym.agents.store.index.Index.add"])
 def test_a_tree_whose_writing_was_interrupted_keeps_its_number(
     path: Path, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -723,7 +723,7 @@ def test_a_full_disk_is_said_and_the_store_stays_readable(path: Path, monkeypatc
         os.write(file, data[:50])
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("treegym.agents.store.write", full)
+    monkeypatch.setattr("treegym.agents.store.store.write", full)
     with pytest.raises(StoreError, match="tree 2 could not be written: No space left on device"):
         store.append(tree(2))
     monkeypatch.undo()
@@ -812,7 +812,7 @@ def test_misshapen_tokens_are_refused(shape: dict[str, Any], match: str, tmp_pat
 def test_schema_2_is_read_and_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = EpisodeStore(tmp_path / "trees.jsonl.zst")
     with monkeypatch.context() as patched:
-        patched.setattr("treegym.agents.records.SCHEMA", 2)
+        patched.setattr("treegym.agents.store.records.SCHEMA", 2)
         store.append(tree(0), [[0.5] * len(path) for path in tree(0).paths], stage="old")
     store.append(tree(1), stage="new")
     old, new = store.records()

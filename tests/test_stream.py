@@ -39,19 +39,11 @@ from treegym.agents import (
     grow,
     grow_trees,
 )
-from treegym.agents.nano import build_nano
-from treegym.agents.rollout import PromptContexts
+from treegym.agents.models.nano import build_nano
+from treegym.agents.rollouts.engine import PromptContexts
 from treegym.envs import LookupEnv, Message, Task, TextEnv, lookup
-from treegym.scenarios.shelf import Shelf
-from treegym.trainers import (
-    Environment,
-    HeldOut,
-    Improvement,
-    Plan,
-    Trainer,
-    Warmup,
-    grpo,
-)
+from treegym.scenarios.viewer.shelf import Shelf
+from treegym.trainers import Environment, HeldOut, Improvement, Plan, Trainer, Warmup, grpo
 
 SETTINGS = {"hops": [1], "max_turns": 2}
 

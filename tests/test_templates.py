@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from treegym.agents import ChatRenderer
-from treegym.agents.nano import build_nano
+from treegym.agents.models.nano import build_nano
 from treegym.envs import Message
 
 WORDS = ["Rules. Ask. Hello. One. Two. Go on. system user assistant tool think"]

@@ -31,7 +31,7 @@ from treegym.agents import (
     grow_trees,
     verify,
 )
-from treegym.agents.nano import build_nano
+from treegym.agents.models.nano import build_nano
 from treegym.envs import Task, ToolEnv
 from treegym.tools import (
     Cassette,

@@ -22,9 +22,9 @@ import gymnasium
 import pytest
 
 from treegym.agents import ChatRenderer, RolloutTree, Sampling, ScriptedPolicy, TreeExpansion, grow_trees
-from treegym.agents.nano import build_nano
+from treegym.agents.models.nano import build_nano
 from treegym.envs import HermesFormat, MazeEnv, TaggedFormat, Task, ToolEnv, check_env
-from treegym.envs.formats import Action
+from treegym.envs.formats.tagged import Action
 from treegym.tools import MCPServer, ServerUnavailable, Stateful, ToolCall, ToolError, ToolResult, call_tool
 
 pytest.importorskip("mcp")

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from treegym.envs import FactSearchEnv, check_env
-from treegym.scenarios.cli import main
+from treegym.scenarios.commands.cli import main
 from treegym.tools import (
     DenseIndex,
     Fused,
@@ -40,10 +40,10 @@ from treegym.tools import (
     SearchTool,
     StaticEncoder,
     TransformerEncoder,
-    dense,
-    remotesearch,
 )
-from treegym.tools.searchserver import MAX_BYTES, MAX_QUERIES, MAX_TOP_K, bind, search_app
+from treegym.tools.search import client as remotesearch
+from treegym.tools.search import dense
+from treegym.tools.search.server import MAX_BYTES, MAX_QUERIES, MAX_TOP_K, bind, search_app
 
 PASSAGES = [
     Passage("a", "Cairo", "Cairo is the capital of Egypt."),

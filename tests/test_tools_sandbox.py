@@ -19,12 +19,20 @@ from typing import Any
 
 import pytest
 
-from treegym.tools import PythonTool, inside, open_sandbox
-from treegym.tools.cgroup import Cgroup
-from treegym.tools.remote import Link
-from treegym.tools.sandbox import ForkRefused, Interpreter, Limits, Sandbox, SandboxError, SandboxUnavailable
-from treegym.tools.seccomp import Compare, filter_rules
-from treegym.tools.zygote import Episode, KeeperLink
+from treegym.tools import PythonTool, open_sandbox
+from treegym.tools.sandbox import guest_keeper as inside
+from treegym.tools.sandbox.cgroup import Cgroup
+from treegym.tools.sandbox.interface import (
+    ForkRefused,
+    Interpreter,
+    Limits,
+    Sandbox,
+    SandboxError,
+    SandboxUnavailable,
+)
+from treegym.tools.sandbox.link import Link
+from treegym.tools.sandbox.seccomp import Compare, filter_rules
+from treegym.tools.sandbox.zygote import Episode, KeeperLink
 
 sys.path.insert(0, str(Path(__file__).parent))
 from attacks import ATTACKS, GREED, KEEPING, LEAVING, LINGERING, MACHINERY
@@ -541,7 +549,7 @@ def test_a_fork_of_a_branch_in_another_folder_keeps_its_open_files(branch: Inter
 
 
 def test_a_keeper_that_answers_late_is_waited_for_at_the_next_question(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("treegym.tools.zygote.GRACE", 0.05)
+    monkeypatch.setattr("treegym.tools.sandbox.zygote.GRACE", 0.05)
     ours, theirs = socket.socketpair()
     with contextlib.closing(KeeperLink(ours)) as link, contextlib.closing(Link(ours=theirs)) as keeper:
         episode = Episode(link, LIMITS, None, None, lambda: None)
@@ -557,7 +565,7 @@ def test_a_keeper_that_answers_late_is_waited_for_at_the_next_question(monkeypat
 def test_a_keeper_that_hangs_is_ended_with_all_that_is_below_it(
     forking: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("treegym.tools.zygote.GRACE", 0.2)
+    monkeypatch.setattr("treegym.tools.sandbox.zygote.GRACE", 0.2)
     mark = f"tg-h-{os.getpid()}"
     branch = forking.start(LIMITS, 0)
     branch.run(LINGERING["a session of its own"].format(mark=mark).replace("time.sleep(60)", "time.sleep(0.3)"))

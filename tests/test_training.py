@@ -37,8 +37,8 @@ from treegym.agents import (
     grow_trees,
     merged_state,
 )
-from treegym.agents.models import load
-from treegym.agents.nano import build_nano
+from treegym.agents.models.nano import build_nano
+from treegym.agents.models.registry import load
 from treegym.envs import Task, ToolEnv, lookup
 from treegym.trainers import (
     AGGREGATIONS,

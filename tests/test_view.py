@@ -18,11 +18,11 @@ from urllib.parse import parse_qsl, urlencode
 import pytest
 
 from treegym.agents import Completion, EpisodeStore, Node, RolloutTree, Run, TreeSummary, append_line
-from treegym.agents.nano import build_nano
+from treegym.agents.models.nano import build_nano
 from treegym.envs import Message, Task
-from treegym.scenarios.cli import main
-from treegym.scenarios.shelf import Filter, Reading, Shelf, pieces
-from treegym.scenarios.site import Site, ViewServer, exported, serve
+from treegym.scenarios.commands.cli import main
+from treegym.scenarios.viewer.shelf import Filter, Reading, Shelf, pieces
+from treegym.scenarios.viewer.site import Site, ViewServer, exported, serve
 from treegym.tools import ToolCall
 
 SCENARIO = "environment: {{id: treegym/Lookup-v0, success: exact}}\nalgorithm: {{name: {}}}\nseed: 3\n"
@@ -252,7 +252,7 @@ def test_an_order_holds_over_all_pages_and_a_tree_is_found_in_it(server: ViewSer
         ("/api/trees?run=../../etc", 404),
         ("/api/tree?run=first&tree=99", 404),
         ("/api/nothing", 404),
-        ("/../scenarios/view.py", 404),
+        ("/../scenarios/commands/view.py", 404),
         ("/..%2f..%2fetc/passwd", 404),
         ("//etc/passwd", 404),
         ("/first/trees.jsonl", 404),

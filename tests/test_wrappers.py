@@ -17,20 +17,10 @@ from commands import command
 from gymnasium.envs.registration import WrapperSpec
 
 from treegym.agents import Completion, Node, RandomPlayer, RolloutTree, Run, verify
-from treegym.agents.evaluate import AnswerReader
+from treegym.agents.evaluation.outcomes import AnswerReader
 from treegym.agents.exchange import grammar
-from treegym.agents.records import Record, read_record, write_record
-from treegym.envs import (
-    LookupEnv,
-    Message,
-    Step,
-    Task,
-    TextEnv,
-    TextWrapper,
-    check,
-    check_env,
-    registered,
-)
+from treegym.agents.store.records import Record, read_record, write_record
+from treegym.envs import LookupEnv, Message, Step, Task, TextEnv, TextWrapper, check, check_env, registered
 from treegym.scenarios import ScenarioError, load_scenario, train
 from treegym.scenarios.build import check_weights, in_format, try_environment
 from treegym.trainers import Stopped
@@ -367,7 +357,7 @@ def test_a_scenario_s_wrappers_are_checked_with_their_place(
 
 
 def test_wrapped_tasks_of_a_problem_are_compared_with_those_that_are_not() -> None:
-    from treegym.agents.evaluate import TaskOutcome
+    from treegym.agents.evaluation.outcomes import TaskOutcome
 
     bare, hinted = (
         TaskOutcome.of(0, replace(tree_of(Task(LOOKUP, 3, wrappers=wrappers)), state_key="s"), "exact")

@@ -1,20 +1,20 @@
 """What an agent can call: the tool protocol, functions as tools, search, Python in a sandbox, MCP servers."""
 
-from .backends import open_sandbox
 from .calls import Backoff, call_tool, call_tools
 from .cassette import Cassette, NotOnTape, Playhead, Recorded
 from .deadline import left_behind
-from .dense import DenseIndex, Encoder, StaticEncoder, TransformerEncoder
 from .function import FunctionTool, tool
-from .fusion import Fused
 from .mcp import EpisodeTool, MCPServer, MCPTool, ServerUnavailable, serve_tools
 from .protocol import Conduct, Stateful, Tool, ToolCall, ToolError, Toolkit, ToolResult, TransientError
-from .python import PythonTool
-from .remotesearch import RemoteSearch
-from .sandbox import ForkRefused, Interpreter, Limits, Outcome, Sandbox, SandboxError, SandboxUnavailable
-from .search import Hit, Passage, Retriever, SearchError, SearchIndex, SearchTool
-from .session import Session
-from .workspace import Workspace
+from .sandbox.backends import open_sandbox
+from .sandbox.interface import ForkRefused, Interpreter, Limits, Outcome, Sandbox, SandboxError, SandboxUnavailable
+from .sandbox.python_tool import PythonTool
+from .sandbox.session import Session
+from .sandbox.workspace import Workspace
+from .search.client import RemoteSearch
+from .search.dense import DenseIndex, Encoder, StaticEncoder, TransformerEncoder
+from .search.fusion import Fused
+from .search.index import Hit, Passage, Retriever, SearchError, SearchIndex, SearchTool
 
 __all__ = [
     "Backoff",

@@ -1,6 +1,7 @@
 """Credit assignment, losses, packing, and the training loop."""
 
-from .advantages import (
+from .advantages.anchors import AnchorStates, HistoryAnchors
+from .advantages.estimators import (
     AdvantageEstimator,
     BestOnly,
     GroupRelative,
@@ -11,14 +12,15 @@ from .advantages import (
     Whitened,
     spread,
 )
+from .advantages.gae import GroupedGAE, bi_level_gae, gae
+from .advantages.node_values import BackedUp, PrefixGroups, SummedLeaves
 from .algorithms import ALGORITHMS, Algorithm, arpo, at2po, gigpo, grpo, tree_grpo
-from .anchors import AnchorStates, HistoryAnchors
-from .checkpoints import Checkpoints, DamagedCheckpoint, Progress
-from .comparisons import Compared, Comparisons, Groups, Siblings
 from .curriculum import Curriculum, Mixture, Part, TaskSource, Uniform
-from .gae import GroupedGAE, bi_level_gae, gae
-from .learner import Learner, Optimization
-from .losses import (
+from .learner.checkpoints import Checkpoints, DamagedCheckpoint, Progress
+from .learner.learner import Learner, Optimization
+from .losses.comparisons import Compared, Comparisons, Groups, Siblings
+from .losses.sums import DpoLoss, GvpoLoss, SumLoss, Sums
+from .losses.terms import (
     AGGREGATIONS,
     CispoLoss,
     ClippedLoss,
@@ -31,11 +33,9 @@ from .losses import (
     WithKL,
     kl,
 )
-from .node_values import BackedUp, PrefixGroups, SummedLeaves
 from .packing import Advantages, Pack, ScoredTree, Segment, Terms, TurnAdvantage, pack, plain, score, split
 from .plan import HeldOut, Keep, OnFailure, Plan
 from .stages import Evaluate, Improvement, Stage, Warmup
-from .sum_losses import DpoLoss, GvpoLoss, SumLoss, Sums
 from .tasks import Environment
 from .training import LearningPolicy, Stopped, Trainer, Watcher
 

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..agents import Chains, EntropyBranching, RolloutStrategy, TreeExpansion
-from .advantages import AdvantageEstimator, GroupRelative, Norm, SharedMean, Sum
-from .anchors import AnchorStates
-from .comparisons import Comparisons
-from .losses import AggregationName, ClippedLoss, PolicyLoss
-from .node_values import BackedUp
-from .sum_losses import SumLoss
+from .advantages.anchors import AnchorStates
+from .advantages.estimators import AdvantageEstimator, GroupRelative, Norm, SharedMean, Sum
+from .advantages.node_values import BackedUp
+from .losses.comparisons import Comparisons
+from .losses.sums import SumLoss
+from .losses.terms import AggregationName, ClippedLoss, PolicyLoss
 
 
 @dataclass(frozen=True, slots=True)

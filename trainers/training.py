@@ -38,8 +38,8 @@ from ..agents import (
     run_to_end,
 )
 from ..envs import Task
-from .checkpoints import Checkpoints, DamagedCheckpoint, Progress
-from .learner import Learner, Optimization
+from .learner.checkpoints import Checkpoints, DamagedCheckpoint, Progress
+from .learner.learner import Learner, Optimization
 from .packing import Advantages, plain
 from .plan import Plan
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from ...agents import Cost, Evaluation, RolloutTree, TaskOutcome, derive_seed
 from ..checks import STRICT, at_least
-from ..comparisons import Comparisons
 from ..curriculum import TaskSource, Uniform
-from ..learner import Learner, Optimization
+from ..learner.learner import Learner, Optimization
+from ..losses.comparisons import Comparisons
+from ..losses.sums import SumLoss
 from ..packing import Advantages
-from ..sum_losses import SumLoss
 
 if TYPE_CHECKING:
     from ..training import Trainer

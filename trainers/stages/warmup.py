@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from ...agents import Evaluation, FollowOracle, RolloutTree, Sampling
 from ..checks import STRICT, at_least
-from ..learner import Optimization
-from ..losses import ReinforceLoss
+from ..learner.learner import Optimization
+from ..losses.terms import ReinforceLoss
 from ..packing import Advantages
 
 if TYPE_CHECKING:

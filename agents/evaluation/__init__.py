@@ -1,0 +1,1 @@
+"""Evaluation: outcomes, figures, statistics, comparisons."""

@@ -1,0 +1,1 @@
+"""Inference: attention on trees, keys and values, forward passes."""

@@ -1,0 +1,1 @@
+"""The sampler's forward pass in C, for CPUs."""

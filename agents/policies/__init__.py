@@ -1,0 +1,1 @@
+"""Policies: a model in this process, servers, players, scripts."""

@@ -1,0 +1,252 @@
+"""OpenAIPolicy: a model on a server, asked over HTTP in OpenAI's protocol; and ChatPlayer, where it only chats."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...envs import Message, TextEnv, ToolEnv
+from ...envs.formats.families import shown
+from ..chat import ChatRenderer
+from ..policy import Completion, Context, ContextLengthExceeded, CutReply, Sample, Sampling, derive_seed
+from ..rollouts.failure import FailureCause, context_exceeded
+from .messages import as_action, chat_rows, read_message, reasoning_name, with_thinking, without_thinking
+
+TIMEOUT = 120.0  # seconds of a request
+ATTEMPTS = 5
+FIRST_WAIT = 0.5  # seconds, at most, before the second attempt; each further wait may be twice as long
+LONGEST_WAIT = 60.0  # seconds that a server may ask for
+_WHOLE = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}  # else the model's folder may cut it
+
+
+class ServerError(ConnectionError):
+    """A server that does not answer as it must, in one line."""
+
+    def __init__(self, fault: str, cause: FailureCause = FailureCause.MALFORMED) -> None:
+        super().__init__(fault)
+        self.cause = cause
+
+
+class Server:
+    """Requests to an OpenAI-compatible server, so many at a time.
+
+    A request is made again, after a random wait or the one that Retry-After asks for, where the connection fails, no
+    answer comes in time, the server is at fault (5xx) or overrun (429). A server belongs to the event loop it is first
+    asked in; close it there.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        key: str = "",
+        at_once: int = 32,
+        timeout: float = TIMEOUT,
+        attempts: int = ATTEMPTS,
+    ) -> None:
+        try:
+            import httpx2
+        except ImportError:
+            raise ImportError("asking a server needs httpx2: pip install 'treegym[search]'") from None
+        self.url, self.timeout, self.attempts = url.rstrip("/"), timeout, attempts
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        limits = httpx2.Limits(max_connections=at_once, max_keepalive_connections=at_once)
+        self._client = httpx2.AsyncClient(timeout=timeout, limits=limits, headers=headers)
+        self._slots = asyncio.Semaphore(at_once)
+        self._random = random.Random()
+
+    async def ask(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The JSON object that answers a POST of `body`, or a GET without one. ServerError.
+
+        ContextLengthExceeded where the server says that the conversation is too long for its model.
+        """
+        async with self._slots:
+            return await self._ask(f"{self.url}/{path}", body)
+
+    async def _ask(self, url: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+        import httpx2
+
+        fault, cause, asked = "", FailureCause.CONNECTION, 0.0
+        for attempt in range(self.attempts):
+            if attempt:
+                await asyncio.sleep(asked + self._random.uniform(0, FIRST_WAIT * 2 ** (attempt - 1)))
+            asked = 0.0
+            try:
+                reply = await (self._client.get(url) if body is None else self._client.post(url, json=body))
+            except httpx2.TimeoutException:
+                fault, cause = f"{url} has not answered within {self.timeout:g} s", FailureCause.TIMEOUT
+                continue
+            except httpx2.TransportError as error:
+                fault = f"{url} cannot be reached ({error or type(error).__name__})"
+                cause = FailureCause.CONNECTION
+                continue
+            except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+                raise ServerError(f"{url}: {error}", FailureCause.REFUSED) from None
+            status = reply.status_code
+            if status == 200:
+                return _object(reply.text, url)
+            fault = f"{url} answered {status}: {_reason(reply.text)}"
+            if context_exceeded(status, reply.text):
+                raise ContextLengthExceeded(fault)
+            if status < 500 and status != 429:
+                raise ServerError(fault, FailureCause.REFUSED)
+            cause = FailureCause.OVERRUN if status == 429 else FailureCause.SERVER
+            asked = _seconds(reply.headers.get("Retry-After", ""))
+        raise ServerError(f"{fault}; {self.attempts} attempts", cause)
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+
+def _seconds(text: str) -> float:
+    """Of a Retry-After header; 0 where it names a date instead."""
+    return min(float(text), LONGEST_WAIT) if text.isdecimal() else 0.0
+
+
+def _object(text: str, url: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise ServerError(f"{url} answered with something else than a JSON object: {text[:80]!r}")
+    return value
+
+
+def _strange(server: Server, error: Exception) -> ServerError:
+    return ServerError(f"{server.url} answered in another shape: {type(error).__name__}: {error}")
+
+
+def _reason(text: str) -> str:
+    """What a refusal says of its cause, on one line."""
+    try:
+        row = json.loads(text)
+        text = str(row["error"]["message"] if isinstance(row["error"], dict) else row["error"])
+    except (ValueError, LookupError, TypeError):
+        pass
+    return " ".join(text.split())[:300]
+
+
+def _stop(sampling: Sampling) -> dict[str, Any]:
+    return {"stop": list(sampling.stop)} if sampling.stop else {}
+
+
+class OpenAIPolicy:
+    """Samples from /completions with token ids in and out, as vLLM serves them; `renderer` has the model's tokenizer.
+
+    Log-probabilities are the server's: of the model itself, so that they are left out at temperatures other than 0
+    and 1, where others were sampled from. The server draws from its own generator, seeded by rollout and turn.
+    """
+
+    def __init__(self, server: Server, model: str, renderer: ChatRenderer) -> None:
+        self._server, self._model, self._renderer = server, model, renderer
+
+    async def sample(self, context: Context, seed: int, sampling: Sampling) -> Sample:
+        if sampling.entropy:
+            raise ValueError(f"{self._server.url} gives no entropies; a policy in this process does")
+        body = {
+            "model": self._model,
+            "prompt": context.tokens(),
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "seed": derive_seed(seed, context.length),
+            "logprobs": 0,
+            "return_token_ids": True,
+            "ignore_eos": True,  # the turn ends with the renderer's tokens alone
+            "stop_token_ids": sorted(self._renderer.ends),
+            "skip_special_tokens": False,
+            **_WHOLE,
+            **_stop(sampling),
+        }
+        completion = self._read(await self._server.ask("completions", body), sampling)
+        return Sample(completion, Context(completion.token_ids, context))
+
+    def _read(self, reply: Mapping[str, Any], sampling: Sampling) -> Completion:
+        try:
+            choice = reply["choices"][0]
+            given = choice.get("token_ids")
+            if given is None:
+                raise ServerError(
+                    f"{self._server.url} gives no token ids with its completions, so that its tokens would have to be "
+                    f"guessed from its text; vLLM does (return_token_ids). Text alone: chat+{self._server.url}"
+                )
+            tokens = tuple(int(token) for token in given)
+            logprobs = tuple(float(p) for p in choice["logprobs"]["token_logprobs"])
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise _strange(self._server, error) from None
+        if not tokens or len(logprobs) != len(tokens):
+            raise ServerError(f"{self._server.url} gave {len(tokens)} tokens and {len(logprobs)} log-probabilities")
+        ended = self._renderer.ended(tokens) or self._renderer.stopped(tokens, sampling.stop)
+        return Completion(
+            text=self._renderer.text(tokens),
+            token_ids=tokens,
+            logprobs=logprobs if sampling.temperature in (0.0, 1.0) else (),
+            stop_reason="stop" if ended else "length",
+        )
+
+
+class ChatPlayer:
+    """Asks /chat/completions for text: for servers that take messages only.
+
+    Its tokens are those of this side's tokenizer, it has no log-probabilities, and the server renders the chat its own
+    way; success can be measured so, training cannot start from it. Tool results are sent as the user's messages.
+
+    With `tools`, an environment's tools are sent for the server to render, calls and their results go both ways as
+    `tool_calls` and the tool's messages, and a reply without a call is the answer. Calls are read in any case. The
+    reasoning that a server tells apart from the reply is part of the action's text; with `reasoning` it is sent back.
+    """
+
+    def __init__(
+        self, server: Server, model: str, sampling: Sampling, *, tools: bool = False, reasoning: bool = False
+    ) -> None:
+        self._server, self._model, self._sampling = server, model, sampling
+        self._tools, self._reasoning = tools, reasoning
+        self._reasoning_name = ""  # under which the server has its reasoning, once it had some
+
+    async def act(self, messages: Sequence[Message], env: TextEnv, seed: int) -> str:
+        inner = env.unwrapped
+        form = inner.format if isinstance(inner, ToolEnv) else None
+        tools = inner.tools if isinstance(inner, ToolEnv) else {}
+        native = self._tools and form is not None
+        rows = list(chat_rows(messages, form, tools)) if native and form else list(map(self._plain, messages))
+        body = {
+            "model": self._model,
+            "messages": [self._with_reasoning(row) for row in rows],
+            "max_tokens": self._sampling.max_tokens,
+            "temperature": self._sampling.temperature,
+            "seed": derive_seed(seed, len(messages)),
+            **_stop(self._sampling),
+        }
+        if native and tools:
+            body["tools"] = [{"type": "function", "function": shown(tool)} for tool in tools.values()]
+        reply = await self._server.ask("chat/completions", body)
+        try:
+            choice = reply["choices"][0]
+            message = read_message(choice["message"])
+            self._reasoning_name = reasoning_name(choice["message"]) or self._reasoning_name
+            cut = choice.get("finish_reason") == "length"
+        except (LookupError, TypeError, AttributeError) as error:
+            raise _strange(self._server, error) from None
+        text = message.get("content", "")
+        if form and (message.get("tool_calls") or (native and not cut)):
+            text = as_action(message, form, tools)
+        elif form:
+            text = with_thinking(message.get("reasoning_content", ""), text)
+        return CutReply(text) if cut else text
+
+    def _plain(self, message: Message) -> dict[str, Any]:
+        row = {"role": "user" if message.role == "tool" else message.role, "content": message.text}
+        if message.role == "assistant" and self._reasoning_name:
+            reasoning, row["content"] = without_thinking(message.text)
+            row |= {"reasoning_content": reasoning} if reasoning else {}
+        return row
+
+    def _with_reasoning(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The row with its reasoning as the server names it, where it is wanted, else without."""
+        reasoning = row.pop("reasoning_content", None)
+        return (
+            {**row, self._reasoning_name: reasoning} if reasoning and self._reasoning and self._reasoning_name else row
+        )

@@ -1,0 +1,1 @@
+"""Rollouts: the engine that grows trees, strategies, replay."""

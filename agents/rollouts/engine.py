@@ -1,0 +1,528 @@
+"""Grows rollout trees: live branches ask the policy, step their environments and become nodes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import copy
+import functools
+import os
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ...envs import Message, Task, TextEnv
+from ...tools import Cassette
+from ...tools.protocol import encodable
+from ..chat import ChatRenderer
+from ..policy import (
+    Completion,
+    Context,
+    ContextLengthExceeded,
+    CutReply,
+    Lockstep,
+    Policy,
+    Sample,
+    Sampling,
+    TextPolicy,
+    TokenPolicy,
+    derive_seed,
+)
+from ..tree import ROOT, Cost, Node, RolloutTree, tool_results
+from .failure import Failure, FailureCause, failure_cause
+from .response import (
+    STATE,
+    Answer,
+    EpisodeError,
+    ReplayMismatch,
+    act,
+    answer_of,
+    check_rewards,
+    closed_on_error,
+    episode_errors,
+    open_task,
+)
+
+if TYPE_CHECKING:
+    from .strategies import RolloutStrategy
+
+T = TypeVar("T")
+
+CUTS = ("context length", "call limit")  # causes for which the engine ends an episode that could go on
+
+
+@dataclass(slots=True, eq=False)
+class Turn:
+    """A turn of a growing tree; the first one, without parent, is the prompt."""
+
+    context: Context  # what the policy sees next
+    env: TextEnv | None  # in the state the turn led to; None after the end, or where a child went on with it
+    node: Node | None = None  # parent index not yet known
+    parent: Turn | None = None
+    children: dict[tuple[int, ...], asyncio.Task[Turn]] = field(default_factory=dict)
+    calls: int = 0  # tool results on the way here
+    last: Turn | None = None  # this turn as the end of an episode that is ended from outside
+
+    @property
+    def done(self) -> bool:
+        return self.node is not None and (self.node.terminated or self.node.truncated)
+
+    @property
+    def depth(self) -> int:
+        """Number of actions up to here."""
+        return 0 if self.parent is None else self.parent.depth + 1
+
+    def cut(self, cause: str) -> Turn:
+        """This turn as the last one, truncated; the same for all rollouts that end so here."""
+        if self.last is None:
+            assert self.node is not None
+            info = {**self.node.info, "cause": cause}
+            node = replace(self.node, observation=(), truncated=True, info=info)
+            self.last = Turn(self.context, None, node, self.parent, calls=self.calls)
+        return self.last
+
+
+class GrowingTree:
+    """What a rollout strategy works on: it extends turns and ends with rollouts."""
+
+    def __init__(
+        self,
+        task: Task,
+        prompt: Prompt,
+        policy: Policy,
+        renderer: ChatRenderer,
+        sampling: Sampling,
+        seed: int,
+        on_failure: Callable[[Failure], None],
+        cassette: Cassette | None = None,
+        executor: Executor | None = None,
+    ) -> None:
+        self.task = task
+        self.root = Turn(prompt.context, prompt.env)
+        self.rollouts: dict[int, Turn] = {}  # by number; the leaves of the finished tree, in this order
+        self.origins: dict[int, int] = {}  # of each of them
+        self.cost = Cost(prefill_tokens=prompt.context.length)
+        self.prompt = prompt
+        self._policy = policy
+        self._expect = expecting(policy)
+        self.renderer = renderer
+        self._sampling = sampling
+        self._seed = seed
+        self._cassette = cassette
+        self._on_failure = on_failure
+        self._in_thread = functools.partial(in_thread, executor)
+
+    async def together(self, *branches: Awaitable[T]) -> list[T]:
+        """Runs branches side by side; what they give, in their order."""
+        left = len(branches)
+        self._expect(max(left - 1, 0))  # the tree's own place goes to the last branch that is at work
+
+        async def run(branch: Awaitable[T]) -> T:
+            nonlocal left
+            try:
+                return await branch
+            finally:
+                left -= 1
+                self._expect(-1 if left else 0)
+
+        tasks = [asyncio.create_task(run(branch)) for branch in branches]
+        try:
+            return await asyncio.gather(*tasks)
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            raise
+        finally:
+            self._expect(-max(left - 1, 0))  # those that were cancelled before they began
+
+    async def rollout(self, start: Turn, number: int, origin: int | None = None) -> Turn:
+        """Plays on from a turn to the end of the episode; `number` names the rollout and seeds it. `origin` is the
+        number of the first rollout that started from the same root; rollouts that fork from it share it.
+
+        A failure of the world ends the rollout at the turn that this returns, and leaves it out of the tree. An error
+        of code has a note that says where it happened.
+        """
+        turn = start
+        try:
+            while not turn.done:
+                turn = await self.extend(turn, number)
+        except Exception as error:
+            failure = failure_of(error, self.task, number, turn.depth + 1)
+            if failure is None:
+                raise
+            self._on_failure(failure)
+            return turn
+        self.end(number, turn, origin)
+        return turn
+
+    async def grow_more(self, strategy: RolloutStrategy, round: int) -> None:
+        """Lets a strategy grow from the prompt once more, with the seeds of `round`; its rollouts come after the
+        present ones."""
+        part = copy.copy(self)
+        part.rollouts, part.origins, part._seed = {}, {}, self.seed("round", round)
+        await strategy.grow(part)
+        base = max(self.rollouts, default=-1) + 1
+        self.rollouts |= {base + number: turn for number, turn in part.rollouts.items()}
+        self.origins |= {base + number: base + origin for number, origin in part.origins.items()}
+
+    async def extend(self, turn: Turn, number: int, *, entropy: bool = False, entropy_top: int = 0) -> Turn:
+        """One more turn, sampled from the policy, with the entropies of its tokens if they are wanted.
+
+        Where the prompt leaves no room for a reply, the reply is empty, and its turn the last.
+        """
+        if self._limit(turn.context.length, 0) == "context length":
+            return await self._cut(turn)
+        seed = derive_seed(self._seed, self.task.seed, number)
+        sampling = self._sampling
+        if entropy:
+            sampling = replace(sampling, entropy=True, entropy_top=entropy_top)
+        try:
+            sample = await self._sample(turn, seed, sampling)
+        except ContextLengthExceeded:
+            return await self._cut(turn)
+        return await self.attach(turn, sample)
+
+    async def _cut(self, turn: Turn) -> Turn:
+        """The end of an episode that the policy's context cannot hold; after the prompt alone, an empty reply is it."""
+        if turn.node is None:
+            turn = await self.attach(turn, Sample(Completion("", stop_reason="length"), turn.context))
+        return turn if turn.done else turn.cut(CUTS[0])
+
+    def end(self, number: int, turn: Turn, origin: int | None = None) -> None:
+        """A rollout is a leaf of the finished tree."""
+        self.cost.leaves += 1
+        self.rollouts[number] = turn
+        self.origins[number] = number if origin is None else origin
+
+    def turns(self, origin: int) -> list[Turn]:
+        """The prompt, then the turns of the ended rollouts of an origin, by depth."""
+        ended = [turn for number, turn in sorted(self.rollouts.items()) if self.origins[number] == origin]
+        paths = [_path(turn) for turn in ended or [self.root]]
+        deepest = max(map(len, paths))
+        return list(dict.fromkeys(path[i] for i in range(deepest) for path in paths if i < len(path)))
+
+    def seed(self, *parts: int | str) -> int:
+        """A seed of this tree for what the parts name."""
+        return derive_seed(self._seed, self.task.seed, *parts)
+
+    async def attach(self, turn: Turn, sample: Sample) -> Turn:
+        """Steps the environment with a sampled reply. Siblings with the same tokens are one turn:
+        tasks carry their randomness, so the episode would be the same to the byte."""
+        tokens = sample.completion.token_ids
+        if tokens in turn.children:
+            child = await turn.children[tokens]
+            self.cost.repeated_tokens += len(tokens)
+            self.cost.repeated_calls += tool_results(child.node.messages) if child.node else 0
+            return child
+        turn.children[tokens] = asyncio.create_task(self._step(turn, sample.completion, sample.context))
+        return await turn.children[tokens]
+
+    async def _sample(self, turn: Turn, seed: int, sampling: Sampling) -> Sample:
+        if isinstance(self._policy, TokenPolicy):
+            return await self._policy.sample(turn.context, seed, sampling)
+        return await self._written(self._policy, turn, seed)
+
+    async def _written(self, policy: TextPolicy, turn: Turn, seed: int) -> Sample:
+        """The reply of a policy that writes words, as tokens."""
+        messages = [*self.prompt.answer.messages]
+        for past in _path(turn):
+            if past.node is not None:
+                messages += [Message("assistant", past.node.action.text), *past.node.messages]
+        if turn.env is not None:
+            text = await policy.act(messages, turn.env, seed)
+        else:  # a sibling went on with it
+            self.cost.replays += 1
+            with contextlib.closing(await self._in_thread(self._replay, turn, undo=lambda env: env.close())) as env:
+                text = await policy.act(messages, env, seed)
+        cut = isinstance(text, CutReply)
+        text = encodable(text)
+        tokens = self.renderer.reply(text)[: -1 if cut else None]  # without the one that ends a turn
+        return Sample(Completion(text, tokens, stop_reason="length" if cut else "stop"), Context(tokens, turn.context))
+
+    async def _env(self, turn: Turn) -> TextEnv:
+        """The environment after a turn, for a child to step: a copy, or itself, or one that was played up to there."""
+        if turn.env is None:
+            self.cost.replays += 1
+            return await self._in_thread(self._replay, turn, undo=lambda env: env.close())
+        if turn.env.can_fork:
+            self.cost.forks += 1
+            with episode_errors(self.task, turn.depth):
+                return turn.env.fork()
+        env, turn.env = turn.env, None
+        return env
+
+    def _replay(self, turn: Turn) -> TextEnv:
+        """Plays a fresh environment up to a turn. ReplayMismatch where it answers otherwise than the first time."""
+        with episode_errors(self.task, 0):
+            env, answer = open_task(self.task, self._cassette)
+        with closed_on_error(env):
+            self._compare(0, self.prompt.answer, answer)
+            for depth, past in enumerate(_path(turn)[1:], start=1):
+                assert past.node is not None
+                with episode_errors(self.task, depth):
+                    answer = act(env, past.node.action.text)
+                self._compare(depth, answer_of(past.node), answer)
+        return env
+
+    def _compare(self, depth: int, recorded: Answer, replayed: Answer) -> None:
+        if difference := STATE.first(recorded, replayed):
+            place = f"{self.task.env}, seed {self.task.seed}, turn {depth}"
+            raise ReplayMismatch(f"{place}: the replay's {difference}")
+
+    async def _step(self, turn: Turn, completion: Completion, context: Context) -> Turn:
+        env = await self._env(turn)
+        with closed_on_error(env):
+            return await self._advance(turn, env, completion, context)
+
+    async def _advance(self, turn: Turn, env: TextEnv, completion: Completion, context: Context) -> Turn:
+        with episode_errors(self.task, turn.depth + 1):
+            answer = await self._in_thread(act, env, completion.text)
+        check_rewards(self.task, turn.depth + 1, answer)
+        made = tool_results(answer.messages)
+        tokens: tuple[int, ...] = ()
+        if not answer.over:
+            tokens = self.renderer.observation(answer.messages, ended=self.renderer.ended(completion.token_ids))
+            if cause := self._limit(context.length + len(tokens), turn.calls + made):
+                tokens, answer = (), answer.cut(cause)
+        self.cost.sampled_tokens += len(completion.token_ids)
+        self.cost.prefill_tokens += len(tokens)
+        self.cost.tool_calls += made
+        node = Node(
+            parent=ROOT,
+            action=completion,
+            observation=tokens,
+            messages=answer.messages,
+            reward=answer.reward,
+            reward_terms=answer.reward_terms,
+            terminated=answer.terminated,
+            truncated=answer.truncated,
+            state_key=answer.state_key,
+            info=answer.info,
+            calls=answer.calls,
+            speaker=str((turn.node.info if turn.node else self.prompt.answer.info).get("speaker", "")),
+        )
+        if answer.over:
+            env.close()  # nothing goes on from here
+            return Turn(context, None, node, turn, calls=turn.calls + made)
+        return Turn(Context(tokens, context), env, node, turn, calls=turn.calls + made)
+
+    def _limit(self, tokens: int, calls: int) -> str | None:
+        """Why an episode of so many tokens and calls cannot go on."""
+        if tokens + self._sampling.max_tokens > self._sampling.max_context:
+            return "context length"
+        return "call limit" if self._sampling.max_calls is not None and calls >= self._sampling.max_calls else None
+
+    def finish(self) -> RolloutTree:
+        """The tree as a value; nodes in the order in which the rollouts visit them."""
+        nodes: list[Node] = []
+        index: dict[Turn, int] = {self.root: ROOT}
+        leaves = [self.rollouts[number] for number in sorted(self.rollouts)]
+        for leaf in leaves:
+            for turn in _path(leaf):
+                if turn not in index and turn.node is not None and turn.parent is not None:
+                    index[turn] = len(nodes)
+                    nodes.append(replace(turn.node, parent=index[turn.parent]))
+        return RolloutTree(
+            task=self.task,
+            prompt=tuple(self.prompt.context.tokens()),
+            messages=self.prompt.answer.messages,
+            nodes=tuple(nodes),
+            leaves=tuple(index[leaf] for leaf in leaves),
+            origins=tuple(self.origins[number] for number in sorted(self.rollouts)),
+            state_key=self.prompt.answer.state_key,
+            info=self.prompt.answer.info,
+            cost=self.cost,
+        )
+
+    def close(self) -> None:
+        """Closes the environments of all turns, pruned ones too, and lets go of what the turns hold."""
+        for turn in list(self._grown(self.root)):
+            if turn.env is not None:
+                turn.env.close()
+            turn.children.clear()  # parents and children hold each other, and the contexts' keys and values
+
+    def _grown(self, turn: Turn) -> Iterator[Turn]:
+        yield turn
+        for child in turn.children.values():
+            if child.done() and not child.cancelled() and child.exception() is None:
+                yield from self._grown(child.result())
+
+
+def _path(turn: Turn) -> list[Turn]:
+    path = [turn]
+    while path[-1].parent is not None:
+        path.append(path[-1].parent)
+    return path[::-1]
+
+
+def failure_of(
+    error: BaseException, task: Task, rollout: int | None, turn: int, *, otherwise: FailureCause | None = None
+) -> Failure | None:
+    """The error as a failure of the world. An error of an environment's code is one with the cause `otherwise`; without
+    that, as for other errors, None, and the error has a note of where it happened."""
+    cause = failure_cause(error)
+    if cause is None and isinstance(error, EpisodeError):
+        cause = otherwise
+    if cause is not None:
+        raised = error.__cause__ if isinstance(error, EpisodeError) else error  # the place is told beside it
+        text = f"{type(raised).__name__}: {raised}" if raised else str(getattr(error, "why", error))
+        return Failure(task, rollout, turn, cause, text, error)
+    if not isinstance(error, EpisodeError) and not hasattr(error, "__notes__"):  # siblings may raise the same one
+        error.add_note(f"in {task.env}, seed {task.seed}, turn {turn}")
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A task after reset."""
+
+    env: TextEnv
+    answer: Answer
+    context: Context
+
+
+class PromptContexts:
+    """The contexts of prompts. Prompts whose messages are the same but for the last share what comes before it as one
+    parent context, so that a policy computes it once."""
+
+    def __init__(self, renderer: ChatRenderer) -> None:
+        self._renderer = renderer
+        self._heads: dict[tuple[Message, ...], Context] = {}  # by all messages but the last
+
+    def context(self, messages: Sequence[Message]) -> Context:
+        tokens, key = self._renderer.prompt(messages), tuple(messages[:-1])
+        if key not in self._heads:
+            self._heads[key] = Context(self._head(messages, tokens))
+        head = self._heads[key]
+        if not head.length or tokens[: head.length] != head.token_ids:
+            return Context(tokens)
+        return Context(tokens[head.length :], head)
+
+    def _head(self, messages: Sequence[Message], tokens: tuple[int, ...]) -> tuple[int, ...]:
+        """The tokens that do not depend on the last message."""
+        *before, last = messages
+        other = Message(last.role, "!" if last.text.startswith("?") else "?")
+        return tuple(os.path.commonprefix([tokens[:-1], self._renderer.prompt([*before, other])]))
+
+
+async def in_thread(
+    executor: Executor | None,  # None: the event loop's own
+    function: Callable[..., T],
+    *arguments: Any,
+    undo: Callable[[T], None] = lambda value: None,
+) -> T:
+    """The function's value, from a thread. Cancelled, it waits for the thread, which nothing can stop, and undoes what
+    it did."""
+    call = functools.partial(contextvars.copy_context().run, function, *arguments)
+    work: asyncio.Future[T] = asyncio.get_running_loop().run_in_executor(executor, call)
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait([work])
+        if not work.cancelled() and work.exception() is None:
+            undo(work.result())
+        raise
+
+
+def expecting(policy: Policy) -> Callable[[int], None]:
+    """What announces callers to a policy; policies that do not run in lockstep need not know."""
+    return policy.expect if isinstance(policy, Lockstep) else lambda callers: None
+
+
+async def grow(
+    tasks: Sequence[Task],
+    strategy: RolloutStrategy,
+    policy: Policy,
+    renderer: ChatRenderer,
+    sampling: Sampling,
+    *,
+    seed: int = 0,
+    cassette: Cassette | None = None,
+    executor: Executor | None = None,
+    at_once: int | None = None,
+    skip_errors: bool = False,
+) -> AsyncGenerator[RolloutTree | Failure, None]:
+    """Grows a tree for each task, all at once or so many at a time, and yields each tree when it is finished and each
+    failure of the world when it happens; `tree.task` and `failure.task` tell which task they are of.
+
+    A rollout that failed is missing from its tree, and a task of which no rollout came to its end has no tree. An error
+    of code propagates when the other trees are closed; with `skip_errors` one of an environment's code costs its tree
+    alone, and is a failure too. What environments read from outside goes over the cassette.
+    Their calls, which block, run in the executor's threads, by default in those of the event loop.
+    """
+    outcomes: asyncio.Queue[RolloutTree | Failure | asyncio.Task[None]] = asyncio.Queue()
+    contexts, expect = PromptContexts(renderer), expecting(policy)
+    slots = asyncio.Semaphore(at_once or max(len(tasks), 1))
+
+    async def open_prompt(task: Task) -> Prompt:
+        with episode_errors(task, 0):
+            env, answer = await in_thread(executor, open_task, task, cassette, undo=lambda opened: opened[0].close())
+        with closed_on_error(env):
+            return Prompt(env, answer, contexts.context(answer.messages))
+
+    async def play(task: Task) -> None:
+        tree = GrowingTree(
+            task, await open_prompt(task), policy, renderer, sampling, seed, outcomes.put_nowait, cassette, executor
+        )
+        try:
+            await strategy.grow(tree)
+            if tree.rollouts:
+                outcomes.put_nowait(tree.finish())
+        finally:
+            tree.close()
+
+    async def attempt(task: Task) -> None:
+        async with slots:
+            expect(1)
+            try:
+                await play(task)
+            except Exception as error:
+                turn = error.turn if isinstance(error, EpisodeError) else 0
+                failure = failure_of(error, task, None, turn, otherwise=FailureCause.ERROR if skip_errors else None)
+                if failure is None:
+                    raise
+                outcomes.put_nowait(failure)
+            finally:
+                expect(-1)
+
+    growing = [asyncio.create_task(attempt(task)) for task in tasks]
+    for one in growing:
+        one.add_done_callback(outcomes.put_nowait)
+    try:
+        left = len(growing)
+        while left:
+            outcome = await outcomes.get()
+            if isinstance(outcome, asyncio.Task):
+                left -= 1
+                outcome.result()
+            else:
+                yield outcome
+    finally:
+        for one in growing:
+            one.cancel()
+        await asyncio.gather(*growing, return_exceptions=True)
+
+
+async def grow_trees(
+    tasks: Sequence[Task],
+    strategy: RolloutStrategy,
+    policy: Policy,
+    renderer: ChatRenderer,
+    sampling: Sampling,
+    *,
+    seed: int = 0,
+    cassette: Cassette | None = None,
+) -> list[RolloutTree]:
+    """One tree for each task, in the tasks' order, as `grow` grows them. A failure of the world raises its error."""
+    tasks = [replace(task) for task in tasks]  # told apart by identity, even where they are equal
+    grown: dict[int, RolloutTree] = {}
+    outcomes = grow(tasks, strategy, policy, renderer, sampling, seed=seed, cassette=cassette)
+    async with contextlib.aclosing(outcomes):
+        async for outcome in outcomes:
+            if isinstance(outcome, Failure):
+                raise outcome.raised
+            grown[id(outcome.task)] = outcome
+    return [grown[id(task)] for task in tasks]

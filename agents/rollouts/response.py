@@ -1,0 +1,202 @@
+"""Answer: what an environment said at reset or to an action, and where two answers differ."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ...envs import Message, Task, TextEnv
+from ...tools import Cassette, ToolCall
+from ..tree import Node, RolloutTree
+
+_CHAT = ("messages", "reward_terms", "tool_calls")  # keys of info that have a field of their own
+LARGEST_REWARD = 1e15  # squares of rewards, and their sums over a batch, stay finite in float32
+TOLERANCE = 1e-6  # relative and absolute, of numbers in a lenient comparison
+
+
+class EpisodeError(RuntimeError):
+    """An environment raised an error, or gave a reward that nothing can be learned from."""
+
+    def __init__(self, task: Task, turn: int, why: str) -> None:
+        options = f", options {dict(task.options)}" if task.options else ""
+        super().__init__(f"{task.env}, seed {task.seed}{options}, turn {turn}: {why}")
+        self.task, self.turn, self.why = task, turn, why
+
+
+class ReplayMismatch(RuntimeError):
+    """An environment that was played again answered otherwise than the first time."""
+
+
+class OutsideSource(RuntimeError):
+    """A tree that cannot be played again, for its environment reads from outside and there is no tape."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What reset or step gave; its fields are also those of a node."""
+
+    messages: tuple[Message, ...]
+    state_key: str
+    info: Mapping[str, Any] = field(default_factory=dict)  # JSON
+    reward: float = 0.0
+    reward_terms: Mapping[str, float | None] = field(default_factory=dict)
+    terminated: bool = False
+    truncated: bool = False
+    calls: tuple[ToolCall, ...] = ()  # that the environment read in the action
+
+    @property
+    def over(self) -> bool:
+        return self.terminated or self.truncated
+
+    def cut(self, cause: str) -> Answer:
+        """This answer as the last one of an episode that is ended from outside the environment."""
+        return replace(self, truncated=True, info={**self.info, "cause": cause})
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A field that a replay gave otherwise than was recorded."""
+
+    field: str  # such as "messages[0]", "reward_terms.exact"
+    recorded: str
+    replayed: str
+
+    def __str__(self) -> str:
+        return f"{self.field} differs from what was recorded\nrecorded: {self.recorded}\nreplayed: {self.replayed}"
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Which fields of two answers must be the same, and how much."""
+
+    fields: tuple[str, ...]
+    lenient: bool = False  # runs of white space count as one blank, numbers as equal up to TOLERANCE
+
+    def first(self, recorded: Answer, replayed: Answer) -> Difference | None:
+        """The first field that differs."""
+        for group in self.fields:
+            before, now = (dict(_values(group, getattr(answer, group))) for answer in (recorded, replayed))
+            for name in {**before, **now}:
+                if name not in before or name not in now or not self._same(before[name], now[name]):
+                    return Difference(name, _shown(before, name), _shown(now, name))
+        return None
+
+    def _same(self, one: Any, other: Any) -> bool:
+        if _json(one) == _json(other):
+            return True
+        if self.lenient and isinstance(one, str) and isinstance(other, str):
+            return one.split() == other.split()
+        if self.lenient and isinstance(one, int | float) and isinstance(other, int | float):
+            return math.isclose(one, other, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+        return False
+
+
+STRICT = Comparison(("messages", "reward", "reward_terms", "terminated", "truncated", "state_key", "info"))
+LENIENT = Comparison(("messages", "reward", "reward_terms", "terminated", "truncated"), lenient=True)
+STATE = Comparison(("messages", "state_key"))  # what a policy that goes on from here depends on
+
+
+def _values(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The values under a field, by name."""
+    if isinstance(value, Mapping):
+        yield from ((f"{name}.{key}", part) for key, part in value.items())
+    elif isinstance(value, tuple):
+        yield from ((f"{name}[{i}]", f"[{message.role}] {message.text}") for i, message in enumerate(value))
+    else:
+        yield name, value
+
+
+def _shown(values: Mapping[str, Any], name: str) -> str:
+    if name not in values:
+        return "(nothing)"
+    return values[name] if isinstance(values[name], str) else _json(values[name])
+
+
+def _json(value: Any) -> str:
+    """Its bytes in a store: tuples are lists there, and NaN is NaN."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+
+def answer_of(recorded: Node | RolloutTree) -> Answer:
+    """What the environment said in that turn, or to that tree's reset."""
+    if isinstance(recorded, RolloutTree):
+        return Answer(recorded.messages, recorded.state_key, recorded.info)
+    return Answer(**{name: getattr(recorded, name) for name in STRICT.fields})
+
+
+def open_task(task: Task, cassette: Cassette | None = None, *, sealed: bool = False) -> tuple[TextEnv, Answer]:
+    """Makes and resets the environment, which takes the answers of outside sources from the cassette.
+
+    OutsideSource where it is `sealed` and would read from one without.
+    """
+    env = task.make()
+    with closed_on_error(env):
+        if cassette:
+            env.tape(cassette)
+        if sealed and env.outside:
+            raise OutsideSource(f"{task.env} reads from {', '.join(env.outside)}, and there is no tape")
+        observation, info = env.reset(seed=task.seed, options=dict(task.options))
+        return env, Answer(_messages(observation, info), env.state_key(), _rest(info))
+
+
+def act(env: TextEnv, action: str) -> Answer:
+    """One step."""
+    observation, reward, terminated, truncated, info = env.step(action)
+    return Answer(
+        _messages(observation, info),
+        env.state_key(),
+        _rest(info),
+        float(reward),
+        dict(info.get("reward_terms", {})),
+        terminated,
+        truncated,
+        tuple(ToolCall(**call) for call in info.get("tool_calls", ())),
+    )
+
+
+def _messages(observation: str, info: Mapping[str, Any]) -> tuple[Message, ...]:
+    return tuple(info.get("messages") or (Message("user", observation),))
+
+
+def _rest(info: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in info.items() if key not in _CHAT}
+
+
+@contextlib.contextmanager
+def closed_on_error(env: TextEnv) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        env.close()
+        raise
+
+
+@contextlib.contextmanager
+def episode_errors(task: Task, turn: int) -> Iterator[None]:
+    """Errors of the task's environment at this turn (0: the reset) become an EpisodeError.
+
+    Those that say already what became of the episode stay as they are.
+    """
+    try:
+        yield
+    except (EpisodeError, ReplayMismatch, OutsideSource):
+        raise
+    except Exception as error:
+        *_, (path, line, function, _) = traceback.extract_tb(error.__traceback__)
+        why = f"{type(error).__name__}: {error} ({Path(path).name}:{line}, in {function})"
+        raise EpisodeError(task, turn, why) from error
+
+
+def check_rewards(task: Task, turn: int, answer: Answer) -> None:
+    """EpisodeError where a reward, or a term of it, is not finite or beyond LARGEST_REWARD."""
+    named = {"reward": answer.reward, **{f"term {name!r}": value for name, value in answer.reward_terms.items()}}
+    for name, value in named.items():
+        if value is not None and not abs(value) <= LARGEST_REWARD:  # so that NaN is refused too
+            limits = f"rewards must be finite and at most {LARGEST_REWARD:.0e} in size"
+            raise EpisodeError(task, turn, f"the {name} is {value}; {limits}")

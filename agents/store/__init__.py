@@ -1,0 +1,1 @@
+"""The store: trees on disk, a run's folder, listings, salvage."""

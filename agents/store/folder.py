@@ -1,0 +1,158 @@
+"""Run: the directory of one run, with its trees, metrics, tokenizer and summary."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...tools import Cassette
+from .store import EpisodeStore, append_line, finite, read_lines, sync
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Run:
+    """A directory of scenario.yaml, metrics.jsonl, trees.jsonl.zst, tokenizer.json, model/, summary.json; while it is
+    trained, also of checkpoints/, which belong to the trainer.
+
+    A run that began with trees.jsonl, of schema 1, goes on with it. Where an environment reads from outside,
+    cassette.jsonl holds what it was answered. Where TensorBoard is installed, tensorboard/ shows the numbers of
+    metrics.jsonl; `close` completes it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+        self.trees = EpisodeStore(trees_file(path))
+        self.cassette = Cassette(path / "cassette.jsonl")
+        self._metrics = path / "metrics.jsonl"
+        self._board: Board | None = None
+
+    @property
+    def started(self) -> bool:
+        return (self.path / "summary.json").exists() or self._metrics.exists()
+
+    def claim(self) -> None:
+        """Nobody else writes to the run until `close`. StoreLocked where somebody does: nothing was changed then."""
+        self.trees.lock()
+
+    def log(self, **row: Any) -> None:
+        self._board = self._board or Board(self.path / "tensorboard", self.metrics())
+        append_line(self._metrics, row)
+        self._board.add(row)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        return list(read_lines(self._metrics))
+
+    def save_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """What the token ids in its trees are read with, one by one."""
+        own = getattr(tokenizer, "backend_tokenizer", None)
+        if own is not None:  # one that is written in Python has no such file
+            write_text(self.path / "tokenizer.json", own.to_str())
+
+    def summarize(self, summary: Mapping[str, Any]) -> None:
+        write_json(self.path / "summary.json", summary)
+
+    def summary(self) -> dict[str, Any] | None:
+        """The summary of a finished run."""
+        file = self.path / "summary.json"
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of metrics and trees, which are on the disk by then."""
+        for written in (self._metrics, self.trees.path, self.cassette.path):
+            if written.exists():
+                sync(written)
+        metrics = self._metrics.stat().st_size if self._metrics.exists() else 0
+        return {"metrics_size": metrics, "trees_size": self.trees.size}
+
+    def close(self) -> None:
+        """Writes out what TensorBoard has yet to show and lets others write trees; a later `log` opens it anew."""
+        self.trees.close()
+        if self._board is not None:
+            self._board.close()
+        self._board = None
+
+    def forget(self, metrics_size: int, trees_size: int) -> None:
+        """Forgets the metrics and trees that were written after these sizes, in bytes."""
+        if self._metrics.exists():
+            os.truncate(self._metrics, metrics_size)
+        self.trees.truncate(trees_size)
+
+
+def trees_file(folder: Path) -> Path:
+    """Where a run's trees are: trees.jsonl.zst, or trees.jsonl if there is only that."""
+    plain, packed = folder / "trees.jsonl", folder / "trees.jsonl.zst"
+    return plain if plain.exists() and not packed.exists() else packed
+
+
+def count_failures(folder: Path) -> int:
+    """How many rollouts of a run, or samples of an evaluation, have failed so far."""
+    state = folder / "progress.json"  # an evaluation's
+    samples = json.loads(state.read_text()).get("failures", {}) if state.exists() else {}
+    rows = read_lines(folder / "metrics.jsonl")
+    failed: int = sum(row.get("failed_rollouts", 0) for row in rows)
+    return failed + sum(map(len, samples.values()))
+
+
+def tokenizer_file(folder: Path) -> Path:
+    """Where a run's tokenizer is: tokenizer.json, or its model's if there is only that."""
+    own, models = folder / "tokenizer.json", folder / "model" / "tokenizer.json"
+    return models if models.exists() and not own.exists() else own
+
+
+class Board:
+    """The numbers of metric rows as TensorBoard scalars, named stage/metric; does nothing where it is not installed.
+
+    The folder is written anew from the rows so far: they are what a resumed run goes on from.
+    """
+
+    def __init__(self, folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            self._writer: Any = None
+            return
+        self._writer = SummaryWriter(str(folder))
+        for row in rows:
+            self.add(row)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        if self._writer is None:
+            return
+        numbers = {**row}
+        for group in ("seconds", "cost"):
+            numbers |= {f"{group}/{name}": value for name, value in row.get(group, {}).items()}
+        for name, value in numbers.items():
+            if name not in ("stage", "step") and isinstance(value, int | float):
+                self._writer.add_scalar(f"{row['stage']}/{name}".replace(" ", "-"), value, row["step"])
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Replaces a file; numbers that JSON lacks are null."""
+    write_text(path, json.dumps(finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a file as a whole, or leaves it as it was. What is no file, such as /dev/stdout, is written to."""
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+        return
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        sync(part)
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,1 @@
+"""Code: functions to write or repair, graded by tests in a sandbox."""

@@ -1,0 +1,1 @@
+"""FactSearch: questions over a corpus that is searched."""

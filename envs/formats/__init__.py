@@ -1,0 +1,1 @@
+"""Action formats: how agents write calls and answers."""

@@ -1,0 +1,1 @@
+"""PythonMath: word problems, with Python."""

@@ -1,0 +1,289 @@
+"""`treegym runs`: lists runs and their trees, converts, repairs and migrates them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ..errors import ScenarioError
+from ..folders import begun, whole
+from ..modules import bring_module
+from ..terminal import UsageError, console, say, told
+
+if TYPE_CHECKING:
+    from ...agents import EpisodeStore, Range, Run, TreeSummary, Where
+
+
+class ListByDefault(typer.core.TyperGroup):
+    """`treegym runs FOLDER` is `treegym runs list FOLDER`."""
+
+    def parse_args(self, context: Any, arguments: list[str]) -> list[str]:
+        if not arguments or (arguments[0] not in self.commands and not arguments[0].startswith("-")):
+            arguments = ["list", *arguments]
+        return super().parse_args(context, arguments)
+
+
+class Format(StrEnum):
+    """What agents.exchange knows."""
+
+    atif = "atif"
+    openai = "openai"
+    verifiers = "verifiers"
+
+
+runs_app = typer.Typer(
+    cls=ListByDefault, help="The runs, and the trees in them. `treegym runs FOLDER` lists the runs of a folder."
+)
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory, such as runs/first.")]
+Stage = Annotated[str | None, typer.Option(help="Only trees of this stage, such as improvement.")]
+Steps = Annotated[str | None, typer.Option(metavar="FROM:TO", help="Only of these steps; either end can be left out.")]
+Env = Annotated[str | None, typer.Option(help="Only of this environment.")]
+Returns = Annotated[str | None, typer.Option(metavar="LEAST:MOST", help="By the mean return of a tree's rollouts.")]
+Terms = Annotated[
+    list[str] | None,
+    typer.Option("--term", metavar="NAME=LEAST:MOST", help="By the mean of a reward term, as exact=0.5:; repeatable."),
+]
+Rollouts = Annotated[str | None, typer.Option(metavar="LEAST:MOST", help="By the number of rollouts.")]
+
+
+@runs_app.command("list")
+def list_runs(folder: Annotated[Path, typer.Argument(help="The folder that holds the runs.")] = Path("runs")) -> None:
+    """List the runs with what came of them. The default."""
+    from ...agents import Run
+
+    table = Table("run", "state", "untouched", "warmed up", "trained", "gain (95%)")
+    faults = []
+    for path in sorted(path.parent for path in folder.glob("*/scenario.yaml")):
+        try:
+            table.add_row(escape(path.name), *_came_of(Run(path)))
+        except (OSError, ValueError, LookupError, TypeError) as error:  # others are shown all the same
+            table.add_row(escape(path.name), "damaged", "-", "-", "-", "-")
+            faults.append(f"{path / 'summary.json'} cannot be read: {told(error)}")
+    console.print(table if table.row_count else f"no runs in {folder}")
+    for fault in faults:
+        say(fault)
+
+
+def _came_of(run: Run) -> list[str]:
+    """A run's state, its successes and the gain, for people."""
+    from ...agents.store.folder import count_failures
+
+    summary, failures = run.summary(), count_failures(run.path)
+    stages = summary["stages"] if summary else {}
+    cells = [
+        f"{stages[s]['success']['mean']:.1%}" if s in stages else "-" for s in ("untrained", "warmed up", "trained")
+    ]
+    gain = summary and summary["gain"]
+    change = f"{gain['mean']:+.1%} ({gain['low']:+.1%} … {gain['high']:+.1%})" if gain else "-"
+    state = "finished" if summary else "unfinished"
+    return [f"{state}, {failures} failed" if failures else state, *cells, change]
+
+
+@runs_app.command()
+def show(
+    run: RunFolder,
+    stage: Stage = None,
+    steps: Steps = None,
+    env: Env = None,
+    returns: Returns = None,
+    term: Terms = None,
+    rollouts: Rollouts = None,
+) -> None:
+    """List the trees of a run, the first ones at once.
+
+    Example: treegym runs show runs/first --stage improvement --steps 10: --term exact=0.5:1
+    """
+    where = _where(stage, steps, env, returns, term, rollouts)
+    with _trees(run) as store:
+        say(_HEADING)
+        shown = 0
+        for summary in store.summaries(where):
+            say(_line(summary))
+            shown += 1
+        say(f"{shown} trees" if shown != 1 else "1 tree")
+        if store.cut_off:
+            say(f"the last record is being written, or was cut off: {store.cut_off} bytes are left out")
+
+
+@runs_app.command("export")
+def export_trees(
+    run: RunFolder,
+    format: Annotated[Format, typer.Option(help="Of the episodes.")],
+    out: Annotated[Path, typer.Option(help="The file to write: JSON lines, one for each rollout.")],
+    stage: Stage = None,
+    steps: Steps = None,
+    env: Env = None,
+    returns: Returns = None,
+    term: Terms = None,
+    rollouts: Rollouts = None,
+) -> None:
+    """Write a run's episodes in another format: atif (ATIF 1.7), openai (chat messages for fine-tuning), verifiers.
+
+    Example: treegym runs export runs/first --format openai --out sft.jsonl --stage trained --term exact=1:
+    """
+    from ...agents.exchange import EXCHANGES
+    from ...agents.store.records import json_line
+
+    where = _where(stage, steps, env, returns, term, rollouts)
+    try:
+        bring_module(run)
+    except ScenarioError as error:
+        say(f"the environment cannot be made, so actions are written as plain texts: {error}")
+    written = 0
+    with _trees(run) as store, whole(out) as part, part.open("wb") as file:
+        with _bar("exporting trees", store.matching(where)) as advance:
+            for summary in store.summaries(where):
+                for row in EXCHANGES[format].write(store.record(summary.number)):
+                    file.write(json_line(row))
+                    written += 1
+                advance(1)
+        file.flush()
+    say(f"{written} episodes in {out}")
+
+
+@runs_app.command("import")
+def import_trees(
+    file: Annotated[Path, typer.Argument(help="JSON lines, or one JSON object.")],
+    format: Annotated[Format, typer.Option(help="Of the episodes.")],
+    out: Annotated[Path, typer.Option(metavar="RUN", help="The new run's directory.")],
+) -> None:
+    """Read episodes of another format into a new run.
+
+    Example: treegym runs import trajectory.json --format atif --out runs/theirs
+    """
+    from ...agents import EpisodeStore
+    from ...agents.exchange import read_episodes
+    from ...agents.store.folder import trees_file
+
+    if not file.is_file():
+        raise UsageError(f"there is no file {file}")
+    store = EpisodeStore(trees_file(out))
+    if store.path.exists():
+        raise UsageError(f"{out} holds trees already: --out names a new run")
+    count = 0
+    with begun(out), contextlib.closing(store), _bar("importing trees", None) as advance:
+        out.mkdir(parents=True, exist_ok=True)
+        for record in read_episodes(file, format):
+            store.append(record.tree, record.advantages, record.values, record.lessons, **record.labels)
+            count += 1
+            advance(1)
+        if not count:
+            raise UsageError(f"{file} holds no episodes")
+    say(f"{count} trees in {store.path}")
+
+
+@runs_app.command()
+def repair(run: RunFolder) -> None:
+    """Keep what can be read of a damaged run, and say what was lost. The damaged file stays beside it.
+
+    Example: treegym runs repair runs/first
+    """
+    from ...agents import salvage
+
+    with _trees(run) as store, _bar("reading trees", None) as advance:
+        losses, damaged = salvage(store, advance)
+        left = len(store)
+    for loss in losses:
+        lost = f"records {loss.records[0]} to {loss.records[-1]}" if len(loss.records) > 1 else ""
+        lost = lost or (f"record {loss.records[0]}" if loss.records else "no record")
+        say(f"lost {lost}: {loss.size} bytes from byte {loss.offset} on: {loss.why}")
+    say(f"{left} trees are whole" + ("" if losses else "; nothing was lost"))
+    if damaged is not None:
+        say(f"the damaged file is {damaged}; trees behind a loss have lower numbers now")
+        if (run / "checkpoints").exists():
+            say("the run's checkpoint is of the damaged file: train anew in place of --resume")
+
+
+@runs_app.command("migrate")
+def migrate_trees(run: RunFolder) -> None:
+    """Rewrite a run's trees.jsonl, of an older schema, as trees.jsonl.zst. They are read back and compared first.
+
+    Example: treegym runs migrate runs/old
+    """
+    from ...agents import migrate
+    from ...agents.store.folder import trees_file
+
+    if trees_file(run) != run / "trees.jsonl":
+        raise UsageError(f"{run} holds no trees.jsonl: there is nothing to migrate")
+    if (run / "checkpoints").exists():
+        raise UsageError(
+            f"the run in {run} is not finished: `treegym train --resume --out {run}` goes on with its file"
+        )
+    with _trees(run) as store:
+        before, new = store.size, run / "trees.jsonl.zst"
+        with _bar("migrating trees", len(store)) as advance:
+            migrate(store, new, advance)
+    say(f"{new}: {before:,} bytes became {new.stat().st_size:,}")
+
+
+_HEADING = f"{'tree':>7}  {'stage':<14}{'step':>6}  {'environment':<26}rollouts  turns   return    best  terms"
+
+
+def _line(s: TreeSummary) -> str:
+    stage, step = (str(s.labels.get(name, "-")) for name in ("stage", "step"))
+    terms = " ".join(f"{name} {value:.2f}" for name, value in s.terms.items())
+    numbers = f"{s.rollouts:>8}{s.nodes:>7}{s.mean_return:>9.3f}{s.best_return:>8.3f}"
+    return f"{s.number:>7}  {stage:<14}{step:>6}  {s.env:<26}{numbers}  {terms}"
+
+
+@contextlib.contextmanager
+def _trees(run: Path) -> Iterator[EpisodeStore]:
+    """The trees of a run's directory."""
+    from ...agents import EpisodeStore
+    from ...agents.store.folder import trees_file
+
+    path = trees_file(run)
+    if not path.exists():
+        raise UsageError(f"{run} holds no trees: there is no {path}")
+    with contextlib.closing(EpisodeStore(path)) as store:
+        yield store
+
+
+def _where(
+    stage: str | None,
+    steps: str | None,
+    env: str | None,
+    returns: str | None,
+    terms: list[str] | None,
+    rollouts: str | None,
+) -> Where:
+    from ...agents import Where
+
+    named: dict[str, Range] = {}
+    for given in terms or ():
+        name, _, bounds = given.partition("=")
+        named[name] = _range("--term", bounds)
+    return Where(
+        stage, _range("--steps", steps), env, _range("--returns", returns), named, _range("--rollouts", rollouts)
+    )
+
+
+def _range(option: str, text: str | None) -> Range:
+    """LEAST:MOST, either of which can be left out; a number alone is both."""
+    if text is None:
+        return None, None
+    least, colon, most = text.partition(":")
+    try:
+        bounds = [float(bound) if bound else None for bound in (least, most if colon else least)]
+    except ValueError:
+        bounds = [None, None]
+    if bounds == [None, None]:
+        raise UsageError(f"{option} takes LEAST:MOST, such as 0.5:1 or 10:, got {text!r}")
+    return bounds[0], bounds[1]
+
+
+@contextlib.contextmanager
+def _bar(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A progress bar; gives what advances it."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(label, total=total)
+        yield lambda count: progress.update(task, advance=count)

@@ -1,0 +1,1 @@
+"""The viewer: a page over runs."""

@@ -1,0 +1,477 @@
+"""Shelf: the runs of a folder, told as JSON to the viewer's page a little at a time."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import yaml
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+from ...agents import EpisodeStore, Node, Record, RolloutTree, TreeSummary, read_lines, succeeded
+from ...agents.store.folder import count_failures, tokenizer_file
+
+T = TypeVar("T")
+
+DEPTH = 4  # folders below the shelf's in which runs are looked for
+PATIENCE = 0.2  # seconds that a question reads on for
+SEARCHES = 4  # of a run, that are gone on with
+MAX_ROWS = 1000  # of a listing in one answer
+EXACT = 1 << 53  # JavaScript's numbers round integers beyond it
+
+
+class Reading(Generic[T]):
+    """What a growing store is read for, of every tree; each question reads on for a moment.
+
+    `read` gives it of the trees from a number on.
+    """
+
+    def __init__(self, store: EpisodeStore, read: Callable[[int], Iterator[T]]) -> None:
+        self.known: list[T] = []  # by number of the tree
+        self._store, self._read = store, read
+        self._rest: Iterator[T] | None = None
+        self._size = 0  # of the store when the present reading began
+        self._lock = threading.Lock()
+
+    def read_on(self, seconds: float = PATIENCE) -> bool:
+        """Whether all trees are known that were there when it began."""
+        with self._lock:
+            until = time.monotonic() + seconds
+            if self._rest is None:
+                size = self._store.size
+                if size == self._size:
+                    return True
+                self._rest, self._size = self._begin(), size
+            try:
+                for value in self._rest:
+                    self.known.append(value)
+                    if time.monotonic() > until:
+                        return False
+            except BaseException:
+                self._size = -1  # so that the next question comes upon it too
+                self._rest = None
+                raise
+            self._rest = None
+            return True
+
+    def _begin(self) -> Iterator[T]:
+        """What follows the known; everything anew where the last known is no longer what it was."""
+        if self.known:
+            rest = self._read(len(self.known) - 1)
+            if next(rest, None) == self.known[-1]:
+                return rest
+            self.known = []
+        return self._read(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which trees of a run; an empty field lets all of them pass."""
+
+    stage: str = ""
+    env: str = ""
+    step: str = ""  # 3, 3..8, 3.. or ..8
+    returns: str = ""  # mean return of the tree, a range like that of steps
+    success: str = ""  # all, some, mixed or none of the rollouts
+    cause: str = ""  # of a truncation
+    text: str = ""  # in a message or an action; case does not matter
+
+    @classmethod
+    def of(cls, values: Mapping[str, str]) -> Filter:
+        """From a page's question. ValueError where a field cannot be read."""
+        chosen = cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
+        span("step", chosen.step)
+        span("returns", chosen.returns)
+        if chosen.success not in ("", *SUCCESS):
+            raise ValueError(f"success: one of {', '.join(SUCCESS)}, got {chosen.success!r}")
+        return chosen
+
+    def passes(self, tree: TreeSummary, success: float | None) -> bool:
+        """`success`: the share of the rollouts that succeeded. The text is not looked at."""
+        low, high = span("step", self.step)
+        least, most = span("returns", self.returns)
+        return (
+            self.stage in ("", str(tree.labels.get("stage", "")))
+            and self.env in ("", tree.env)
+            and (not self.step or low <= _step(tree) <= high)
+            and (not self.returns or least <= tree.mean_return <= most)  # which may be no number
+            and (not self.success or (success is not None and SUCCESS[self.success](success)))
+            and (not self.cause or self.cause in tree.causes)
+        )
+
+
+SUCCESS: dict[str, Callable[[float], bool]] = {
+    "all": lambda share: share >= 1,
+    "some": lambda share: share > 0,
+    "mixed": lambda share: 0 < share < 1,
+    "none": lambda share: share <= 0,
+}
+ORDERS = (
+    "number",
+    "step",
+    "rollouts",
+    "nodes",
+    "mean_return",
+    "best_return",
+    "success",
+    "sampled_tokens",
+    "tool_calls",
+)
+
+
+def span(name: str, text: str) -> tuple[float, float]:
+    """The ends of LOW..HIGH, either of which may be missing; one number is both."""
+    low, dots, high = text.partition("..")
+    try:
+        first = float(low) if low.strip() else -math.inf
+        last = (float(high) if high.strip() else math.inf) if dots or not text else first
+    except ValueError:
+        raise ValueError(f"{name}: a number or LOW..HIGH, got {text!r}") from None
+    return first, last
+
+
+class Volume:
+    """One run as the page sees it."""
+
+    def __init__(self, name: str, path: Path, store: EpisodeStore) -> None:
+        self.name, self.path, self.store = name, path, store
+        self._summaries = Reading(store, lambda start: store.summaries(start=start))
+        self._searches: dict[str, Reading[bool]] = {}  # the last ones, by text
+        self._read: dict[int, Record] = {}  # the trees of the last questions
+        self._lock = threading.Lock()
+
+    def card(self) -> dict[str, Any]:
+        """What the list of runs says of it."""
+        scenario, (summary, fault) = self._scenario, self._summary()
+        algorithm, model = _section(scenario, "algorithm"), _section(scenario, "model")
+        stages = _section(summary, "stages")
+        return {
+            "name": self.name,
+            "env": _section(scenario, "environment").get("id"),
+            "algorithm": algorithm.get("name"),
+            "model": _short(str(model.get("name", ""))) + " lora" * (model.get("weights") == "lora"),
+            "seed": scenario.get("seed"),
+            "finished": summary is not None,
+            "failures": self._failures(),
+            "stages": {stage: _section(stages, stage).get("success") for stage in stages},
+            "gain": (summary or {}).get("gain"),
+            "fault": fault,
+            "bytes": self.store.size,
+        }
+
+    def curves(self) -> dict[str, Any]:
+        """Its metrics, results and scenario."""
+        return {
+            **self.card(),
+            "metrics": list(read_lines(self.path / "metrics.jsonl")),
+            "results": _section(self._summary()[0], "stages"),
+            "scenario": dict(_flat(self._scenario)),
+        }
+
+    def listing(
+        self, chosen: Filter, order: str = "", offset: int = 0, limit: int = MAX_ROWS, at: int | None = None
+    ) -> dict[str, Any]:
+        """A page of the trees that pass a filter, of those read so far, and the place of the tree `at` among them."""
+        complete, matching = self._matching(chosen)
+        known = self._summaries.known
+        key = order.removeprefix("-")
+        if key and key not in ORDERS:
+            raise ValueError(f"order: one of {', '.join(ORDERS)}, with a minus for the largest first; got {order!r}")
+        if key:
+            matching.sort(key=lambda tree: self._rank(tree, key), reverse=order.startswith("-"))
+        return {
+            "known": len(known),
+            "complete": complete,
+            "matching": len(matching),
+            "offset": offset,
+            "place": next((place for place, tree in enumerate(matching) if tree.number == at), -1),
+            "rows": [self._row(tree) for tree in matching[offset : offset + limit]],
+            "stages": sorted({str(tree.labels.get("stage", "")) for tree in known}),
+            "envs": sorted({tree.env for tree in known}),
+            "causes": sorted({cause for tree in known for cause in tree.causes}),
+        }
+
+    def numbers(self, chosen: Filter) -> list[int]:
+        """All trees that pass a filter, however long that takes."""
+        complete = False
+        while not complete:
+            complete, matching = self._matching(chosen)
+        return [tree.number for tree in matching]
+
+    def rows(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """Of the trees of these numbers, however long that takes."""
+        while not self._summaries.read_on():
+            pass
+        return [self._row(self._summaries.known[number]) for number in numbers]
+
+    def tree(self, number: int) -> dict[str, Any]:
+        """A tree with the texts of its tokens. IndexError where there is none."""
+        with self._lock:
+            if number not in self._read:
+                found = self.store.record(number)
+                self._read = {**dict(islice(reversed(self._read.items()), 3)), number: found}
+            record = self._read[number]
+        tree = record.tree
+        return {
+            "run": self.name,
+            "number": number,
+            "labels": record.labels,
+            "advantages": [[_mean(turn) for turn in rollout] for rollout in record.advantages or ()] or None,
+            "token_advantages": _of_tokens(record),
+            "values": record.values,  # [node][token]
+            "lessons": record.lessons,
+            "task": asdict(tree.task),
+            "messages": [asdict(message) for message in tree.messages],
+            "prompt": len(tree.prompt),
+            "nodes": [self._node(node) for node in tree.nodes],
+            "leaves": tree.leaves,
+            "origins": tree.origins,
+            "returns": tree.returns,
+            "success": self._term,
+            "succeeded": succeeded(tree, self._term) if self._knows(tree) else None,
+            "state_key": tree.state_key,
+            "info": tree.info,
+            "cost": asdict(tree.cost),
+        }
+
+    def _matching(self, chosen: Filter) -> tuple[bool, list[TreeSummary]]:
+        """Whether everything is read, and the trees that pass of what is."""
+        complete = self._summaries.read_on()
+        matching = [tree for tree in self._summaries.known if chosen.passes(tree, self._success(tree))]
+        if chosen.text:
+            found = self._found(chosen.text)
+            complete &= found.read_on()
+            matching = [tree for tree in matching if tree.number < len(found.known) and found.known[tree.number]]
+        return complete, matching
+
+    def _row(self, tree: TreeSummary) -> dict[str, Any]:
+        return {
+            **{field.name: getattr(tree, field.name) for field in fields(tree) if field.name != "labels"},
+            "stage": tree.labels.get("stage"),
+            "step": tree.labels.get("step"),
+            "success": self._success(tree),
+        }
+
+    def _rank(self, tree: TreeSummary, key: str) -> float:
+        if key == "step":
+            return _step(tree)
+        value = self._success(tree) if key == "success" else getattr(tree, key)
+        return -math.inf if value is None else float(value)
+
+    def _node(self, node: Node) -> dict[str, Any]:
+        action = node.action
+        return {
+            "parent": node.parent,
+            "text": action.text,
+            "tokens": len(action.token_ids),
+            "pieces": self._pieces(action.token_ids, action.text),
+            "logprobs": [round(x, 4) for x in action.logprobs],
+            "entropies": [round(x, 4) for x in action.entropies],
+            "stop": action.stop_reason,
+            "weights": action.weights_version,
+            "last_weights": action.last_weights_version,
+            "observation": len(node.observation),
+            "messages": [asdict(message) for message in node.messages],
+            "reward": node.reward,
+            "terms": node.reward_terms,
+            "calls": [asdict(call) for call in node.calls],
+            "speaker": node.speaker,
+            "terminated": node.terminated,
+            "truncated": node.truncated,
+            "key": node.state_key,
+            "info": node.info,
+        }
+
+    def _success(self, tree: TreeSummary) -> float | None:
+        """The share of its rollouts that succeeded; None where the success term is not among its terms."""
+        successes = tree.successes.get(self._term)
+        return None if successes is None else successes / tree.rollouts
+
+    def _knows(self, tree: RolloutTree) -> bool:
+        return any(self._term in node.reward_terms for node in tree.nodes)
+
+    def _found(self, text: str) -> Reading[bool]:
+        """Which trees hold a text; the last searches are kept, so that several pages can go on with theirs."""
+        needle = text.casefold()
+
+        def read(start: int) -> Iterator[bool]:
+            return (_holds(record.tree, needle) for record in self.store.records(start))
+
+        with self._lock:
+            found = self._searches.pop(text, None) or Reading(self.store, read)
+            self._searches[text] = found
+            if len(self._searches) > SEARCHES:
+                del self._searches[next(iter(self._searches))]
+        return found
+
+    def _pieces(self, tokens: Sequence[int], text: str) -> list[str] | None:
+        file = tokenizer_file(self.path)
+        return pieces(_tokenizer(file, file.stat().st_mtime_ns), tokens, text) if tokens and file.is_file() else None
+
+    def _summary(self) -> tuple[dict[str, Any] | None, str]:
+        """The summary of a finished run, and why one that is there cannot be read."""
+        file = self.path / "summary.json"
+        try:
+            content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        except (OSError, ValueError) as error:
+            return None, f"{file.name} cannot be read: {error}"
+        if content is None or isinstance(content, dict):
+            return content, ""
+        return None, f"{file.name} holds no summary"
+
+    def _failures(self) -> int:
+        """How many rollouts failed; 0 where the files that tell cannot be read."""
+        try:
+            return count_failures(self.path)
+        except (OSError, ValueError, LookupError, TypeError):
+            return 0
+
+    @property
+    def _term(self) -> str:
+        """The reward term that is 1 where a rollout succeeded."""
+        return str(_section(self._scenario, "environment").get("success", "exact"))
+
+    @property
+    def _scenario(self) -> dict[str, Any]:
+        file = self.path / "scenario.yaml"
+        return _mapping(file, file.stat().st_mtime_ns) if file.is_file() else {}
+
+
+class Shelf:
+    """A run, or all runs below a folder, by name."""
+
+    def __init__(self, root: Path, open_store: Callable[[Path], EpisodeStore]) -> None:
+        self.root = root
+        self._open_store = open_store
+        self._volumes: dict[str, Volume] = {}
+        self._lock = threading.Lock()
+
+    def volumes(self) -> dict[str, Volume]:
+        """Those that are there now, by name."""
+        with self._lock:
+            found = {self._name(path): path for path in run_folders(self.root)}
+            self._volumes = {
+                name: self._volumes.get(name) or Volume(name, path, self._open_store(path))
+                for name, path in sorted(found.items())
+            }
+            return self._volumes
+
+    def volume(self, name: str) -> Volume:
+        """LookupError where there is none of that name."""
+        found = self._volumes.get(name) or self.volumes().get(name)
+        if found is None:
+            raise LookupError(f"no run {name!r} in {self.root}")
+        return found
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix() if path != self.root else path.resolve().name
+
+
+def _mean(advantage: float | Sequence[float]) -> float:
+    """Of a turn, where its tokens may have advantages of their own."""
+    if isinstance(advantage, float | int):
+        return advantage
+    return sum(advantage) / len(advantage) if advantage else 0.0
+
+
+def _of_tokens(record: Record) -> list[list[Sequence[float] | None]] | None:
+    """[rollout][turn]: the advantages of the tokens, None where the turn has one for all of them."""
+    rows = [
+        [None if isinstance(turn, float | int) else turn for turn in rollout] for rollout in record.advantages or ()
+    ]
+    return rows if any(turn is not None for row in rows for turn in row) else None
+
+
+def run_folders(root: Path, depth: int = DEPTH) -> Iterator[Path]:
+    """Folders with a scenario, metrics or trees; what lies in a run is not looked at."""
+    if any(any(root.glob(pattern)) for pattern in ("scenario.yaml", "metrics.jsonl*", "trees.jsonl*")):
+        yield root
+    elif depth and root.is_dir():
+        for folder in root.iterdir():
+            if folder.is_dir() and not folder.is_symlink():
+                yield from run_folders(folder, depth - 1)
+
+
+def pieces(tokenizer: Tokenizer, tokens: Sequence[int], text: str) -> list[str] | None:
+    """One text a token, the end-of-turn token's included, that join to `text`; None where they do not."""
+    stream = DecodeStream(skip_special_tokens=False)
+    try:
+        parts = [stream.step(tokenizer, token) or "" for token in tokens]  # "": of a character yet to be completed
+    except Exception as error:  # of the tokenizer's own kinds: the tokens are not its own
+        if not isinstance(error, OverflowError) and type(error) is not Exception:
+            raise
+        return None
+    if "".join(parts) == text or "".join(parts[:-1]) == text:
+        return parts
+    return None
+
+
+@lru_cache(4)
+def _tokenizer(file: Path, written: int) -> Tokenizer:
+    return Tokenizer.from_file(str(file))
+
+
+@lru_cache(1024)
+def _mapping(file: Path, written: int) -> dict[str, Any]:
+    """A YAML file as it stands: a run of another version can still be looked at."""
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def to_json(content: Any) -> str:
+    """JSON that JavaScript reads exactly: great integers as texts, no NaN."""
+    return json.dumps(_exact(content), separators=(",", ":"))
+
+
+def _exact(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _exact(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_exact(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= EXACT:
+        return str(value)
+    return value
+
+
+def _holds(tree: RolloutTree, needle: str) -> bool:
+    messages = (*tree.messages, *(message for node in tree.nodes for message in node.messages))
+    texts = (*(message.text for message in messages), *(node.action.text for node in tree.nodes))
+    return any(needle in text.casefold() for text in texts)
+
+
+def _short(model: str) -> str:
+    """The name of a model, or of the run whose model it is."""
+    path = Path(model)
+    return path.parent.name if path.name == "model" else path.name
+
+
+def _step(tree: TreeSummary) -> float:
+    step = tree.labels.get("step")
+    return step if isinstance(step, int | float) else -math.inf
+
+
+def _section(content: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
+    found = (content or {}).get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", json.dumps(value, ensure_ascii=False, default=str)

@@ -1,0 +1,182 @@
+"""The viewer's site: what is at each path, the server, and the page with its data in one file."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import ipaddress
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from socket import AF_INET6
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+from ...agents import StoreError
+from .shelf import MAX_ROWS, Filter, Shelf, to_json
+
+PAGE = Path(__file__).parent / "page"
+KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+POLICY = "default-src 'none'; {0}; img-src data:; base-uri 'none'; form-action 'none'"
+HEADERS = {
+    "Content-Security-Policy": POLICY.format("script-src 'self'; style-src 'self'; connect-src 'self'")
+    + "; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+def exported(shelf: Shelf, picked: Mapping[str, Sequence[int]]) -> str:
+    """The page with its data in it; scripts and styles are named to the browser by their hashes."""
+    volumes = {name: volume for name, volume in shelf.volumes().items() if name in picked}
+    data = {
+        "title": shelf.root.resolve().name,
+        "runs": [volume.card() for volume in volumes.values()],
+        "curves": {name: volume.curves() for name, volume in volumes.items()},
+        "rows": {name: volume.rows(picked[name]) for name, volume in volumes.items()},
+        "trees": {name: {n: volume.tree(n) for n in picked[name]} for name, volume in volumes.items()},
+    }
+    text = to_json(data).replace("<", "\\u003c")  # which could end the element
+    hashes: dict[str, list[str]] = {"script": [], "style": []}
+
+    def inlined(match: re.Match[str]) -> str:
+        kind = "script" if match["script"] else "style"
+        content = (PAGE / (match["script"] or match["style"])).read_text(encoding="utf-8")
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        hashes[kind].append(f"'sha256-{digest}'")
+        return f"<{kind}>{content}</{kind}>"
+
+    page = (PAGE / "index.html").read_text(encoding="utf-8")
+    scripts = r'<script src="(?P<script>[\w.]+)"></script>|<link rel="stylesheet" href="(?P<style>[\w.]+)">'
+    page = re.sub(scripts, inlined, page)
+    sources = "; ".join(f"{kind}-src {' '.join(hashes[kind])}" for kind in hashes)
+    policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY.format(sources)}">'
+    page = page.replace('<meta charset="utf-8">', f'<meta charset="utf-8">\n{policy}', 1)
+    return page.replace("<script>", f'<script type="application/json" id="data">{text}</script>\n<script>', 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a request is answered with."""
+
+    status: HTTPStatus
+    kind: str  # media type
+    body: bytes
+
+
+class Site:
+    """What is at each path. There are the page's files and the answers about a shelf; no path names a file."""
+
+    def __init__(self, shelf: Shelf) -> None:
+        self._shelf = shelf
+        self._files = {f"/{file.name}": file.read_bytes() for file in PAGE.iterdir() if file.suffix in KINDS}
+        self._files["/"] = self._files["/index.html"]
+
+    def answer(self, target: str) -> Answer:
+        try:
+            path, values = urlsplit(target).path, dict(parse_qsl(urlsplit(target).query))
+            if path in self._files:
+                return Answer(HTTPStatus.OK, KINDS[Path(path).suffix or ".html"], self._files[path])
+            return _json(HTTPStatus.OK, self._ask(path, values))
+        except LookupError as error:
+            return _json(HTTPStatus.NOT_FOUND, {"error": str(error.args[0])})
+        except ValueError as error:
+            return _json(HTTPStatus.BAD_REQUEST, {"error": str(error)})
+        except (OSError, StoreError) as error:  # a run that is damaged, or removed
+            return _json(HTTPStatus.INTERNAL_SERVER_ERROR, {"error": str(error)})
+
+    def _ask(self, path: str, values: dict[str, str]) -> Any:
+        if path == "/api/runs":
+            cards = [volume.card() for volume in self._shelf.volumes().values()]
+            return {"title": self._shelf.root.resolve().name, "runs": cards}
+        if path not in ("/api/curves", "/api/trees", "/api/tree"):
+            raise LookupError(f"nothing at {path}")
+        volume = self._shelf.volume(values.get("run", ""))
+        if path == "/api/curves":
+            return volume.curves()
+        if path == "/api/tree":
+            return volume.tree(_count("tree", values, 0))
+        limit = min(_count("limit", values, MAX_ROWS), MAX_ROWS)
+        at = _count("at", values, 0) if "at" in values else None
+        return volume.listing(Filter.of(values), values.get("order", ""), _count("offset", values, 0), limit, at)
+
+
+def _count(name: str, values: dict[str, str], default: int) -> int:
+    text = values.get(name, str(default))
+    if not re.fullmatch(r"[0-9]{1,15}", text):
+        raise ValueError(f"{name}: a number from 0, got {text!r}")
+    return int(text)
+
+
+def _json(status: HTTPStatus, content: Any) -> Answer:
+    return Answer(status, "application/json", to_json(content).encode())
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers GET, to those who asked for this server by a name of its own."""
+
+    protocol_version = "HTTP/1.1"
+    timeout = 60  # seconds that a connection may be silent
+    server_version, sys_version = "treegym", ""
+
+    def __init__(self, site: Site, names: frozenset[str], *arguments: Any) -> None:
+        self._site, self._names = site, names
+        super().__init__(*arguments)
+
+    def do_GET(self) -> None:
+        if self._trusted(self.headers.get("Host", "")):
+            answer = self._site.answer(self.path)
+        else:  # a page elsewhere whose name was made to lead here
+            answer = _json(HTTPStatus.FORBIDDEN, {"error": "this server answers to its address and to localhost only"})
+        self.send_response(answer.status)
+        for name, value in HEADERS.items():
+            self.send_header(name, value)
+        self.send_header("Content-Type", f"{answer.kind}; charset=utf-8")
+        self.send_header("Content-Length", str(len(answer.body)))
+        self.end_headers()
+        self.wfile.write(answer.body)
+
+    def _trusted(self, host: str) -> bool:
+        """Whether no DNS answer can have led here: an address, localhost, or the name given to --host."""
+        name = re.sub(r":\d*$", "", host).strip("[]")
+        if name.lower() in self._names:
+            return True
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return True
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """The terminal is for what the user should know."""
+
+
+class ViewServer(ThreadingHTTPServer):
+    """Serves a site at one address."""
+
+    daemon_threads = True  # an open page keeps its connection
+
+    def __init__(self, site: Site, host: str, port: int) -> None:
+        if ":" in host:
+            self.address_family = AF_INET6
+        names = frozenset({"localhost", host.lower()})
+        super().__init__((host, port), partial(Handler, site, names))
+        shown = f"[{host}]" if ":" in host else host
+        self.url = f"http://{shown}:{self.server_address[1]}/"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # a page that was left does not wait for its answer
+            super().handle_error(request, client_address)
+
+
+def serve(shelf: Shelf, host: str = "127.0.0.1", port: int = 0) -> ViewServer:
+    """A server that is bound and has yet to be run. OSError where the address is taken."""
+    return ViewServer(Site(shelf), host, port)

@@ -1,0 +1,229 @@
+"""The host's end of an interpreter in a sandbox: messages over a socket, and calls."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import select
+import socket
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .guest_keeper import GRACE, packed, take
+from .interface import Limits, Outcome, SandboxError
+
+INSIDE = Path(__file__).parent / "guest_keeper.py"  # what runs at the other end
+LIBRARIES = (  # that it begins with
+    "base64",
+    "collections",
+    "datetime",
+    "fractions",
+    "functools",
+    "itertools",
+    "json",
+    "math",
+    "re",
+    "statistics",
+    "subprocess",
+    "typing",
+    "numpy",
+    "numpy.random",
+)
+MAX_CODE = 100_000  # characters of an agent's call
+PROCESSORS = os.cpu_count() or 1  # on as many at once, a process may use up CPU time
+LOOK = 0.02  # seconds between two looks at it, or more
+
+
+class Link:
+    """The host's end of a Channel. What it receives may be forged: only its size and shape are believed."""
+
+    def __init__(self, limit: int = 1 << 20, ours: socket.socket | None = None) -> None:
+        self.theirs: socket.socket | None = None
+        if ours is None:
+            ours, self.theirs = socket.socketpair()
+            self.inode = os.fstat(self.theirs.fileno()).st_ino  # by which /proc shows who holds the other end
+        self.socket = ours
+        self.socket.setblocking(False)  # a timeout would be set anew, by a system call, for every message
+        self._limit = limit
+        self._unread = bytearray()
+
+    def send(self, fds: Sequence[int] = (), **message: Any) -> None:
+        data = memoryview(packed(message | {"fds": len(fds)} if fds else message))
+        end = time.monotonic() + GRACE
+        while data:
+            try:
+                sent = socket.send_fds(self.socket, [data], fds) if fds else self.socket.send(data)
+                data, fds = data[sent:], ()
+            except BlockingIOError:
+                self._wait(select.POLLOUT, end)
+
+    def receive(self, seconds: float) -> dict[str, Any]:
+        """TimeoutError when it takes longer, EOFError at the end or for what is no message."""
+        end = time.monotonic() + seconds
+        while (text := take(self._unread, self._limit)) is None:
+            self._wait(select.POLLIN, end)
+            self._unread += self._some()
+        try:
+            message = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise EOFError(str(error)) from None
+        if not isinstance(message, dict):
+            raise EOFError("a message that is no object")
+        return message
+
+    def _wait(self, event: int, end: float) -> None:
+        """Until the socket can be read or written. TimeoutError when it cannot by then."""
+        ready = select.poll()
+        ready.register(self.socket, event)
+        if not ready.poll(max(end - time.monotonic(), 0) * 1000):
+            raise TimeoutError("the other end does not read or write in time")
+
+    def _some(self) -> bytes:
+        try:
+            part = self.socket.recv(1 << 16)
+        except ConnectionError as error:
+            raise EOFError(str(error)) from None
+        if not part:
+            raise EOFError("the end")
+        return part
+
+    def give(self) -> int:
+        """The other end's descriptor, for a child; closed here once it was sent with `gave`."""
+        assert self.theirs
+        return self.theirs.fileno()
+
+    def gave(self) -> None:
+        if self.theirs:
+            self.theirs.close()
+
+    def close(self) -> None:
+        self.socket.close()
+        self.gave()
+
+
+class Remote:
+    """An interpreter behind a link; started at its first call, and anew at the next one after it was lost."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._link: Link | None = None
+        self._closed = False
+        self._owner = os.getpid()
+
+    def _start(self) -> Link:
+        raise NotImplementedError
+
+    def _cpu_seconds(self) -> float:
+        """CPU time of the interpreter so far; 0 where it cannot be seen from here."""
+        raise NotImplementedError
+
+    def _kill(self) -> None:
+        raise NotImplementedError
+
+    def _leave(self) -> None:
+        raise NotImplementedError
+
+    def run(self, code: str, *, apart: bool = False) -> Outcome:
+        if len(code) > MAX_CODE and not apart:
+            return Outcome(f"code of {len(code)} characters; at most {MAX_CODE}", failed=True)
+        limits, link = self.limits, self._living()
+        try:
+            number = secrets.token_hex(8)  # an answer is to this call: none can be written ahead
+            before = self._cpu_seconds()
+            link.send(do="run", id=number, code=code, apart=apart)
+            message = self._receive(link, before)
+            if message.get("id") != number:
+                raise EOFError("an answer out of turn")
+            return _outcome(message, limits)
+        except TimeoutError as error:
+            return self._lose(str(error))
+        except (OSError, EOFError):
+            return self._lose("the interpreter ended: it exited, was killed, or used too much memory or CPU time")
+
+    def _receive(self, link: Link, before: float) -> dict[str, Any]:
+        """The answer to a call. TimeoutError after the call's time, by the clock or of the processor.
+
+        Nobody but the host holds the latter: a process could put off a limit of its own, or its signal.
+        """
+        end, cpu = time.monotonic() + self.limits.seconds, self.limits.cpu
+        while True:
+            left, allowed = end - time.monotonic(), cpu - (self._cpu_seconds() - before)
+            if left <= 0:
+                raise TimeoutError(f"stopped after {self.limits.seconds:g} seconds")
+            if allowed <= 0:
+                raise TimeoutError(f"stopped after {cpu:g} seconds of CPU time")
+            with contextlib.suppress(TimeoutError):
+                return link.receive(min(left, max(allowed / PROCESSORS, LOOK)))
+
+    def _living(self) -> Link:
+        if self._closed or self._owner != os.getpid():
+            raise SandboxError("this interpreter is closed, or that of a process whose fork this is")
+        if self._link is None:
+            self._link = self._start()
+        return self._link
+
+    def _lose(self, why: str) -> Outcome:
+        with contextlib.suppress(SandboxError):
+            self._kill()
+        if self._link:
+            self._link.close()
+            self._link = None
+        return Outcome("", failed=True, lost=why)
+
+    def close(self) -> None:
+        """In a fork of the host it ends nothing, for the interpreter is its parent's."""
+        if not self._closed:
+            self._closed = True
+            try:
+                if self._link:
+                    self._link.close()
+            finally:
+                if self._owner == os.getpid():
+                    self._leave()
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of a process, all threads together; 0 where there is none of that number."""
+    if pid <= 0:
+        return 0.0
+    try:
+        return time.clock_gettime(~pid << 3 | 2)  # as clock_getcpuclockid(3) makes it
+    except OSError:
+        return 0.0
+
+
+def _outcome(message: dict[str, Any], limits: Limits) -> Outcome:
+    text, error, size = message.get("text"), message.get("error"), message.get("bytes")
+    failed, cut = message.get("failed"), message.get("cut")
+    if not isinstance(text, str) or not isinstance(error, str) or not isinstance(size, int):
+        raise EOFError("not an outcome")
+    if not isinstance(failed, bool) or not isinstance(cut, bool):
+        raise EOFError("not an outcome")
+    told = visible(error[: limits.output])[-limits.output // 2 :]
+    shown, room = visible(text[: limits.output]), limits.output - len(told)
+    if cut or shown[room:]:
+        notice = f"\n[cut: {size} bytes were printed]\n"
+        shown = shown[: max(room - len(notice), 0)] + notice
+    return Outcome(shown + told, failed, size)
+
+
+def visible(text: str) -> str:
+    """The text with control characters, but for line ends and tabs, and direction marks written out."""
+    return text if text.translate(_BLANKS).isprintable() else "".join(map(_shown, text))
+
+
+_BLANKS = str.maketrans("", "", "\n\t")
+
+
+def _shown(character: str) -> str:
+    if character in "\n\t" or character.isprintable() or (character.isspace() and ord(character) > 160):
+        return character
+    return _escaped(character)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()

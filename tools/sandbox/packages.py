@@ -1,0 +1,50 @@
+"""The packages that code in a sandbox may import; whatever else is installed here stays out of it.
+
+treegym above all: its generators and task data would tell an agent the answers.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import site
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from .interface import SandboxError
+
+USUAL = ("numpy", "math-verify")  # with what they need, where they are installed
+MORE = "TREEGYM_PACKAGES"  # environment variable: names of others, between blanks
+
+
+@functools.cache
+def packages() -> dict[str, Path]:
+    """Files and folders for site-packages: where each is here, by its name there."""
+    chosen = list(map(canonicalize_name, os.environ.get(MORE, "").split()))
+    ahead, seen, found = [*USUAL, *chosen], set[str](), dict[str, Path]()
+    while ahead:
+        name = canonicalize_name(ahead.pop())
+        if name in seen:
+            continue
+        if name == "treegym":
+            raise SandboxError(f"{MORE} leads to treegym, which would tell agents the answers to its tasks")
+        seen.add(name)
+        try:
+            package = distribution(name)
+        except PackageNotFoundError:
+            if name in chosen:
+                raise SandboxError(f"{MORE} names {name!r}, which is not installed here") from None
+            continue
+        tops = {file.parts[0] for file in package.files or ()} - {"..", "__pycache__"}
+        found |= {top: Path(str(package.locate_file(top))) for top in tops}
+        needs = map(Requirement, package.requires or ())
+        ahead += [need.name for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
+    return dict(sorted(found.items()))
+
+
+def site_packages() -> str:
+    """Where this Python looks for packages."""
+    return next(folder for folder in site.getsitepackages() if os.path.isdir(folder))

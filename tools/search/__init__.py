@@ -1,0 +1,1 @@
+"""Search: passages, indices by words and by meaning, fusion, a server and its client."""

@@ -1,0 +1,1 @@
+"""The learner: optimiser steps from packed trees, and checkpoints."""

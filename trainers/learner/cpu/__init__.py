@@ -1,0 +1,1 @@
+"""The learner's lean forward and backward pass, for CPUs."""

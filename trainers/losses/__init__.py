@@ -1,0 +1,1 @@
+"""Losses over terms, and over sums of rollouts that are compared."""

@@ -1,0 +1,323 @@
+"""Policy losses: per-term losses of sampled tokens, and the aggregations that weigh them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from ..packing import Aggregation, Terms
+
+Level = Literal["token", "turn", "sequence"]
+KL = Literal["k1", "abs", "k2", "k3", "k1+", "k3+"]
+Coupling = Literal["token", "turn", "rollout"]
+NOTHING: frozenset[str] = frozenset()
+SAMPLED = frozenset({"sampled"})
+
+
+def token_mean(lengths: Sequence[int]) -> list[float]:
+    """All sampled tokens of the batch count alike (DAPO, arXiv:2503.14476 eq. 8; verl's default)."""
+    return [1.0 / max(sum(lengths), 1)] * len(lengths)
+
+
+def seq_mean_token_mean(lengths: Sequence[int]) -> list[float]:
+    """All rollouts count alike, whatever their length (GRPO, arXiv:2402.03300 eq. 3)."""
+    return [1.0 / (_rollouts(lengths) * max(n, 1)) for n in lengths]
+
+
+def seq_mean_token_sum(lengths: Sequence[int]) -> list[float]:
+    """Sum over a rollout's tokens, mean over rollouts (Dr.GRPO, arXiv:2503.20783, up to a constant)."""
+    return [1.0 / _rollouts(lengths)] * len(lengths)
+
+
+def seq_mean_token_sum_norm(lengths: Sequence[int]) -> list[float]:
+    """The same over the tokens of the longest rollout (verl since August 2026)."""
+    return [1.0 / (_rollouts(lengths) * max([*lengths, 1]))] * len(lengths)
+
+
+def token_sum(lengths: Sequence[int]) -> list[float]:
+    """The plain sum."""
+    return [1.0] * len(lengths)
+
+
+def _rollouts(lengths: Sequence[int]) -> int:
+    """How many said anything."""
+    return max(sum(map(bool, lengths)), 1)
+
+
+AGGREGATIONS: dict[str, Aggregation] = {
+    "token-mean": token_mean,
+    "seq-mean-token-mean": seq_mean_token_mean,
+    "seq-mean-token-sum": seq_mean_token_sum,
+    "seq-mean-token-sum-norm": seq_mean_token_sum_norm,
+    "token-sum": token_sum,
+}
+AggregationName = Literal[
+    "token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm", "token-sum"
+]
+
+
+class PolicyLoss(Protocol):
+    """Turns log-probabilities into a loss per term; the batch loss is the sum of weight times that."""
+
+    @property
+    def aggregation(self) -> AggregationName: ...
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What it reads besides log-probabilities, advantages, and the numbers of rollouts and turns.
+
+        "sampled": `old_logprob`, as the sampler recorded it. "old": `old_logprob`, as the learner had it before the
+        step's first update. Every other name is a column in the terms' `extras`: "reference", "entropy", or one that
+        the learner was given. The learner refuses a name that it does not know.
+        """
+        ...
+
+    @property
+    def couples(self) -> Coupling:
+        """The smallest part of a batch, "token", "turn" or "rollout", whose loss depends on nothing outside of it."""
+        ...
+
+    @property
+    def keeps_zeros(self) -> bool:
+        """Whether a term has a gradient where its advantage is 0. If not, rollouts without any advantage are left out
+        of the forward pass."""
+        ...
+
+    def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
+        """logprobs [N], nats, of the terms under the present weights -> losses [N]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ClippedLoss:
+    """PPO's clipped surrogate with separate bounds and an optional dual clip.
+
+    arXiv:1707.06347 eq. 7; separate bounds: DAPO, arXiv:2503.14476; dual clip: arXiv:1912.09729 eq. 5.
+    `level`: the ratio is the token's, or the geometric mean over the rollout (GSPO, arXiv:2507.18071 eq. 5) or over
+    the turn (AT2PO, arXiv:2601.04767). `keep_gradient`: a ratio above its bound still has the gradient that it has
+    at the bound (AEPO, arXiv:2510.14545 sec. 4.2).
+
+    `old`: whose log-probabilities the ratio starts from: the sampler's, as recorded, or the learner's before the
+    step's first update. Sampler and learner round differently, by thousandths of a nat a token in bfloat16; bounds as
+    narrow as that need the learner's, which take one more forward pass.
+    """
+
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    dual_clip: float | None = None  # bound of the loss where the advantage is negative, in multiples of it; above 1
+    level: Level = "token"
+    keep_gradient: bool = False
+    aggregation: AggregationName = "seq-mean-token-mean"
+    old: Literal["sampler", "learner"] = "sampler"
+    keeps_zeros: ClassVar[bool] = False
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"old"}) if self.old == "learner" else SAMPLED
+
+    @property
+    def couples(self) -> Coupling:
+        return "rollout" if self.level == "sequence" else self.level
+
+    def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
+        ratio = log_ratio(logprobs, terms, self.level).exp()
+        clipped = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
+        if self.keep_gradient:
+            clipped = torch.where(ratio > 1 + self.clip_high, clipped.detach() * ratio / ratio.detach(), clipped)
+        losses = -torch.minimum(ratio * terms.advantage, clipped * terms.advantage)
+        if self.dual_clip is not None:
+            bounded = torch.minimum(losses, -self.dual_clip * terms.advantage)
+            losses = torch.where(terms.advantage < 0, bounded, losses)
+        return losses
+
+
+@dataclass(frozen=True, slots=True)
+class GeometricLoss:
+    """The rollout's mean log-ratio, clipped token by token on the pessimistic side (GMPO, arXiv:2507.20673)."""
+
+    clip_low: float = 0.4  # of log-ratios
+    clip_high: float = 0.4
+    aggregation: AggregationName = "seq-mean-token-mean"
+    needs: ClassVar[frozenset[str]] = SAMPLED
+    couples: ClassVar[Coupling] = "rollout"
+    keeps_zeros: ClassVar[bool] = False
+
+    def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
+        change = logprobs - terms.old_logprob
+        sign = terms.advantage.sign()
+        clipped = sign * torch.minimum(sign * change, sign * change.clamp(-self.clip_low, self.clip_high))
+        ratio = segment_mean(clipped, terms.rollout).exp()
+        return -ratio * segment_mean(terms.advantage, terms.rollout)
+
+
+@dataclass(frozen=True, slots=True)
+class CispoLoss:
+    """Clipped importance weights, and a gradient for every token (CISPO, arXiv:2506.13585 eq. 4).
+
+    The defaults bound both sides, as verl does; `clip_low=None` leaves the lower one free as TRL does, whose
+    epsilon_high is 1 + clip_high.
+    """
+
+    clip_low: float | None = 0.2
+    clip_high: float = 0.28
+    aggregation: AggregationName = "token-mean"
+    needs: ClassVar[frozenset[str]] = SAMPLED
+    couples: ClassVar[Coupling] = "token"
+    keeps_zeros: ClassVar[bool] = False
+
+    def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
+        low = None if self.clip_low is None else 1 - self.clip_low
+        weight = log_ratio(logprobs, terms).exp().clamp(low, 1 + self.clip_high).detach()
+        return -weight * terms.advantage * logprobs
+
+
+@dataclass(frozen=True, slots=True)
+class SapoLoss:
+    """A soft gate in place of the clip: 4/t sigmoid(t(ratio - 1)), cooler for bad tokens (SAPO, arXiv:2511.20347)."""
+
+    positive: float = 1.0  # temperature t where the advantage is positive
+    negative: float = 1.05
+    aggregation: AggregationName = "seq-mean-token-mean"
+    needs: ClassVar[frozenset[str]] = SAMPLED
+    couples: ClassVar[Coupling] = "token"
+    keeps_zeros: ClassVar[bool] = False
+
+    def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
+        ratio = log_ratio(logprobs, terms).exp()
+        t = torch.where(terms.advantage > 0, self.positive, self.negative).to(ratio.dtype)
+        return -4 / t * torch.sigmoid(t * (ratio - 1)) * terms.advantage
+
+
+@dataclass(frozen=True, slots=True)
+class ReinforceLoss:
+    """Negative log-likelihood times the advantage: REINFORCE, GPG (arXiv:2504.02546) with its own scale of advantages,
+    and supervised fine-tuning where the advantage is 1."""
+
+    aggregation: AggregationName = "token-mean"
+    needs: ClassVar[frozenset[str]] = NOTHING
+    couples: ClassVar[Coupling] = "token"
+    keeps_zeros: ClassVar[bool] = False
+
+    def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
+        return -logprobs * terms.advantage
+
+
+@dataclass(frozen=True, slots=True)
+class TruncatedImportance:
+    """Another loss around the learner's present probabilities, times how much likelier than to the sampler a token is
+    to the learner, at most `cap`: for samplers that compute otherwise than the learner (another engine, precision)."""
+
+    loss: PolicyLoss
+    cap: float = 2.0
+
+    @property
+    def aggregation(self) -> AggregationName:
+        return self.loss.aggregation
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return self.loss.needs - {"old"} | SAMPLED  # it gives the loss its old log-probabilities itself
+
+    @property
+    def couples(self) -> Coupling:
+        return self.loss.couples
+
+    @property
+    def keeps_zeros(self) -> bool:
+        return self.loss.keeps_zeros
+
+    def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
+        own = logprobs.detach()
+        weight = log_ratio(own, terms).exp().clamp(max=self.cap)
+        return weight * self.loss(logprobs, replace(terms, old_logprob=own))
+
+
+@dataclass(frozen=True, slots=True)
+class WithKL:
+    """Another loss plus how far a token's probability is from what it was when the Learner was made, as `kl` estimates
+    it (arXiv:2402.03300 eq. 3 and 4)."""
+
+    loss: PolicyLoss
+    coefficient: float = 0.001
+    estimator: KL = "k3"
+    keeps_zeros: ClassVar[bool] = True
+
+    @property
+    def aggregation(self) -> AggregationName:
+        return self.loss.aggregation
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return self.loss.needs | {"reference"}
+
+    @property
+    def couples(self) -> Coupling:
+        return self.loss.couples
+
+    def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
+        return self.loss(logprobs, terms) + self.coefficient * kl(logprobs, terms.extras["reference"], self.estimator)
+
+
+@dataclass(frozen=True, slots=True)
+class WithEntropy:
+    """Another loss less the entropy of the distribution that each token was sampled from (arXiv:1602.01783 sec. 4)."""
+
+    loss: PolicyLoss
+    coefficient: float = 0.001
+    keeps_zeros: ClassVar[bool] = True
+
+    @property
+    def aggregation(self) -> AggregationName:
+        return self.loss.aggregation
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return self.loss.needs | {"entropy"}
+
+    @property
+    def couples(self) -> Coupling:
+        return self.loss.couples
+
+    def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
+        return self.loss(logprobs, terms) - self.coefficient * terms.extras["entropy"]
+
+
+def log_ratio(logprobs: Tensor, terms: Terms, level: Level = "token") -> Tensor:
+    """log of present over old probability [N]: of the token (within 20 nats), or the mean over its turn or rollout."""
+    change = logprobs - terms.old_logprob
+    if level == "token":
+        return change.clamp(-20, 20)
+    segment = terms.rollout if level == "sequence" else terms.rollout * (terms.turn.max() + 1) + terms.turn
+    return segment_mean(change, segment).clamp(max=10)
+
+
+def segment_mean(values: Tensor, segment: Tensor) -> Tensor:
+    """[N] -> [N]: the mean over all entries of the same segment."""
+    size = int(segment.max()) + 1
+    total = values.new_zeros(size).index_add(0, segment, values)
+    count = values.new_zeros(size).index_add(0, segment, torch.ones_like(values))
+    return (total / count)[segment]
+
+
+def kl(logprobs: Tensor, reference: Tensor, estimator: KL = "k3") -> Tensor:
+    """Estimates KL(policy || reference) from the sampled tokens [N], nats (Schulman 2020, as in verl).
+
+    k3 is kept within 10, its exponent within 20. "+": the value of k1 or k3 with the gradient of k2, which is the
+    gradient of the KL itself.
+    """
+    difference = logprobs - reference
+    if estimator.endswith("+"):
+        value, slope = kl(logprobs, reference, "k1" if estimator == "k1+" else "k3"), kl(logprobs, reference, "k2")
+        return slope - slope.detach() + value.detach()
+    if estimator == "k1":
+        return difference
+    if estimator == "abs":
+        return difference.abs()
+    if estimator == "k2":
+        return 0.5 * difference**2
+    negative = (-difference).clamp(-20, 20)
+    return (negative.exp() - negative - 1).clamp(-10, 10)
