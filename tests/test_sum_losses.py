@@ -155,7 +155,7 @@ def written_out(model: PreTrainedModel, reference: PreTrainedModel, batch: Seque
 @pytest.mark.parametrize(
     ("comparisons", "loss"),
     [(Groups(), GvpoLoss(0.3)), (Siblings(), DpoLoss(0.3)), (Discounted(), DpoLoss(0.3))],
-    ids=str,
+    ids=["GVPO over groups", "DPO over siblings", "DPO with coefficients of tokens"],
 )
 def test_packed_equals_written_out(name: str, comparisons: Comparisons, loss: SumLoss) -> None:
     """Loss and all gradients, to nine digits; pairs and groups are parted between packs."""
