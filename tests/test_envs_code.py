@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from treegym.envs import CodeEnv, check_env
-from treegym.envs.code.guest_answer import programs
 from treegym.envs.code.grade import Verdict, grade, try_examples, untested
+from treegym.envs.code.guest_answer import programs
 from treegym.envs.code.guest_check import Unsendable, decode, encode
 from treegym.envs.code.problems import CodeProblem, generate, read_problems
 from treegym.tools import SandboxUnavailable, open_sandbox

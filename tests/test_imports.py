@@ -21,10 +21,15 @@ EVERYTHING = [
 ]
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Absolute names of what the file imports, wherever in it."""
+def imports(path: Path, *, runtime: bool = False) -> Iterator[str]:
+    """Absolute names of what the file imports, wherever in it; at run time not what is for type checkers alone."""
     package = ["treegym", *path.parent.parts]
-    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+    tree = ast.parse((ROOT / path).read_text())
+    guarded = [
+        node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    ]
+    skipped = {id(inner) for node in guarded for inner in ast.walk(node)} if runtime else set[int]()
+    for node in (node for node in ast.walk(tree) if id(node) not in skipped):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -40,13 +45,42 @@ def test_a_room_imports_only_rooms_before_it(path: Path) -> None:
     assert rooms <= {*allowed, "__version__"}
 
 
+# What a room consists of, in an order in which each part imports only parts before it.
+ORDER = {
+    "tools": "named artefacts protocol deadline function cassette search calls sandbox mcp",
+    "envs": "base rewards spaces formats toolparts toolenv fresh problems wrappers task "
+    "factsearch household lookup maze code math check",
+    "agents": "policy template models chat tree inference loop rollouts store evaluation policies exchange",
+    "trainers": "checks packing advantages tasks curriculum losses algorithms learner stages plan training",
+    "scenarios": "errors terminal charts folders viewer modules person secret watch parts schema changes tasks build "
+    "policies evaluation comparison commands",
+}
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if len(path.parts) > 2 or path.stem != "__init__"], ids=str)
+def test_a_part_of_a_room_imports_only_parts_before_it(path: Path) -> None:
+    room, own = path.parts[0], path.with_suffix("").parts[1]
+    order = ORDER[room].split()
+    known = {path.with_suffix("").parts[1] for path in FILES if path.parts[0] == room} - {"__init__"}
+    assert known == set(order), f"the order of {room} lacks a part, or has one too many: {known ^ set(order)}"
+    used = {name.split(".")[2] for name in imports(path, runtime=True) if name.startswith(f"treegym.{room}.")}
+    assert not {name for name in used & known if order.index(name) > order.index(own)}
+
+
+def modules_of_environments() -> set[str]:
+    """The modules of concrete environments, and the packages of their families."""
+    points = [spec.entry_point for spec in gymnasium.registry.values() if spec.namespace == "treegym"]
+    modules = {(load_env_creator(point) if isinstance(point, str) else point).__module__ for point in points}
+    return {".".join(module.split(".")[:3]) for module in modules}
+
+
 @pytest.mark.parametrize("path", [path for path in FILES if path.parts[0] in ("agents", "trainers")], ids=str)
 def test_agents_and_trainers_know_no_concrete_environment(path: Path) -> None:
-    used = {name.split(".")[2] for name in imports(path) if name.startswith("treegym.envs.")}
-    things = [getattr(treegym.envs, name) for name in used]
-    points = [spec.entry_point for spec in gymnasium.registry.values() if spec.namespace == "treegym"]
-    concrete = {(load_env_creator(point) if isinstance(point, str) else point).__module__ for point in points}
-    assert not {getattr(thing, "__module__", thing.__name__) for thing in things} & concrete
+    families = modules_of_environments()
+    assert "treegym.envs.factsearch" in families and "treegym.envs.lookup" in families
+    used = {name for name in imports(path) if name.startswith("treegym.envs.")}
+    things = {getattr(getattr(treegym.envs, name.split(".")[2], None), "__module__", None) or name for name in used}
+    assert not [name for name in used | things for family in families if f"{name}.".startswith(f"{family}.")]
 
 
 @pytest.mark.parametrize("path", EVERYTHING, ids=str)
