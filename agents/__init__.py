@@ -1,4 +1,7 @@
-"""Policies, rollout trees and the engine that grows them."""
+"""Policies, rollout trees and the engine that grows them. What needs torch is imported when it is asked for."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from .chat import ChatRenderer
 from .evaluation.compare import Curves, Flip, PairedResult, curves, flips, paired
@@ -13,14 +16,9 @@ from .evaluation.outcomes import (
     succeeded,
 )
 from .evaluation.statistics import Interval, paired_difference
-from .inference.acceptance import bring_attention
-from .inference.attention import BLOCK, Block, block_attention, block_gradients, causal_attention, tree_logits
-from .inference.forward import is_plain_llama, native_dtype, positions, rotate
 from .loop import run_to_end
-from .models.lora import add_lora, has_lora, merged_state, save_adapter
 from .policies.openai import ChatPlayer, OpenAIPolicy, Server, ServerError
 from .policies.players import OraclePlayer, RandomPlayer
-from .policies.sampler import TransformersPolicy
 from .policies.scripted import ScriptedPolicy
 from .policy import (
     Completion,
@@ -66,14 +64,15 @@ from .store.salvage import migrate, salvage
 from .store.store import EpisodeStore, Loss, StoreLocked, append_line, read_lines
 from .tree import ROOT, Cost, Node, RolloutTree, joined
 
+if TYPE_CHECKING:
+    from .policies.sampler import TransformersPolicy
+
 __all__ = [
-    "BLOCK",
     "LENIENT",
     "ROOT",
     "STRICT",
     "Answer",
     "AnswerReader",
-    "Block",
     "Budgeted",
     "Chains",
     "ChatPlayer",
@@ -134,13 +133,8 @@ __all__ = [
     "Turn",
     "WeightSync",
     "Where",
-    "add_lora",
     "append_line",
-    "block_attention",
-    "block_gradients",
-    "bring_attention",
     "by_difficulty",
-    "causal_attention",
     "curves",
     "derive_seed",
     "distinct",
@@ -149,24 +143,22 @@ __all__ = [
     "flips",
     "grow",
     "grow_trees",
-    "has_lora",
-    "is_plain_llama",
     "joined",
-    "merged_state",
     "migrate",
-    "native_dtype",
     "normalized_entropy",
     "paired",
     "paired_difference",
     "played",
-    "positions",
     "read_lines",
     "rescore",
-    "rotate",
     "run_to_end",
     "salvage",
-    "save_adapter",
     "succeeded",
-    "tree_logits",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "TransformersPolicy":
+        return importlib.import_module(".policies.sampler", __name__).TransformersPolicy
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

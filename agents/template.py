@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
 
 from ..envs import Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 DATE = datetime(2025, 1, 1)  # of every episode: a prompt must not change overnight
 _TODAY = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")

@@ -15,8 +15,10 @@ from task import PROMPT_TOKENS
 from worker import serve
 
 from treegym.__main__ import tune_malloc
-from treegym.agents import Context, Sampling, TransformersPolicy, native_dtype
+from treegym.agents import Context, Sampling
+from treegym.agents.inference.forward import native_dtype
 from treegym.agents.models.registry import load
+from treegym.agents.policies.sampler import TransformersPolicy
 
 ROWS, NEW_TOKENS = 32, 32
 Decode = Callable[[int, int], None]  # (rows, new tokens)

@@ -14,8 +14,9 @@ from task import PROMPTS, RESULT, ROLLOUTS, TEMPLATE, TURN_TOKENS, TURNS, prompt
 from worker import serve
 
 from treegym.__main__ import tune_malloc
-from treegym.agents import ChatRenderer, Context, Sample, Sampling, TransformersPolicy, grow_trees
+from treegym.agents import ChatRenderer, Context, Sample, Sampling, grow_trees
 from treegym.agents.models.registry import load
+from treegym.agents.policies.sampler import TransformersPolicy
 from treegym.envs import Message, Task, TextEnv
 from treegym.trainers import Learner, Optimization, grpo
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from treegym.agents import native_dtype
+from treegym.agents.inference.forward import native_dtype
 from treegym.agents.models.registry import fetch, load
 
 if len(sys.argv) > 1:

@@ -38,13 +38,13 @@ from treegym.agents import (
     RolloutTree,
     Sampling,
     ScriptedPolicy,
-    TransformersPolicy,
     TreeExpansion,
     TreeSummary,
     Where,
     grow_trees,
 )
 from treegym.agents.models.nano import build_nano
+from treegym.agents.policies.sampler import TransformersPolicy
 from treegym.agents.store.frames import layout_of
 from treegym.agents.store.index import Entry, Index
 from treegym.agents.store.records import opening_key, write_record

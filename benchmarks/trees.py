@@ -37,12 +37,12 @@ from treegym.agents import (
     RolloutStrategy,
     RolloutTree,
     Sampling,
-    TransformersPolicy,
     TreeExpansion,
     grow_trees,
-    native_dtype,
 )
+from treegym.agents.inference.forward import native_dtype
 from treegym.agents.models.registry import load
+from treegym.agents.policies.sampler import TransformersPolicy
 from treegym.envs import Task
 from treegym.trainers import Learner, Optimization, Pack, tree_grpo
 

@@ -16,24 +16,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..agents import (
-    ChatRenderer,
-    Evaluation,
-    Run,
-    TokenPolicy,
-    TransformersPolicy,
-    WeightSync,
-    add_lora,
-    bring_attention,
-    has_lora,
-    native_dtype,
-    positions,
-    save_adapter,
-)
+from ..agents import ChatRenderer, Evaluation, Run, TokenPolicy, WeightSync
+from ..agents.inference.acceptance import bring_attention
 from ..agents.inference.cpu.compiler import choose_kernels, library_for
 from ..agents.inference.cpu.native import SOURCE
-from ..agents.inference.forward import device_named
+from ..agents.inference.forward import device_named, native_dtype, positions
+from ..agents.models.lora import add_lora, has_lora, save_adapter
 from ..agents.models.registry import end_tokens, load, load_tokenizer
+from ..agents.policies.sampler import TransformersPolicy
 from ..agents.store.folder import write_text
 from ..envs import TextEnv, ToolEnv, action_format, format_of
 from ..envs.formats.tagged import DEFAULT

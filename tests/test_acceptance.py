@@ -10,8 +10,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from treegym.agents import ChatRenderer, Context, Sampling, TransformersPolicy, bring_attention
+from treegym.agents import ChatRenderer, Context, Sampling
+from treegym.agents.inference.acceptance import bring_attention
 from treegym.agents.models.nano import build_nano
+from treegym.agents.policies.sampler import TransformersPolicy
 
 SMALL = {
     **{"vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4},

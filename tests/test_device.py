@@ -22,20 +22,13 @@ from torch.nn.attention import flex_attention
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 
-from treegym.agents import (
-    ROOT,
-    ChatRenderer,
-    Context,
-    Node,
-    RolloutTree,
-    Sampling,
-    TransformersPolicy,
-    block_attention,
-    bring_attention,
-)
+from treegym.agents import ROOT, ChatRenderer, Context, Node, RolloutTree, Sampling
 from treegym.agents.inference import attention
+from treegym.agents.inference.acceptance import bring_attention
+from treegym.agents.inference.attention import block_attention
 from treegym.agents.inference.forward import Forward, LlamaForward, TransformersForward, device_named
 from treegym.agents.inference.kv import Line
+from treegym.agents.policies.sampler import TransformersPolicy
 from treegym.envs import Task
 from treegym.scenarios import ScenarioError, build
 from treegym.scenarios.build import load_model, settled

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from treegym.agents import add_lora, has_lora, merged_state, save_adapter
+from treegym.agents.models.lora import add_lora, has_lora, merged_state, save_adapter
 from treegym.agents.models.nano import build_nano
 from treegym.agents.models.registry import (
     MODELS,

@@ -33,13 +33,13 @@ from treegym.agents import (
     Server,
     ServerError,
     TokenPolicy,
-    TransformersPolicy,
     derive_seed,
     grow_trees,
 )
 from treegym.agents.models.nano import build_nano
 from treegym.agents.models.registry import load
 from treegym.agents.policies.messages import read_message
+from treegym.agents.policies.sampler import TransformersPolicy
 from treegym.envs import Action, Message, Task, ToolEnv, lookup
 from treegym.tools import ToolCall
 from treegym.tools.search.server import bind

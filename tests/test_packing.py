@@ -22,8 +22,10 @@ from transformers import (
     Qwen3Config,
 )
 
-from treegym.agents import ROOT, Completion, Node, RolloutTree, bring_attention, causal_attention
+from treegym.agents import ROOT, Completion, Node, RolloutTree
 from treegym.agents.inference import attention
+from treegym.agents.inference.acceptance import bring_attention
+from treegym.agents.inference.attention import causal_attention
 from treegym.envs import Task
 from treegym.trainers import packing
 from treegym.trainers.learner import forward

@@ -33,13 +33,13 @@ from treegym.agents import (
     RolloutTree,
     Sampling,
     ScriptedPolicy,
-    TransformersPolicy,
     TreeExpansion,
     Turn,
     grow_trees,
     verify,
 )
 from treegym.agents.models.nano import build_nano
+from treegym.agents.policies.sampler import TransformersPolicy
 from treegym.agents.rollouts.strategies import MAX_IDLE
 from treegym.envs import LookupEnv, Message, Task
 

@@ -12,10 +12,10 @@ import torch
 from scipy.stats import chisquare
 from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel, PreTrainedTokenizerBase, Qwen2Config
 
-from treegym.agents import ChatRenderer, Completion, Context, Sample, Sampling, TransformersPolicy, derive_seed
+from treegym.agents import ChatRenderer, Completion, Context, Sample, Sampling, derive_seed
 from treegym.agents.inference.cpu.native import NativeForward
 from treegym.agents.models.nano import build_nano
-from treegym.agents.policies.sampler import draw, entropy
+from treegym.agents.policies.sampler import TransformersPolicy, draw, entropy
 from treegym.envs import Message
 
 WORDS = ["red green blue lookup answer start follow link links tool user assistant system"]

@@ -44,7 +44,6 @@ from treegym.agents import (
     Sampling,
     StoreError,
     StoreLocked,
-    TransformersPolicy,
     TreeSummary,
     Where,
     append_line,
@@ -53,6 +52,7 @@ from treegym.agents import (
     salvage,
 )
 from treegym.agents.models.nano import build_nano
+from treegym.agents.policies.sampler import TransformersPolicy
 from treegym.agents.store.frames import Frames
 from treegym.agents.store.records import SCHEMA, SHARED, pack_floats, pack_ints, unpack
 from treegym.agents.store.store import CUT_OFF

@@ -33,13 +33,13 @@ from treegym.agents import (
     TextPolicy,
     TokenPolicy,
     TooManyFailures,
-    TransformersPolicy,
     TreeExpansion,
     WeightSync,
     grow,
     grow_trees,
 )
 from treegym.agents.models.nano import build_nano
+from treegym.agents.policies.sampler import TransformersPolicy
 from treegym.agents.rollouts.engine import PromptContexts
 from treegym.envs import LookupEnv, Message, Task, TextEnv, lookup
 from treegym.scenarios.viewer.shelf import Shelf

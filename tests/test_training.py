@@ -32,13 +32,12 @@ from treegym.agents import (
     Run,
     Sampling,
     ScriptedPolicy,
-    TransformersPolicy,
-    add_lora,
     grow_trees,
-    merged_state,
 )
+from treegym.agents.models.lora import add_lora, merged_state
 from treegym.agents.models.nano import build_nano
 from treegym.agents.models.registry import load
+from treegym.agents.policies.sampler import TransformersPolicy
 from treegym.envs import Task, ToolEnv, lookup
 from treegym.trainers import (
     AGGREGATIONS,

@@ -20,8 +20,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-from ..agents import BLOCK, ROOT, Block, RolloutTree, block_attention, block_gradients, causal_attention
-from ..agents.inference.attention import flexible_attention, runs_flexible
+from ..agents import ROOT, RolloutTree
+from ..agents.inference.attention import (
+    BLOCK,
+    Block,
+    block_attention,
+    block_gradients,
+    causal_attention,
+    flexible_attention,
+    runs_flexible,
+)
 
 TurnAdvantage = float | NDArray[np.float64]  # of all of the turn's sampled tokens, or of each
 Advantages = Sequence[Sequence[TurnAdvantage]]  # [rollout][turn]

@@ -28,15 +28,14 @@ from ..agents import (
     Sampling,
     TokenPolicy,
     TooManyFailures,
-    TransformersPolicy,
     WeightSync,
     derive_seed,
     grow,
-    merged_state,
-    native_dtype,
-    positions,
     run_to_end,
 )
+from ..agents.inference.forward import native_dtype, positions
+from ..agents.models.lora import merged_state
+from ..agents.policies.sampler import TransformersPolicy
 from ..envs import Task
 from .learner.checkpoints import Checkpoints, DamagedCheckpoint, Progress
 from .learner.learner import Learner, Optimization

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.special import entr
 from transformers import PreTrainedModel
 
-from ...agents import bring_attention, tree_logits
+from ...agents.inference.acceptance import bring_attention
+from ...agents.inference.attention import tree_logits
 from ..packing import Pack, TreeAttend
 
 COLUMNS = 2048  # of logits worked on at a time

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ...agents import RolloutTree, bring_attention, native_dtype
+from ...agents import RolloutTree
+from ...agents.inference.acceptance import bring_attention
+from ...agents.inference.forward import native_dtype
 from ..losses.comparisons import Compared
 from ..losses.sums import SumLoss, slopes
 from ..losses.terms import AGGREGATIONS, PolicyLoss, kl

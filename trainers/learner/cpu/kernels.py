@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, silu
 
-from ....agents import rotate
 from ....agents.inference.cpu.compiler import Array, Library, Parameters, Source, floats, reals
+from ....agents.inference.forward import rotate
 from ...packing import Segment, TreeAttend, last_seers
 
 SPAN = 32  # keys at a time: kernels.c takes room for a whole number of them

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
-from ....agents import is_plain_llama
 from ....agents.inference.cpu.compiler import library_for
+from ....agents.inference.forward import is_plain_llama
 from ...packing import Pack
 from ..forward import Logits, Picked, embed
 from .kernels import SOURCE, Kernels, NativeKernels, TorchKernels, gradient_of
