@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median, quantiles
 
-from treegym.tools import Interpreter, Limits, Sandbox, SandboxError, open_sandbox
+from treegym.tools.sandbox import Interpreter, Limits, Sandbox, SandboxError, open_sandbox
 from treegym.tools.sandbox.backends import BACKENDS
 from treegym.tools.sandbox.docker import PYTHON, Contained
 from treegym.tools.sandbox.interface import ForkRefused

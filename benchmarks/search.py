@@ -27,7 +27,7 @@ from statistics import mean, median, quantiles
 from typing import Any
 
 from treegym.envs.factsearch.questions import Question, read_passages, read_questions
-from treegym.tools import DenseIndex, Fused, Hit, Passage, RemoteSearch, Retriever, SearchIndex, StaticEncoder
+from treegym.tools.search import DenseIndex, Fused, Hit, Passage, RemoteSearch, Retriever, SearchIndex, StaticEncoder
 from treegym.tools.search.index import STOP_WORDS, load_passages, save_passages, words
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"

@@ -27,24 +27,20 @@ from statistics import median
 from typing import Any
 
 from treegym.agents import (
-    Chains,
     ChatRenderer,
     Completion,
-    EntropyBranching,
     EpisodeStore,
     Policy,
-    Record,
     RolloutStrategy,
     RolloutTree,
     Sampling,
-    ScriptedPolicy,
-    TreeExpansion,
-    TreeSummary,
-    Where,
     grow_trees,
 )
 from treegym.agents.models.nano import build_nano
+from treegym.agents.policies import ScriptedPolicy
 from treegym.agents.policies.sampler import TransformersPolicy
+from treegym.agents.rollouts import Chains, EntropyBranching, TreeExpansion
+from treegym.agents.store import Record, TreeSummary, Where
 from treegym.agents.store.frames import layout_of
 from treegym.agents.store.index import Entry, Index
 from treegym.agents.store.records import opening_key, write_record

@@ -29,22 +29,14 @@ from task import TEMPLATE
 from update import work
 
 from treegym.__main__ import tune_malloc
-from treegym.agents import (
-    Chains,
-    ChatRenderer,
-    Cost,
-    EntropyBranching,
-    RolloutStrategy,
-    RolloutTree,
-    Sampling,
-    TreeExpansion,
-    grow_trees,
-)
+from treegym.agents import ChatRenderer, Cost, RolloutStrategy, RolloutTree, Sampling, grow_trees
 from treegym.agents.inference.forward import native_dtype
 from treegym.agents.models.registry import load
 from treegym.agents.policies.sampler import TransformersPolicy
+from treegym.agents.rollouts import Chains, EntropyBranching, TreeExpansion
 from treegym.envs import Task
-from treegym.trainers import Learner, Optimization, Pack, tree_grpo
+from treegym.trainers import Learner, Optimization, tree_grpo
+from treegym.trainers.packing import Pack
 
 TASKS = 4  # at a time
 LEAVES = 8  # a task, on FactSearch

@@ -16,7 +16,9 @@ from treegym.__main__ import tune_malloc
 from treegym.agents import ROOT, Completion, Node, RolloutTree
 from treegym.agents.models.registry import load
 from treegym.envs import Task
-from treegym.trainers import Advantages, ClippedLoss, Learner, Optimization, Pack
+from treegym.trainers import Advantages, Learner, Optimization
+from treegym.trainers.losses import ClippedLoss
+from treegym.trainers.packing import Pack
 
 WIDTHS = {"chains": (8, 8, 8, 8), "tree": (2, 4, 8, 8), "unpacked": (1, 1, 1, 1)}  # nodes at each turn
 

@@ -16,8 +16,10 @@ import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from treegym.agents import ChatRenderer, RolloutTree, Sampling, ScriptedPolicy, grow_trees, verify
+from treegym.agents import ChatRenderer, RolloutTree, Sampling, grow_trees
 from treegym.agents.models.nano import build_nano
+from treegym.agents.policies import ScriptedPolicy
+from treegym.agents.rollouts import verify
 from treegym.envs import Message
 
 ROOT = Path(__file__).parent.parent

@@ -28,7 +28,8 @@ from ..agents.store.folder import write_text
 from ..envs import TextEnv, ToolEnv, action_format, format_of
 from ..envs.formats.tagged import DEFAULT
 from ..tools.named import PartNotFound
-from ..trainers import Checkpoints, Environment, Trainer, Watcher
+from ..trainers import Environment, Trainer, Watcher
+from ..trainers.learner import Checkpoints
 from .changes import changed, kept, record
 from .errors import ScenarioError
 from .folders import begun, whole

@@ -8,8 +8,9 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from ..agents import Run, append_line
-from ..trainers import Checkpoints, Progress
+from ..agents import Run
+from ..agents.store import append_line
+from ..trainers.learner import Checkpoints, Progress
 from .errors import ScenarioError
 from .schema import Scenario
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from ..agents import Interval
+from ..agents.evaluation import Interval
 from ..agents.store.folder import write_text
 
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 560, 320, 56, 40, 16, 48

@@ -11,12 +11,12 @@ import yaml
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ..agents import (
+from ..agents import Run
+from ..agents.evaluation import (
     Curves,
     Flip,
     Interval,
     PairedResult,
-    Run,
     TaskOutcome,
     by_difficulty,
     curves,

@@ -15,22 +15,9 @@ from typing import Any, Literal
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ..agents import (
-    AnswerReader,
-    Evaluation,
-    Failure,
-    Interval,
-    RolloutTree,
-    Run,
-    SomeChains,
-    TaskOutcome,
-    TooManyFailures,
-    derive_seed,
-    figures,
-    grow,
-    joined,
-    run_to_end,
-)
+from ..agents import Evaluation, Failure, RolloutTree, Run, derive_seed, grow, joined, run_to_end
+from ..agents.evaluation import AnswerReader, Interval, TaskOutcome, figures
+from ..agents.rollouts import SomeChains, TooManyFailures
 from ..agents.store.folder import write_json, write_text
 from ..envs import Task
 from ..trainers import Stopped, Watcher

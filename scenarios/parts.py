@@ -15,56 +15,59 @@ from typing import Any, get_args, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from .. import agents, trainers
+from ..agents import rollouts
 from ..envs.wrappers import find_wrapper
 from ..tools.named import PartNotFound, split_name, written
+from ..trainers import advantages, losses
 from .errors import ScenarioError, say, suggest
 from .modules import part_named
 
 ROLLOUTS: dict[str, type] = {
-    kind.__name__: kind for kind in (agents.Budgeted, agents.Chains, agents.EntropyBranching, agents.TreeExpansion)
+    kind.__name__: kind
+    for kind in (rollouts.Budgeted, rollouts.Chains, rollouts.EntropyBranching, rollouts.TreeExpansion)
 }
 ADVANTAGES: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        trainers.AnchorStates,
-        trainers.BackedUp,
-        trainers.BestOnly,
-        trainers.GroupRelative,
-        trainers.GroupedGAE,
-        trainers.HistoryAnchors,
-        trainers.PrefixGroups,
-        trainers.SharedMean,
-        trainers.Sum,
-        trainers.SummedLeaves,
-        trainers.TokenReturns,
-        trainers.Whitened,
+        advantages.AnchorStates,
+        advantages.BackedUp,
+        advantages.BestOnly,
+        advantages.GroupRelative,
+        advantages.GroupedGAE,
+        advantages.HistoryAnchors,
+        advantages.PrefixGroups,
+        advantages.SharedMean,
+        advantages.Sum,
+        advantages.SummedLeaves,
+        advantages.TokenReturns,
+        advantages.Whitened,
     )
 }
 LOSSES: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        trainers.CispoLoss,
-        trainers.ClippedLoss,
-        trainers.GeometricLoss,
-        trainers.ReinforceLoss,
-        trainers.SapoLoss,
-        trainers.TruncatedImportance,
-        trainers.WithEntropy,
-        trainers.WithKL,
+        losses.CispoLoss,
+        losses.ClippedLoss,
+        losses.GeometricLoss,
+        losses.ReinforceLoss,
+        losses.SapoLoss,
+        losses.TruncatedImportance,
+        losses.WithEntropy,
+        losses.WithKL,
     )
 }
 SOURCES: dict[str, type] = {kind.__name__: kind for kind in (trainers.Curriculum, trainers.Mixture, trainers.Uniform)}
 STAGES: dict[str, type] = {kind.__name__: kind for kind in (trainers.Evaluate, trainers.Improvement, trainers.Warmup)}
-COMPARISONS: dict[str, type] = {kind.__name__: kind for kind in (trainers.Groups, trainers.Siblings)}
-SUM_LOSSES: dict[str, type] = {kind.__name__: kind for kind in (trainers.DpoLoss, trainers.GvpoLoss)}
-Credit = trainers.AdvantageEstimator | trainers.Comparisons  # what stands at algorithm.advantage
-Loss = trainers.PolicyLoss | trainers.SumLoss  # what stands at algorithm.loss
+COMPARISONS: dict[str, type] = {kind.__name__: kind for kind in (losses.Groups, losses.Siblings)}
+SUM_LOSSES: dict[str, type] = {kind.__name__: kind for kind in (losses.DpoLoss, losses.GvpoLoss)}
+Credit = trainers.AdvantageEstimator | losses.Comparisons  # what stands at algorithm.advantage
+Loss = trainers.PolicyLoss | losses.SumLoss  # what stands at algorithm.loss
 _METHODS: dict[Any, tuple[str, ...]] = {  # that make something a part of the kind
     agents.RolloutStrategy: ("grow",),
     trainers.AdvantageEstimator: ("__call__",),
-    trainers.Comparisons: ("compare", "makes"),
+    losses.Comparisons: ("compare", "makes"),
     trainers.PolicyLoss: ("__call__", "aggregation", "needs", "couples", "keeps_zeros"),
-    trainers.SumLoss: ("of_sums", "needs", "couples"),
+    losses.SumLoss: ("of_sums", "needs", "couples"),
     trainers.TaskSource: ("draw", "report"),
     trainers.Stage: ("name", "run"),
 }
@@ -94,8 +97,8 @@ def build_part(kind: Any, written: Any, place: str) -> Any:
     if found is None:
         raise ScenarioError(f"{place}: no {_alternatives(kind)[0].__name__} {name!r}{suggest(name, _KINDS[kind])}")
     place = f"{place}.{name}"
-    if found is trainers.Sum:
-        return trainers.Sum(*_weighted(kind, fields, place))
+    if found is advantages.Sum:
+        return advantages.Sum(*_weighted(kind, fields, place))
     return _make(found, fields, place)
 
 

@@ -10,20 +10,9 @@ from pathlib import Path
 
 import torch
 
-from ..agents import (
-    ChatPlayer,
-    ChatRenderer,
-    OpenAIPolicy,
-    OraclePlayer,
-    Policy,
-    RandomPlayer,
-    Sampling,
-    ScriptedPolicy,
-    Server,
-    TextPolicy,
-    TokenPolicy,
-)
+from ..agents import ChatRenderer, Policy, Sampling, TextPolicy, TokenPolicy
 from ..agents.models.registry import load_end_tokens, load_tokenizer
+from ..agents.policies import ChatPlayer, OpenAIPolicy, OraclePlayer, RandomPlayer, ScriptedPolicy, Server
 from ..tools.named import split_name
 from .build import (
     computing,

@@ -13,7 +13,8 @@ from rich.box import SIMPLE_HEAD
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from ..agents import Evaluation, Interval, paired_difference
+from ..agents import Evaluation
+from ..agents.evaluation import Interval, paired_difference
 from .terminal import console, say
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from treegym.agents import ROOT, Completion, Node, RolloutTree
 from treegym.envs import Task
-from treegym.trainers import (
-    AdvantageEstimator,
+from treegym.trainers import AdvantageEstimator, gigpo
+from treegym.trainers.advantages import (
     AnchorStates,
     BackedUp,
     BestOnly,
@@ -29,7 +29,6 @@ from treegym.trainers import (
     Whitened,
     bi_level_gae,
     gae,
-    gigpo,
 )
 
 COMPARING: list[AdvantageEstimator] = [  # they give nothing where all rollouts earn the same

@@ -34,9 +34,10 @@ from treegym.scenarios import ScenarioError, build
 from treegym.scenarios.build import load_model, settled
 from treegym.scenarios.changes import changes
 from treegym.scenarios.schema import Model, Scenario
-from treegym.trainers import AGGREGATIONS, ClippedLoss, Environment, Learner, Optimization
+from treegym.trainers import Environment, Learner, Optimization
 from treegym.trainers.learner import forward
 from treegym.trainers.learner.forward import LeanPredict, TransformersPredict, predict_with
+from treegym.trainers.losses import AGGREGATIONS, ClippedLoss
 from treegym.trainers.losses.terms import PolicyLoss, ReinforceLoss, WithEntropy
 from treegym.trainers.packing import Pack, Segment, TreeAttend, blocks_of, pack, score, tree_mask
 

@@ -22,7 +22,7 @@ from treegym.envs.code.grade import Verdict, grade, try_examples, untested
 from treegym.envs.code.guest_answer import programs
 from treegym.envs.code.guest_check import Unsendable, decode, encode
 from treegym.envs.code.problems import CodeProblem, generate, read_problems
-from treegym.tools import SandboxUnavailable, open_sandbox
+from treegym.tools.sandbox import SandboxUnavailable, open_sandbox
 
 pytestmark = pytest.mark.filterwarnings("ignore:the sandbox 'local'")
 DATA = Path(__file__).parent.parent.parent / "shared" / "data" / "code"

@@ -10,7 +10,7 @@ import pytest
 
 from treegym.envs import FactSearchEnv, check_env, normalize_answer
 from treegym.envs.factsearch.questions import Question
-from treegym.tools import SearchTool
+from treegym.tools.search import SearchTool
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

@@ -11,7 +11,7 @@ import pytest
 
 from treegym.envs import PythonMathEnv, check_env
 from treegym.envs.math.problems import NAMES, THINGS, generate, read_problems
-from treegym.tools import SandboxUnavailable, open_sandbox
+from treegym.tools.sandbox import SandboxUnavailable, open_sandbox
 
 pytestmark = pytest.mark.filterwarnings("ignore:the sandbox 'local'")
 DATA = Path(__file__).parent.parent.parent / "shared" / "data" / "math"

@@ -21,24 +21,23 @@ from treegym.agents import (
     ChatRenderer,
     Completion,
     Context,
-    FollowOracle,
     GrowingTree,
-    OraclePlayer,
     RolloutStrategy,
     RolloutTree,
     Run,
     Sample,
     Sampling,
     grow_trees,
-    rescore,
 )
 from treegym.agents.models.nano import build_nano
+from treegym.agents.policies import OraclePlayer
+from treegym.agents.rollouts import FollowOracle, rescore
 from treegym.envs import Exchange, LookupEnv, Task, ToolEnv
 from treegym.scenarios import ScenarioError, load_scenario
 from treegym.scenarios.build import try_environment
 from treegym.scenarios.commands.replay import _term
 from treegym.tools import FunctionTool, Tool, ToolError, tool
-from treegym.trainers import AnchorStates, Norm
+from treegym.trainers.advantages import AnchorStates, Norm
 
 PAGE = (Path(__file__).parent.parent / "docs" / "environments.md").read_text(encoding="utf-8")
 SCRIPTS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)

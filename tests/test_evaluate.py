@@ -9,21 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from treegym.agents import (
-    ROOT,
-    Completion,
-    EpisodeStore,
-    Evaluation,
-    Node,
-    Outcome,
-    RolloutTree,
-    TaskOutcome,
-    Where,
-    figures,
-    flips,
-    succeeded,
-)
+from treegym.agents import ROOT, Completion, EpisodeStore, Evaluation, Node, RolloutTree
+from treegym.agents.evaluation import Outcome, TaskOutcome, figures, flips, succeeded
 from treegym.agents.evaluation.statistics import bootstrap, wilson
+from treegym.agents.store import Where
 from treegym.envs import Message, Task
 from treegym.scenarios.viewer.shelf import Filter, Shelf
 

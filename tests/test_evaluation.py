@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 from commands import command, run_all
 
-from treegym.agents import Outcome, Run, TaskOutcome, curves, flips, paired
+from treegym.agents import Run
+from treegym.agents.evaluation import Outcome, TaskOutcome, curves, flips, paired
 from treegym.agents.evaluation.statistics import wilson
 from treegym.envs import Message, Task, ToolEnv
 from treegym.scenarios.comparison import verdict_line

@@ -17,21 +17,12 @@ from hypothesis import strategies as st
 from test_scenarios import command
 from test_store import fill, tree, trees
 
-from treegym.agents import (
-    ChatRenderer,
-    EpisodeStore,
-    Record,
-    RolloutTree,
-    Run,
-    Sampling,
-    ScriptedPolicy,
-    StoreError,
-    TreeExpansion,
-    append_line,
-    grow_trees,
-)
+from treegym.agents import ChatRenderer, EpisodeStore, RolloutTree, Run, Sampling, grow_trees
 from treegym.agents.exchange import EXCHANGES, read_episodes
 from treegym.agents.models.nano import build_nano
+from treegym.agents.policies import ScriptedPolicy
+from treegym.agents.rollouts import TreeExpansion
+from treegym.agents.store import Record, StoreError, append_line
 from treegym.agents.store.records import json_line
 from treegym.envs import Task, ToolEnv, action_format, registered
 

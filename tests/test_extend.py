@@ -12,7 +12,8 @@ import pytest
 import torch
 from commands import command
 
-from treegym.agents import RolloutTree, Run, verify
+from treegym.agents import RolloutTree, Run
+from treegym.agents.rollouts import verify
 
 PAGE = (Path(__file__).parent.parent / "docs" / "extend.md").read_text(encoding="utf-8")
 EXAMPLES: dict[str, tuple[str, str]] = {

@@ -18,28 +18,15 @@ pytest.importorskip("httpx2", reason="pip install 'treegym[search]'")
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from test_openai_policy import serving
 
-from treegym.agents import (
-    Chains,
-    ChatRenderer,
-    EpisodeError,
-    Failure,
-    FailureCause,
-    RolloutTree,
-    Run,
-    Sampling,
-    ScriptedPolicy,
-    ServerError,
-    SomeChains,
-    failure_cause,
-    grow,
-    joined,
-    verify,
-)
+from treegym.agents import ChatRenderer, Failure, RolloutTree, Run, Sampling, grow, joined
 from treegym.agents.models.nano import build_nano
+from treegym.agents.policies import ScriptedPolicy, ServerError
+from treegym.agents.rollouts import Chains, EpisodeError, FailureCause, SomeChains, failure_cause, verify
 from treegym.agents.rollouts.failure import context_exceeded
 from treegym.envs import LookupEnv, Task, lookup
 from treegym.scenarios.evaluation import failure_limit
-from treegym.tools import SandboxError, SandboxUnavailable, ServerUnavailable
+from treegym.tools import ServerUnavailable
+from treegym.tools.sandbox import SandboxError, SandboxUnavailable
 
 SCENARIO = """
 environment: {id: treegym/Lookup-v0, settings: {hops: [2], max_turns: 3}}

@@ -15,34 +15,28 @@ import pytest
 import torch
 from torch import Tensor
 
-from treegym.agents import ROOT, Completion, EntropyBranching, Node, RolloutTree, normalized_entropy
+from treegym.agents import ROOT, Completion, Node, RolloutTree
 from treegym.agents.policies.sampler import entropy
+from treegym.agents.rollouts import EntropyBranching, normalized_entropy
 from treegym.envs import Message, Task
-from treegym.trainers import (
-    AGGREGATIONS,
-    AdvantageEstimator,
-    Advantages,
+from treegym.trainers import AdvantageEstimator, Advantages, PolicyLoss, Terms
+from treegym.trainers.advantages import (
     AnchorStates,
     BackedUp,
     BestOnly,
-    CispoLoss,
-    ClippedLoss,
-    GeometricLoss,
     GroupRelative,
     HistoryAnchors,
     Norm,
-    PolicyLoss,
     PrefixGroups,
     Sum,
     SummedLeaves,
-    Terms,
     TokenReturns,
     Whitened,
+    anchors,
     bi_level_gae,
     gae,
-    kl,
 )
-from treegym.trainers.advantages import anchors
+from treegym.trainers.losses import AGGREGATIONS, CispoLoss, ClippedLoss, GeometricLoss, kl
 
 FILE = Path(__file__).parent.parent.parent / "shared" / "golden" / "vectors.json"
 

@@ -98,6 +98,18 @@ def test_code_imports_its_own_rooms_relatively(path: Path) -> None:
         assert not [name for name in names if name.split(".")[0] == "treegym"]
 
 
-def test_environments_import_neither_torch_nor_yaml() -> None:
-    code = "import sys, treegym.envs; print(sorted({'torch', 'transformers', 'yaml'} & set(sys.modules)))"
+@pytest.mark.parametrize(
+    "module",
+    [
+        "envs",
+        "agents",
+        "agents.store",
+        "agents.evaluation",
+        "agents.rollouts",
+        "agents.policies",
+        "scenarios.commands.cli",
+    ],
+)
+def test_what_needs_no_torch_loads_none(module: str) -> None:
+    code = f"import sys, treegym.{module}; print(sorted({{'torch', 'transformers', 'yaml'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

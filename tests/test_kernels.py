@@ -18,9 +18,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qw
 from treegym.agents import ROOT, Completion, Node, RolloutTree
 from treegym.agents.inference.cpu.compiler import Sizes
 from treegym.envs import Task
-from treegym.trainers import AGGREGATIONS, Advantages, Learner, Optimization, ReinforceLoss
+from treegym.trainers import Advantages, Learner, Optimization
 from treegym.trainers.learner.cpu.kernels import SOURCE, Kernels, NativeKernels, TorchKernels
 from treegym.trainers.learner.cpu.llama import LlamaPredict
+from treegym.trainers.losses import AGGREGATIONS, ReinforceLoss
 from treegym.trainers.packing import Segment, last_seers, pack, score
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler, as `cc`")

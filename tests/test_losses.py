@@ -12,21 +12,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from treegym.trainers import (
+from treegym.trainers import PolicyLoss, Terms, grpo
+from treegym.trainers.advantages import GroupRelative, Norm
+from treegym.trainers.losses import (
     AGGREGATIONS,
     CispoLoss,
     ClippedLoss,
     GeometricLoss,
-    GroupRelative,
-    Norm,
-    PolicyLoss,
     ReinforceLoss,
     SapoLoss,
-    Terms,
     TruncatedImportance,
     WithEntropy,
     WithKL,
-    grpo,
 )
 
 RETURNS = st.lists(st.floats(-10, 10, allow_subnormal=False), min_size=2, max_size=12)

@@ -21,25 +21,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from treegym.agents import (
-    Chains,
-    ChatPlayer,
-    ChatRenderer,
-    Context,
-    OpenAIPolicy,
-    RolloutTree,
-    Sample,
-    Sampling,
-    Server,
-    ServerError,
-    TokenPolicy,
-    derive_seed,
-    grow_trees,
-)
+from treegym.agents import ChatRenderer, Context, RolloutTree, Sample, Sampling, TokenPolicy, derive_seed, grow_trees
 from treegym.agents.models.nano import build_nano
 from treegym.agents.models.registry import load
+from treegym.agents.policies import ChatPlayer, OpenAIPolicy, Server, ServerError
 from treegym.agents.policies.messages import read_message
 from treegym.agents.policies.sampler import TransformersPolicy
+from treegym.agents.rollouts import Chains
 from treegym.envs import Action, Message, Task, ToolEnv, lookup
 from treegym.tools import ToolCall
 from treegym.tools.search.server import bind

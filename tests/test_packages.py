@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 from test_tools_sandbox import seen_by_all
 
-from treegym.tools import SandboxError, SandboxUnavailable, open_sandbox
+from treegym.tools.sandbox import SandboxError, SandboxUnavailable, open_sandbox
 from treegym.tools.sandbox.packages import MORE, packages
 
 ROOT = Path(__file__).parent.parent
 RUN = """
 import sys, warnings
-from treegym.tools import Limits, PythonTool
+from treegym.tools.sandbox import Limits, PythonTool
 warnings.simplefilter("ignore")
 print(PythonTool(sys.argv[1], Limits(seconds=100, cpu=100))(code=sys.argv[2]).text)
 """

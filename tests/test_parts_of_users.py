@@ -28,7 +28,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 from treegym.agents import RolloutTree
 from treegym.envs import LookupEnv
-from treegym.trainers import Advantages, ReinforceLoss
+from treegym.trainers import Advantages
+from treegym.trainers.losses import ReinforceLoss
 
 gymnasium.register("{0}/Links-v0", LookupEnv)
 

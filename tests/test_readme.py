@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from treegym.agents import Budgeted, Chains
+from treegym.agents.rollouts import Budgeted, Chains
 from treegym.scenarios import load_scenario
-from treegym.trainers import AnchorStates, ClippedLoss, GroupRelative, Norm, Sum, WithKL
+from treegym.trainers.advantages import AnchorStates, GroupRelative, Norm, Sum
+from treegym.trainers.losses import ClippedLoss, WithKL
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -18,29 +18,21 @@ from commands import command
 from tokenizers import Tokenizer
 from wander import ENVS, Wander, sandboxed, tasks
 
-from treegym.agents import (
+from treegym.agents import ChatRenderer, Completion, Policy, RolloutStrategy, RolloutTree, Run, Sampling, grow_trees
+from treegym.agents.models.nano import build_nano
+from treegym.agents.policies import OraclePlayer, ScriptedPolicy
+from treegym.agents.rollouts import (
     LENIENT,
     STRICT,
     Answer,
     Chains,
-    ChatRenderer,
-    Completion,
     Continuation,
     FollowOracle,
-    OraclePlayer,
-    Policy,
     ReplayMismatch,
     RewardTerm,
-    RolloutStrategy,
-    RolloutTree,
-    Run,
-    Sampling,
-    ScriptedPolicy,
-    grow_trees,
     rescore,
     verify,
 )
-from treegym.agents.models.nano import build_nano
 from treegym.envs import Message, Task, TextEnv
 from treegym.scenarios import load_scenario, train
 from treegym.scenarios.viewer.shelf import pieces

@@ -18,7 +18,7 @@ from commands import command, run_all
 from safetensors.torch import save_file
 
 from treegym.agents import Run
-from treegym.trainers import Checkpoints, DamagedCheckpoint, Progress
+from treegym.trainers.learner import Checkpoints, DamagedCheckpoint, Progress
 
 SCENARIO = """
 environment:

@@ -18,28 +18,30 @@ import torch
 
 from treegym.agents import (
     ROOT,
-    Budgeted,
-    Chains,
     ChatRenderer,
     Completion,
     Context,
     Cost,
-    EntropyBranching,
-    EpisodeError,
-    FollowOracle,
     Node,
-    ReplayMismatch,
     RolloutStrategy,
     RolloutTree,
     Sampling,
-    ScriptedPolicy,
-    TreeExpansion,
-    Turn,
     grow_trees,
-    verify,
 )
 from treegym.agents.models.nano import build_nano
+from treegym.agents.policies import ScriptedPolicy
 from treegym.agents.policies.sampler import TransformersPolicy
+from treegym.agents.rollouts import (
+    Budgeted,
+    Chains,
+    EntropyBranching,
+    EpisodeError,
+    FollowOracle,
+    ReplayMismatch,
+    TreeExpansion,
+    Turn,
+    verify,
+)
 from treegym.agents.rollouts.strategies import MAX_IDLE
 from treegym.envs import LookupEnv, Message, Task
 

@@ -14,27 +14,16 @@ import pytest
 import torch
 from commands import command
 
-from treegym.agents import TreeExpansion
+from treegym.agents.rollouts import TreeExpansion
 from treegym.envs import ToolEnv
 from treegym.scenarios import Model, Scenario, ScenarioError, load_scenario
 from treegym.scenarios.build import check_weights, try_environment
 from treegym.scenarios.schema import BUNDLED, dump_scenario
 from treegym.scenarios.terminal import say
 from treegym.tools import tool
-from treegym.trainers import (
-    ALGORITHMS,
-    AnchorStates,
-    ClippedLoss,
-    Environment,
-    GroupRelative,
-    Improvement,
-    Norm,
-    SapoLoss,
-    SharedMean,
-    Sum,
-    WithKL,
-    gigpo,
-)
+from treegym.trainers import ALGORITHMS, Environment, Improvement, gigpo
+from treegym.trainers.advantages import AnchorStates, GroupRelative, Norm, SharedMean, Sum
+from treegym.trainers.losses import ClippedLoss, SapoLoss, WithKL
 
 MINIMAL = "environment: {id: treegym/Lookup-v0}\n"
 NANO = """

@@ -14,7 +14,8 @@ import torch
 from treegym.agents import Run
 from treegym.envs import Task
 from treegym.scenarios import ScenarioError, load_scenario, train
-from treegym.trainers import Checkpoints, Curriculum, Environment, Mixture, Part, Stopped, Uniform
+from treegym.trainers import Curriculum, Environment, Mixture, Part, Stopped, Uniform
+from treegym.trainers.learner import Checkpoints
 
 LOOKUP, MAZE = Environment("treegym/Lookup-v0"), Environment("treegym/Maze-v0")
 SCENARIO = """

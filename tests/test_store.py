@@ -33,32 +33,34 @@ from treegym.agents import (
     ChatRenderer,
     Completion,
     Cost,
-    DamagedStore,
-    EntropyBranching,
     EpisodeStore,
-    Loss,
     Node,
-    Record,
     RolloutTree,
     Run,
     Sampling,
+    grow_trees,
+)
+from treegym.agents.models.nano import build_nano
+from treegym.agents.policies.sampler import TransformersPolicy
+from treegym.agents.rollouts import EntropyBranching
+from treegym.agents.store import (
+    DamagedStore,
+    Loss,
+    Record,
     StoreError,
     StoreLocked,
     TreeSummary,
     Where,
     append_line,
-    grow_trees,
     migrate,
     salvage,
 )
-from treegym.agents.models.nano import build_nano
-from treegym.agents.policies.sampler import TransformersPolicy
 from treegym.agents.store.frames import Frames
 from treegym.agents.store.records import SCHEMA, SHARED, pack_floats, pack_ints, unpack
 from treegym.agents.store.store import CUT_OFF
 from treegym.envs import Message, Task
 from treegym.tools import ToolCall
-from treegym.trainers import plain
+from treegym.trainers.packing import plain
 
 SYSTEM = "Find the word at the end of the chain of words. Each turn, write one of the actions below."
 
@@ -672,7 +674,8 @@ import resource, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_store import tree
-from treegym.agents import EpisodeStore, StoreError
+from treegym.agents import EpisodeStore
+from treegym.agents.store import StoreError
 store = EpisodeStore(Path(sys.argv[1]))
 store.append(tree(0))
 store.append(tree(1))

@@ -17,29 +17,25 @@ from commands import command
 from test_training import Silent
 
 from treegym.agents import (
-    Chains,
     ChatRenderer,
     Context,
     Failure,
-    FailureCause,
-    FollowOracle,
     GrowingTree,
     RolloutStrategy,
     RolloutTree,
     Run,
     Sample,
     Sampling,
-    ScriptedPolicy,
     TextPolicy,
     TokenPolicy,
-    TooManyFailures,
-    TreeExpansion,
     WeightSync,
     grow,
     grow_trees,
 )
 from treegym.agents.models.nano import build_nano
+from treegym.agents.policies import ScriptedPolicy
 from treegym.agents.policies.sampler import TransformersPolicy
+from treegym.agents.rollouts import Chains, FailureCause, FollowOracle, TooManyFailures, TreeExpansion
 from treegym.agents.rollouts.engine import PromptContexts
 from treegym.envs import LookupEnv, Message, Task, TextEnv, lookup
 from treegym.scenarios.viewer.shelf import Shelf

@@ -19,32 +19,35 @@ from test_training import trainer
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from treegym.agents import ROOT, Chains, Completion, Node, RolloutTree, Sampling, TreeExpansion
+from treegym.agents import ROOT, Completion, Node, RolloutTree, Sampling
+from treegym.agents.rollouts import Chains, TreeExpansion
 from treegym.envs import Task
 from treegym.scenarios import ScenarioError, load_scenario
 from treegym.trainers import (
     Algorithm,
-    ClippedLoss,
-    Compared,
-    Comparisons,
-    DpoLoss,
     Environment,
-    GroupRelative,
-    Groups,
-    GvpoLoss,
     HeldOut,
     Improvement,
     Learner,
     Optimization,
-    Pack,
     Plan,
     PolicyLoss,
+    Warmup,
+)
+from treegym.trainers.advantages import GroupRelative
+from treegym.trainers.losses import (
+    ClippedLoss,
+    Compared,
+    Comparisons,
+    DpoLoss,
+    Groups,
+    GvpoLoss,
     ReinforceLoss,
     Siblings,
     SumLoss,
     Sums,
-    Warmup,
 )
+from treegym.trainers.packing import Pack
 from treegym.trainers.stages.improve import _distance
 
 __all__ = ["small_parts"]

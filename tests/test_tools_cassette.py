@@ -20,18 +20,10 @@ from typing import Any
 import gymnasium
 import pytest
 
-from treegym.agents import (
-    Chains,
-    ChatRenderer,
-    OutsideSource,
-    RolloutTree,
-    Sampling,
-    ScriptedPolicy,
-    TreeExpansion,
-    grow_trees,
-    verify,
-)
+from treegym.agents import ChatRenderer, RolloutTree, Sampling, grow_trees
 from treegym.agents.models.nano import build_nano
+from treegym.agents.policies import ScriptedPolicy
+from treegym.agents.rollouts import Chains, OutsideSource, TreeExpansion, verify
 from treegym.envs import Task, ToolEnv
 from treegym.tools import (
     Cassette,

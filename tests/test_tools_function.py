@@ -19,7 +19,6 @@ from treegym.tools import (
     Conduct,
     FunctionTool,
     Playhead,
-    PythonTool,
     Recorded,
     Tool,
     ToolCall,
@@ -31,6 +30,7 @@ from treegym.tools import (
     left_behind,
     tool,
 )
+from treegym.tools.sandbox import PythonTool
 
 
 @tool

@@ -21,8 +21,10 @@ from typing import Any, ClassVar
 import gymnasium
 import pytest
 
-from treegym.agents import ChatRenderer, RolloutTree, Sampling, ScriptedPolicy, TreeExpansion, grow_trees
+from treegym.agents import ChatRenderer, RolloutTree, Sampling, grow_trees
 from treegym.agents.models.nano import build_nano
+from treegym.agents.policies import ScriptedPolicy
+from treegym.agents.rollouts import TreeExpansion
 from treegym.envs import HermesFormat, MazeEnv, TaggedFormat, Task, ToolEnv, check_env
 from treegym.envs.formats.tagged import Action
 from treegym.tools import MCPServer, ServerUnavailable, Stateful, ToolCall, ToolError, ToolResult, call_tool

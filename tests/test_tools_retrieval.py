@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from treegym.envs import FactSearchEnv, check_env
 from treegym.scenarios.commands.cli import main
-from treegym.tools import (
+from treegym.tools.search import (
     DenseIndex,
     Fused,
     Hit,
@@ -40,9 +40,9 @@ from treegym.tools import (
     SearchTool,
     StaticEncoder,
     TransformerEncoder,
+    dense,
 )
 from treegym.tools.search import client as remotesearch
-from treegym.tools.search import dense
 from treegym.tools.search.server import MAX_BYTES, MAX_QUERIES, MAX_TOP_K, bind, search_app
 
 PASSAGES = [

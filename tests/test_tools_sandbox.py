@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from treegym.tools import PythonTool, open_sandbox
+from treegym.tools.sandbox import PythonTool, open_sandbox
 from treegym.tools.sandbox import guest_keeper as inside
 from treegym.tools.sandbox.cgroup import Cgroup
 from treegym.tools.sandbox.interface import (
@@ -515,7 +515,7 @@ def test_a_sandbox_that_was_killed_is_an_observation_and_then_a_new_one() -> Non
 def test_a_killed_host_leaves_no_files(tmp_path: Path) -> None:
     host = """
 import os, signal, warnings
-from treegym.tools import Limits, open_sandbox
+from treegym.tools.sandbox import Limits, open_sandbox
 warnings.simplefilter("ignore")
 interpreter = open_sandbox("local").start(Limits(), 0)
 print(interpreter.run("open('left', 'w').write('x')").text, flush=True)

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from treegym.tools import Passage, SearchIndex, SearchTool, ToolError
+from treegym.tools import ToolError
+from treegym.tools.search import Passage, SearchIndex, SearchTool
 from treegym.tools.search import index as search
 
 PASSAGES = [

@@ -17,7 +17,8 @@ import hypothesis.strategies as st
 import pytest
 
 from treegym.envs import ToolEnv, check_env
-from treegym.tools import Limits, SandboxUnavailable, ToolError, Toolkit, Workspace, open_sandbox
+from treegym.tools import ToolError, Toolkit
+from treegym.tools.sandbox import Limits, SandboxUnavailable, Workspace, open_sandbox
 from treegym.tools.sandbox import guest_files as files
 
 pytestmark = pytest.mark.filterwarnings("ignore:the sandbox 'local'")

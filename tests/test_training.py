@@ -19,50 +19,34 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
 
-from treegym.agents import (
-    ROOT,
-    Chains,
-    ChatRenderer,
-    Completion,
-    Context,
-    EpisodeError,
-    FollowOracle,
-    Node,
-    RolloutTree,
-    Run,
-    Sampling,
-    ScriptedPolicy,
-    grow_trees,
-)
+from treegym.agents import ROOT, ChatRenderer, Completion, Context, Node, RolloutTree, Run, Sampling, grow_trees
 from treegym.agents.models.lora import add_lora, merged_state
 from treegym.agents.models.nano import build_nano
 from treegym.agents.models.registry import load
+from treegym.agents.policies import ScriptedPolicy
 from treegym.agents.policies.sampler import TransformersPolicy
+from treegym.agents.rollouts import Chains, EpisodeError, FollowOracle
 from treegym.envs import Task, ToolEnv, lookup
 from treegym.trainers import (
-    AGGREGATIONS,
     Advantages,
     Algorithm,
-    ClippedLoss,
     Environment,
     HeldOut,
     Improvement,
     Learner,
     OnFailure,
     Optimization,
-    Pack,
     Plan,
-    ReinforceLoss,
     Trainer,
     Warmup,
     arpo,
     at2po,
     gigpo,
     grpo,
-    pack,
-    score,
     tree_grpo,
 )
+from treegym.trainers.losses import AGGREGATIONS, ClippedLoss, ReinforceLoss
+from treegym.trainers.packing import Pack, pack, score
 
 ONE_HOP = Environment("treegym/Lookup-v0", {"hops": [1]})
 

@@ -17,8 +17,9 @@ from urllib.parse import parse_qsl, urlencode
 
 import pytest
 
-from treegym.agents import Completion, EpisodeStore, Node, RolloutTree, Run, TreeSummary, append_line
+from treegym.agents import Completion, EpisodeStore, Node, RolloutTree, Run
 from treegym.agents.models.nano import build_nano
+from treegym.agents.store import TreeSummary, append_line
 from treegym.envs import Message, Task
 from treegym.scenarios.commands.cli import main
 from treegym.scenarios.viewer.shelf import Filter, Reading, Shelf, pieces

@@ -16,9 +16,11 @@ import pytest
 from commands import command
 from gymnasium.envs.registration import WrapperSpec
 
-from treegym.agents import Completion, Node, RandomPlayer, RolloutTree, Run, verify
+from treegym.agents import Completion, Node, RolloutTree, Run
 from treegym.agents.evaluation.outcomes import AnswerReader
 from treegym.agents.exchange import grammar
+from treegym.agents.policies import RandomPlayer
+from treegym.agents.rollouts import verify
 from treegym.agents.store.records import Record, read_record, write_record
 from treegym.envs import LookupEnv, Message, Step, Task, TextEnv, TextWrapper, check, check_env, registered
 from treegym.scenarios import ScenarioError, load_scenario, train

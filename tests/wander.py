@@ -6,10 +6,11 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from treegym.agents import Completion, Context, GrowingTree, Sample, Turn
+from treegym.agents import Completion, Context, GrowingTree, Sample
+from treegym.agents.rollouts import Turn
 from treegym.envs import Task, ToolEnv, registered
 from treegym.envs.check import HOSTILE
-from treegym.tools import SandboxUnavailable, open_sandbox
+from treegym.tools.sandbox import SandboxUnavailable, open_sandbox
 
 NOISE = [text for text in HOSTILE if len(text) < 1000 and "\ud800" not in text]  # no tokenizer gives half a pair
 

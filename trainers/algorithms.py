@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..agents import Chains, EntropyBranching, RolloutStrategy, TreeExpansion
+from ..agents import RolloutStrategy
+from ..agents.rollouts import Chains, EntropyBranching, TreeExpansion
 from .advantages.anchors import AnchorStates
 from .advantages.estimators import AdvantageEstimator, GroupRelative, Norm, SharedMean, Sum
 from .advantages.node_values import BackedUp

@@ -18,7 +18,6 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..agents import (
-    Chains,
     ChatRenderer,
     Evaluation,
     Failure,
@@ -27,7 +26,6 @@ from ..agents import (
     Run,
     Sampling,
     TokenPolicy,
-    TooManyFailures,
     WeightSync,
     derive_seed,
     grow,
@@ -36,6 +34,7 @@ from ..agents import (
 from ..agents.inference.forward import native_dtype, positions
 from ..agents.models.lora import merged_state
 from ..agents.policies.sampler import TransformersPolicy
+from ..agents.rollouts import Chains, TooManyFailures
 from ..envs import Task
 from .learner.checkpoints import Checkpoints, DamagedCheckpoint, Progress
 from .learner.learner import Learner, Optimization

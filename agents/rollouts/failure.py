@@ -17,7 +17,8 @@ from enum import StrEnum
 from typing import Any
 
 from ...envs import Task
-from ...tools import SandboxError, SandboxUnavailable, ServerUnavailable
+from ...tools import ServerUnavailable
+from ...tools.sandbox import SandboxError, SandboxUnavailable
 
 
 class FailureCause(StrEnum):

@@ -1,1 +1,25 @@
 """The store: trees on disk, a run's folder, listings, salvage."""
+
+from .folder import Run
+from .frames import DamagedStore, StoreError
+from .index import Range, TreeSummary, Where
+from .records import Record
+from .salvage import migrate, salvage
+from .store import EpisodeStore, Loss, StoreLocked, append_line, read_lines
+
+__all__ = [
+    "DamagedStore",
+    "EpisodeStore",
+    "Loss",
+    "Range",
+    "Record",
+    "Run",
+    "StoreError",
+    "StoreLocked",
+    "TreeSummary",
+    "Where",
+    "append_line",
+    "migrate",
+    "read_lines",
+    "salvage",
+]

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...tools import Limits, PythonTool, tool
+from ...tools import tool
+from ...tools.sandbox import Limits, PythonTool
 from ..problems import ProblemEnv
 from .grade import can_grade, grade, try_examples, untested
 from .problems import CodeProblem, generate, read_problems

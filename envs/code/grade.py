@@ -14,8 +14,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ...tools import Interpreter, Limits, Outcome, SandboxError, open_sandbox
 from ...tools.artefacts import cached_directory
+from ...tools.sandbox import Interpreter, Limits, Outcome, SandboxError, open_sandbox
 from .problems import CodeProblem
 
 LIMITS = Limits(seconds=8, cpu=2, output=200_000)  # of one call of the code, and of one run of the tests

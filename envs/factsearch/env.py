@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ...tools import Retriever, SearchIndex, SearchTool
 from ...tools.artefacts import cached_directory
+from ...tools.search import Retriever, SearchIndex, SearchTool
 from ...tools.search.client import open_remote
 from ...tools.search.index import open_index, write_index
 from ..rewards import exact_match, token_f1

@@ -11,7 +11,7 @@ import hashlib
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from ...tools import SearchIndex, SearchTool
+from ...tools.search import SearchIndex, SearchTool
 from ..rewards import normalize_answer
 from .facts import PHRASES, RELATIONS, Entity, Fact, Relation, World, fold
 from .questions import Question

@@ -12,7 +12,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...tools import Passage
+from ...tools.search import Passage
 
 MIN_CITY = 15_000  # inhabitants; GeoNames' smallest cities here
 MIN_ZONE_CITY = 50_000  # inhabitants of a city whose time zone has a passage; capitals always have one

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from ...tools import Passage
 from ...tools.protocol import encodable
+from ...tools.search import Passage
 from ..formats.lines import lines_of
 from ..rewards import exact_match
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from importlib import resources
 
-from ...tools import ForkRefused, Interpreter, Limits, Outcome, SandboxError, open_sandbox
+from ...tools.sandbox import ForkRefused, Interpreter, Limits, Outcome, SandboxError, open_sandbox
 from .latex import to_latex
 
 CHECK = Limits(seconds=60, cpu=5, memory=2 << 30)  # of a comparison by math-verify, whose input may be hostile

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...tools import Limits, PythonTool
+from ...tools.sandbox import Limits, PythonTool
 from ..problems import ProblemEnv
 from .answers import same_answer
 from .problems import MathProblem, generate, read_problems

@@ -53,7 +53,7 @@ def train(
 
     Example: treegym train quickstart --set improvement.steps=5 --set seed=1
     """
-    from ...agents import EpisodeError, TooManyFailures
+    from ...agents.rollouts import EpisodeError, TooManyFailures
     from ...agents.store.folder import trees_file
     from ...trainers import Stopped
     from ..build import train as run
@@ -280,7 +280,7 @@ def serve_search_command(
 def _retriever(corpus: list[Path], dense: bool, hybrid: bool, encoder: Path | None) -> tuple[Any, int]:
     """What searches the files, and how many passages they hold."""
     from ...envs.factsearch.questions import read_passages
-    from ...tools import DenseIndex, Fused, SearchIndex, StaticEncoder, TransformerEncoder
+    from ...tools.search import DenseIndex, Fused, SearchIndex, StaticEncoder, TransformerEncoder
 
     passages = read_passages(*corpus)
     if not passages:
@@ -309,7 +309,8 @@ def main() -> None:
     except Exception as error:
         from safetensors import SafetensorError
 
-        from ...agents import EpisodeError, StoreError
+        from ...agents.rollouts import EpisodeError
+        from ...agents.store import StoreError
 
         if not isinstance(error, ScenarioError | StoreError | SafetensorError | EpisodeError):
             raise

@@ -81,7 +81,7 @@ def eval_command(
 
     Example: treegym eval quickstart --policy runs/first --samples 8 --tasks 100
     """
-    from ...agents import TooManyFailures
+    from ...agents.rollouts import TooManyFailures
     from ...agents.store.folder import trees_file, write_text
     from ...trainers import Stopped
     from ..evaluation import Budget, Setting, evaluate, failure_limit, own_policy, read_setting, show_evaluation

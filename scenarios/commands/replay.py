@@ -24,7 +24,8 @@ from ..modules import bring_module, part_named
 from ..terminal import UsageError, console, say
 
 if TYPE_CHECKING:
-    from ...agents import Continuation, Divergence, Episode, RewardTerm, RolloutTree, Run
+    from ...agents import RolloutTree, Run
+    from ...agents.rollouts import Continuation, Divergence, Episode, RewardTerm
     from ...envs import Task
     from ...tools import Cassette
     from ..schema import Scenario
@@ -210,7 +211,7 @@ def _messages(messages: Iterable[Any]) -> None:
 
 
 def _verify(run: Run, episode: str | None, *, strict: bool) -> int:
-    from ...agents import LENIENT, STRICT, verify
+    from ...agents.rollouts import LENIENT, STRICT, verify
 
     cassette = _tape(run)
     rollout = _parse(episode, run)[1] if episode else None
@@ -239,7 +240,7 @@ def _verify(run: Run, episode: str | None, *, strict: bool) -> int:
 
 
 def _said(error: Exception) -> str:
-    from ...agents import OutsideSource, ReplayMismatch
+    from ...agents.rollouts import OutsideSource, ReplayMismatch
     from ...tools import NotOnTape
 
     ours = isinstance(error, OutsideSource | ReplayMismatch | NotOnTape)
@@ -266,7 +267,8 @@ def _show_divergence(number: int, tree: RolloutTree, found: Divergence) -> None:
 def _rescore(
     run: Run, episode: str | None, functions: list[str], weighted: list[str], *, live: bool, out: Path | None
 ) -> None:
-    from ...agents import paired_difference, rescore
+    from ...agents.evaluation import paired_difference
+    from ...agents.rollouts import rescore
 
     if episode and _parse(episode, run)[1] is not None:
         raise UsageError(f"--rescore takes a whole tree, TREE, not {episode}")
@@ -308,7 +310,7 @@ def _rescore(
 
 def _term(named: str) -> RewardTerm:
     """The reward term of a function: MODULE:FUNCTION or FILE.py:FUNCTION."""
-    from ...agents import RewardTerm
+    from ...agents.rollouts import RewardTerm
 
     place, name = split_name(named)
     if not place or not name.isidentifier():
@@ -357,7 +359,8 @@ def _weights(weighted: list[str], run: Run, terms: list[RewardTerm]) -> dict[str
 def _continue(
     run: Run, tree: RolloutTree, episode: tuple[int, int | None], turn: int, policy: str, n: int, out: Path | None
 ) -> int:
-    from ...agents import Continuation, ReplayMismatch, derive_seed, run_to_end
+    from ...agents import derive_seed, run_to_end
+    from ...agents.rollouts import Continuation, ReplayMismatch
     from ..schema import load_scenario
 
     number, rollout = episode
@@ -415,7 +418,7 @@ async def _grow(
 def _show_continuation(
     tree: RolloutTree, rollout: int, turn: int, grown: RolloutTree, policy: str, success: str
 ) -> None:
-    from ...agents import succeeded
+    from ...agents.evaluation import succeeded
     from ...agents.evaluation.statistics import bootstrap, wilson
 
     table = Table("", "return", success, "turns", "end")

@@ -19,7 +19,8 @@ from ..modules import bring_module
 from ..terminal import UsageError, console, say, told
 
 if TYPE_CHECKING:
-    from ...agents import EpisodeStore, Range, Run, TreeSummary, Where
+    from ...agents import EpisodeStore, Run
+    from ...agents.store import Range, TreeSummary, Where
 
 
 class ListByDefault(typer.core.TyperGroup):
@@ -186,7 +187,7 @@ def repair(run: RunFolder) -> None:
 
     Example: treegym runs repair runs/first
     """
-    from ...agents import salvage
+    from ...agents.store import salvage
 
     with _trees(run) as store, _bar("reading trees", None) as advance:
         losses, damaged = salvage(store, advance)
@@ -208,7 +209,7 @@ def migrate_trees(run: RunFolder) -> None:
 
     Example: treegym runs migrate runs/old
     """
-    from ...agents import migrate
+    from ...agents.store import migrate
     from ...agents.store.folder import trees_file
 
     if trees_file(run) != run / "trees.jsonl":
@@ -255,7 +256,7 @@ def _where(
     terms: list[str] | None,
     rollouts: str | None,
 ) -> Where:
-    from ...agents import Where
+    from ...agents.store import Where
 
     named: dict[str, Range] = {}
     for given in terms or ():

@@ -17,7 +17,9 @@ import yaml
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from ...agents import EpisodeStore, Node, Record, RolloutTree, TreeSummary, read_lines, succeeded
+from ...agents import EpisodeStore, Node, RolloutTree
+from ...agents.evaluation import succeeded
+from ...agents.store import Record, TreeSummary, read_lines
 from ...agents.store.folder import count_failures, tokenizer_file
 
 T = TypeVar("T")

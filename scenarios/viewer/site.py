@@ -17,7 +17,7 @@ from socket import AF_INET6
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from ...agents import StoreError
+from ...agents.store import StoreError
 from .shelf import MAX_ROWS, Filter, Shelf, to_json
 
 PAGE = Path(__file__).parent / "page"

@@ -1,1 +1,21 @@
 """Sandboxes: interpreters that fork with their episode, behind walls that hold; files and shells in them."""
+
+from .backends import open_sandbox
+from .interface import ForkRefused, Interpreter, Limits, Outcome, Sandbox, SandboxError, SandboxUnavailable
+from .python_tool import PythonTool
+from .session import Session
+from .workspace import Workspace
+
+__all__ = [
+    "ForkRefused",
+    "Interpreter",
+    "Limits",
+    "Outcome",
+    "PythonTool",
+    "Sandbox",
+    "SandboxError",
+    "SandboxUnavailable",
+    "Session",
+    "Workspace",
+    "open_sandbox",
+]

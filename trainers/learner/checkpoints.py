@@ -14,7 +14,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ...agents import Run, StoreError
+from ...agents import Run
+from ...agents.store import StoreError
 from ...agents.store.folder import write_json, write_text
 from ...agents.store.store import sync
 
