@@ -18,7 +18,12 @@ from treegym.tools.named import PartNotFound, import_place, named
 from treegym.trainers import Stopped
 
 ROOT = Path(__file__).parent.parent
-PAGE = (ROOT / "docs" / "training.md").read_text(encoding="utf-8").partition("### A part of your own")[2]
+PAGE = (
+    (ROOT / "docs" / "training.md")
+    .read_text(encoding="utf-8")
+    .partition("### A part of your own")[2]
+    .partition("\n### ")[0]
+)
 PARTS = """
 from __future__ import annotations
 import helper_{0}
