@@ -205,7 +205,7 @@ def test_recorded_episodes_are_rescored_with_the_same_function(shop: Path, capsy
     (shop / "run").mkdir()
     (shop / "run" / "scenario.yaml").write_text(NAMES)
     Run(shop / "run").trees.append(tree, stage="test", step=0)
-    status, said, told = command(capsys, "replay", "run", "--rescore", "shop.py:brevity", "--live")
+    status, said, told = command(capsys, "replay", "rescore", "run", "--term", "shop.py:brevity", "--live")
     assert status == 0 and "+0.000" in said, told
 
 

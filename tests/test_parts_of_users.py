@@ -113,8 +113,8 @@ def test_a_run_with_a_user_s_parts_resumes_evaluates_and_replays_from_anywhere(
     for words in (
         ("eval", "../parted", "--tasks", "2", "--out", "a"),
         ("eval", "../parted", "--policy", "oracle", "--tasks", "2", "--out", "b"),
-        ("replay", "../parted", "--verify"),
-        ("replay", "../parted", "0.0", "--from", "1", "--policy", "oracle", "--out", "on"),
+        ("replay", "verify", "../parted"),
+        ("replay", "continue", "../parted", "0.0", "--from", "1", "--policy", "oracle", "--out", "on"),
     ):
         forget(monkeypatch, "mine1")
         status, _, said = command(capsys, *words)

@@ -396,12 +396,12 @@ def run(tmp_path: Path, renderer: ChatRenderer) -> Path:
 
 def test_an_episode_is_shown_as_a_conversation(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [tree, _, wild] = [tree for _, tree in Run(run).trees]
-    status, said, _ = command(capsys, "replay", str(run), "0")
+    status, said, _ = command(capsys, "replay", "show", str(run), "0")
     assert status == 0 and said.index("assistant turn 1") < said.index("assistant turn 2") < said.index("return 1.10")
     for text in (*(m.text for m in tree.messages), *(m.text for node in tree.nodes for m in node.messages)):
         assert text in said
-    assert command(capsys, "replay", str(run), "0.0")[1] == said
-    listed = command(capsys, "replay", str(run), "2")[1]
+    assert command(capsys, "replay", "show", str(run), "0.0")[1] == said
+    listed = command(capsys, "replay", "show", str(run), "2")[1]
     assert all(f"2.{rollout}: return" in listed for rollout in range(len(wild.leaves)))
 
 
@@ -410,18 +410,18 @@ def test_verifying_says_what_is_not_as_recorded(
 ) -> None:
     trees = [tree for _, tree in Run(run).trees]
     turns = sum(len(tree.nodes) for tree in trees)
-    assert command(capsys, "replay", str(run), "--verify")[:2] == (
+    assert command(capsys, "replay", "verify", str(run))[:2] == (
         0, f"3 of 3 trees are as recorded (strict; {turns} turns compared)\n",
     )  # fmt: skip
     change(monkeypatch, KINDS[LOOKUP], trees[1].nodes[1].state_key, another_word)
-    status, said, _ = command(capsys, "replay", str(run), "--verify", "--lenient")
+    status, said, _ = command(capsys, "replay", "verify", str(run), "--lenient")
     assert status == 1
     lines = said.splitlines()
     assert lines[0] == "tree 1, rollout 0, turn 2: messages[0] is not as recorded"
     assert any(line.startswith("+ ") and "swordfish" in line for line in lines)
     assert "not as recorded: 1 tree (1)" in lines and lines[-1].startswith("2 of 3 trees are as recorded (lenient")
-    assert command(capsys, "replay", str(run), "0", "--verify")[0] == 0
-    assert command(capsys, "replay", str(run), "1.0", "--verify")[0] == 1
+    assert command(capsys, "replay", "verify", str(run), "0")[0] == 0
+    assert command(capsys, "replay", "verify", str(run), "1.0")[0] == 1
 
 
 class AwayEnv(KINDS[LOOKUP]):  # type: ignore[misc, valid-type]
@@ -444,13 +444,13 @@ def test_what_cannot_be_verified_is_named(
     [tree] = grow(renderer, [Task("tests/Away-v0", 1)], Chains(1))
     store.append(tree, stage="test", step=0)
     store.append(replace(tree, task=Task("tests/Nowhere-v0", 1)), stage="test", step=0)
-    status, said, _ = command(capsys, "replay", str(run), "--verify")
+    status, said, _ = command(capsys, "replay", "verify", str(run))
     assert status == 1
     assert "not verified, 1 tree (3): tests/Away-v0: tests/Away-v0 reads from the weather, and there is no tape" in said
     assert "not verified, 1 tree (4): tests/Nowhere-v0" in said and "3 of 5 trees are as recorded" in said
     file = run / "rewards.py"
     file.write_text("def fate(episode, env):\n    return 1.0\n")
-    status, _, error = command(capsys, "replay", str(run), "4", "--rescore", f"{file}:fate", "--live")
+    status, _, error = command(capsys, "replay", "rescore", str(run), "4", "--term", f"{file}:fate", "--live")
     assert status == 2 and "tree 4 cannot be scored: NameNotFound: " in error and error.count("\n") == 1
 
 
@@ -463,7 +463,7 @@ def test_an_environment_that_fails_stops_no_other(
         return reset(self, seed=seed, **named) if seed != 1 else {}["red"]
 
     monkeypatch.setattr(KINDS[LOOKUP], "reset", broken)
-    status, said, _ = command(capsys, "replay", str(run), "--verify")
+    status, said, _ = command(capsys, "replay", "verify", str(run))
     assert status == 1 and "not verified, 1 tree (1): treegym/Lookup-v0: KeyError: 'red'" in said
     assert "2 of 3 trees are as recorded" in said
 
@@ -479,14 +479,16 @@ def test_a_run_keeps_what_was_read_from_outside(
     train(load_scenario(file), out)
     capsys.readouterr()
     monkeypatch.setattr(AwayEnv, "weather", iter(()))
-    assert command(capsys, "replay", str(out), "--verify")[:2] == (0, ANY)
+    assert command(capsys, "replay", "verify", str(out))[:2] == (0, ANY)
     read, opened = Cassette._read, set[int]()
     monkeypatch.setattr(Cassette, "_read", lambda self: [opened.add(id(self)), read(self)][1])
     file = tmp_path / "rewards.py"
     file.write_text("def fate(episode, env):\n    return 1.0\n")
-    assert command(capsys, "replay", str(out), "--rescore", f"{file}:fate", "--live")[0] == 0 and len(opened) == 1
+    assert (
+        command(capsys, "replay", "rescore", str(out), "--term", f"{file}:fate", "--live")[0] == 0 and len(opened) == 1
+    )
     (out / "cassette.jsonl").unlink()
-    status, said, _ = command(capsys, "replay", str(out), "--verify")
+    status, said, _ = command(capsys, "replay", "verify", str(out))
     assert status == 1 and "reads from the weather, and there is no tape" in said and "0 of" in said
 
 
@@ -496,8 +498,8 @@ def test_new_rewards_are_compared_and_stored(run: Path, tmp_path: Path, capsys: 
         "def haste(episode):\n    return -1.0\n\n\n"
         "def fate(episode, env):\n    return 1.0 if episode.over and env.over else None\n"
     )
-    named = ["--rescore", f"{file}:haste", "--rescore", f"{file}:fate", "--weight", "exact=3", "--out"]
-    status, said, _ = command(capsys, "replay", str(run), *named, str(out))
+    named = ["--term", f"{file}:haste", "--term", f"{file}:fate", "--weight", "exact=3", "--out"]
+    status, said, _ = command(capsys, "replay", "rescore", str(run), *named, str(out))
     assert status == 0 and "fate asks for the live environment and is None everywhere: --live" in said
     old = [tree for _, tree in Run(run).trees]
     for (labels, tree), before in zip(Run(out).trees, old, strict=True):
@@ -505,19 +507,19 @@ def test_new_rewards_are_compared_and_stored(run: Path, tmp_path: Path, capsys: 
         expected = [3 * exact - len(path) for exact, path in zip(before.term("exact"), before.paths, strict=True)]
         assert list(tree.returns) == expected
     assert (out / "tokenizer.json").read_bytes() == (run / "tokenizer.json").read_bytes()
-    assert "is not empty" in command(capsys, "replay", str(run), *named, str(out))[2]
-    said = command(capsys, "replay", str(run), *named[:4], "--live")[1]
+    assert "is not empty" in command(capsys, "replay", "rescore", str(run), *named, str(out))[2]
+    said = command(capsys, "replay", "rescore", str(run), *named[:4], "--live")[1]
     assert "fate is None on" in said and "live environment" not in said
 
 
 def test_episodes_are_continued_from_the_command_line(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    status, said, _ = command(capsys, "replay", str(run), "1", "--from", "1", "--policy", "oracle")
+    status, said, _ = command(capsys, "replay", "continue", str(run), "1", "--from", "1", "--policy", "oracle")
     assert status == 0 and said.count("1.10") == 2 and "another model's tokens" in said
     out = tmp_path / "out"
     status, said, _ = command(
-        capsys, "replay", str(run), "1", "--from", "1", "--policy", "nano", "--n", "3", "--out", str(out)
+        capsys, "replay", "continue", str(run), "1", "--from", "1", "--policy", "nano", "--n", "3", "--out", str(out)
     )
     assert status == 0 and "3 from turn 1 on: return" in said and "nano 2" in said
     [(labels, grown)] = Run(out).trees
@@ -525,42 +527,45 @@ def test_episodes_are_continued_from_the_command_line(
     tokenizer = Tokenizer.from_file(str(out / "tokenizer.json"))
     said = [node.action for node in grown.nodes if "\N{REPLACEMENT CHARACTER}" not in node.action.text]
     assert all(pieces(tokenizer, action.token_ids, action.text) for action in said)
-    assert command(capsys, "replay", str(out), "--verify")[0] == 0
+    assert command(capsys, "replay", "verify", str(out))[0] == 0
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "which episode? TREE or TREE.ROLLOUT"),
-        (["3"], "has no tree 3; it has 3, counted from 0"),
-        (["0.1"], "tree 0 has no rollout 1; it has 1"),
-        (["x"], "an episode is TREE or TREE.ROLLOUT, such as 17 or 17.3, not 'x'"),
-        (["0", "--verify", "--from", "1", "--policy", "oracle"], "one at a time"),
-        (["0", "--from", "1"], "--from TURN goes with --policy P"),
-        (["0", "--policy", "oracle"], "--from TURN goes with --policy P"),
-        (["0", "--verify", "--out", "x"], "--out goes with --rescore or --from"),
-        (["2", "--from", "0", "--policy", "oracle"], "which of the 6 rollouts of tree 2? Such as 2.0"),
-        (["0", "--from", "3", "--policy", "oracle"], "0.0 ends with turn 3: --from takes an earlier one"),
-        (["0", "--from", "1", "--policy", "no-such"], "no model 'no-such'"),
-        (["--rescore", "json"], "--rescore takes MODULE:FUNCTION or FILE.py:FUNCTION, not 'json'"),
-        (["--rescore", "json:nix"], "--rescore json:nix: json ("),
-        (["--rescore", "nix.py:nix"], "--rescore nix.py:nix: "),
-        (["--rescore", "json:dumps"], "the function takes an episode, or an episode and the environment"),
-        (["--rescore", "math:sqrt"], "--rescore math:sqrt: treegym/Lookup-v0, seed 0, turn 1: TypeError: must be real"),
-        (["--rescore", "builtins:ascii"], "tree 0 cannot be scored: TypeError: the reward term ascii gave "),
-        (["0.0", "--rescore", "math:sqrt"], "--rescore takes a whole tree, TREE, not 0.0"),
-        (["--rescore", "math:sqrt", "--weight", "exct=1"], "--weight: no term 'exct'"),
-        (["--rescore", "math:sqrt", "--weight", "exact"], "--weight takes TERM=NUMBER"),
+        (["show", "RUN"], "Missing argument 'EPISODE'"),
+        (["show", "RUN", "3"], "has no tree 3; it has 3, counted from 0"),
+        (["show", "RUN", "0.1"], "tree 0 has no rollout 1; it has 1"),
+        (["show", "RUN", "x"], "an episode is TREE or TREE.ROLLOUT, such as 17 or 17.3, not 'x'"),
+        (["continue", "RUN", "0", "--policy", "oracle"], "Missing option '--from'"),
+        (["continue", "RUN", "0", "--from", "1"], "Missing option '--policy'"),
+        (["continue", "RUN", "2", "--from", "0", "--policy", "oracle"], "which of the 6 rollouts of tree 2? Such as"),
+        (["continue", "RUN", "0", "--from", "3", "--policy", "oracle"], "0.0 ends with turn 3: --from takes an earli"),
+        (["continue", "RUN", "0", "--from", "1", "--policy", "no-such"], "no model 'no-such'"),
+        (["rescore", "RUN"], "which terms? --term MODULE:FUNCTION or FILE.py:FUNCTION"),
+        (["rescore", "RUN", "--term", "json"], "--term takes MODULE:FUNCTION or FILE.py:FUNCTION, not 'json'"),
+        (["rescore", "RUN", "--term", "json:nix"], "--term json:nix: json ("),
+        (["rescore", "RUN", "--term", "nix.py:nix"], "--term nix.py:nix: "),
+        (["rescore", "RUN", "--term", "json:dumps"], "the function takes an episode, or an episode and the en"),
+        (["rescore", "RUN", "--term", "math:sqrt"], "--term math:sqrt: treegym/Lookup-v0, seed 0, turn 1: Type"),
+        (["rescore", "RUN", "--term", "builtins:ascii"], "tree 0 cannot be scored: TypeError: the reward term asci"),
+        (["rescore", "RUN", "0.0", "--term", "math:sqrt"], "--term takes a whole tree, TREE, not 0.0"),
+        (["rescore", "RUN", "--term", "math:sqrt", "--weight", "exct=1"], "--weight: no term 'exct'"),
+        (["rescore", "RUN", "--term", "math:sqrt", "--weight", "exact"], "--weight takes TERM=NUMBER"),
+        (["RUN", "--verify", "--lenient"], "write: treegym replay verify RUN --lenient"),
+        (["RUN", "17.3"], "write: treegym replay show RUN 17.3"),
+        (["RUN", "--rescore", "a:b", "--live"], "write: treegym replay rescore RUN --term a:b --live"),
+        (["RUN", "1", "--from", "2", "--policy", "p"], "write: treegym replay continue RUN 1 --from 2 --policy p"),
     ],
 )  # fmt: skip
 def test_misuse_is_refused_in_one_line(
     arguments: list[str], says: str, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    status, _, said = command(capsys, "replay", str(run), *arguments)
-    assert status == 2 and says in said and said.count("\n") == 1
+    status, _, said = command(capsys, "replay", *(word.replace("RUN", str(run)) for word in arguments))
+    assert status == 2 and says.replace("RUN", str(run)) in said and said.count("\n") == 1
 
 
 def test_a_run_that_is_none_is_not_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, _, said = command(capsys, "replay", str(tmp_path / "nix"), "--verify")
+    status, _, said = command(capsys, "replay", "verify", str(tmp_path / "nix"))
     assert status == 2 and "there is no such directory" in said and not (tmp_path / "nix").exists()
-    assert "holds no trees" in command(capsys, "replay", str(tmp_path), "--verify")[2]
+    assert "holds no trees" in command(capsys, "replay", "verify", str(tmp_path))[2]

@@ -86,7 +86,7 @@ def test_a_module_lies_beside_its_scenario_and_every_command_finds_it_there_late
     monkeypatch.setattr(sys, "path", [path for path in sys.path if "mine" not in path])
     monkeypatch.chdir(tmp_path / "elsewhere")
     monkeypatch.setattr("gymnasium.logger.warn", lambda *texts: None)  # that it is registered again
-    assert "2 of 2 trees are as recorded" in command(capsys, "replay", "../e", "--verify")[1]
+    assert "2 of 2 trees are as recorded" in command(capsys, "replay", "verify", "../e")[1]
     assert command(capsys, "envs", "../e")[0] == 0
     assert command(capsys, "eval", "../e", "--tasks", "2", "--out", "again")[0] == 0
     assert json.loads(Path("again/evaluation.json").read_text())["policy"] == "oracle"

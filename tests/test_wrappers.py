@@ -325,7 +325,7 @@ def test_the_page_s_wrappers_train_resume_and_are_verified_from_anywhere(
         assert all(tree.nodes[path[-1]].terminated or len(path) <= 5 for path in tree.paths)
         assert tree.term("turns") == tuple(map(len, tree.paths))
     forget()
-    status, said, _ = command(capsys, "replay", "../whole", "--verify")
+    status, said, _ = command(capsys, "replay", "verify", "../whole")
     assert status == 0, said
     changed = replace(trees[-1][1], task=replace(trees[-1][1].task, wrappers=()))
     assert verify(changed)  # what the tree says comes from its wrappers

@@ -16,7 +16,7 @@ from ..errors import ScenarioError
 from ..tasks import ENV, begin, named_task, values
 from ..terminal import UsageError, console, say, told
 from .measure import compare_command, eval_command, play_command
-from .replay import replay_command
+from .replay import replay_app
 from .runs import runs_app
 from .view import view_command
 
@@ -115,7 +115,7 @@ def _resumed(folder: Path, named: Path | None, change: list[str]) -> Any:
 
 app.command("eval")(eval_command)
 app.command("compare")(compare_command)
-app.command("replay")(replay_command)
+app.add_typer(replay_app, name="replay")
 app.command("view")(view_command)
 app.command("play")(play_command)
 app.add_typer(runs_app, name="runs")

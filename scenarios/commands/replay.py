@@ -14,6 +14,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import typer.core
 from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
@@ -33,14 +34,52 @@ if TYPE_CHECKING:
 SHOWN = 20  # numbers of trees that a list names
 
 
-def replay_command(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The run's directory.")],
-    episode: Annotated[
-        str | None, typer.Argument(help="TREE or TREE.ROLLOUT, counted from 0: 17, 17.3. Default: every tree.")
-    ] = None,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Take the recorded actions again and compare all that comes back.")
-    ] = False,
+class SayWhatToWrite(typer.core.TyperGroup):
+    """Refuses the flags of `treegym replay RUN --verify` and its like with the command that does that now."""
+
+    def parse_args(self, context: Any, arguments: list[str]) -> list[str]:
+        if arguments and arguments[0] not in self.commands and arguments[0] not in ("--help", "-h"):
+            raise UsageError(f"write: treegym replay {' '.join(instead(arguments))}")
+        return super().parse_args(context, arguments)
+
+
+def instead(arguments: list[str]) -> list[str]:
+    """Arguments of the command in place of its old flags: of verify, rescore, continue or show."""
+    left = [word for word in arguments if word != "--verify"]
+    if "--verify" in arguments:
+        return ["verify", *left]
+    if "--rescore" in arguments:
+        return ["rescore", *("--term" if word == "--rescore" else word for word in left)]
+    return ["continue" if "--from" in arguments else "show", *left]
+
+
+replay_app = typer.Typer(
+    cls=SayWhatToWrite,
+    help="Show recorded episodes, or play them again: verify them, score them anew, or continue them.",
+    no_args_is_help=True,
+)
+Folder = Annotated[Path, typer.Argument(metavar="RUN", help="The run's directory.")]
+One = Annotated[str, typer.Argument(metavar="EPISODE", help="TREE or TREE.ROLLOUT, counted from 0: 17, 17.3.")]
+Every = Annotated[str | None, typer.Argument(metavar="EPISODE", help="TREE or TREE.ROLLOUT. Default: every tree.")]
+Out = Annotated[Path | None, typer.Option(help="Write the new trees to this directory, as a run.")]
+
+
+@replay_app.command("show")
+def show_command(folder: Folder, episode: One) -> None:
+    """Show an episode as a conversation, with every reward; or what a tree's rollouts came to.
+
+    Example: treegym replay show runs/factsearch-0 17.3
+    """
+    run = _open(folder)
+    number, rollout = _parse(episode, run)
+    labels, tree = _read(run, number, rollout)
+    _show(run, tree, number, rollout, labels)
+
+
+@replay_app.command("verify")
+def verify_command(
+    folder: Folder,
+    episode: Every = None,
     strict: Annotated[
         bool,
         typer.Option(
@@ -48,7 +87,23 @@ def replay_command(
             help="Every byte; or messages, rewards and ends, but for white space and the sixth decimal of numbers.",
         ),
     ] = True,
-    rescore: Annotated[
+) -> None:
+    """Take the recorded actions again and compare all that comes back.
+
+    Status 0: all is as recorded. 1: something is not, or could not be verified. 2: misuse.
+
+    Example: treegym replay verify runs/factsearch-0
+    """
+    run = _open(folder)
+    bring_module(folder)
+    raise typer.Exit(_verify(run, episode, strict=strict))
+
+
+@replay_app.command("rescore")
+def rescore_command(
+    folder: Folder,
+    tree: Annotated[str | None, typer.Argument(metavar="TREE", help="Its number. Default: every tree.")] = None,
+    term: Annotated[
         list[str] | None,
         typer.Option(metavar="MODULE:FUNCTION", help="A new reward term, or FILE.py:FUNCTION; repeatable."),
     ] = None,
@@ -61,46 +116,40 @@ def replay_command(
     live: Annotated[
         bool, typer.Option("--live", help="Take the actions again, for terms that ask for the environment.")
     ] = False,
-    turn: Annotated[int | None, typer.Option("--from", min=0, help="Go on after this turn; 0: the prompt.")] = None,
-    policy: Annotated[
-        str | None,
-        typer.Option(help="Who goes on: recorded, a run, or what treegym eval takes."),
-    ] = None,
-    n: Annotated[int, typer.Option("--n", min=1, help="How often; oracle and recorded play once.")] = 8,
-    out: Annotated[Path | None, typer.Option(help="Write the new trees to this directory, as a run.")] = None,
+    out: Out = None,
 ) -> None:
-    """Show recorded episodes, or play them again: verify them, score them anew, or continue them.
+    """Score the stored trees with new reward terms, and compare.
 
-    Status 0: all is as recorded. 1: something is not, or could not be verified. 2: misuse.
-
-    Example: treegym replay runs/factsearch-0 17.3
-
-    Example: treegym replay runs/factsearch-0 --verify
-
-    Example: treegym replay runs/factsearch-0 --rescore rewards.py:brevity --weight exact=1 --weight brevity=0.1
-
-    Example: treegym replay runs/factsearch-0 17.3 --from 2 --policy runs/factsearch-1 --n 8
+    Example: treegym replay rescore runs/factsearch-0 --term rewards.py:brevity --weight exact=1 --weight brevity=0.1
     """
-    if sum([verify, bool(rescore), turn is not None]) > 1:
-        raise UsageError("--verify, --rescore or --from, one at a time")
-    if (policy is None) != (turn is None):
-        raise UsageError("--from TURN goes with --policy P")
-    if out and not (rescore or turn is not None):
-        raise UsageError("--out goes with --rescore or --from")
+    if not term:
+        raise UsageError("which terms? --term MODULE:FUNCTION or FILE.py:FUNCTION; repeatable")
     run = _open(folder)
-    if verify or live or turn is not None:  # the environment is made again
+    if live:  # the environment is made again
         bring_module(folder)
-    if verify:
-        raise typer.Exit(_verify(run, episode, strict=strict))
-    if rescore:
-        with begun(out) if out else nullcontext():
-            return _rescore(run, episode, rescore, weight or [], live=live, out=out)
-    number, rollout = _parse(episode, run)
-    labels, tree = _read(run, number, rollout)
-    if turn is None or policy is None:
-        return _show(run, tree, number, rollout, labels)
     with begun(out) if out else nullcontext():
-        status = _continue(run, tree, (number, rollout), turn, policy, n, out)
+        _rescore(run, tree, term, weight or [], live=live, out=out)
+
+
+@replay_app.command("continue")
+def continue_command(
+    folder: Folder,
+    episode: One,
+    turn: Annotated[int, typer.Option("--from", min=0, help="Go on after this turn; 0: the prompt.")],
+    policy: Annotated[str, typer.Option(help="Who goes on: recorded, a run, or what treegym eval takes.")],
+    n: Annotated[int, typer.Option("--n", min=1, help="How often; oracle and recorded play once.")] = 8,
+    out: Out = None,
+) -> None:
+    """Restore the state after a turn, and let a policy go on from there.
+
+    Example: treegym replay continue runs/factsearch-0 17.3 --from 2 --policy runs/factsearch-1 --n 8
+    """
+    run = _open(folder)
+    bring_module(folder)
+    number, rollout = _parse(episode, run)
+    _, recorded = _read(run, number, rollout)
+    with begun(out) if out else nullcontext():
+        status = _continue(run, recorded, (number, rollout), turn, policy, n, out)
     raise typer.Exit(status)
 
 
@@ -115,10 +164,8 @@ def _open(folder: Path) -> Run:
     return run
 
 
-def _parse(episode: str | None, run: Run) -> tuple[int, int | None]:
+def _parse(episode: str, run: Run) -> tuple[int, int | None]:
     """(tree, rollout)"""
-    if episode is None:
-        raise UsageError(f"which episode? TREE or TREE.ROLLOUT, such as: treegym replay {run.path} 0")
     tree, dot, rollout = episode.partition(".")
     if not tree.isdecimal() or (dot and not rollout.isdecimal()):
         raise UsageError(f"an episode is TREE or TREE.ROLLOUT, such as 17 or 17.3, not {episode!r}")
@@ -271,7 +318,7 @@ def _rescore(
     from ...agents.rollouts import rescore
 
     if episode and _parse(episode, run)[1] is not None:
-        raise UsageError(f"--rescore takes a whole tree, TREE, not {episode}")
+        raise UsageError(f"--term takes a whole tree, TREE, not {episode}")
     terms = [_term(function) for function in functions]
     weights = _weights(weighted, run, terms)
     new_run = _new_run(out, run) if out else None
@@ -314,15 +361,15 @@ def _term(named: str) -> RewardTerm:
 
     place, name = split_name(named)
     if not place or not name.isidentifier():
-        raise UsageError(f"--rescore takes MODULE:FUNCTION or FILE.py:FUNCTION, not {named!r}")
+        raise UsageError(f"--term takes MODULE:FUNCTION or FILE.py:FUNCTION, not {named!r}")
     look_in(Path.cwd())
-    function = part_named(named, f"--rescore {named}")
+    function = part_named(named, f"--term {named}")
     try:
         takes = [*inspect.signature(function).parameters]
     except TypeError as error:
-        raise UsageError(f"--rescore {named}: {error}") from error
+        raise UsageError(f"--term {named}: {error}") from error
     if len(takes) not in (1, 2):
-        raise UsageError(f"--rescore {named}: the function takes an episode, or an episode and the environment")
+        raise UsageError(f"--term {named}: the function takes an episode, or an episode and the environment")
     if takes == ["env"]:  # as those that the setting `terms` of an environment names
         return RewardTerm(name, _named(lambda episode, env: function(env), named), live=True)
     return RewardTerm(name, _named(function, named), live=len(takes) == 2)
@@ -336,7 +383,7 @@ def _named(function: Callable[..., float | None], name: str) -> Callable[..., fl
             return function(episode, *env)
         except Exception as error:
             place = f"{episode.task.env}, seed {episode.task.seed}, turn {len(episode.turns)}"
-            raise UsageError(f"--rescore {name}: {place}: {type(error).__name__}: {error}") from error
+            raise UsageError(f"--term {name}: {place}: {type(error).__name__}: {error}") from error
 
     return score
 

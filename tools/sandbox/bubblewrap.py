@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .cgroup import Cgroup
-from .guest_keeper import ASIDE, WORK
+from .guest_keeper import ASIDE, BASE, WORK
 from .interface import Limits, SandboxUnavailable
 from .link import INSIDE
 from .packages import packages, site_packages
@@ -52,6 +52,7 @@ def command() -> list[str]:
         *("--uid", "65534", "--gid", "65534", "--die-with-parent", "--new-session"),
         *(_view(PROGRAM) if rooted else (*_view(str(INSIDE)), *_packages())),
         *("--proc", "/proc", "--dir", WORK, "--perms", "0000", "--dir", os.path.dirname(ASIDE), "--dir", ASIDE),
+        *("--perms", "0755", "--tmpfs", BASE),
         *(() if under_tmp else ("--symlink", f"{WORK[1:]}/.tmp", "/tmp")),
         *("--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/"),
         *("--", sys.executable, "-I", PROGRAM),

@@ -42,7 +42,7 @@ DEVICES = {os.makedev(1, minor) for minor in (3, 5, 7, 8, 9)}  # null, zero, ful
 CLONE = {"x86_64": 56, "aarch64": 220}  # the system call's number
 PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 CLONE_PARENT, CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWPID = 0x00008000, 0x00020000, 0x08000000, 0x20000000
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
 MS_BIND, MS_MOVE, MS_REC, MS_PRIVATE = 1 << 12, 1 << 13, 1 << 14, 1 << 18
 MNT_DETACH = 2
 PROCMAP, PROCMAP_QUERY = struct.Struct("=9Q4I2Q"), 0xC0686611
@@ -60,6 +60,7 @@ NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 FALLOC_FL_KEEP_SIZE = 1
 WORK = "/episode"
 KERNEL = ("proc", "devpts", "mqueue")  # file systems that hold no files of the host
+BASE = "/run/base"  # what all episodes' roots have in common, laid out by the zygote
 ASIDE = "/mnt/aside"  # where a keeper gets and no agent's code: the folder above is closed to all without capabilities
 COUNTED = {"CORE": 0, "MEMLOCK": 0, "MSGQUEUE": 0, "SIGPENDING": 256}  # limits of any process
 TERMINALS = 16  # of an episode; all episodes together get those of the host
@@ -864,18 +865,75 @@ def keep(fd: int, limits: dict[str, Any], isolated: bool, filter_: bytes, cgroup
     Keeper(fd, limits, isolated, filter_, expendable).serve()
 
 
+def lay() -> None:
+    """Copies into BASE, once for all episodes, what no overlay can show: folders in which something is mounted, file by
+    file. Where other folders come, empty ones stand; where devices come, empty files."""
+    os.makedirs(BASE + ASIDE)
+    _lay("/", _mounts())
+    os.chmod(BASE + os.path.dirname(ASIDE), 0)
+
+
+def _lay(path: str, mounts: dict[str, str]) -> None:
+    os.makedirs(BASE + path, exist_ok=True)
+    if path == os.path.dirname(ASIDE) or path == BASE or not _made_again(path, mounts):
+        return
+    for name in os.listdir(path):
+        inner = os.path.join(path, name)
+        status = os.lstat(inner)
+        if S_ISLNK(status.st_mode):
+            os.symlink(os.readlink(inner), BASE + inner)
+        elif S_ISREG(status.st_mode):
+            shutil.copy(inner, BASE + inner)
+        elif S_ISDIR(status.st_mode):
+            _lay(inner, mounts)
+        else:
+            os.close(os.open(BASE + inner, os.O_CREAT))
+    os.chmod(BASE + path, S_IMODE(os.stat(path).st_mode))
+
+
 def cover() -> None:
-    """Makes a root of this episode's own, aside, with the same content as this one: host folders as overlays.
+    """Makes a root of this episode's own, aside, with the same content as this one: BASE and host folders as overlays.
 
     A lock on a file is then a lock in this episode alone. Devices stay those of the host.
     """
+    _overlay(BASE, ASIDE)
+    _cover("/", _mounts())
+
+
+def _cover(path: str, mounts: dict[str, str]) -> None:
+    if path in (os.path.dirname(ASIDE), BASE) or mounts.get(path) in KERNEL:
+        return
+    if not _made_again(path, mounts):
+        _overlay(path, ASIDE + path)
+        return
+    for name in os.listdir(path):
+        inner = os.path.join(path, name)
+        status = os.lstat(inner)
+        if S_ISDIR(status.st_mode):
+            _cover(inner, mounts)
+        elif not S_ISREG(status.st_mode) and not S_ISLNK(status.st_mode):
+            mount(os.fsencode(inner), ASIDE + inner, None, MS_BIND)
+
+
+def _made_again(path: str, mounts: dict[str, str]) -> bool:
+    """Whether a folder is in BASE: one that bwrap made, or one in which something is mounted."""
+    if mounts.get(path) in KERNEL:
+        return False
+    made_here = {os.stat(folder).st_dev for folder in ("/", "/dev")}
+    below = path.rstrip("/") + "/"
+    return os.stat(path).st_dev in made_here or any(other.startswith(below) for other in mounts)
+
+
+def _overlay(path: str, target: str) -> None:
+    layers = ":".join(re.sub(r"([\\:,])", r"\\\1", layer) for layer in (WORK, path))  # one alone is refused
+    mount(b"overlay", target, b"overlay", MS_RDONLY | MS_NOSUID | MS_NODEV, f"lowerdir={layers}".encode())
+
+
+def _mounts() -> dict[str, str]:
+    """Where something is mounted, and the kind of its file system."""
     with open("/proc/self/mountinfo") as file:
         lines = [line.split() for line in file]
-    mounts = {_unescaped(line[4]): line[line.index("-") + 1] for line in lines}
-    made_here = {os.stat(folder).st_dev for folder in ("/", "/dev")}
-    mount(b"tmpfs", ASIDE, b"tmpfs", MS_NOSUID | MS_NODEV, b"mode=0755")
-    _cover("/", ASIDE, mounts, made_here)
-    mount(b"", ASIDE, None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
+    return {_unescaped(line[4]): line[line.index("-") + 1] for line in lines}
 
 
 def enter(root: str) -> None:
@@ -883,30 +941,6 @@ def enter(root: str) -> None:
     checked(libc.syscall(PIVOT_ROOT[os.uname().machine], b".", b"."), "pivot_root")
     checked(libc.umount2(b".", MNT_DETACH), "umount")
     os.chdir("/")
-
-
-def _cover(path: str, target: str, mounts: dict[str, str], made_here: set[int]) -> None:
-    """Only a folder that nothing is mounted in can be laid under an overlay; others are made again, file by file."""
-    status = os.lstat(path)
-    if S_ISLNK(status.st_mode):
-        os.symlink(os.readlink(path), target)
-    elif S_ISREG(status.st_mode):
-        shutil.copy(path, target)
-    elif not S_ISDIR(status.st_mode):
-        os.close(os.open(target, os.O_CREAT))
-        mount(os.fsencode(path), target, None, MS_BIND)
-    else:
-        os.makedirs(target, exist_ok=True)
-        below = path.rstrip("/") + "/"
-        if path == ASIDE or mounts.get(path) in KERNEL:
-            return
-        if status.st_dev not in made_here and not any(other.startswith(below) for other in mounts):
-            layers = ":".join(re.sub(r"([\\:,])", r"\\\1", layer) for layer in (WORK, path))  # one alone is refused
-            mount(b"overlay", target, b"overlay", MS_RDONLY | MS_NOSUID | MS_NODEV, f"lowerdir={layers}".encode())
-            return
-        for name in os.listdir(path):
-            _cover(below + name, os.path.join(target, name), mounts, made_here)
-        os.chmod(target, S_IMODE(status.st_mode))
 
 
 def mount(source: bytes, target: str, kind: bytes | None, flags: int, options: bytes | None = None) -> None:
@@ -932,6 +966,8 @@ def serve_episodes(fd: int, isolated: bool, filter_: bytes) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     if not isolated:  # what a keeper leaves behind that is killed comes here; else its namespace ends with it
         checked(libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+    if isolated:
+        lay()
     channel = Channel(fd)
     channel.send(ready=True)
     while True:
