@@ -64,7 +64,9 @@ def begun(**settings: Any) -> Doors:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_few_lines_make_a_sound_environment(format: str) -> None:
+def test_a_few_lines_make_a_sound_environment(format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if format != "tagged":  # fresh interpreters are slow, and one format tells
+        monkeypatch.setattr("treegym.envs.check.hash_seed_changes_nothing", lambda runs: None)
     check_env(lambda: Doors(format=format))
 
 
