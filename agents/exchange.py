@@ -27,7 +27,7 @@ import gymnasium
 
 from .. import __version__
 from ..envs import Action, ActionFormat, Message, OpenAIFormat, Task, ToolEnv
-from ..tools import Tool
+from ..tools import Tool, ToolCall
 from .policies.messages import read_message
 from .policy import Completion
 from .store.frames import StoreError
@@ -412,7 +412,7 @@ def write_atif(record: Record) -> Iterator[Row]:
         for place, message in enumerate(tree.messages)
     ]
     for rollout, path in enumerate(tree.paths):
-        turns = [_step(tree, path, turn, known) for turn in range(len(path))]
+        turns = [_step(tree, path, turn, known, record.values) for turn in range(len(path))]
         steps = [{"step_id": place, **step} for place, step in enumerate([*prompt, *turns], start=1)]
         asked = [step["metrics"]["prompt_tokens"] for step in turns]
         said = [step["metrics"]["completion_tokens"] for step in turns]
@@ -439,6 +439,7 @@ def write_atif(record: Record) -> Iterator[Row]:
                     "info": dict(tree.info),
                     "cost": asdict(tree.cost),
                     "advantages": record.advantages[rollout] if record.advantages is not None else None,
+                    **({"lessons": record.lessons} if record.lessons else {}),
                 }
             },
         }
@@ -449,7 +450,13 @@ def _spoken(message: Message) -> Row:
     return {"source": source, "message": message.text, "extra": {"treegym": {"role": message.role}}}
 
 
-def _step(tree: RolloutTree, path: Sequence[int], turn: int, known: Grammar | None) -> Row:
+def _step(
+    tree: RolloutTree,
+    path: Sequence[int],
+    turn: int,
+    known: Grammar | None,
+    values: Sequence[Sequence[float]] | None = None,
+) -> Row:
     node = tree.nodes[path[turn]]
     action, said, kept = _action(tree, node, known), node.action, _kept(tree, node)
     calls = action.calls if action else ()
@@ -477,6 +484,12 @@ def _step(tree: RolloutTree, path: Sequence[int], turn: int, known: Grammar | No
     own = {"node": path[turn], "observation": node.observation, "terminated": node.terminated}
     own |= {"truncated": node.truncated, "state_key": node.state_key, "info": dict(node.info)}
     own |= {"stop_reason": said.stop_reason, "weights_version": said.weights_version}
+    later = {"last_weights_version": said.last_weights_version, "speaker": node.speaker}
+    own |= {name: value for name, value in later.items() if value not in (None, "")}
+    if node.calls:
+        own["calls"] = [asdict(call) for call in node.calls]
+    if values is not None:
+        own["values"] = values[path[turn]]
     return {**step, "extra": {"treegym": own}}
 
 
@@ -529,7 +542,13 @@ def _read_trajectories(number: int, trajectories: Sequence[tuple[Row, Steps]]) -
     own, first = _own(rows[0]), rows[0]
     known = [_own(row) for row in rows]
     origins = tuple(each["origin"] for each in known) if own and own["origin"] is not None else ()
-    advantages = tuple(tuple(each["advantages"]) for each in known) if own and own["advantages"] is not None else None
+    scored = [each["advantages"] for each in known] if own and own["advantages"] is not None else None
+    advantages = scored and tuple(
+        tuple(tuple(turn) if isinstance(turn, list) else turn for turn in rollout) for rollout in scored
+    )
+    steps = (step for row in rows for step in row["steps"] if step["source"] == "agent")
+    by_node = {_own(step)["node"]: tuple(_own(step)["values"]) for step in steps if "values" in _own(step)}
+    values = tuple(by_node[old] for old in order) if by_node else None
     kept = {"agent": first["agent"], "tools": first["agent"].get("tool_definitions", []), **copied}
     prompt = own["prompt"] if own else _asked(first["steps"])
     tree = RolloutTree(
@@ -543,7 +562,7 @@ def _read_trajectories(number: int, trajectories: Sequence[tuple[Row, Steps]]) -
         info=own.get("info", kept),
         cost=Cost(**own.get("cost", {})),
     )
-    return Record(number, own.get("labels", {}), tree, advantages)
+    return Record(number, own.get("labels", {}), tree, advantages, False, values, tuple(own.get("lessons", ())))
 
 
 def _asked(steps: Sequence[Row]) -> Sequence[int]:
@@ -614,6 +633,7 @@ def _read_node(step: Row, heard: Sequence[Message], parent: int, *, last: bool) 
             tuple(extra.get("entropies") or ()),
             own.get("stop_reason", "stop"),
             own.get("weights_version", 0),
+            own.get("last_weights_version"),
         ),
         observation=tuple(own.get("observation", ())),
         messages=tuple(heard),
@@ -623,6 +643,8 @@ def _read_node(step: Row, heard: Sequence[Message], parent: int, *, last: bool) 
         truncated=own.get("truncated", False),
         state_key=own.get("state_key", ""),
         info=info,
+        calls=tuple(ToolCall(**call) for call in own.get("calls", ())),
+        speaker=own.get("speaker", ""),
     )
 
 

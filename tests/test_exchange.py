@@ -76,6 +76,25 @@ def test_trees_come_back_from_atif_as_they_were(records: list[Record]) -> None:
     assert round_trip("atif", [*scored, *records[2:]]) == [*scored, *records[2:]]
 
 
+def test_what_belongs_to_tokens_comes_back_from_atif(records: list[Record]) -> None:
+    """Advantages and values of tokens, lessons, speakers, the version of the last token's weights, calls."""
+    record = records[0]
+    sizes = [len(node.action.token_ids) for node in record.tree.nodes]
+    nodes = tuple(
+        replace(node, speaker="planner", action=replace(node.action, last_weights_version=7))
+        for node in record.tree.nodes
+    )
+    assert any(node.calls for node in nodes)
+    told = replace(
+        record,
+        tree=replace(record.tree, nodes=nodes),
+        advantages=tuple(tuple((0.25,) * sizes[i] if i else 0.5 for i in path) for path in record.tree.paths),
+        values=tuple((0.125,) * size for size in sizes),
+        lessons=("look twice",),
+    )
+    assert round_trip("atif", [told]) == [told]
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(trees())
 def test_any_tree_comes_back_from_atif(grown: RolloutTree) -> None:
