@@ -160,6 +160,7 @@ def in_own_format(scenario: Scenario, model: str) -> Scenario:
     """The scenario in the action format that the chat template of a model shows."""
     if model == "nano":
         return scenario
+    try_environment(scenario.environment).close()  # before a model is fetched for it
     try:
         template = load_tokenizer(model).chat_template
     except Exception:  # of many kinds: whoever loads the model will say why it cannot be had

@@ -160,7 +160,7 @@ def _script(file: Path) -> Callable[[str, int], str]:
         raise ScenarioError(f"scripted:{file}: no such Python file")
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        exec(compile(file.read_bytes(), str(file), "exec"), vars(module))  # which leaves no __pycache__ beside it
     except Exception as error:  # whatever the file does
         raise ScenarioError(f"scripted:{file}: {type(error).__name__}: {error}") from error
     script: Callable[[str, int], str] | None = getattr(module, "script", None)
