@@ -17,7 +17,7 @@ from .packages import packages, site_packages
 from .seccomp import bpf
 from .zygote import Branch, Zygote
 
-PROGRAM = "/run/inside.py"  # where inside.py is, inside
+PROGRAM = "/run/inside.py"  # where guest_keeper.py is, inside
 SOURCES = ("/usr/src/", "/usr/local/src/")  # where containers keep programs and data; hidden
 UID = 64321  # that a sandbox has when root starts it: root's own processes cannot be counted and limited
 
@@ -66,7 +66,7 @@ def command() -> list[str]:
 
 
 def _view(program: str) -> Iterator[str]:
-    """Mounts of devices, the system's programs and libraries, this Python and inside.py, all to be read only."""
+    """Mounts of devices, the system's programs and libraries, this Python and guest_keeper.py, all to be read only."""
     yield from ("--dev", "/dev")
     for name in ("bin", "sbin", "lib", "lib64", "lib32"):
         yield from _shown(f"/{name}")

@@ -1023,7 +1023,7 @@ def reap() -> NoReturn:
 
 
 def main() -> None:
-    """`inside.py JSON`: {"role": "zygote", "pipes" or "reap", "libraries": [...], and what the role takes}."""
+    """The program's argument is JSON: {"role": "zygote", "pipes" or "reap", "libraries": [...], and what the role takes}."""
     settings = json.loads(sys.argv[1])
     for name in settings.get("libraries", ()):
         with contextlib.suppress(ImportError):

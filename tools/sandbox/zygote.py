@@ -51,7 +51,7 @@ class Spare:
 
 
 class Zygote:
-    """A running `inside.py` that serves episodes; started at first use.
+    """A running `guest_keeper.py` that serves episodes; started at first use.
 
     An episode of each of the last few limits is made ahead, its interpreter too: to enter a cgroup alone takes the
     kernel 10 ms or more.
