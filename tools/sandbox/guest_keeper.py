@@ -1023,8 +1023,10 @@ def reap() -> NoReturn:
 
 
 def main() -> None:
-    """The program's argument is JSON: {"role", "libraries": [...], and what the role takes}; a role is "zygote", "pipes"
-    or "reap"."""
+    """The program's argument is JSON: {"role", "libraries": [...], and what the role takes}.
+
+    A role is "zygote", "pipes" or "reap".
+    """
     settings = json.loads(sys.argv[1])
     for name in settings.get("libraries", ()):
         with contextlib.suppress(ImportError):
