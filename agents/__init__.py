@@ -24,13 +24,14 @@ from .rollouts.failure import Failure
 from .rollouts.strategies import RolloutStrategy
 from .store.folder import Run
 from .store.store import EpisodeStore
-from .tree import ROOT, Cost, Node, RolloutTree, joined
+from .tree import ROOT, Advantages, Cost, Node, RolloutTree, joined
 
 if TYPE_CHECKING:
     from .policies.sampler import TransformersPolicy
 
 __all__ = [
     "ROOT",
+    "Advantages",
     "ChatRenderer",
     "Completion",
     "Context",

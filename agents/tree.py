@@ -7,9 +7,15 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..envs import Message, Task
 from ..tools import ToolCall
 from .policy import Completion
+
+TurnAdvantage = float | NDArray[np.float64]  # of all of the turn's sampled tokens, or of each
+Advantages = Sequence[Sequence[TurnAdvantage]]  # [rollout][turn]
 
 ROOT = -1
 SLACK = 1e-6  # that sums of floats may be off by: ten turns of 0.1 are 0.9999999999999999

@@ -28,7 +28,7 @@ from ..agents.store.folder import write_text
 from ..envs import TextEnv, ToolEnv, action_format, format_of
 from ..envs.formats.tagged import DEFAULT
 from ..tools.named import PartNotFound
-from ..trainers import Environment, Trainer, Watcher
+from ..trainers import TaskSet, Trainer, Watcher
 from ..trainers.learner import Checkpoints
 from .changes import changed, kept, record
 from .errors import ScenarioError
@@ -188,7 +188,7 @@ def placed(scenario: Scenario) -> Scenario:
     return replace(scenario, look_in=folders_of(asdict(scenario)) or scenario.look_in)
 
 
-def try_environment(environment: Environment) -> TextEnv:
+def try_environment(environment: TaskSet) -> TextEnv:
     """The environment at the start of a train task.
 
     Raises ScenarioError where it does not take the settings or options, or has no such success.

@@ -18,13 +18,13 @@ from ..tools.named import look_in, split_name
 from ..trainers import (
     ALGORITHMS,
     Algorithm,
-    Environment,
     HeldOut,
     Improvement,
     Keep,
     OnFailure,
     Plan,
     Stage,
+    TaskSet,
     TaskSource,
     Warmup,
 )
@@ -102,7 +102,7 @@ class Scenario:
     """A whole training run."""
 
     __pydantic_config__ = _STRICT
-    environment: Environment
+    environment: TaskSet
     model: Model = Model()
     algorithm: AlgorithmChoice = AlgorithmChoice()
     sampling: Sampling = Sampling()
@@ -233,7 +233,7 @@ def _folders(path: Path, scenario: Scenario) -> list[Path]:
     return [*(path.parent / folder for folder in scenario.look_in), *beside]
 
 
-def environments_of(plan: Plan) -> list[Environment]:
+def environments_of(plan: Plan) -> list[TaskSet]:
     """Those of the sources of the plan's improvements; without a source it is the plan's."""
     sources = [stage.source for stage in plan.stages if isinstance(stage, Improvement) and stage.source]
     return [environment for source in sources for environment in source.environments]

@@ -11,11 +11,11 @@ from filelock import FileLock
 from gymnasium.envs.registration import load_env_creator, spec
 
 from ..tools.artefacts import cache_root
-from ..trainers import Environment
+from ..trainers import TaskSet
 from .errors import ScenarioError
 
 
-def with_secret(environment: Environment) -> Environment:
+def with_secret(environment: TaskSet) -> TaskSet:
     """The environment with this installation's secret, where agents run code in it and the scenario gives none."""
     if environment.secret is not None or not _runs_code(environment.id):
         return environment
@@ -31,7 +31,7 @@ def with_secrets(written: Any) -> Any:
     content = {name: with_secrets(part) for name, part in written.items()}
     environment = content.get("environment")
     if isinstance(environment, Mapping) and "id" in environment:
-        secret = with_secret(Environment(str(environment["id"]), secret=environment.get("secret"))).secret
+        secret = with_secret(TaskSet(str(environment["id"]), secret=environment.get("secret"))).secret
         content["environment"] = {**environment, **({"secret": secret} if secret else {})}
     return content
 

@@ -17,7 +17,7 @@ from treegym.scenarios import Model, Scenario, ScenarioError, train
 from treegym.scenarios.build import build_trainer, usable_cores
 from treegym.scenarios.schema import AlgorithmChoice
 from treegym.scenarios.watch import ProgressBars
-from treegym.trainers import Environment, HeldOut, Improvement, Warmup
+from treegym.trainers import HeldOut, Improvement, TaskSet, Warmup
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ from treegym.trainers import Environment, HeldOut, Improvement, Warmup
     ],
 )
 def test_episodes_that_the_model_cannot_hold_are_refused(sampling: dict[str, int], fault: str, tmp_path: Path) -> None:
-    scenario = Scenario(Environment("treegym/Lookup-v0"), Model("nano"), sampling=Sampling(**sampling))
+    scenario = Scenario(TaskSet("treegym/Lookup-v0"), Model("nano"), sampling=Sampling(**sampling))
     with pytest.raises(ScenarioError, match=f"sampling.max_context: {fault}"):
         build_trainer(scenario, Run(tmp_path), ProgressBars(shown=False))
 
@@ -42,7 +42,7 @@ def test_a_group_of_one_is_refused() -> None:
 
 def test_a_run_that_could_not_learn_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scenario = Scenario(
-        Environment("treegym/Lookup-v0", {"hops": [1]}),
+        TaskSet("treegym/Lookup-v0", {"hops": [1]}),
         Model("nano"),
         AlgorithmChoice(rollout={"Chains": {"n": 1}}),
         Sampling(max_tokens=4),

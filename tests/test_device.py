@@ -34,7 +34,7 @@ from treegym.scenarios import ScenarioError, build
 from treegym.scenarios.build import load_model, settled
 from treegym.scenarios.changes import changes
 from treegym.scenarios.schema import Model, Scenario
-from treegym.trainers import Environment, Learner, Optimization
+from treegym.trainers import Learner, Optimization, TaskSet
 from treegym.trainers.learner import forward
 from treegym.trainers.learner.forward import LeanPredict, TransformersPredict, predict_with
 from treegym.trainers.losses import AGGREGATIONS, ClippedLoss
@@ -249,7 +249,7 @@ def test_a_device_that_is_not_here_is_refused_with_those_that_are(monkeypatch: p
 
 
 def scenario(**settings: Any) -> Scenario:
-    return Scenario(Environment("treegym/Lookup-v0"), Model("nano", **settings))
+    return Scenario(TaskSet("treegym/Lookup-v0"), Model("nano", **settings))
 
 
 def test_a_scenario_places_its_model_before_anything_runs_on_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,9 @@ from treegym.envs import HouseholdEnv, Message, lookup
 from treegym.scenarios.build import in_format, in_own_format
 from treegym.scenarios.policies import speaking
 from treegym.scenarios.schema import Scenario
-from treegym.trainers import Environment
+from treegym.trainers import TaskSet
 
-SCENARIO = Scenario(Environment("treegym/Lookup-v0"))
+SCENARIO = Scenario(TaskSet("treegym/Lookup-v0"))
 
 
 def tokenizer_of(marks: str) -> PreTrainedTokenizerBase:
@@ -81,7 +81,7 @@ class OwnFormat(HouseholdEnv):
 def test_an_environment_with_a_format_of_its_own_keeps_it() -> None:
     gymnasium.register("test/OwnFormat-v0", OwnFormat)
     try:
-        scenario = Scenario(Environment("test/OwnFormat-v0"))
+        scenario = Scenario(TaskSet("test/OwnFormat-v0"))
         assert in_format(scenario, "hermes") == scenario
     finally:
         del gymnasium.registry["test/OwnFormat-v0"]

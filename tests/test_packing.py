@@ -27,7 +27,7 @@ from treegym.agents.inference import attention
 from treegym.agents.inference.acceptance import bring_attention
 from treegym.agents.inference.attention import causal_attention
 from treegym.envs import Task
-from treegym.trainers import packing
+from treegym.trainers import Advantages, packing
 from treegym.trainers.learner import forward
 from treegym.trainers.learner.cpu.llama import LlamaPredict, trains_in_place
 from treegym.trainers.learner.forward import TransformersPredict
@@ -45,7 +45,7 @@ from treegym.trainers.losses.terms import (
     WithEntropy,
     WithKL,
 )
-from treegym.trainers.packing import Advantages, Pack, Segment, Terms, TreeAttend, pack, score, split
+from treegym.trainers.packing import Pack, Segment, Terms, TreeAttend, pack, score, split
 
 
 @pytest.fixture(autouse=True)

@@ -24,11 +24,11 @@ from treegym.agents.policies import OraclePlayer, ScriptedPolicy
 from treegym.agents.rollouts import (
     LENIENT,
     STRICT,
-    Answer,
     Chains,
     Continuation,
     FollowOracle,
     ReplayMismatch,
+    Response,
     RewardTerm,
     rescore,
     verify,
@@ -122,8 +122,8 @@ def test_one_word_that_changed_is_found_and_named(
     tree, number = a_turn_within(recorded[env])
     node = tree.nodes[number]
     change(monkeypatch, KINDS[env], node.state_key, another_word)
-    for comparison in ({}, {"comparison": LENIENT}):
-        found = {(d.rollout, d.turn): d.difference for d in verify(tree, **comparison)}
+    for strictness in (STRICT, LENIENT):
+        found = {(d.rollout, d.turn): d.difference for d in verify(tree, strictness)}
         alike = [i for i, other in enumerate(tree.nodes) if other.state_key == node.state_key]
         first = {(next(r for r, path in enumerate(tree.paths) if i in path), len(tree.path(i))): i for i in alike}
         assert found and found.keys() <= first.keys()
@@ -184,8 +184,8 @@ def test_fields_by_mode(
 
 
 def test_what_is_the_same_to_the_byte_is_the_same_to_the_lenient() -> None:
-    answer = Answer((), "", reward=math.nan, reward_terms={"exact": math.nan, "speed": math.inf, "style": None})
-    assert STRICT.first(answer, answer) is LENIENT.first(answer, answer) is None
+    response = Response((), "", reward=math.nan, reward_terms={"exact": math.nan, "speed": math.inf, "style": None})
+    assert STRICT.first(response, response) is LENIENT.first(response, response) is None
 
 
 def test_a_prompt_that_changed_is_turn_0(recorded: dict[str, list[RolloutTree]]) -> None:

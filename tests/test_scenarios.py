@@ -21,7 +21,7 @@ from treegym.scenarios.build import check_weights, try_environment
 from treegym.scenarios.schema import BUNDLED, dump_scenario
 from treegym.scenarios.terminal import say
 from treegym.tools import tool
-from treegym.trainers import ALGORITHMS, Environment, Improvement, gigpo
+from treegym.trainers import ALGORITHMS, Improvement, TaskSet, gigpo
 from treegym.trainers.advantages import AnchorStates, GroupRelative, Norm, SharedMean, Sum
 from treegym.trainers.losses import ClippedLoss, SapoLoss, WithKL
 
@@ -381,8 +381,8 @@ def test_from_training_to_evaluation(scenario: Path, tmp_path: Path, capsys: pyt
 
 
 def test_scenarios_are_values() -> None:
-    chosen = Scenario(Environment("treegym/Lookup-v0"), Model("nano"), seed=3)
-    assert chosen == Scenario(Environment("treegym/Lookup-v0"), Model("nano"), seed=3) != Scenario(chosen.environment)
+    chosen = Scenario(TaskSet("treegym/Lookup-v0"), Model("nano"), seed=3)
+    assert chosen == Scenario(TaskSet("treegym/Lookup-v0"), Model("nano"), seed=3) != Scenario(chosen.environment)
 
 
 @pytest.fixture(autouse=True)
@@ -415,7 +415,7 @@ def test_reward_weights_move_from_the_first_step_to_the_last() -> None:
     ("terms", "fault"), [(["exact", "speed"], "'speed' is no term"), (["format"], "'exact' is missing")]
 )
 def test_reward_weights_name_the_terms_there_are(terms: list[str], fault: str) -> None:
-    environment = Environment("treegym/Lookup-v0")
+    environment = TaskSet("treegym/Lookup-v0")
     scenario = Scenario(environment, improvement=Improvement(reward_weights={term: (1.0, 0.0) for term in terms}))
     with pytest.raises(ScenarioError, match=f"improvement.reward_weights: {fault}"):
         check_weights(scenario, try_environment(environment))

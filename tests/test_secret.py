@@ -12,7 +12,7 @@ from treegym.agents import derive_seed
 from treegym.envs import CodeEnv, LookupEnv, PythonMathEnv
 from treegym.scenarios import ScenarioError, load_scenario
 from treegym.scenarios.schema import BUNDLED, dump_scenario
-from treegym.trainers import Environment
+from treegym.trainers import TaskSet
 
 
 @pytest.fixture(autouse=True)
@@ -21,11 +21,11 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-def environment(name: str, *changes: str) -> Environment:
+def environment(name: str, *changes: str) -> TaskSet:
     return load_scenario(BUNDLED / f"{name}.yaml", changes).environment
 
 
-def question(environment: Environment, seed: int) -> str:
+def question(environment: TaskSet, seed: int) -> str:
     env = replace(environment.task("heldout", 0), seed=seed).make()
     text: str = env.reset(seed=seed, options=dict(environment.heldout))[0]
     return text
@@ -71,7 +71,7 @@ def test_one_that_is_given_is_taken_and_none_is_drawn_where_agents_run_no_code(c
 def test_environments_in_which_agents_run_code_say_so() -> None:
     assert CodeEnv.runs_code and PythonMathEnv.runs_code and not LookupEnv.runs_code
     gymnasium.register("tests/Function-v0", lambda: LookupEnv())
-    assert Environment("tests/Function-v0").secret is None
+    assert TaskSet("tests/Function-v0").secret is None
 
 
 def test_where_it_cannot_be_kept_the_scenario_has_to_give_one(cache: Path) -> None:

@@ -14,10 +14,10 @@ import torch
 from treegym.agents import Run
 from treegym.envs import Task
 from treegym.scenarios import ScenarioError, load_scenario, train
-from treegym.trainers import Curriculum, Environment, Mixture, Part, Stopped, Uniform
+from treegym.trainers import Curriculum, Mixture, Part, Stopped, TaskSet, Uniform
 from treegym.trainers.learner import Checkpoints
 
-LOOKUP, MAZE = Environment("treegym/Lookup-v0"), Environment("treegym/Maze-v0")
+LOOKUP, MAZE = TaskSet("treegym/Lookup-v0"), TaskSet("treegym/Maze-v0")
 SCENARIO = """
 environment: {id: treegym/Lookup-v0, settings: {hops: [1]}}
 model: {name: nano, dtype: float32}
@@ -177,12 +177,12 @@ def test_a_run_trains_on_a_mixture_of_environments(tmp_path: Path) -> None:
 
 EASIER = '''
 from dataclasses import dataclass
-from treegym.trainers import Environment
+from treegym.trainers import TaskSet
 
 @dataclass(frozen=True)
 class Easier:
     """One more hop each time that all was solved, one less where nothing was."""
-    environment: Environment
+    environment: TaskSet
     limit: int = 3
 
     @property

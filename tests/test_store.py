@@ -60,7 +60,6 @@ from treegym.agents.store.records import SCHEMA, SHARED, pack_floats, pack_ints,
 from treegym.agents.store.store import CUT_OFF
 from treegym.envs import Message, Task
 from treegym.tools import ToolCall
-from treegym.trainers.packing import plain
 
 SYSTEM = "Find the word at the end of the chain of words. Each turn, write one of the actions below."
 
@@ -787,14 +786,14 @@ def test_what_belongs_to_tokens_comes_back_as_it_was(tmp_path: Path) -> None:
     ]
     told = replace(plain_tree, nodes=tuple(nodes))
     counts = [[len(told.nodes[i].action.token_ids) for i in path] for path in told.paths]
-    mixed = plain([[0.1 if turn % 2 else np.linspace(-1, 1, n) for turn, n in enumerate(row)] for row in counts])
+    mixed = [[0.1 if turn % 2 else np.linspace(-1, 1, n) for turn, n in enumerate(row)] for row in counts]
     values = [[random.gauss(0, 1) for _ in node.action.token_ids] for node in told.nodes]
     store = EpisodeStore(tmp_path / "trees.jsonl.zst")
     store.append(told, mixed, values, ["look twice", "ask"], stage="some")
-    store.append(plain_tree, plain([[0.5] * len(row) for row in counts]))
+    store.append(plain_tree, [[0.5] * len(row) for row in counts])
     first, second = store.records()
     assert first.tree == told and second.tree == plain_tree and first.lessons == ("look twice", "ask")
-    assert first.advantages == tuple(tuple(row) for row in mixed)
+    assert first.advantages == tuple(tuple(x if isinstance(x, float) else tuple(x) for x in row) for row in mixed)
     assert first.values == tuple(tuple(row) for row in values)
     assert second.advantages == tuple((0.5,) * len(row) for row in counts) and second.values is None
     assert RolloutTree.from_json(json.loads(json.dumps(told.to_json()))) == told

@@ -39,7 +39,7 @@ from treegym.agents.rollouts import Chains, FailureCause, FollowOracle, TooManyF
 from treegym.agents.rollouts.engine import PromptContexts
 from treegym.envs import LookupEnv, Message, Task, TextEnv, lookup
 from treegym.scenarios.viewer.shelf import Shelf
-from treegym.trainers import Environment, HeldOut, Improvement, Plan, Trainer, Warmup, grpo
+from treegym.trainers import HeldOut, Improvement, Plan, TaskSet, Trainer, Warmup, grpo
 
 SETTINGS = {"hops": [1], "max_turns": 2}
 
@@ -230,7 +230,7 @@ class Relay:
 
 def plan(env: str, **more: Any) -> Plan:
     return Plan(
-        Environment(f"tests/{env}-v0", SETTINGS, train={}, heldout={}),
+        TaskSet(f"tests/{env}-v0", SETTINGS, train={}, heldout={}),
         grpo(2),
         Sampling(max_tokens=5),
         Warmup(8, batch_size=8),

@@ -25,13 +25,13 @@ from treegym.envs import Task
 from treegym.scenarios import ScenarioError, load_scenario
 from treegym.trainers import (
     Algorithm,
-    Environment,
     HeldOut,
     Improvement,
     Learner,
     Optimization,
     Plan,
     PolicyLoss,
+    TaskSet,
     Warmup,
 )
 from treegym.trainers.advantages import GroupRelative
@@ -425,7 +425,7 @@ class Hinge(Half):
 def test_comparisons_teach_what_demonstrations_leave_open(algorithm: Algorithm, tmp_path: Path) -> None:
     """The demonstrations are right half of the time; what is compared then teaches the right half."""
     plan = Plan(
-        Environment("tests/Bandit-v0"),
+        TaskSet("tests/Bandit-v0"),
         algorithm,
         Sampling(max_tokens=8),
         Warmup(96, optimization=Optimization(1e-3, warmup_steps=2)),

@@ -30,13 +30,13 @@ from treegym.envs import Task, ToolEnv, lookup
 from treegym.trainers import (
     Advantages,
     Algorithm,
-    Environment,
     HeldOut,
     Improvement,
     Learner,
     OnFailure,
     Optimization,
     Plan,
+    TaskSet,
     Trainer,
     Warmup,
     arpo,
@@ -48,7 +48,7 @@ from treegym.trainers import (
 from treegym.trainers.losses import AGGREGATIONS, ClippedLoss, ReinforceLoss
 from treegym.trainers.packing import Pack, pack, score
 
-ONE_HOP = Environment("treegym/Lookup-v0", {"hops": [1]})
+ONE_HOP = TaskSet("treegym/Lookup-v0", {"hops": [1]})
 
 
 class BanditEnv(ToolEnv):
@@ -111,7 +111,7 @@ def imitated(trees: Sequence[RolloutTree]) -> list[tuple[RolloutTree, Advantages
 def test_rewards_teach_what_demonstrations_leave_open(algorithm: Algorithm, seed: int, tmp_path: Path) -> None:
     """The demonstrations are right half of the time; rewards then teach the right half. Measured as it samples."""
     plan = Plan(
-        Environment("tests/Bandit-v0"),
+        TaskSet("tests/Bandit-v0"),
         algorithm,
         Sampling(max_tokens=8),
         Warmup(96, optimization=Optimization(1e-3, warmup_steps=2)),
@@ -349,7 +349,7 @@ def test_at2po_trains_on_ratios_that_begin_at_one(tmp_path: Path) -> None:
     for old in ("sampler", "learner"):
         chosen = replace(algorithm, loss=replace(algorithm.loss, old=old))
         warmup = Warmup(64, optimization=Optimization(1e-3))
-        plan = Plan(Environment("tests/Bandit-v0"), chosen, Sampling(max_tokens=8), warmup, improvement, HeldOut(0))
+        plan = Plan(TaskSet("tests/Bandit-v0"), chosen, Sampling(max_tokens=8), warmup, improvement, HeldOut(0))
         model, renderer = nano(texts)
         run = Run(tmp_path / old)
         Trainer(plan, model, renderer, run, Silent(), dtype=torch.bfloat16).train()
@@ -401,7 +401,7 @@ gymnasium.register("tests/Moody-v0", MoodyEnv)
 
 def moody(mood: str, on_failure: OnFailure) -> Plan:
     return Plan(
-        Environment("tests/Moody-v0", train={"mood": mood}, heldout={"mood": mood}),
+        TaskSet("tests/Moody-v0", train={"mood": mood}, heldout={"mood": mood}),
         grpo(4),
         Sampling(max_tokens=8),
         Warmup(16, batch_size=4),

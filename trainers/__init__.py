@@ -1,14 +1,15 @@
 """Credit assignment, losses, packing, and the training loop."""
 
+from ..agents import Advantages
 from .advantages.estimators import AdvantageEstimator, spread
 from .algorithms import ALGORITHMS, Algorithm, arpo, at2po, gigpo, grpo, tree_grpo
 from .curriculum import Curriculum, Mixture, Part, TaskSource, Uniform
 from .learner.learner import Learner, Optimization
 from .losses.terms import PolicyLoss
-from .packing import Advantages, Terms
+from .packing import Terms
 from .plan import HeldOut, Keep, OnFailure, Plan
 from .stages import Evaluate, Improvement, Stage, Warmup
-from .tasks import Environment
+from .tasks import TaskSet
 from .training import LearningPolicy, Stopped, Trainer, Watcher
 
 __all__ = [
@@ -17,7 +18,6 @@ __all__ = [
     "Advantages",
     "Algorithm",
     "Curriculum",
-    "Environment",
     "Evaluate",
     "HeldOut",
     "Improvement",
@@ -32,6 +32,7 @@ __all__ = [
     "PolicyLoss",
     "Stage",
     "Stopped",
+    "TaskSet",
     "TaskSource",
     "Terms",
     "Trainer",

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from ..agents import RolloutTree
 from ..envs import Task
 from .checks import STRICT
-from .tasks import Environment
+from .tasks import TaskSet
 
 State = Mapping[str, Any]  # JSON
 GOLDEN = (5**0.5 - 1) / 2  # multiples of it, modulo 1, fill [0, 1) more evenly than those of any other number
@@ -24,7 +24,7 @@ class TaskSource(Protocol):
     """
 
     @property
-    def environments(self) -> Sequence[Environment]:
+    def environments(self) -> Sequence[TaskSet]:
         """Those that its tasks may be of."""
         ...
 
@@ -41,10 +41,10 @@ class TaskSource(Protocol):
 class Uniform:
     """New tasks of one environment at every step."""
 
-    environment: Environment
+    environment: TaskSet
 
     @property
-    def environments(self) -> Sequence[Environment]:
+    def environments(self) -> Sequence[TaskSet]:
         return (self.environment,)
 
     def draw(self, step: int, count: int, seed: int, state: State) -> Sequence[Task]:
@@ -59,7 +59,7 @@ class Part:
     """An environment of a mixture, with its share of the tasks, or of a curriculum, with the number of its steps."""
 
     __pydantic_config__ = STRICT
-    environment: Environment
+    environment: TaskSet
     share: float | None = None  # relative to those of the other parts
     steps: int | None = None  # of the last part: all that are left
 
@@ -79,13 +79,13 @@ class Mixture:
             raise ValueError("every part of a mixture needs a share above 0")
 
     @property
-    def environments(self) -> Sequence[Environment]:
+    def environments(self) -> Sequence[TaskSet]:
         return [part.environment for part in self.parts]
 
     def draw(self, step: int, count: int, seed: int, state: State) -> Sequence[Task]:
         return [self._environment(step * count + i).task("train", seed, step, i) for i in range(count)]
 
-    def _environment(self, number: int) -> Environment:
+    def _environment(self, number: int) -> TaskSet:
         ends = [*accumulate(part.share or 0.0 for part in self.parts)]
         place = ends[-1] * ((number + 1) * GOLDEN % 1)
         return next(part.environment for part, end in zip(self.parts, ends, strict=True) if place < end)
@@ -105,13 +105,13 @@ class Curriculum:
             raise ValueError("every part of a curriculum but the last needs steps, 1 or more")
 
     @property
-    def environments(self) -> Sequence[Environment]:
+    def environments(self) -> Sequence[TaskSet]:
         return [part.environment for part in self.parts]
 
     def draw(self, step: int, count: int, seed: int, state: State) -> Sequence[Task]:
         return Uniform(self._at(step)).draw(step, count, seed, state)
 
-    def _at(self, step: int) -> Environment:
+    def _at(self, step: int) -> TaskSet:
         end = 0
         for part in self.parts[:-1]:
             end += part.steps or 0

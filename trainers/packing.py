@@ -16,11 +16,10 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-from ..agents import ROOT, RolloutTree
+from ..agents import ROOT, Advantages, RolloutTree
 from ..agents.inference.attention import (
     BLOCK,
     Block,
@@ -31,15 +30,7 @@ from ..agents.inference.attention import (
     runs_flexible,
 )
 
-TurnAdvantage = float | NDArray[np.float64]  # of all of the turn's sampled tokens, or of each
-Advantages = Sequence[Sequence[TurnAdvantage]]  # [rollout][turn]
 Aggregation = Callable[[Sequence[int]], list[float]]  # sampled tokens of each rollout -> weight of each of its terms
-
-
-def plain(advantages: Advantages) -> list[list[float | tuple[float, ...]]]:
-    """As numbers without numpy: one for each turn, or one for each of its sampled tokens."""
-    rows = [[np.asarray(turn, dtype=float) for turn in rollout] for rollout in advantages]
-    return [[tuple(turn.tolist()) if turn.ndim else float(turn) for turn in row] for row in rows]
 
 
 @dataclass(frozen=True, slots=True)

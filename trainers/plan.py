@@ -10,7 +10,7 @@ from ..agents import Sampling
 from .algorithms import Algorithm
 from .checks import STRICT, at_least
 from .stages import Evaluate, Improvement, Stage, Warmup
-from .tasks import Environment
+from .tasks import TaskSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ OnFailure = Literal["stop", "skip"]  # where an environment's code raises an err
 class Plan:
     """All a run does."""
 
-    environment: Environment
+    environment: TaskSet
     algorithm: Algorithm
     sampling: Sampling = Sampling()
     warmup: Warmup = Warmup()

@@ -1,4 +1,4 @@
-"""Environment: a set of tasks, split into those to train on and those held out."""
+"""TaskSet: a set of tasks, split into those to train on and those held out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .checks import STRICT
 
 
 @dataclass(frozen=True, slots=True)
-class Environment:
+class TaskSet:
     """Which tasks there are: an environment, its settings, and the reset options of both splits."""
 
     __pydantic_config__ = STRICT

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..agents import (
+    Advantages,
     ChatRenderer,
     Evaluation,
     Failure,
@@ -38,7 +39,6 @@ from ..agents.rollouts import Chains, TooManyFailures
 from ..envs import Task
 from .learner.checkpoints import Checkpoints, DamagedCheckpoint, Progress
 from .learner.learner import Learner, Optimization
-from .packing import Advantages, plain
 from .plan import Plan
 
 
@@ -243,8 +243,7 @@ class Trainer:
         self, trees: Sequence[RolloutTree], advantages: Sequence[Advantages] | None = None, **labels: Any
     ) -> None:
         for i, tree in enumerate(trees):
-            known = None if advantages is None else plain(advantages[i])
-            self.run.trees.append(tree, known, **labels)
+            self.run.trees.append(tree, None if advantages is None else advantages[i], **labels)
 
     @property
     def step(self) -> int:

@@ -3,7 +3,7 @@
 from .engine import GrowingTree, Turn, grow, grow_trees
 from .failure import Failure, FailureCause, TooManyFailures, failure_cause
 from .replay import Continuation, Divergence, Episode, RewardTerm, played, rescore, verify
-from .response import LENIENT, STRICT, Answer, Comparison, Difference, EpisodeError, OutsideSource, ReplayMismatch
+from .response import LENIENT, STRICT, Difference, EpisodeError, OutsideSource, ReplayMismatch, Response, Strictness
 from .strategies import (
     Budgeted,
     Chains,
@@ -18,10 +18,8 @@ from .strategies import (
 __all__ = [
     "LENIENT",
     "STRICT",
-    "Answer",
     "Budgeted",
     "Chains",
-    "Comparison",
     "Continuation",
     "Difference",
     "Divergence",
@@ -34,9 +32,11 @@ __all__ = [
     "GrowingTree",
     "OutsideSource",
     "ReplayMismatch",
+    "Response",
     "RewardTerm",
     "RolloutStrategy",
     "SomeChains",
+    "Strictness",
     "TooManyFailures",
     "TreeExpansion",
     "Turn",

@@ -34,15 +34,15 @@ from ..tree import ROOT, Cost, Node, RolloutTree, tool_results
 from .failure import Failure, FailureCause, failure_cause
 from .response import (
     STATE,
-    Answer,
     EpisodeError,
     ReplayMismatch,
+    Response,
     act,
-    answer_of,
     check_rewards,
     closed_on_error,
     episode_errors,
     open_task,
+    response_of,
 )
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ class GrowingTree:
 
     async def _written(self, policy: TextPolicy, turn: Turn, seed: int) -> Sample:
         """The reply of a policy that writes words, as tokens."""
-        messages = [*self.prompt.answer.messages]
+        messages = [*self.prompt.response.messages]
         for past in _path(turn):
             if past.node is not None:
                 messages += [Message("assistant", past.node.action.text), *past.node.messages]
@@ -257,17 +257,17 @@ class GrowingTree:
     def _replay(self, turn: Turn) -> TextEnv:
         """Plays a fresh environment up to a turn. ReplayMismatch where it answers otherwise than the first time."""
         with episode_errors(self.task, 0):
-            env, answer = open_task(self.task, self._cassette)
+            env, response = open_task(self.task, self._cassette)
         with closed_on_error(env):
-            self._compare(0, self.prompt.answer, answer)
+            self._compare(0, self.prompt.response, response)
             for depth, past in enumerate(_path(turn)[1:], start=1):
                 assert past.node is not None
                 with episode_errors(self.task, depth):
-                    answer = act(env, past.node.action.text)
-                self._compare(depth, answer_of(past.node), answer)
+                    response = act(env, past.node.action.text)
+                self._compare(depth, response_of(past.node), response)
         return env
 
-    def _compare(self, depth: int, recorded: Answer, replayed: Answer) -> None:
+    def _compare(self, depth: int, recorded: Response, replayed: Response) -> None:
         if difference := STATE.first(recorded, replayed):
             place = f"{self.task.env}, seed {self.task.seed}, turn {depth}"
             raise ReplayMismatch(f"{place}: the replay's {difference}")
@@ -279,14 +279,14 @@ class GrowingTree:
 
     async def _advance(self, turn: Turn, env: TextEnv, completion: Completion, context: Context) -> Turn:
         with episode_errors(self.task, turn.depth + 1):
-            answer = await self._in_thread(act, env, completion.text)
-        check_rewards(self.task, turn.depth + 1, answer)
-        made = tool_results(answer.messages)
+            response = await self._in_thread(act, env, completion.text)
+        check_rewards(self.task, turn.depth + 1, response)
+        made = tool_results(response.messages)
         tokens: tuple[int, ...] = ()
-        if not answer.over:
-            tokens = self.renderer.observation(answer.messages, ended=self.renderer.ended(completion.token_ids))
+        if not response.over:
+            tokens = self.renderer.observation(response.messages, ended=self.renderer.ended(completion.token_ids))
             if cause := self._limit(context.length + len(tokens), turn.calls + made):
-                tokens, answer = (), answer.cut(cause)
+                tokens, response = (), response.cut(cause)
         self.cost.sampled_tokens += len(completion.token_ids)
         self.cost.prefill_tokens += len(tokens)
         self.cost.tool_calls += made
@@ -294,17 +294,17 @@ class GrowingTree:
             parent=ROOT,
             action=completion,
             observation=tokens,
-            messages=answer.messages,
-            reward=answer.reward,
-            reward_terms=answer.reward_terms,
-            terminated=answer.terminated,
-            truncated=answer.truncated,
-            state_key=answer.state_key,
-            info=answer.info,
-            calls=answer.calls,
-            speaker=str((turn.node.info if turn.node else self.prompt.answer.info).get("speaker", "")),
+            messages=response.messages,
+            reward=response.reward,
+            reward_terms=response.reward_terms,
+            terminated=response.terminated,
+            truncated=response.truncated,
+            state_key=response.state_key,
+            info=response.info,
+            calls=response.calls,
+            speaker=str((turn.node.info if turn.node else self.prompt.response.info).get("speaker", "")),
         )
-        if answer.over:
+        if response.over:
             env.close()  # nothing goes on from here
             return Turn(context, None, node, turn, calls=turn.calls + made)
         return Turn(Context(tokens, context), env, node, turn, calls=turn.calls + made)
@@ -328,12 +328,12 @@ class GrowingTree:
         return RolloutTree(
             task=self.task,
             prompt=tuple(self.prompt.context.tokens()),
-            messages=self.prompt.answer.messages,
+            messages=self.prompt.response.messages,
             nodes=tuple(nodes),
             leaves=tuple(index[leaf] for leaf in leaves),
             origins=tuple(self.origins[number] for number in sorted(self.rollouts)),
-            state_key=self.prompt.answer.state_key,
-            info=self.prompt.answer.info,
+            state_key=self.prompt.response.state_key,
+            info=self.prompt.response.info,
             cost=self.cost,
         )
 
@@ -380,7 +380,7 @@ class Prompt:
     """A task after reset."""
 
     env: TextEnv
-    answer: Answer
+    response: Response
     context: Context
 
 
@@ -459,9 +459,9 @@ async def grow(
 
     async def open_prompt(task: Task) -> Prompt:
         with episode_errors(task, 0):
-            env, answer = await in_thread(executor, open_task, task, cassette, undo=lambda opened: opened[0].close())
+            env, response = await in_thread(executor, open_task, task, cassette, undo=lambda opened: opened[0].close())
         with closed_on_error(env):
-            return Prompt(env, answer, contexts.context(answer.messages))
+            return Prompt(env, response, contexts.context(response.messages))
 
     async def play(task: Task) -> None:
         tree = GrowingTree(

@@ -15,14 +15,14 @@ from .engine import CUTS, GrowingTree, Turn
 from .response import (
     STATE,
     STRICT,
-    Answer,
-    Comparison,
     Difference,
     ReplayMismatch,
+    Response,
+    Strictness,
     act,
-    answer_of,
     closed_on_error,
     open_task,
+    response_of,
 )
 
 
@@ -40,7 +40,7 @@ class Divergence:
 
 def verify(
     tree: RolloutTree,
-    comparison: Comparison = STRICT,
+    strictness: Strictness = STRICT,
     cassette: Cassette | None = None,
     *,
     rollout: int | None = None,  # this one alone; None: all
@@ -54,12 +54,12 @@ def verify(
         path = tree.paths[rollout]
         nodes = (replace(tree.nodes[number], parent=place - 1) for place, number in enumerate(path))
         alone = replace(tree, nodes=tuple(nodes), leaves=(len(path) - 1,), origins=())
-        return [replace(divergence, rollout=rollout) for divergence in verify(alone, comparison, cassette)]
-    return [divergence for _, _, divergence in played(tree, comparison, cassette) if divergence]
+        return [replace(divergence, rollout=rollout) for divergence in verify(alone, strictness, cassette)]
+    return [divergence for _, _, divergence in played(tree, strictness, cassette) if divergence]
 
 
 def played(
-    tree: RolloutTree, comparison: Comparison = STRICT, cassette: Cassette | None = None
+    tree: RolloutTree, strictness: Strictness = STRICT, cassette: Cassette | None = None
 ) -> Iterator[tuple[int, TextEnv, Divergence | None]]:
     """(node, environment after it, what was not as recorded) of every turn; ROOT first, for the prompt.
 
@@ -68,10 +68,10 @@ def played(
     """
     children = Counter(node.parent for node in tree.nodes)
     first = {number: rollout for rollout, path in reversed([*enumerate(tree.paths)]) for number in path}
-    env, answer = open_task(tree.task, cassette, sealed=True)
+    env, response = open_task(tree.task, cassette, sealed=True)
     held = {ROOT: env}  # in the states that turns still go on from
     try:
-        difference = comparison.first(answer_of(tree), answer)
+        difference = strictness.first(response_of(tree), response)
         yield ROOT, env, Divergence(0, 0, difference) if difference else None
         lost = {ROOT} if difference else set[int]()
         for number, node in enumerate(tree.nodes):
@@ -81,7 +81,7 @@ def played(
             children[node.parent] -= 1
             env = _taken(tree, node.parent, held, last=not children[node.parent], cassette=cassette)
             held[number] = env
-            difference = _again(env, node, comparison)
+            difference = _again(env, node, strictness)
             yield number, env, Divergence(first[number], len(tree.path(number)), difference) if difference else None
             if difference:
                 lost.add(number)
@@ -107,16 +107,16 @@ def _taken(
     return env
 
 
-def _again(env: TextEnv, node: Node, comparison: Comparison) -> Difference | None:
+def _again(env: TextEnv, node: Node, strictness: Strictness) -> Difference | None:
     """Takes a turn again; an exception is a difference too."""
     try:
-        answer = act(env, node.action.text)
+        response = act(env, node.action.text)
     except Exception as error:  # of the environment's; it raised none when the turn was recorded
         return Difference("exception", "(nothing)", f"{type(error).__name__}: {error}")
     cause = str(node.info.get("cause"))
-    if cause in CUTS and node.truncated and not answer.over:
-        answer = answer.cut(cause)
-    return comparison.first(answer_of(node), answer)
+    if cause in CUTS and node.truncated and not response.over:
+        response = response.cut(cause)
+    return strictness.first(response_of(node), response)
 
 
 # new rewards
@@ -239,7 +239,7 @@ class Continuation:
 
     async def grow(self, tree: GrowingTree) -> None:
         turn, keep = tree.root, self.same_tokens(tree)
-        self._compare(0, answer_of(self.recorded), tree.prompt.answer)
+        self._compare(0, response_of(self.recorded), tree.prompt.response)
         for number in self.prefix:
             turn = await self._take(tree, turn, number, keep)
             if turn.done:
@@ -258,9 +258,9 @@ class Continuation:
         action = node.action if keep else Completion(node.action.text, tree.renderer.reply(node.action.text))
         child = await tree.attach(turn, Sample(action, Context(action.token_ids, turn.context)))
         assert child.node is not None
-        self._compare(child.depth, answer_of(node), answer_of(child.node))
+        self._compare(child.depth, response_of(node), response_of(child.node))
         return child
 
-    def _compare(self, depth: int, recorded: Answer, replayed: Answer) -> None:
+    def _compare(self, depth: int, recorded: Response, replayed: Response) -> None:
         if difference := STATE.first(recorded, replayed):
             raise _mismatch(self.recorded, Divergence(self.rollout, depth, difference))

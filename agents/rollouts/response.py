@@ -1,4 +1,4 @@
-"""Answer: what an environment said at reset or to an action, and where two answers differ."""
+"""Response: what an environment said at reset or to an action, and where two responses differ."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..tree import Node, RolloutTree
 
 _CHAT = ("messages", "reward_terms", "tool_calls")  # keys of info that have a field of their own
 LARGEST_REWARD = 1e15  # squares of rewards, and their sums over a batch, stay finite in float32
-TOLERANCE = 1e-6  # relative and absolute, of numbers in a lenient comparison
+TOLERANCE = 1e-6  # relative and absolute, of numbers in a lenient strictness
 
 
 class EpisodeError(RuntimeError):
@@ -38,7 +38,7 @@ class OutsideSource(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Response:
     """What reset or step gave; its fields are also those of a node."""
 
     messages: tuple[Message, ...]
@@ -54,8 +54,8 @@ class Answer:
     def over(self) -> bool:
         return self.terminated or self.truncated
 
-    def cut(self, cause: str) -> Answer:
-        """This answer as the last one of an episode that is ended from outside the environment."""
+    def cut(self, cause: str) -> Response:
+        """This response as the last one of an episode that is ended from outside the environment."""
         return replace(self, truncated=True, info={**self.info, "cause": cause})
 
 
@@ -72,16 +72,16 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
-    """Which fields of two answers must be the same, and how much."""
+class Strictness:
+    """Which fields of two responses must be the same, and how much."""
 
     fields: tuple[str, ...]
     lenient: bool = False  # runs of white space count as one blank, numbers as equal up to TOLERANCE
 
-    def first(self, recorded: Answer, replayed: Answer) -> Difference | None:
+    def first(self, recorded: Response, replayed: Response) -> Difference | None:
         """The first field that differs."""
         for group in self.fields:
-            before, now = (dict(_values(group, getattr(answer, group))) for answer in (recorded, replayed))
+            before, now = (dict(_values(group, getattr(response, group))) for response in (recorded, replayed))
             for name in {**before, **now}:
                 if name not in before or name not in now or not self._same(before[name], now[name]):
                     return Difference(name, _shown(before, name), _shown(now, name))
@@ -97,9 +97,9 @@ class Comparison:
         return False
 
 
-STRICT = Comparison(("messages", "reward", "reward_terms", "terminated", "truncated", "state_key", "info"))
-LENIENT = Comparison(("messages", "reward", "reward_terms", "terminated", "truncated"), lenient=True)
-STATE = Comparison(("messages", "state_key"))  # what a policy that goes on from here depends on
+STRICT = Strictness(("messages", "reward", "reward_terms", "terminated", "truncated", "state_key", "info"))
+LENIENT = Strictness(("messages", "reward", "reward_terms", "terminated", "truncated"), lenient=True)
+STATE = Strictness(("messages", "state_key"))  # what a policy that goes on from here depends on
 
 
 def _values(name: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -123,14 +123,14 @@ def _json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=False)
 
 
-def answer_of(recorded: Node | RolloutTree) -> Answer:
+def response_of(recorded: Node | RolloutTree) -> Response:
     """What the environment said in that turn, or to that tree's reset."""
     if isinstance(recorded, RolloutTree):
-        return Answer(recorded.messages, recorded.state_key, recorded.info)
-    return Answer(**{name: getattr(recorded, name) for name in STRICT.fields})
+        return Response(recorded.messages, recorded.state_key, recorded.info)
+    return Response(**{name: getattr(recorded, name) for name in STRICT.fields})
 
 
-def open_task(task: Task, cassette: Cassette | None = None, *, sealed: bool = False) -> tuple[TextEnv, Answer]:
+def open_task(task: Task, cassette: Cassette | None = None, *, sealed: bool = False) -> tuple[TextEnv, Response]:
     """Makes and resets the environment, which takes the answers of outside sources from the cassette.
 
     OutsideSource where it is `sealed` and would read from one without.
@@ -142,13 +142,13 @@ def open_task(task: Task, cassette: Cassette | None = None, *, sealed: bool = Fa
         if sealed and env.outside:
             raise OutsideSource(f"{task.env} reads from {', '.join(env.outside)}, and there is no tape")
         observation, info = env.reset(seed=task.seed, options=dict(task.options))
-        return env, Answer(_messages(observation, info), env.state_key(), _rest(info))
+        return env, Response(_messages(observation, info), env.state_key(), _rest(info))
 
 
-def act(env: TextEnv, action: str) -> Answer:
+def act(env: TextEnv, action: str) -> Response:
     """One step."""
     observation, reward, terminated, truncated, info = env.step(action)
-    return Answer(
+    return Response(
         _messages(observation, info),
         env.state_key(),
         _rest(info),
@@ -193,9 +193,9 @@ def episode_errors(task: Task, turn: int) -> Iterator[None]:
         raise EpisodeError(task, turn, why) from error
 
 
-def check_rewards(task: Task, turn: int, answer: Answer) -> None:
+def check_rewards(task: Task, turn: int, response: Response) -> None:
     """EpisodeError where a reward, or a term of it, is not finite or beyond LARGEST_REWARD."""
-    named = {"reward": answer.reward, **{f"term {name!r}": value for name, value in answer.reward_terms.items()}}
+    named = {"reward": response.reward, **{f"term {name!r}": value for name, value in response.reward_terms.items()}}
     for name, value in named.items():
         if value is not None and not abs(value) <= LARGEST_REWARD:  # so that NaN is refused too
             limits = f"rewards must be finite and at most {LARGEST_REWARD:.0e} in size"

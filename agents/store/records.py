@@ -22,15 +22,17 @@ from dataclasses import MISSING, dataclass, fields
 from hashlib import blake2b
 from typing import Any
 
+import numpy as np
+
 from ...envs import Message, Task
 from ...tools import ToolCall
 from ..policy import Completion
-from ..tree import Cost, Node, RolloutTree
+from ..tree import Advantages, Cost, Node, RolloutTree
 
 SCHEMA = 3
 SHARED = 64  # records that one opening serves at most
 
-Advantages = Sequence[Sequence[float | Sequence[float]]]  # [rollout][turn], of the turn or of each sampled token
+Numbers = Sequence[Sequence[float | Sequence[float]]]  # Advantages without numpy
 
 
 class UnknownSchema(Exception):
@@ -44,7 +46,7 @@ class Record:
     number: int  # its place in the store, from 0
     labels: dict[str, Any]
     tree: RolloutTree
-    advantages: Advantages | None = None  # None: not recorded
+    advantages: Numbers | None = None  # None: not recorded
     shares: bool = False  # whether it was written with another record's opening
     values: Sequence[Sequence[float]] | None = None  # [node][token], of the state before each sampled token
     lessons: tuple[str, ...] = ()  # names of those in force
@@ -63,6 +65,12 @@ class Record:
         for path, rollout in zip(self.tree.paths, self.advantages or (), strict=False):
             for node, turn in zip(path, rollout, strict=True):
                 yield turn, len(self.tree.nodes[node].action.token_ids)
+
+
+def plain(advantages: Advantages | Numbers) -> Numbers:
+    """The same numbers without numpy."""
+    rows = [[np.asarray(turn, dtype=float) for turn in rollout] for rollout in advantages]
+    return [[tuple(turn.tolist()) if turn.ndim else float(turn) for turn in row] for row in rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +174,7 @@ def _read_later(number: int, row: dict[str, Any], opening_at: Callable[[int], Op
     )
 
 
-def _advantages(packed: str | list[float | str], tree: RolloutTree) -> Advantages:
+def _advantages(packed: str | list[float | str], tree: RolloutTree) -> Numbers:
     turns = unpack(packed) if isinstance(packed, str) else [unpack(x) if isinstance(x, str) else x for x in packed]
     if len(turns) != sum(map(len, tree.paths)):
         raise ValueError(f"its {len(turns)} advantages are not those of its turns")

@@ -26,10 +26,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from ..tree import RolloutTree
+from ..tree import Advantages, RolloutTree
 from .frames import Damage, DamagedStore, Piece, StoreError, layout_of, pieces
 from .index import Entry, Index, Spoilt, TreeSummary, Where
-from .records import SHARED, Advantages, Opening, Record, UnknownSchema, opening_key, read_record, write_record
+from .records import SHARED, Numbers, Opening, Record, UnknownSchema, opening_key, plain, read_record, write_record
 
 T = TypeVar("T")
 
@@ -78,7 +78,7 @@ class EpisodeStore:
         self,
         tree: RolloutTree,
         /,
-        advantages: Advantages | None = None,
+        advantages: Advantages | Numbers | None = None,
         values: Sequence[Sequence[float]] | None = None,
         lessons: Sequence[str] = (),
         **labels: Any,
@@ -90,6 +90,7 @@ class EpisodeStore:
 
         StoreLocked while another process writes; StoreError where there is no room, after which the store is as before.
         """
+        known = None if advantages is None else plain(advantages)
         lock = self._locked()
         number, offset = self._begin(lock)
         key = opening_key(tree)
@@ -99,7 +100,7 @@ class EpisodeStore:
             with self.path.open("rb") as file, contextlib.suppress(ValueError):  # damaged: this tree stands for itself
                 opening = shared, self._opening(file, shared)
         summary = TreeSummary.of(number, json.loads(json.dumps(labels)), tree)
-        line = write_record(Record(number, labels, tree, advantages, False, values, tuple(lessons)), opening)
+        line = write_record(Record(number, labels, tree, known, False, values, tuple(lessons)), opening)
         data = self._layout.encode(number, line)
         try:
             write(lock.file, data)

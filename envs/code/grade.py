@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...tools.artefacts import cached_directory
-from ...tools.sandbox import Interpreter, Limits, Outcome, SandboxError, open_sandbox
+from ...tools.sandbox import Execution, Interpreter, Limits, SandboxError, open_sandbox
 from .problems import CodeProblem
 
 LIMITS = Limits(seconds=8, cpu=2, output=200_000)  # of one call of the code, and of one run of the tests
@@ -179,7 +179,7 @@ class _Subject:
         reply = _reply(self._note(self._interpreter.run(source, apart=True)))
         return [program for program in reply["programs"] if program] if reply else [self._code]
 
-    def _note(self, outcome: Outcome) -> Outcome:
+    def _note(self, outcome: Execution) -> Execution:
         if outcome.lost:
             self._losses += 1
             self._loaded = False
@@ -193,7 +193,7 @@ def _start(sandbox: str) -> Interpreter:
     return open_sandbox(sandbox).start(LIMITS, 0)
 
 
-def _reply(outcome: Outcome) -> dict[str, Any] | None:
+def _reply(outcome: Execution) -> dict[str, Any] | None:
     """The JSON object that was printed, if one was."""
     if outcome.failed or outcome.size > len(outcome.text):
         return None

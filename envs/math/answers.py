@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from importlib import resources
 
-from ...tools.sandbox import ForkRefused, Interpreter, Limits, Outcome, SandboxError, open_sandbox
+from ...tools.sandbox import Execution, ForkRefused, Interpreter, Limits, SandboxError, open_sandbox
 from .latex import to_latex
 
 CHECK = Limits(seconds=60, cpu=5, memory=2 << 30)  # of a comparison by math-verify, whose input may be hostile
@@ -248,7 +248,7 @@ class _Checker:
         self._ready: Interpreter | None = None
         self._lock = threading.Lock()
 
-    def run(self, code: str) -> Outcome:
+    def run(self, code: str) -> Execution:
         with contextlib.closing(self._fork()) as checker:
             return checker.run(code)
 

@@ -202,7 +202,7 @@ def play_command(
     from ...agents import ChatRenderer, Run
     from ...agents.models.registry import load_tokenizer
     from ...agents.store.folder import write_text
-    from ...trainers import Environment
+    from ...trainers import TaskSet
     from ..build import refusing
     from ..modules import folders_of
     from ..person import play, show
@@ -232,9 +232,7 @@ def play_command(
     if not (folder / "scenario.yaml").exists():
         write_text(
             folder / "scenario.yaml",
-            dump_scenario(
-                Scenario(Environment(task.env, task.settings, task.wrappers), look_in=folders_of(asdict(task)))
-            ),
+            dump_scenario(Scenario(TaskSet(task.env, task.settings, task.wrappers), look_in=folders_of(asdict(task)))),
         )
     run.save_tokenizer(renderer.tokenizer)
     run.trees.append(tree, stage="play", step=number)

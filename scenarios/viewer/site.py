@@ -64,7 +64,7 @@ def exported(shelf: Shelf, picked: Mapping[str, Sequence[int]]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HttpResponse:
     """What a request is answered with."""
 
     status: HTTPStatus
@@ -80,11 +80,11 @@ class Site:
         self._files = {f"/{file.name}": file.read_bytes() for file in PAGE.iterdir() if file.suffix in KINDS}
         self._files["/"] = self._files["/index.html"]
 
-    def answer(self, target: str) -> Answer:
+    def answer(self, target: str) -> HttpResponse:
         try:
             path, values = urlsplit(target).path, dict(parse_qsl(urlsplit(target).query))
             if path in self._files:
-                return Answer(HTTPStatus.OK, KINDS[Path(path).suffix or ".html"], self._files[path])
+                return HttpResponse(HTTPStatus.OK, KINDS[Path(path).suffix or ".html"], self._files[path])
             return _json(HTTPStatus.OK, self._ask(path, values))
         except LookupError as error:
             return _json(HTTPStatus.NOT_FOUND, {"error": str(error.args[0])})
@@ -116,8 +116,8 @@ def _count(name: str, values: dict[str, str], default: int) -> int:
     return int(text)
 
 
-def _json(status: HTTPStatus, content: Any) -> Answer:
-    return Answer(status, "application/json", to_json(content).encode())
+def _json(status: HTTPStatus, content: Any) -> HttpResponse:
+    return HttpResponse(status, "application/json", to_json(content).encode())
 
 
 class Handler(BaseHTTPRequestHandler):

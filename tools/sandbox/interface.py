@@ -53,7 +53,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Execution:
     """What came of a call."""
 
     text: str  # what it printed, cut where that is long, and its traceback, if any
@@ -65,7 +65,7 @@ class Outcome:
 class Interpreter(Protocol):
     """Python with a state of its own."""
 
-    def run(self, code: str, *, apart: bool = False) -> Outcome:
+    def run(self, code: str, *, apart: bool = False) -> Execution:
         """Never raises for what the code does. SandboxError when the sandbox itself fails.
 
         Code `apart` has names of its own, in which `agent` holds those of all other calls.

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .guest_keeper import GRACE, packed, take
-from .interface import Limits, Outcome, SandboxError
+from .interface import Execution, Limits, SandboxError
 
 INSIDE = Path(__file__).parent / "guest_keeper.py"  # what runs at the other end
 LIBRARIES = (  # that it begins with
@@ -127,9 +127,9 @@ class Remote:
     def _leave(self) -> None:
         raise NotImplementedError
 
-    def run(self, code: str, *, apart: bool = False) -> Outcome:
+    def run(self, code: str, *, apart: bool = False) -> Execution:
         if len(code) > MAX_CODE and not apart:
-            return Outcome(f"code of {len(code)} characters; at most {MAX_CODE}", failed=True)
+            return Execution(f"code of {len(code)} characters; at most {MAX_CODE}", failed=True)
         limits, link = self.limits, self._living()
         try:
             number = secrets.token_hex(8)  # an answer is to this call: none can be written ahead
@@ -166,13 +166,13 @@ class Remote:
             self._link = self._start()
         return self._link
 
-    def _lose(self, why: str) -> Outcome:
+    def _lose(self, why: str) -> Execution:
         with contextlib.suppress(SandboxError):
             self._kill()
         if self._link:
             self._link.close()
             self._link = None
-        return Outcome("", failed=True, lost=why)
+        return Execution("", failed=True, lost=why)
 
     def close(self) -> None:
         """In a fork of the host it ends nothing, for the interpreter is its parent's."""
@@ -196,7 +196,7 @@ def cpu_seconds(pid: int) -> float:
         return 0.0
 
 
-def _outcome(message: dict[str, Any], limits: Limits) -> Outcome:
+def _outcome(message: dict[str, Any], limits: Limits) -> Execution:
     text, error, size = message.get("text"), message.get("error"), message.get("bytes")
     failed, cut = message.get("failed"), message.get("cut")
     if not isinstance(text, str) or not isinstance(error, str) or not isinstance(size, int):
@@ -208,7 +208,7 @@ def _outcome(message: dict[str, Any], limits: Limits) -> Outcome:
     if cut or shown[room:]:
         notice = f"\n[cut: {size} bytes were printed]\n"
         shown = shown[: max(room - len(notice), 0)] + notice
-    return Outcome(shown + told, failed, size)
+    return Execution(shown + told, failed, size)
 
 
 def visible(text: str) -> str:

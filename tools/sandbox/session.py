@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from ..protocol import ToolResult
 from .backends import open_sandbox
-from .interface import ForkRefused, Interpreter, Limits, Outcome, SandboxError
+from .interface import Execution, ForkRefused, Interpreter, Limits, SandboxError
 
 GONE = "its variables are gone, its files are kept; the next call gets a fresh interpreter"
 
@@ -101,7 +101,7 @@ class Session:
         return self.__dict__ | {"_held": None}
 
 
-def _result(outcome: Outcome) -> ToolResult:
+def _result(outcome: Execution) -> ToolResult:
     text = outcome.text
     if outcome.lost:
         text += f"{outcome.lost}; {GONE}"

@@ -6,8 +6,7 @@ import difflib
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-from ...agents import RolloutTree
-from ..packing import Advantages
+from ...agents import Advantages, RolloutTree
 from .estimators import Norm, alike, is_invalid
 
 Row = tuple[int, int]  # (rollout, turn)

@@ -13,8 +13,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from ...agents import Node, RolloutTree
-from ..packing import Advantages, TurnAdvantage
+from ...agents import Advantages, Node, RolloutTree
+from ...agents.tree import TurnAdvantage
 
 
 class AdvantageEstimator(Protocol):

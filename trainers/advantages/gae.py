@@ -7,8 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from ...agents import RolloutTree
-from ..packing import Advantages
+from ...agents import Advantages, RolloutTree
 from .anchors import state, step_returns
 from .estimators import Norm, alike
 

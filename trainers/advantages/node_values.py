@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
-from ...agents import ROOT, RolloutTree
-from ..packing import Advantages
+from ...agents import ROOT, Advantages, RolloutTree
 from .estimators import Norm, alike, spread
 
 

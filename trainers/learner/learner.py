@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ...agents import RolloutTree
+from ...agents import Advantages, RolloutTree
 from ...agents.inference.acceptance import bring_attention
 from ...agents.inference.forward import native_dtype
 from ..losses.comparisons import Compared
 from ..losses.sums import SumLoss, slopes
 from ..losses.terms import AGGREGATIONS, PolicyLoss, kl
-from ..packing import Advantages, Pack, ScoredTree, Terms, check_recorded, pack, score, split
+from ..packing import Pack, ScoredTree, Terms, check_recorded, pack, score, split
 from .checkpoints import DamagedCheckpoint
 from .forward import predict_with
 

@@ -10,11 +10,10 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
-from ...agents import RolloutTree
+from ...agents import Advantages, RolloutTree
 from ..advantages.node_values import values_below
-from ..packing import Advantages
 
-Comparison = Literal["group", "pair"]
+Coupling = Literal["group", "pair"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +32,7 @@ class Comparisons(Protocol):
     """Says what is compared in the trees of a step. It stands where an AdvantageEstimator would, for a SumLoss."""
 
     @property
-    def makes(self) -> Comparison:
+    def makes(self) -> Coupling:
         """What leaves with equal numbers are: a pair, whose scores differ, or a group of any size."""
         ...
 
@@ -46,7 +45,7 @@ class Comparisons(Protocol):
 class Groups:
     """All rollouts of a task, by their returns; every sampled token counts."""
 
-    makes: ClassVar[Comparison] = "group"
+    makes: ClassVar[Coupling] = "group"
 
     def compare(self, trees: Sequence[RolloutTree]) -> list[Compared]:
         return [
@@ -66,7 +65,7 @@ class Siblings:
 
     term: str = ""
     gap: float = 1e-6
-    makes: ClassVar[Comparison] = "pair"
+    makes: ClassVar[Coupling] = "pair"
 
     def __post_init__(self) -> None:
         if self.gap <= 0:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from ..packing import Terms
-from .comparisons import Compared, Comparison
+from .comparisons import Compared, Coupling
 from .terms import segment_mean
 
 
@@ -56,7 +56,7 @@ class SumLoss(Protocol):
         ...
 
     @property
-    def couples(self) -> Comparison:
+    def couples(self) -> Coupling:
         """What it compares."""
         ...
 
@@ -77,7 +77,7 @@ class GvpoLoss:
 
     beta: float = 0.1
     needs: ClassVar[frozenset[str]] = frozenset({"sampled"})
-    couples: ClassVar[Comparison] = "group"
+    couples: ClassVar[Coupling] = "group"
 
     def of_sums(self, sums: Sums) -> Tensor:
         change = self.beta * (sums.logprob - sums.extras["sampled"])
@@ -94,7 +94,7 @@ class DpoLoss:
 
     beta: float = 0.1
     needs: ClassVar[frozenset[str]] = frozenset({"reference"})
-    couples: ClassVar[Comparison] = "pair"
+    couples: ClassVar[Coupling] = "pair"
 
     def of_sums(self, sums: Sums) -> Tensor:
         change = sums.logprob - sums.extras["reference"]

@@ -9,14 +9,13 @@ from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from ...agents import Cost, Evaluation, RolloutTree, derive_seed
+from ...agents import Advantages, Cost, Evaluation, RolloutTree, derive_seed
 from ...agents.evaluation import TaskOutcome
 from ..checks import STRICT, at_least
 from ..curriculum import TaskSource, Uniform
 from ..learner.learner import Learner, Optimization
 from ..losses.comparisons import Comparisons
 from ..losses.sums import SumLoss
-from ..packing import Advantages
 
 if TYPE_CHECKING:
     from ..training import Trainer

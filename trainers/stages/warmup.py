@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ...agents import Evaluation, RolloutTree, Sampling
+from ...agents import Advantages, Evaluation, RolloutTree, Sampling
 from ...agents.rollouts import FollowOracle
 from ..checks import STRICT, at_least
 from ..learner.learner import Optimization
 from ..losses.terms import ReinforceLoss
-from ..packing import Advantages
 
 if TYPE_CHECKING:
     from ..training import Trainer
