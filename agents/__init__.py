@@ -4,8 +4,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from .chat import ChatRenderer
-from .evaluation.outcomes import Evaluation
-from .loop import run_to_end
+from .evaluation.figures import Evaluation
+from .loop import Stopped, Watcher, run_to_end
 from .policy import (
     Completion,
     Context,
@@ -49,9 +49,11 @@ __all__ = [
     "Run",
     "Sample",
     "Sampling",
+    "Stopped",
     "TextPolicy",
     "TokenPolicy",
     "TransformersPolicy",
+    "Watcher",
     "WeightSync",
     "derive_seed",
     "grow",

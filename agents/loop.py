@@ -1,4 +1,4 @@
-"""Coroutines called from plain functions, in scripts and in notebooks."""
+"""Long work: coroutines called from plain functions, and the watcher that hears how the work gets on."""
 
 from __future__ import annotations
 
@@ -8,9 +8,43 @@ import contextvars
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
+
+
+class Watcher(Protocol):
+    """Hears how long work gets on."""
+
+    def begin(self, stage: str, total: int) -> None:
+        """A stage of `total` units of work begins."""
+        ...
+
+    def advance(self, note: str = "") -> None:
+        """One unit is done."""
+        ...
+
+    def should_stop(self) -> bool:
+        """Whether to save and stop as soon as the present unit is done."""
+        ...
+
+
+class Silent:
+    """A watcher that says nothing and never stops the work."""
+
+    def begin(self, stage: str, total: int) -> None: ...
+
+    def advance(self, note: str = "") -> None: ...
+
+    def should_stop(self) -> bool:
+        return False
+
+
+SILENT = Silent()
+
+
+class Stopped(Exception):
+    """The work was asked to stop; it is saved and can be resumed."""
 
 
 def run_to_end(coroutine: Coroutine[Any, Any, T]) -> T:

@@ -77,11 +77,11 @@ def table(runs: Sequence[Finished]) -> list[str]:
     gains = [run.summary["gain"]["mean"] for run in runs if run.summary["gain"]]
     if len(gains) > 1:
         lines += ["", f"Mean gain over {len(gains)} seeds: {fmean(gains):+.1%}."]
-    if any(len(run.summary["stages"]["trained"]["by_hops"]) > 1 for run in runs):
+    if any(len(run.summary["stages"]["trained"]["by_difficulty"]) > 1 for run in runs):
         lines += ["", f"| seed | hops | {' | '.join(STAGES.values())} |", "|---" * 6 + "|"]
         for run in runs:
-            for hops in run.summary["stages"]["trained"]["by_hops"]:
-                found = [run.summary["stages"].get(stage, {}).get("by_hops", {}).get(hops) for stage in STAGES]
+            for hops in run.summary["stages"]["trained"]["by_difficulty"]:
+                found = [run.summary["stages"].get(stage, {}).get("by_difficulty", {}).get(hops) for stage in STAGES]
                 lines.append(f"| {run.seed} | {hops} | {' | '.join(map(interval, found))} |")
     return lines
 

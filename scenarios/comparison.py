@@ -3,46 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ..agents import Run
-from ..agents.evaluation import (
-    Curves,
-    Flip,
-    Interval,
-    PairedResult,
-    TaskOutcome,
-    by_difficulty,
-    curves,
-    distinct,
-    flips,
-    paired,
-)
+from ..agents import Evaluation, Run
+from ..agents.evaluation import Comparison, Curves, Flip, Interval, PairedResult, compare, read_evaluation
 from ..agents.evaluation.compare import judged
-from ..agents.evaluation.statistics import holm
-from .evaluation import STAGE, read_outcomes
+from ..agents.evaluation.run import STAGE
 from .terminal import UsageError, console, say
 
 SHOWN = 10  # flips in each direction
 
 
-@dataclass(frozen=True, slots=True)
-class Side:
-    """One of the two."""
+def read_side(name: str, term: str | None) -> tuple[Evaluation, str]:
+    """The evaluation that `FOLDER` or `FOLDER@STAGE` names, and the reward term that tells success in it.
 
-    name: str
-    tasks: list[TaskOutcome]
-    success: str  # the reward term that told it
-
-
-def read_side(name: str, term: str | None) -> Side:
-    """`FOLDER` or `FOLDER@STAGE`; without a stage an evaluation, or the run's last held-out stage. UsageError."""
+    Without a stage it is an evaluation's, or the run's last held-out stage. UsageError.
+    """
     folder, stage = Path(name), ""
     if not folder.is_dir():
         path, _, stage = name.rpartition("@")
@@ -52,14 +32,14 @@ def read_side(name: str, term: str | None) -> Side:
     stage = stage or (STAGE if (folder / "evaluation.json").exists() else "trained")
     success = term or _success(folder / "scenario.yaml")
     run = Run(folder)
-    tasks = distinct(read_outcomes(run, success, stage=stage))
-    if not tasks:
-        found = sorted({str(labels.get("stage")) for labels, _ in run.trees})
-        raise UsageError(f"{name}: no trees of the stage {stage!r}; stages: {', '.join(found) or 'none'}")
-    if not any(success in rollout.terms for task in tasks for rollout in task.rollouts):
-        terms = sorted({term for task in tasks for rollout in task.rollouts for term in rollout.terms})
+    evaluation = read_evaluation(run, success, stage=stage)
+    if not evaluation.tasks:
+        stages = sorted({str(labels.get("stage")) for labels, _ in run.trees})
+        raise UsageError(f"{name}: no trees of the stage {stage!r}; stages: {', '.join(stages) or 'none'}")
+    if not any(success in rollout.terms for rollout in evaluation.rollouts):
+        terms = sorted({term for rollout in evaluation.rollouts for term in rollout.terms})
         raise UsageError(f"{name}: no episode has the reward term {success!r}; terms: {', '.join(terms)}")
-    return Side(name, tasks, success)
+    return evaluation, success
 
 
 def _success(file: Path) -> str:
@@ -71,81 +51,16 @@ def _success(file: Path) -> str:
         raise UsageError(f"{file}: not a scenario: {str(error).splitlines()[0]}; --success names the term") from error
 
 
-def matched(a: Side, b: Side, *, shared: bool) -> tuple[list[TaskOutcome], list[TaskOutcome]]:
-    """The tasks of both, in A's order. UsageError where some are of one alone, unless the shared ones are asked for."""
-    ours, theirs = ({task.key: task for task in side.tasks} for side in (a, b))
-    keys = [key for key in ours if key in theirs]
-    if not keys or (len(keys) < max(len(ours), len(theirs)) and not shared):
-        hint = "; --shared compares these" if keys else _difference(a.tasks[0], b.tasks[0])
-        raise UsageError(f"{a.name} has {len(ours)} tasks, {b.name} {len(theirs)}, {len(keys)} are shared{hint}")
-    return [ours[key] for key in keys], [theirs[key] for key in keys]
-
-
-def _difference(a: TaskOutcome, b: TaskOutcome) -> str:
-    """In what the first tasks differ."""
-    for name in ("env", "settings", "wrappers", "options", "seed"):
-        one, other = getattr(a.task, name), getattr(b.task, name)
-        if one != other:
-            return f"; the first differ in {name}: {one!r} and {other!r}"
-    return ""
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """B against A on the tasks of both."""
-
-    a: str
-    b: str
-    result: PairedResult
-    groups: dict[str, PairedResult]  # by difficulty
-    adjusted: list[float]  # p of the groups, together (Holm)
-    flips: list[Flip]
-    curves: Curves | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        groups = {
-            name: {**_row(group), "p": p, "verdict": judged(group.difference.mean, p)}
-            for (name, group), p in zip(self.groups.items(), self.adjusted, strict=True)
-        }
-        curve = None
-        if self.curves:
-            curve = {**asdict(self.curves), "verdict": self.curves.verdict}
-            curve |= {key: [i._asdict() for i in getattr(self.curves, key)] for key in ("a", "b", "difference")}
-        return {
-            "a": self.a,
-            "b": self.b,
-            **{key: value for key, value in _row(self.result).items() if key not in ("a", "b")},
-            "success": {"a": self.result.a._asdict(), "b": self.result.b._asdict()},
-            "by_difficulty": groups,
-            "flips": [{**asdict(flip), "change": flip.change} for flip in self.flips],
-            "curve": curve,
-        }
-
-
-def _row(result: PairedResult) -> dict[str, Any]:
-    intervals = {key: getattr(result, key)._asdict() for key in ("a", "b", "difference")}
-    return {**asdict(result), **intervals, "verdict": result.verdict}
-
-
-def compare(a: Side, b: Side, *, shared: bool = False, curve: bool = False) -> Comparison:
-    """UsageError where the tasks are not the same, or a curve is asked for of single tries."""
-    ours, theirs = matched(a, b, shared=shared)
-    if curve and min(len(task.rollouts) for task in (*ours, *theirs)) < 2:
-        raise UsageError("a curve needs several tries a task: treegym eval … --samples 64")
-    groups: dict[str, PairedResult] = {}
-    levels = by_difficulty(ours)
-    for level in levels if len(levels) > 1 else ():
-        places = [i for i, task in enumerate(ours) if task.difficulty == level]
-        groups[str(level)] = paired([ours[i] for i in places], [theirs[i] for i in places])
-    return Comparison(
-        a=a.name,
-        b=b.name,
-        result=paired(ours, theirs),
-        groups=groups,
-        adjusted=holm([group.p for group in groups.values()]),
-        flips=flips(ours, theirs),
-        curves=curves(ours, theirs) if curve else None,
-    )
+def compare_named(
+    a: str, b: str, *, success: str | None = None, shared: bool = False, curve: bool = False
+) -> Comparison:
+    """The comparison of what two names stand for, by default in A's reward term. UsageError."""
+    one, term = read_side(a, success)
+    other, _ = read_side(b, term)
+    try:
+        return compare(one, other, names=(a, b), shared=shared, curve=curve)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def show_comparison(comparison: Comparison) -> None:

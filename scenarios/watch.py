@@ -87,8 +87,8 @@ def show_results(results: Mapping[str, Evaluation], last: str) -> None:
     if results:
         console.print(results_table(results))
     heldout = [result for stage, result in results.items() if stage != "demonstrations"]
-    if most := max(heldout, key=lambda result: len(result.success), default=None):
-        show_repeats(len(most.shares), len(most.success))
+    if most := max(heldout, key=lambda result: len(result.tasks), default=None):
+        show_repeats(len(most.problems), len(most.tasks))
     if (change := gain(results)) is not None:
         say(
             f"gain over the warmed-up policy: {change.mean:+.1%} "
@@ -162,11 +162,11 @@ def results_table(results: Mapping[str, Evaluation]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for stage in sorted(results, key=lambda stage: stage != "demonstrations"):
         result = results[stage]
-        numbers = (result.turns, result.tool_calls, result.sampled_tokens, result.seconds)
-        table.add_row(_ROWS.get(stage, stage), *_percents(result.interval), *(f"{x:.1f}" for x in numbers))
-        difficulties = result.by_hops()
-        for hops, interval in difficulties.items() if len(difficulties) > 1 else ():
-            table.add_row(f"  {hops} hop{'s' * (hops != 1)}", *_percents(interval), style="dim")
+        numbers = (*map(result.mean, _MEANS), result.seconds)
+        table.add_row(_ROWS.get(stage, stage), *_percents(result.success), *(f"{x:.1f}" for x in numbers))
+        levels = result.by_difficulty()
+        for level, interval in levels.items() if len(levels) > 1 else ():
+            table.add_row(f"  difficulty {level}", *_percents(interval), style="dim")
     return table
 
 
@@ -174,10 +174,14 @@ def _percents(interval: Interval) -> tuple[str, str]:
     return f"{interval.mean:.1%}", f"{interval.low:.1%} … {interval.high:.1%}"
 
 
+_MEANS = ("turns", "tool_calls", "sampled_tokens")  # per rollout
+
+
 def gain(results: Mapping[str, Evaluation]) -> Interval | None:
     """Held-out success after training minus after warm-up, paired by task."""
     if "trained" in results and "warmed up" in results:
-        return paired_difference(results["trained"].shares, results["warmed up"].shares)
+        after, before = ([problem.share for problem in results[stage].problems] for stage in ("trained", "warmed up"))
+        return paired_difference(after, before)
     return None
 
 
@@ -185,12 +189,10 @@ def summary(results: Mapping[str, Evaluation], **more: Any) -> dict[str, Any]:
     """The results as JSON."""
     stages = {
         stage: {
-            "success": result.interval._asdict(),
-            "tasks": len(result.shares),
-            "by_hops": {str(hops): interval._asdict() for hops, interval in result.by_hops().items()},
-            "turns": result.turns,
-            "tool_calls": result.tool_calls,
-            "sampled_tokens": result.sampled_tokens,
+            "success": result.success._asdict(),
+            "tasks": len(result.problems),
+            "by_difficulty": {str(level): interval._asdict() for level, interval in result.by_difficulty().items()},
+            **{name: result.mean(name) for name in _MEANS},
             "seconds": result.seconds,
         }
         for stage, result in results.items()

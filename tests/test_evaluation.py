@@ -34,7 +34,7 @@ sampling: {max_tokens: 6}
 heldout: {tasks: 6, rollouts: 2}
 threads: 1
 """
-EVALUATION = "treegym.scenarios.evaluation"
+EVALUATION = "treegym.agents.evaluation.run"
 # Each is an evaluation of three parts, of two tasks each, interrupted time and again; calls count from the resumption.
 CASES: dict[str, list[tuple[str, str, str, int]]] = {
     "while growing": [(EVALUATION, "grow", "first_tree", 1), (EVALUATION, "grow", "first_tree", 2)],
@@ -42,8 +42,11 @@ CASES: dict[str, list[tuple[str, str, str, int]]] = {
         ("treegym.agents.store.store:EpisodeStore", "append", "after", 3),
         ("treegym.agents.store.store:EpisodeStore", "append", "before", 2),
     ],
-    "between parts": [(EVALUATION, "write_json", "after", 2), (EVALUATION, "write_json", "before", 3)],
-    "while summing up": [(EVALUATION, "write_json", "before", 5), (EVALUATION, "save_chart", "before", 1)],
+    "between parts": [(EVALUATION, "write_json", "after", 1), (EVALUATION, "write_json", "before", 2)],
+    "while summing up": [
+        (EVALUATION, "write_json", "before", 4),
+        ("treegym.scenarios.evaluation", "save_chart", "before", 1),
+    ],
     "Ctrl-C": [(EVALUATION, "grow", "interrupt", 1), (EVALUATION, "grow", "interrupt", 1)],
 }
 

@@ -433,6 +433,6 @@ def test_comparisons_teach_what_demonstrations_leave_open(algorithm: Algorithm, 
         HeldOut(40, untrained=0),
     )
     results = trainer(plan, tmp_path, ["<answer>red blue</answer> Choose. Red or blue?"]).train()
-    before, after = (np.mean(results[stage].success) for stage in ("warmed up", "trained"))
+    before, after = (results[stage].success.mean for stage in ("warmed up", "trained"))
     print(f"{before:.2f} -> {after:.2f}")
     assert before < 0.75 and after > 0.75 and after - before > 0.2

@@ -9,7 +9,6 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import gymnasium
@@ -120,7 +119,7 @@ def test_rewards_teach_what_demonstrations_leave_open(algorithm: Algorithm, seed
         seed=seed,
     )
     results = trainer(plan, tmp_path, ["<answer>red blue</answer> Choose. Red or blue?"]).train()
-    before, after = (fmean(results[stage].success) for stage in ("warmed up", "trained"))
+    before, after = (results[stage].success.mean for stage in ("warmed up", "trained"))
     assert before < 0.75 and after > 0.75 and after - before > 0.2
 
 
@@ -435,7 +434,7 @@ def test_a_run_can_leave_failed_tasks_out(mood: str, tmp_path: Path) -> None:
     assert all("tests/Moody-v0, seed" in text for row in rows for text in row.get("failures", ()))
     grown = [labels for labels, _ in run.run.trees if labels["stage"] == "trained"]
     [count] = [row["failed_tasks"] for row in failed["trained"]]
-    assert len(grown) + count == len(results["trained"].success) == 12
+    assert len(grown) + count == len(results["trained"].tasks) == 12
     assert sum(row["stage"] == "improvement" for row in rows) == 2
 
 

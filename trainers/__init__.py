@@ -1,6 +1,6 @@
 """Credit assignment, losses, packing, and the training loop."""
 
-from ..agents import Advantages
+from ..agents import Advantages, Stopped, Watcher
 from .advantages.estimators import AdvantageEstimator, spread
 from .algorithms import ALGORITHMS, Algorithm, arpo, at2po, gigpo, grpo, tree_grpo
 from .curriculum import Curriculum, Mixture, Part, TaskSource, Uniform
@@ -10,7 +10,7 @@ from .packing import Terms
 from .plan import HeldOut, Keep, OnFailure, Plan
 from .stages import Evaluate, Improvement, Stage, Warmup
 from .tasks import TaskSet
-from .training import LearningPolicy, Stopped, Trainer, Watcher
+from .training import LearningPolicy, Trainer
 
 __all__ = [
     "ALGORITHMS",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import itertools
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,12 +25,15 @@ from ..agents import (
     RolloutTree,
     Run,
     Sampling,
+    Stopped,
     TokenPolicy,
+    Watcher,
     WeightSync,
     derive_seed,
     grow,
     run_to_end,
 )
+from ..agents.evaluation import TaskOutcome
 from ..agents.inference.forward import native_dtype, positions
 from ..agents.models.lora import merged_state
 from ..agents.policies.sampler import TransformersPolicy
@@ -40,26 +42,6 @@ from ..envs import Task
 from .learner.checkpoints import Checkpoints, DamagedCheckpoint, Progress
 from .learner.learner import Learner, Optimization
 from .plan import Plan
-
-
-class Watcher(Protocol):
-    """Hears how a run gets on."""
-
-    def begin(self, stage: str, total: int) -> None:
-        """A stage of `total` units of work begins."""
-        ...
-
-    def advance(self, note: str = "") -> None:
-        """One unit is done."""
-        ...
-
-    def should_stop(self) -> bool:
-        """Whether to save and stop as soon as the present unit is done."""
-        ...
-
-
-class Stopped(Exception):
-    """The run was asked to stop; it is saved and can be resumed."""
 
 
 class LearningPolicy(TokenPolicy, WeightSync, Protocol):
@@ -132,7 +114,7 @@ class Trainer:
                 self._learner = None
                 gc.collect()  # an optimiser refers to itself, and holds twice the weights
                 self._progress.stage, self._progress.step = self._progress.stage + 1, 0
-        return {name: Evaluation(**row) for name, row in self._progress.results.items()}
+        return {name: Evaluation.from_json(row) for name, row in self._progress.results.items()}
 
     def save_model(self, folder: Path) -> None:
         """The trained model and its tokenizer as a transformers directory, in the computation's dtype."""
@@ -160,17 +142,17 @@ class Trainer:
         )  # fmt: skip
         result = Evaluation.of(grown.trees, self.plan.environment.success, time.monotonic() - start)
         if grown.failed_tasks:
-            result = _with_failures(result, chosen, grown.trees)
+            result = _with_failures(result, chosen)
         self.record(grown.trees, stage=name, step=self.step)
-        mean, low, high = result.interval
+        mean, low, high = result.success
         self.run.log(
             stage=name,
             step=self.step,
             success=mean,
             low=low,
             high=high,
-            turns=result.turns,
-            tool_calls=result.tool_calls,
+            turns=result.mean("turns"),
+            tool_calls=result.mean("tool_calls"),
             **grown.told(),
             seconds={"evaluation": result.seconds},
         )
@@ -320,14 +302,8 @@ def _trim() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _with_failures(result: Evaluation, tasks: Sequence[Task], trees: Sequence[RolloutTree]) -> Evaluation:
-    """The evaluation of all tasks: those without a tree had no success."""
-    place = {tree.task.seed: number for number, tree in enumerate(trees)}
-    places = [place.get(task.seed) for task in tasks]
-    own = itertools.count(len(trees))  # each that failed counts as a problem of its own
-    return replace(
-        result,
-        problems=[next(own) if i is None else result.problems[i] for i in places],
-        success=[0.0 if i is None else result.success[i] for i in places],
-        hops=[0 if i is None else result.hops[i] for i in places],
-    )
+def _with_failures(result: Evaluation, tasks: Sequence[Task]) -> Evaluation:
+    """The evaluation of all tasks: those that failed have no rollouts and no success."""
+    outcomes = {outcome.task.seed: outcome for outcome in result.tasks}
+    every = (outcomes.get(task.seed) or TaskOutcome(-1, task, "", None, ()) for task in tasks)
+    return replace(result, tasks=tuple(every))

@@ -1,11 +1,15 @@
-"""Evaluation: outcomes, figures, statistics, comparisons."""
+"""Evaluation: outcomes, figures, statistics, comparisons, and the loop that plays."""
 
-from .compare import Curves, Flip, PairedResult, curves, flips, paired
-from .outcomes import AnswerReader, Evaluation, Outcome, TaskOutcome, by_difficulty, distinct, figures, succeeded
+from .compare import Comparison, Curves, Flip, PairedResult, compare, curves, flips, paired
+from .figures import Evaluation, by_difficulty, figures
+from .outcomes import AnswerReader, Outcome, TaskOutcome, distinct, succeeded
+from .run import Budget, evaluate, evaluate_async, read_evaluation
 from .statistics import Interval, paired_difference
 
 __all__ = [
     "AnswerReader",
+    "Budget",
+    "Comparison",
     "Curves",
     "Evaluation",
     "Flip",
@@ -14,11 +18,15 @@ __all__ = [
     "PairedResult",
     "TaskOutcome",
     "by_difficulty",
+    "compare",
     "curves",
     "distinct",
+    "evaluate",
+    "evaluate_async",
     "figures",
     "flips",
     "paired",
     "paired_difference",
+    "read_evaluation",
     "succeeded",
 ]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from ..tree import SLACK
-from .outcomes import Difficulty, TaskOutcome, pass_curve, pass_rows
+from .figures import Evaluation, by_difficulty, pass_curve, pass_rows
+from .outcomes import Difficulty, TaskOutcome
 from .statistics import (
     LEVEL,
     Interval,
@@ -178,3 +179,93 @@ def curves(a: Sequence[TaskOutcome], b: Sequence[TaskOutcome]) -> Curves:
         only_a=[str(x.tree) for x, y in zip(a, b, strict=True) if x.successes and not y.successes],
         only_b=[str(y.tree) for x, y in zip(a, b, strict=True) if y.successes and not x.successes],
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """B against A on the tasks of both."""
+
+    a: str  # their names
+    b: str
+    result: PairedResult
+    groups: dict[str, PairedResult]  # by difficulty
+    adjusted: list[float]  # p of the groups, together (Holm)
+    flips: list[Flip]
+    curves: Curves | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        groups = {
+            name: {**_row(group), "p": p, "verdict": judged(group.difference.mean, p)}
+            for (name, group), p in zip(self.groups.items(), self.adjusted, strict=True)
+        }
+        curve = None
+        if self.curves:
+            curve = {**asdict(self.curves), "verdict": self.curves.verdict}
+            curve |= {key: [i._asdict() for i in getattr(self.curves, key)] for key in ("a", "b", "difference")}
+        return {
+            "a": self.a,
+            "b": self.b,
+            **{key: value for key, value in _row(self.result).items() if key not in ("a", "b")},
+            "success": {"a": self.result.a._asdict(), "b": self.result.b._asdict()},
+            "by_difficulty": groups,
+            "flips": [{**asdict(flip), "change": flip.change} for flip in self.flips],
+            "curve": curve,
+        }
+
+
+def _row(result: PairedResult) -> dict[str, Any]:
+    intervals = {key: getattr(result, key)._asdict() for key in ("a", "b", "difference")}
+    return {**asdict(result), **intervals, "verdict": result.verdict}
+
+
+def compare(
+    a: Evaluation,
+    b: Evaluation,
+    *,
+    names: tuple[str, str] = ("A", "B"),
+    shared: bool = False,
+    curve: bool = False,
+) -> Comparison:
+    """B against A. `shared` leaves out the tasks that only one of them has; `curve` compares pass@k at every k.
+
+    ValueError where the tasks are not the same and `shared` is not set, or where a curve is asked for of single tries.
+    """
+    ours, theirs = _matched(a, b, names, shared)
+    if curve and min(len(task.rollouts) for task in (*ours, *theirs)) < 2:
+        raise ValueError("a curve needs several tries a task: treegym eval … --samples 64")
+    groups: dict[str, PairedResult] = {}
+    levels = by_difficulty(ours)
+    for level in levels if len(levels) > 1 else ():
+        places = [i for i, task in enumerate(ours) if task.difficulty == level]
+        groups[str(level)] = paired([ours[i] for i in places], [theirs[i] for i in places])
+    return Comparison(
+        a=names[0],
+        b=names[1],
+        result=paired(ours, theirs),
+        groups=groups,
+        adjusted=holm([group.p for group in groups.values()]),
+        flips=flips(ours, theirs),
+        curves=curves(ours, theirs) if curve else None,
+    )
+
+
+def _matched(
+    a: Evaluation, b: Evaluation, names: tuple[str, str], shared: bool
+) -> tuple[list[TaskOutcome], list[TaskOutcome]]:
+    """The distinct problems of both, in A's order."""
+    problems = a.problems, b.problems
+    ours, theirs = ({task.key: task for task in side} for side in problems)
+    keys = [key for key in ours if key in theirs]
+    if not keys or (len(keys) < max(len(ours), len(theirs)) and not shared):
+        hint = "; --shared compares these" if keys else _difference(problems[0][0], problems[1][0])
+        raise ValueError(f"{names[0]} has {len(ours)} tasks, {names[1]} {len(theirs)}, {len(keys)} are shared{hint}")
+    return [ours[key] for key in keys], [theirs[key] for key in keys]
+
+
+def _difference(a: TaskOutcome, b: TaskOutcome) -> str:
+    """In what two tasks differ."""
+    for name in ("env", "settings", "wrappers", "options", "seed"):
+        one, other = getattr(a.task, name), getattr(b.task, name)
+        if one != other:
+            return f"; the first differ in {name}: {one!r} and {other!r}"
+    return ""

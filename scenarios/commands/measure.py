@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..tasks import ENV
 from ..terminal import UsageError, console, say
+
+if TYPE_CHECKING:
+    from ...agents.evaluation import Budget
 
 
 class Splits(StrEnum):
@@ -81,10 +85,11 @@ def eval_command(
 
     Example: treegym eval quickstart --policy runs/first --samples 8 --tasks 100
     """
+    from ...agents import Stopped
+    from ...agents.evaluation import Budget
     from ...agents.rollouts import TooManyFailures
     from ...agents.store.folder import trees_file, write_text
-    from ...trainers import Stopped
-    from ..evaluation import Budget, Setting, evaluate, failure_limit, own_policy, read_setting, show_evaluation
+    from ..evaluation import Setting, evaluate_scenario, own_policy, read_setting, show_evaluation
     from ..schema import load_scenario, title
     from ..watch import ProgressBars
 
@@ -93,6 +98,7 @@ def eval_command(
         "cost": max_cost,
         "sent_price": price_sent,
         "sampled_price": price_sampled,
+        "max_failures": max_failures,
     }
     given = {name: value for name, value in limits.items() if value is not None}
     if resume:
@@ -104,7 +110,7 @@ def eval_command(
         if any(value is not None for value in fixed):
             raise UsageError("--resume takes the scenario, policy and tasks from --out; only the budget can be new")
         setting, chosen, folder = read_setting(out), load_scenario(out / "scenario.yaml"), out
-        setting = replace(setting, budget=replace(setting.budget, **given))
+        setting = replace(setting, budget=_budget(setting.budget, given))
     else:
         if scenario is None:
             raise UsageError("which scenario? A file, or the name of a bundled one, such as quickstart")
@@ -124,18 +130,10 @@ def eval_command(
             raise UsageError("heldout.tasks is 0: there is nothing to measure")
         if policy is None and (scenario / "scenario.yaml").exists():
             policy, tokenizer = own_policy(scenario, tokenizer)
-        setting = Setting(policy, tokenizer, (split or Splits.heldout).value, seed or 0, Budget(**given))
-    if max_failures is not None:
-        setting = replace(setting, max_failures=max_failures)
-    if setting.budget.cost is not None and not (setting.budget.sent_price or setting.budget.sampled_price):
-        raise UsageError("--max-cost needs a price: --price-sent, --price-sampled")
-    try:
-        failure_limit(setting.max_failures, 0)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+        setting = Setting(policy, tokenizer, (split or Splits.heldout).value, seed or 0, _budget(Budget(), given))
     try:
         with ProgressBars(shown=setting.policy != "human") as bars:
-            result = evaluate(chosen, setting, folder, bars)
+            result = evaluate_scenario(chosen, setting, folder, bars)
     except (Stopped, KeyboardInterrupt) as stopped:
         say(f"{str(stopped) or 'stopped'}; go on with: treegym eval --resume --out {folder}")
         raise typer.Exit(130) from None
@@ -148,6 +146,17 @@ def eval_command(
     show_evaluation(result, folder)
     if json_out:
         write_text(json_out, (folder / "summary.json").read_text(encoding="utf-8"))
+
+
+def _budget(before: Budget, limits: Mapping[str, Any]) -> Budget:
+    """The budget with some limits of its own. UsageError."""
+    try:
+        budget = replace(before, **limits)
+    except ValueError as error:
+        raise UsageError(f"--max-failures: {error}") from error
+    if budget.cost is not None and not (budget.sent_price or budget.sampled_price):
+        raise UsageError("--max-cost needs a price: --price-sent, --price-sampled")
+    return budget
 
 
 def compare_command(
@@ -167,12 +176,11 @@ def compare_command(
     """
     from ...agents.store.folder import write_json
     from ..charts import save_chart
-    from ..comparison import compare, read_side, show_comparison
+    from ..comparison import compare_named, show_comparison
 
     if plot and not curve:
         raise UsageError("--plot draws the curves of --curve")
-    one = read_side(a, success)
-    result = compare(one, read_side(b, one.success), shared=shared, curve=curve)
+    result = compare_named(a, b, success=success, shared=shared, curve=curve)
     show_comparison(result)
     if json_out:
         write_json(json_out, result.to_json())

@@ -104,14 +104,14 @@ class Improvement:
 def _describe(trees: Sequence[RolloutTree], terms: Sequence[str]) -> dict[str, Any]:
     """Of a step's trees, each with the reward term that is 1 where its rollouts succeeded."""
     tasks = [TaskOutcome.of(number, tree, term) for number, (tree, term) in enumerate(zip(trees, terms, strict=True))]
-    held = Evaluation.over(tasks, [])
+    held = Evaluation(tuple(tasks))
     logprobs = [p for tree in trees for node in tree.nodes for p in node.action.logprobs]
     return {
-        "success": fmean(held.success),
+        "success": fmean(task.share for task in tasks),
         "return": fmean(x for tree in trees for x in tree.returns),
         "informative": fmean(len(set(tree.returns)) > 1 for tree in trees),
-        "turns": held.turns,
-        "tool_calls": held.tool_calls,
+        "turns": held.mean("turns"),
+        "tool_calls": held.mean("tool_calls"),
         "truncated": _truncated(trees),
         "surprise": -fmean(logprobs) if logprobs else 0.0,  # nats per sampled token; an estimate of the entropy
         "unique_tokens": sum(tree.num_unique_tokens for tree in trees),
