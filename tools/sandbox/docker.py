@@ -136,7 +136,7 @@ class Contained(Remote):
         return link
 
     def _kill(self) -> None:
-        """Has the container's process 1 kill all others. Running a program for it might exceed the limit of processes."""
+        """Has the container's process 1 kill all others. Running a program might exceed the limit of processes."""
         self._api.kill(self.container_id, signal="SIGUSR1")
         end = time.monotonic() + GRACE
         while self._api.stats(self.container_id, stream=False, one_shot=True)["pids_stats"].get("current") != 1:
