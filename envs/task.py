@@ -46,7 +46,7 @@ class Task:
 
 
 def read_wrappers(spelled: Sequence[Any]) -> Wrappers:
-    """Wrappers in whatever way they are spelled. ValueError."""
+    """Wrappers in any of the spellings that `written` reads. ValueError for another."""
     if isinstance(spelled, str | Mapping):
         raise ValueError(f"wrappers are a list, such as [{spelled!r}]")
     return tuple(map(written, spelled))

@@ -58,15 +58,15 @@ class ToolEnv(TextEnv):
     give is their sum.
 
     `tools` are tools and toolkits, or names of them: "module:Name", or {"module:Name": {arguments}}, which is called.
-    `terms` are functions of the environment, or their names "module:function". One is called after each turn, the last
-    one too, and gives a number, or None where it has nothing to say.
+    `terms` are functions of the environment, or their names "module:function". Each is called after every turn, the
+    last one too, and gives a number, or None where it has nothing to say.
     """
 
     instructions: str = ""  # opens the system message; the action format's own follow
     max_turns: int = MAX_TURNS
     reward_weights: Mapping[str, float] = {"exact": 1.0, "format": 0.1}
-    sources: ClassVar[tuple[str, ...]] = ()  # names of those outside that it consults
-    # that forks need not copy
+    sources: ClassVar[tuple[str, ...]] = ()  # names of the outside sources that it consults
+    # attributes that forks share
     shared: ClassVar[frozenset[str]] = frozenset({"spec", "format", "reward_weights", "given_terms"})
 
     _tool_methods: ClassVar[tuple[str, ...]] = ()
@@ -130,11 +130,14 @@ class ToolEnv(TextEnv):
         raise NotImplementedError
 
     def score_unanswered(self) -> dict[str, float]:
-        """The terms when the turns ran out: zeros."""
+        """The terms when the turns ran out; those that it leaves out are zero."""
         return {}
 
     def score_step(self, exchanges: Sequence[Exchange]) -> RewardTerms:
-        """Terms of a turn, after every one: of its calls and their results, none where it was malformed or answered."""
+        """Terms of the turn that has just ended, from its calls and their results.
+
+        It is called after every turn; a malformed turn and an answer have no calls.
+        """
         return {}
 
     def details(self) -> dict[str, Any]:
@@ -160,8 +163,10 @@ class ToolEnv(TextEnv):
             self.playhead = Playhead(cassette)
 
     def consult(self, source: str, question: Any, ask: Callable[[], Any]) -> Any:
-        """What a source outside (a judge, a simulated user), one of `sources`, answers to a question. Question and
-        answer are JSON, the question with all that the answer depends on; on tape it is asked once."""
+        """What one of `sources` (a judge, a simulated user) answers to a question. Question and answer are JSON.
+
+        The question holds all that the answer depends on: with a cassette, a replay takes the answer from the tape.
+        """
         return self.playhead.ask(source, question, ask) if self.playhead else ask()
 
     def _flat(self) -> Iterator[Tool]:
@@ -223,7 +228,7 @@ class ToolEnv(TextEnv):
         return {"calls": calls, "failed_calls": failed, "malformed": int(isinstance(parsed, FormatError))}
 
     def _terms(self, exchanges: Sequence[Exchange]) -> RewardTerms:
-        """Those of a turn with these exchanges."""
+        """The terms of a turn with these exchanges."""
         terms = added(self._last_terms() if self.over else {}, self.score_step(exchanges))
         return added(terms, {name: function(self) for name, function in self.given_terms.items()})
 
@@ -270,7 +275,7 @@ _ATOMS = (str, int, float, bool, bytes, type(None), frozenset)
 
 
 def forked(env: T, shared: frozenset[str]) -> T:
-    """An object with copies of an environment's attributes, but for the shared ones and its spaces."""
+    """A copy of an environment. Attributes in `shared` are the same objects in both; spaces are left out."""
     twin: T = object.__new__(type(env))
     memo: dict[int, Any] = {}
     for name, value in vars(env).items():

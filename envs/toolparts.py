@@ -13,19 +13,20 @@ Named = str | Mapping[str, Any]  # "module:Name", or {"module:Name": {arguments}
 
 
 def given_tool(given: Tool | Toolkit | Named) -> Tool | Toolkit:
-    """The tool itself; of a name, a copy of the tool or toolkit that has it, or what a class or function of the name
-    makes of the arguments. ValueError, TypeError or PartNotFound say what to write instead."""
+    """The tool or toolkit that a setting means. A name may be that of a tool or toolkit, which is then copied, or that
+    of a class or function, which is then called with the arguments. ValueError, TypeError or PartNotFound say what to
+    write instead."""
     if not isinstance(given, str | Mapping):
         return given
     name, arguments = written(given)
-    found = _placed(name, f"tools: no tool {name!r}")
-    if not _is_tool(found):
-        return _made(found, name, arguments)
+    part = _placed(name, f"tools: no tool {name!r}")
+    if not _is_tool(part):
+        return _made(part, name, arguments)
     if arguments:
         raise ValueError(f"tools: {name} is a tool already, it takes no arguments: {arguments}")
-    if not getattr(found, "can_fork", True):
+    if not getattr(part, "can_fork", True):
         raise ValueError(f"tools: {name} cannot be copied for each environment: name a function that makes it")
-    return found.fork()  # type: ignore[no-any-return]
+    return part.fork()  # type: ignore[no-any-return]
 
 
 def _made(make: Any, name: str, arguments: Mapping[str, Any]) -> Tool | Toolkit:
@@ -47,7 +48,8 @@ def _is_tool(value: Any) -> bool:
 
 
 def given_term(name: str, given: str | Callable[[Any], float | None]) -> Callable[[Any], float | None]:
-    """The function of a reward term, which takes the environment. ValueError, TypeError, PartNotFound."""
+    """The function of a reward term, which takes the environment. ValueError, TypeError or PartNotFound say what to
+    write instead."""
     function = _placed(given, f"terms: {name}: no function {given!r}") if isinstance(given, str) else given
     if not callable(function):
         raise ValueError(f"terms: {name}: {given!r} is a {type(function).__name__}, not a function of the environment")

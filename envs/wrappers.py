@@ -39,11 +39,11 @@ class TextWrapper(gymnasium.Wrapper[str, str, str, str], TextEnv):
     """An environment around another one, `env`; the innermost is `unwrapped`.
 
     Subclasses override hooks: `start` for reset, and for each step `score`, `tell` and `stop`, called in this order.
-    State of their own is plain attributes, begun in `start`; a fork copies them with the environment. Terms of their
-    own have their weights in `reward_weights`, which in an instance holds those of `env` too.
+    They keep their state in plain attributes, set in `start`; a fork copies them with the environment. The terms that
+    they add have weights in `reward_weights`, which in an instance holds those of `env` too.
     """
 
-    shared: ClassVar[frozenset[str]] = frozenset({"reward_weights", "_cached_spec"})  # that forks need not copy
+    shared: ClassVar[frozenset[str]] = frozenset({"reward_weights", "_cached_spec"})  # attributes that forks share
 
     def __init__(self, env: gymnasium.Env[str, str], reward_weights: Mapping[str, float] | None = None) -> None:
         inner = text_env(env, type(self).__name__)
@@ -71,7 +71,7 @@ class TextWrapper(gymnasium.Wrapper[str, str, str, str], TextEnv):
         return step.messages
 
     def stop(self, step: Step) -> str | None:
-        """The cause to truncate the episode for, which would go on; None: it goes on."""
+        """Why the episode, which could go on, is truncated after the step; None lets it go on."""
         return None
 
     # the environment
@@ -102,7 +102,7 @@ class TextWrapper(gymnasium.Wrapper[str, str, str, str], TextEnv):
         return forked(self, self.shared)
 
     def state_key(self) -> str:
-        """The environment's; a wrapper whose state makes a situation another one adds it."""
+        """The environment's key. A wrapper whose own state makes a difference to the situation adds it to the key."""
         return self.env.state_key()
 
     @property

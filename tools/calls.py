@@ -1,4 +1,4 @@
-"""Calls of tools, as their Conduct says; the calls of one turn run side by side."""
+"""Calls tools under their Conduct (deadline, retries, caps). The calls of one turn run side by side."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PLAIN = Conduct()
 
 @dataclass(frozen=True)
 class Backoff:
-    """Waits before the next try, drawn evenly from none up to a bound that doubles: full jitter."""
+    """Waits before the next try: a time between 0 and a bound that doubles with every try, all equally likely."""
 
     first: float = 0.5  # seconds, the bound after the first try
     longest: float = 30.0
@@ -80,7 +80,7 @@ def call_tools(calls: Sequence[ToolCall], tools: Mapping[str, Tool]) -> list[Too
     for lane in lanes[:1]:
         run(lane)
     for lane, future in others:
-        if future.cancel():  # no thread was free; so nothing waits for what waits for it
+        if future.cancel():  # no thread was free. Waiting for the pool within the pool could deadlock
             run(lane)
         else:
             future.result()
@@ -90,11 +90,11 @@ def call_tools(calls: Sequence[ToolCall], tools: Mapping[str, Tool]) -> list[Too
 
 
 def _lanes(calls: Sequence[ToolCall], tools: Mapping[str, Tool]) -> list[list[int]]:
-    """Places of calls; the lanes may run side by side, each in its order. Those with a state come first."""
+    """Lanes of places in `calls`. Lanes may run side by side, each in its order; lanes with a state come first."""
     lanes: dict[int, list[int]] = {}
     for place, call in enumerate(calls):
         owner = _owner(tools.get(call.name))
-        lanes.setdefault(~place if owner is None else id(owner), []).append(place)  # ids are not negative
+        lanes.setdefault(~place if owner is None else id(owner), []).append(place)  # ~place is negative, an id never
     return [lanes[key] for key in sorted(lanes, key=lambda key: key < 0)]
 
 
@@ -137,7 +137,7 @@ _slots_of: dict[Hashable, Slots] = {}
 
 
 def _slots(tool: Tool, number: int) -> Slots:
-    """Those of a function, or of all tools of a class that share a name: of every fork."""
+    """The slots for calls of a function or, for other tools, of all that share class and name, forks among them."""
     key = (_function_of(tool) or (type(tool), tool.name), number)
     with _lock:
         return _slots_of.setdefault(key, Slots(number))
@@ -148,7 +148,7 @@ def _function_of(tool: Tool) -> Callable[..., object] | None:
 
 
 class _Results:
-    """The results used last."""
+    """Keeps the results that were used last."""
 
     def __init__(self, size: int) -> None:
         self.size = size

@@ -19,17 +19,17 @@ _IMPORTING = threading.RLock()
 
 
 class PartNotFound(ImportError):
-    """A named part that there is not, or whose module cannot be imported; one line."""
+    """There is no part of that name, or its module cannot be imported. The message is one line."""
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """(place, name within it): "shop.rewards:Brevity" is ("shop.rewards", "Brevity"). No colon: no place."""
+    """(place, name within it): "shop.rewards:Brevity" is ("shop.rewards", "Brevity"). No colon: the place is empty."""
     place, _, attribute = name.rpartition(":")
     return place, attribute
 
 
 def named(name: str, *folders: Path) -> Any:
-    """What `module:Name` or `path/to/file.py:Name` names, looked for as `import_place` does. PartNotFound."""
+    """What `module:Name` or `path/to/file.py:Name` names, by `import_place`. PartNotFound if there is no such thing."""
     place, attribute = split_name(name)
     module = import_place(place, *folders)
     try:
@@ -41,7 +41,8 @@ def named(name: str, *folders: Path) -> Any:
 
 
 def written(part: Any) -> tuple[str, dict[str, Any]]:
-    """(name, arguments) of a part as JSON has it: name, {name: {arguments}} or [name, {arguments}]. ValueError."""
+    """(name, arguments) of a part as JSON has it: name, {name: {arguments}} or [name, {arguments}]. ValueError for
+    anything else."""
     match part:
         case str():
             return part, {}
@@ -57,7 +58,7 @@ def written(part: Any) -> tuple[str, dict[str, Any]]:
 
 
 def call_with(make: Callable[..., Any], what: str, arguments: Mapping[str, Any], *first: Any) -> Any:
-    """What a class or function makes of `first` and these arguments. TypeError where its parameters are others."""
+    """What a class or function makes of `first` and these arguments. TypeError where it does not take them."""
     signature = inspect.signature(make)
     try:
         signature.bind(*first, **arguments)
@@ -68,9 +69,10 @@ def call_with(make: Callable[..., Any], what: str, arguments: Mapping[str, Any],
 
 
 def import_place(place: str, *folders: Path) -> ModuleType:
-    """The module of this name, or of this file, from the first of the folders that has it, else from Python's path.
+    """The module of this name or file, from the first of the folders that has it, otherwise from Python's path.
 
-    The folders, and that of a file, stay on Python's path, so that a module finds what lies beside it. PartNotFound.
+    The folders, and that of a file, stay on Python's path, so that a module finds what lies beside it. PartNotFound
+    where there is no such module, or importing it fails.
     """
     with _IMPORTING:  # environments are made in many threads
         return _imported(place, folders)
@@ -108,14 +110,14 @@ def folder_of(place: str) -> str:
     else:
         top = sys.modules.get(place.partition(".")[0])
         folders = [Path(folder).parent for folder in getattr(top, "__path__", ())]  # of a package
-        if not folders and (own := getattr(top, "__file__", None)):
-            folders = [Path(own).parent]
+        if not folders and (file := getattr(top, "__file__", None)):
+            folders = [Path(file).parent]
     installed = {Path(path).resolve() for path in sysconfig.get_paths().values()}
     return next((str(folder.resolve()) for folder in folders if folder.resolve() not in installed), "")
 
 
 def _found(place: str) -> Iterator[tuple[Path, Path]]:
-    """The folders on Python's path, then the current one, that have a place ending in .py, and what it is there."""
+    """Each folder on Python's path, and then the current one, that has a place ending in .py; with the file's path."""
     for folder in (Path(entry or ".") for entry in [*sys.path, "."]):
         if (folder / place).is_file():
             yield folder, (folder / place).resolve()
@@ -129,10 +131,10 @@ def look_in(*folders: Path) -> None:
 
 
 def _name(file: Path) -> str:
-    """Under which a file is imported: its own name, or, where that means another module, one that no other has."""
+    """The name under which a file is imported: its own or, where that means another module, one that no other has."""
     try:
         spec = importlib.util.find_spec(file.stem)
-    except ValueError:  # a module that was made without one, such as __main__
+    except ValueError:  # the module of that name has none, as __main__
         spec = None
     if spec and spec.origin and Path(spec.origin).resolve() == file:
         return file.stem

@@ -18,7 +18,7 @@ class ToolError(Exception):
 
 
 class TransientError(ToolError):
-    """One that another try may not meet: a connection cut, a server that is busy."""
+    """A ToolError that another try may not meet: the connection was cut, the server was busy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ def encodable(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ToolResult:
-    """What came back, as the agent reads it: `encodable`."""
+    """What a call gave back. The agent reads its text, made `encodable`."""
 
     text: str
     failed: bool = False
@@ -68,7 +68,7 @@ def as_result(answer: Any, tool: str) -> ToolResult:
 class Conduct:
     """How calls of a tool are made; a tool that has one holds it as its attribute `conduct`."""
 
-    deadline: float | None = None  # seconds of each try; the function must change nothing after it
+    deadline: float | None = None  # seconds per try; the function may run on, but must change nothing after them
     max_chars: int = MAX_CHARS
     pure: bool = False  # the same arguments give the same result, which is kept
     at_once: int | None = None  # calls that run at the same time in the process
@@ -103,22 +103,22 @@ class Tool(Protocol):
     def fork(self) -> Tool:
         """An independent copy of the state; the tool itself when it has none.
 
-        A tool that cannot be copied has an attribute can_fork = False; a ToolEnv that is given it cannot fork either.
-        One whose answers come from outside (a server, a model) has an attribute `outside` that names the source.
+        A tool that cannot be copied has an attribute can_fork = False; a ToolEnv with such a tool cannot fork either.
+        A tool whose answers come from outside (a server, a model) has an attribute `outside` that names the source.
         """
         ...
 
 
 @runtime_checkable
 class Stateful(Protocol):
-    """What a tool or toolkit has too if its answers depend on the calls before."""
+    """What a tool or toolkit has in addition if its answers depend on earlier calls."""
 
     def reset(self, seed: int) -> None:
-        """Begins anew, for a new episode."""
+        """Starts over, for a new episode."""
         ...
 
     def close(self) -> None:
-        """Gives back what it holds; twice does nothing more."""
+        """Gives back what it holds. A second call does nothing."""
         ...
 
 
@@ -133,7 +133,7 @@ class Toolkit(Stateful, Protocol):
 
 
 def only_text(tool: str, parameter: str, arguments: Mapping[str, Any]) -> str:
-    """The argument of a tool whose only parameter is a text; else a ToolError that names the field and the fault."""
+    """The argument of a tool whose only parameter is a text. Otherwise a ToolError names the field and the fault."""
     faults = [f"{name}: no such argument, the only one is {parameter}" for name in arguments if name != parameter]
     value = arguments.get(parameter)
     if parameter not in arguments:

@@ -19,8 +19,8 @@ class CodeEnv(ProblemEnv):
     """Try, then answer with the code, which hidden tests judge. See ProblemEnv.
 
     Terms: `passed`, the fraction of hidden tests that hold, and `solved`, 1.0 if all do. An oracle that errs answers
-    its first idea untried. With `python`, code can be run beside the `test` of the examples; `sandbox` and `limits` are
-    those of `PythonTool`.
+    its first idea untried. The tool `test` runs the examples; with `python`, a `PythonTool` is there too. `sandbox` and
+    `limits` are as for `PythonTool`.
     """
 
     instructions = "Write the Python function. Test it, then answer with its code."

@@ -22,7 +22,8 @@ LIMITS = Limits(seconds=8, cpu=2, output=200_000)  # of one call of the code, an
 SECONDS = 60.0  # of all calls of the code in a grading, after which it gets no more
 MAX_LOSSES = 3  # calls that may end the code's interpreter before it gets no more
 MAX_ROUNDS = 20  # runs of the tests, each of which knows the answers to what the ones before asked
-EMPTY: tuple[dict[str, Any], ...] = ({"value": None}, {"error": "NameError"})  # what calls get of `pass`, or no code
+# What a call gives where the answer's function is only `pass`, and where the answer is empty.
+EMPTY: tuple[dict[str, Any], ...] = ({"value": None}, {"error": "NameError"})
 UNGRADED = "its own solution does not pass its tests, or an empty answer does"
 NOTHING = dict.fromkeys(("reached", "held", "total", "passed"), 0)
 
@@ -53,7 +54,7 @@ def grade(problem: CodeProblem, code: str, sandbox: str = "strongest") -> Verdic
         raise ValueError(f"the problem {problem.id} cannot be graded: {UNGRADED}")
     with contextlib.closing(_start(sandbox)) as judge:
         counts = _counts(problem, problem.tests, code, judge, sandbox, hollow)
-    failed = counts["reached"] - counts["held"]  # a test that loops over an answer may reach more than there are
+    failed = counts["reached"] - counts["held"]  # a test that loops over a long answer may reach more
     missed = best["held"] - min(counts["held"], best["held"] - failed)
     return Verdict(max(0, min(counts["passed"], best["total"] - missed)), best["total"])
 
@@ -86,8 +87,8 @@ def untested(problems: tuple[CodeProblem, ...], sandbox: str = "strongest") -> t
 
 @functools.lru_cache(4096)
 def _best(problem: CodeProblem, sandbox: str) -> tuple[dict[str, str], dict[str, int]]:
-    """The assertions that hold for an empty answer (the times of each as hexadecimal bits, by place), and the counts of
-    the problem's own solution: zeros if it does not pass all."""
+    """The problem's hollow assertions (place -> hexadecimal bits, the nth for the nth time that it is reached), and the
+    counts of the problem's own solution: zeros if that does not pass all."""
     hollow: dict[str, int] = {}
     with contextlib.closing(_start(sandbox)) as judge:
         for survey in _surveys(problem, judge):
@@ -99,14 +100,14 @@ def _best(problem: CodeProblem, sandbox: str) -> tuple[dict[str, str], dict[str,
 
 
 def _surveys(problem: CodeProblem, judge: Interpreter) -> list[dict[str, Any]]:
-    """Which assertions hold for each empty answer. None where the tests then run for too long."""
+    """For each empty answer, which assertions hold; none where the tests run for too long."""
     calls = (f"survey({problem.before!r}, {problem.tests!r}, {list(problem.functions)!r}, {x!r})" for x in EMPTY)
     replies = (_reply(judge.run(f"{_inside('guest_check')}\n{call}", apart=True)) for call in calls)
     return [reply or {"held": {}, "reached": {}, "whole": False} for reply in replies]
 
 
 def _tests_something(surveys: Sequence[dict[str, Any]]) -> bool:
-    """Whether an assertion fails for every empty answer, as far as these go."""
+    """Whether some assertion fails for every empty answer; True where no run of the tests came to its end."""
     if not any(survey["whole"] for survey in surveys):
         return True
     held = {(place, time) for s in surveys for place, bits in s["held"].items() for time in _bits(int(bits, 16))}
@@ -120,7 +121,7 @@ def _bits(number: int) -> Iterator[int]:
 def _counts(
     problem: CodeProblem, tests: str, code: str, judge: Interpreter, sandbox: str, hollow: dict[str, str]
 ) -> dict[str, int]:
-    """Assertions that were reached and that hold, and how many of both count."""
+    """How many assertions were `reached` and `held`, and the same without hollow ones, `total` and `passed`."""
     answers: dict[str, Any] = {}
     with contextlib.closing(_Subject(problem, code, sandbox)) as subject:
         for _ in range(MAX_ROUNDS):
@@ -137,7 +138,7 @@ def _counts(
 
 
 class _Subject:
-    """The code under test in its own interpreter, loaded anew after a call that ended it."""
+    """The code under test in its own interpreter, loaded again after a call that ended it."""
 
     def __init__(self, problem: CodeProblem, code: str, sandbox: str) -> None:
         self._problem, self._code = problem, code
@@ -173,7 +174,7 @@ class _Subject:
             self._note(self._interpreter.run(program))
 
     def _read(self) -> list[str]:
-        """What to run of the answer: the answer itself where it cannot be read."""
+        """The programs to run, extracted from the answer; the answer itself where that fails."""
         call = f"programs({self._code!r}, {list(self._problem.functions)!r}, {self._problem.start!r})"
         source = f"{_inside('guest_answer')}\nimport json\nprint(json.dumps({{'programs': {call}}}))"
         reply = _reply(self._note(self._interpreter.run(source, apart=True)))

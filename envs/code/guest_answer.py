@@ -1,9 +1,9 @@
-"""The program in an answer, out of what agents put around it. Sent into a sandbox as text: the standard library alone.
+"""Finds the program in an answer. Sent into a sandbox as text, so it imports the standard library alone.
 
 What counts is the first of these:
 
 1. the whole answer, where it is a program that defines a function that the tests call;
-2. the last fenced block that is one, after the imports, functions and classes of the blocks before it;
+2. the last fenced block that is such a program, after the imports, functions and classes of the blocks before it;
 3. a program between lines of words: it begins at the first line that looks like an import or a definition;
 4. the rest of the function that the question begins, indented or not: the last fenced block that fits, or the answer.
 
@@ -21,31 +21,32 @@ from collections.abc import Iterator
 FENCE = re.compile(r"(?P<margin>[ \t]*).*?(?P<marks>`{3,}|~{3,})[^`]*")  # words may stand before the marks
 BEGINS = re.compile(r"@\w|import \w|from [\w.]+ import |class \w|(async )?def \w")
 CLOSING_WORDS = 50  # lines that may follow a program outside of fences
-KEPT = ast.Import | ast.ImportFrom | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef  # of the blocks before
+# What is kept of the blocks before the program.
+KEPT = ast.Import | ast.ImportFrom | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
 def programs(answer: str, functions: "list[str]", start: str) -> "list[str]":
     """Sources to run one after the other: what the question gives, what other blocks define, the program itself.
 
-    `start` is the code that the question gives: all but the functions themselves holds for the answer too.
+    `start` is the code that the question gives; what stands there before the functions belongs to the answer too.
     """
     text = answer.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     blocks = fenced(text)
-    given = before_functions(start, functions)
+    preamble = before_functions(start, functions)
     if not text.lstrip().startswith(("```", "~~~")) and defines(whole := textwrap.dedent(text), functions):
-        return [given, whole]  # `~~~python` alone is Python
+        return [preamble, whole]  # `~~~python` alone is Python
     for number in reversed(range(len(blocks))):
         if defines(blocks[number], functions):
-            return [given, *map(definitions, blocks[:number]), blocks[number]]
+            return [preamble, *map(definitions, blocks[:number]), blocks[number]]
     rest = (code for body in bodies(text, blocks) for code in completed(start, body))
     for code in itertools.chain(unquoted(text), rest):
         if defines(code, functions):
-            return [given, code]
-    return [given, text]
+            return [preamble, code]
+    return [preamble, text]
 
 
 def fenced(text: str) -> "list[str]":
-    """What the fences hold, without common indentation. One that does not close holds all to the end."""
+    """What the fences hold, without common indentation. A fence that does not close holds all to the end."""
     blocks: list[str] = []
     lines: list[str] = []
     fence: re.Match[str] | None = None
@@ -63,7 +64,7 @@ def fenced(text: str) -> "list[str]":
 
 
 def closes(line: str, fence: "re.Match[str]") -> bool:
-    """A fence in a docstring is indented deeper and does not close the block."""
+    """Whether the line closes the block. A fence in a docstring is indented deeper and does not."""
     marks = line.strip()
     near = len(line) - len(line.lstrip()) <= len(fence["margin"]) + 3
     return near and len(marks) >= len(fence["marks"]) and set(marks) == {fence["marks"][0]}
@@ -80,7 +81,7 @@ def unquoted(text: str) -> "Iterator[str]":
 def bodies(text: str, blocks: "list[str]") -> "Iterator[str]":
     yield from reversed(blocks)
     yield text
-    yield re.split(r"(?m)^[ \t]*(?:```|~~~)", text)[0]  # a fence that only closes
+    yield re.split(r"(?m)^[ \t]*(?:```|~~~)", text)[0]  # before a fence that was never opened
 
 
 def completed(start: str, body: str) -> "Iterator[str]":
@@ -99,7 +100,7 @@ def before_functions(start: str, functions: "list[str]") -> str:
 
 
 def definitions(code: str) -> str:
-    """The imports, functions and classes of a block; nothing of one that is no program."""
+    """The imports, functions and classes of a block; empty where the block is no program."""
     tree = parsed(code)
     kept: list[ast.stmt] = [node for node in tree.body if isinstance(node, KEPT)] if tree else []
     return ast.unparse(ast.Module(kept, []))
@@ -116,7 +117,7 @@ def defines(code: str, functions: "list[str]") -> bool:
 def parsed(code: str) -> "ast.Module | None":
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of escapes
+            warnings.simplefilter("ignore")  # about escapes
             compile(code, "answer", "exec", dont_inherit=True)  # which refuses a `return` outside of a function
             return ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):

@@ -1,4 +1,4 @@
-"""What grades code, inside sandboxes: sent there as text, so the standard library alone.
+"""Grades code inside sandboxes. Sent there as text, so it imports the standard library alone.
 
 The code under test runs in one sandbox, the tests in another. Calls go over as data and so do their results: whatever
 the code does to its own process, the tests see values of plain types, and the code sees arguments and no tests.
@@ -20,7 +20,7 @@ SEQUENCES = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset, "
 
 
 class Made:
-    """An object of a class of the code's: what the tests make it of."""
+    """Stands for an object of a class of the code: the class's name, and the arguments from the tests."""
 
     def __init__(self, name: str, arguments: "tuple[Any, ...]", keywords: "dict[str, Any]") -> None:
         self.parts = name, arguments, keywords
@@ -92,7 +92,7 @@ def decode(data: Any, names: "dict[str, Any] | None" = None) -> Any:
 
 
 def answer(names: "dict[str, Any]", call: str) -> None:
-    """Calls a function of the code; what it returned, or that it failed, as the only output."""
+    """Calls a function of the code. Prints what it returned, or its error's name, and nothing else."""
     name, arguments, keywords = json.loads(call)
     try:
         values = {key: decode(x, names) for key, x in keywords.items()}
@@ -102,7 +102,7 @@ def answer(names: "dict[str, Any]", call: str) -> None:
         reply = {"error": type(error).__name__}
     text = json.dumps(reply)
     sys.stdout.flush()
-    os.ftruncate(1, 0)  # what the code printed
+    os.ftruncate(1, 0)  # drops what the code printed
     print(text)
 
 
@@ -110,18 +110,18 @@ def answer(names: "dict[str, Any]", call: str) -> None:
 
 
 class Tests:
-    """One run of the tests, with the answers that are known; what the others need is noted.
+    """One run of the tests. Calls get the answers that are known by now; calls without one are noted in `wanted`.
 
-    `hollow` are the assertions that hold for empty answers too and so do not count: the times, as bits, by place.
-    With `always` every call gets that answer.
+    `hollow` are the assertions that hold for empty answers too and so do not count: place -> bits, the nth bit for the
+    nth time that the assertion is reached. With `always` every call gets that answer.
     """
 
     def __init__(
         self, answers: "dict[str, Any]", hollow: "dict[str, int]", always: "dict[str, Any] | None" = None
     ) -> None:
         self.answers, self.hollow, self.always = answers, hollow, always
-        self.reached: dict[str, int] = {}  # assertions, the times of each, by place
-        self.held: dict[str, int] = {}  # those that hold: the times, as bits, by place
+        self.reached: dict[str, int] = {}  # place of an assertion -> how often
+        self.held: dict[str, int] = {}  # place of an assertion -> bits, the nth for the nth time
         self.wanted: list[str] = []
         self.whole = False  # no exception ended the run
 
@@ -169,7 +169,7 @@ class Tests:
             return
 
     def counts(self) -> "dict[str, int]":
-        """Assertions that were reached and that hold, and how many of both count."""
+        """How many assertions were reached and held, and the same without hollow ones."""
         counted = {place: ((1 << times) - 1) & ~self.hollow.get(place, 0) for place, times in self.reached.items()}
         return {
             "reached": sum(self.reached.values()),
@@ -180,7 +180,7 @@ class Tests:
 
 
 class _Counted(ast.NodeTransformer):
-    """Assertions that count themselves and go on."""
+    """Turns assertions into calls of `check`, which go on where one fails."""
 
     def visit_Assert(self, node: ast.Assert) -> ast.AST:
         arguments = ast.arguments(posonlyargs=[], args=[], kwonlyargs=[], kw_defaults=[], defaults=[])

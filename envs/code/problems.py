@@ -23,7 +23,7 @@ class CodeProblem:
 
     id: str
     question: str
-    functions: tuple[str, ...]  # that the tests call, and classes
+    functions: tuple[str, ...]  # functions and classes that the tests call
     solution: str
     tests: str  # hidden: source of assertions
     examples: str = ""  # visible: source of assertions
@@ -34,15 +34,18 @@ class CodeProblem:
 
 
 def generate(rng: random.Random, steps: int, *, heldout: bool = False) -> CodeProblem:
-    """A function of a list of integers that takes so many steps before the last. Held-out ones have orders of steps of
-    their own, the last included; half of all are to be repaired. The first test tells right from wrong."""
+    """A problem about a function of a list of integers, which takes so many steps and then a last one.
+
+    Held-out problems have orders of steps (the last included) that others never have. Half of all problems are repairs.
+    The wrong code fails the first test.
+    """
     while (problem := _drawn(rng, steps, heldout)) is None:  # a list sorted the wrong way has the same sum
         pass
     return problem
 
 
 def _drawn(rng: random.Random, steps: int, heldout: bool) -> CodeProblem | None:
-    """None where what is wrong does the same on every list."""
+    """A problem; None where its wrong code does the same as the solution on every list."""
     while True:
         kinds = [rng.choice(list(_STEPS)) for _ in range(steps)]
         last = rng.choice(list(_LAST))
@@ -142,8 +145,7 @@ def _function(name: str, lines: Sequence[str]) -> str:
 
 
 def _cases(rng: random.Random, solution: str, wrong: str, name: str) -> list[str]:
-    """Assertions that the solution satisfies and the wrong one does not, the first at least; none where it satisfies
-    all."""
+    """Assertions that the solution satisfies. The wrong code fails the first one. Empty where it passes them all."""
     right, other = (_loaded(code, name) for code in (solution, wrong))
     drawn = [[rng.randint(-9, 20) for _ in range(rng.randint(3, 8))] for _ in range(4 * TESTS)]
     drawn.sort(key=lambda numbers: right(list(numbers)) == other(list(numbers)))
@@ -183,10 +185,10 @@ def _humaneval(row: Any) -> CodeProblem:
     name, start, wrong = row["entry_point"], row["prompt"], row.get("buggy_solution", "")
     solution = start + row["canonical_solution"]
     tests = row["test"] if f"check({name})" in row["test"].split("\n")[-1] else f"{row['test']}\ncheck({name})"
-    asked = f"Repair {name}:\n{start}{wrong}" if wrong else f"Complete {name}:\n{start}"
+    question = f"Repair {name}:\n{start}{wrong}" if wrong else f"Complete {name}:\n{start}"
     return CodeProblem(
         str(row["task_id"]),
-        asked,
+        question,
         (name,),
         solution,
         tests,
@@ -202,7 +204,7 @@ def _mbpp(row: Any) -> CodeProblem:
     tests, solution = row["test_list"], row["code"]
     setup = "\n".join(row.get("test_imports", [])) or row.get("test_setup_code", "")
     before = f"{setup}\n{solution}"
-    with warnings.catch_warnings(action="ignore"):  # of escapes, in the solutions of some
+    with warnings.catch_warnings(action="ignore"):  # about escapes, in some solutions
         nodes = ast.parse(solution).body
     defined = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     used = {node.id for test in tests for node in ast.walk(ast.parse(test)) if isinstance(node, ast.Name)}

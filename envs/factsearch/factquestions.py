@@ -26,7 +26,7 @@ Chain = tuple[Relation, ...]
 def paths() -> list[Chain]:
     """Every chain of up to three relations that visits no kind of thing twice."""
     chains: list[Chain] = [(relation,) for relation in RELATIONS]
-    for chain in chains:  # grows as it goes
+    for chain in chains:  # the list grows meanwhile
         visited = {relation.source for relation in chain} | {chain[-1].target}
         chains += [
             (*chain, relation)
@@ -82,7 +82,7 @@ class _Composer:
         self.namesakes = Counter((entity.kind, fold(entity.name)) for entity in entities)
 
     def questions(self, path: Chain, split: str) -> list[Question]:
-        """The path's questions for a split, few enough of each country and in all."""
+        """The path's questions for a split: at most PER_COUNTRY for each country, and MAX_PER_PATH in all."""
         if split == "train" and path in self.new_paths:
             return []
         counts: Counter[str] = Counter()
@@ -142,7 +142,7 @@ class _Composer:
 
     @functools.cache  # noqa: B019
     def split(self, entity: Entity) -> str:
-        """A country's, for all that lies in it; held out is what only held-out countries share."""
+        """The split of an entity is its country's; one that several countries have is held out if all of them are."""
         places = [entity.country] if entity.country else self.world.holders.get(entity, {entity.key})
         return "heldout" if all(_hash(place)[0] % 4 == 0 for place in places) else "train"
 

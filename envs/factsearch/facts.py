@@ -27,7 +27,7 @@ class Relation:
     name: str  # source kind, a dot, what it gives
     question: str
     query: str
-    noun: str = ""  # for a value that is asked about in turn
+    noun: str = ""  # names the value in a question that goes on from it
     target: str = ""  # kind of that value
 
     @property
@@ -237,7 +237,7 @@ class _Builder:
     def state(
         self, country: Entity, relation: str, what: str, value: str, *also: str, target: Entity | None = None
     ) -> str:
-        """A passage "What of Country" and its fact; the passage's id."""
+        """Adds the passage "What of Country" and its fact. Returns the passage's id."""
         text = f"The {what.lower()} of {country.name} is {'the ' * (relation == 'currency')}{value}."
         passage = self.world.tell(f"country-{country.key}-{relation}", f"{what} of {country.name}", text)
         self.world.know(f"country.{relation}", country, passage, value, *also, target=target)

@@ -79,7 +79,7 @@ def read_questions(path: Path, titles: dict[str, str] | None = None) -> list[Que
     two have the same id.
 
     `titles` are the corpus's, by passage id; a question searches for its supporting titles unless it has queries.
-    Without them the titles are those of the row, and where it has none a question searches for its own words.
+    Without `titles` those of the row are taken, and where the row has none the question searches for its own words.
     """
     return _read([path], lambda row: _question(row, titles))
 
@@ -150,7 +150,7 @@ def _question(row: dict[str, Any], titles: dict[str, str] | None) -> Question:
 
 
 def _guess(answers: tuple[str, ...], seen: Sequence[str]) -> str:
-    """The other of yes and no, or the first title seen that is no answer."""
+    """A wrong answer: no for yes, yes for no, otherwise the first of the titles that is no answer."""
     opposite = {"yes": "no", "no": "yes"}.get(answers[0].lower(), "")
     return opposite or next((title for title in seen if not exact_match(title, answers)), "unknown")
 

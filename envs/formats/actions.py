@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from ...tools import Tool, ToolCall
 
 MAX_CALLS = 8  # in one action
-MAX_DEPTH = 64  # of JSON: what was read can be written, copied and pickled again
+MAX_DEPTH = 64  # of JSON, so that what was read can be written, copied and pickled
 SCALARS = frozenset({"string", "integer", "number", "boolean"})
 ARGUMENTS = ("arguments", "parameters", "args", "input")  # the key under which a call's arguments stand
 BESIDE = frozenset({"id", "call_id", "tool_call_id", "type", "index"})  # keys of a call that say nothing of what to do
@@ -55,7 +55,7 @@ class Malformed(Exception):
 
 
 def one_action(thought: str, calls: Sequence[ToolCall], answers: Sequence[str]) -> Action:
-    """The action of what was found in a text."""
+    """The action that these parts of a text make. Malformed where they make none."""
     if answers and len(calls) + len(answers) > 1:
         raise Malformed("An answer stands alone, once.")
     if answers:
@@ -68,7 +68,8 @@ def one_action(thought: str, calls: Sequence[ToolCall], answers: Sequence[str]) 
 
 
 def read_arguments(body: str, tool: Tool) -> dict[str, Any]:
-    """The only parameter as it stands, if the tool has one and it is a scalar, else a JSON object; blank: none."""
+    """The arguments in a body: the only parameter as it stands, if the tool has just one and it is a scalar, otherwise
+    a JSON object. A blank body has no arguments, unless the only parameter is required."""
     only = _only_parameter(tool)
     if only is None:
         return json_object(body) if body.strip() else {}
@@ -82,7 +83,7 @@ def read_arguments(body: str, tool: Tool) -> dict[str, Any]:
 
 
 def write_arguments(arguments: Mapping[str, Any], tool: Tool, marks: re.Pattern[str] | None = None) -> str:
-    """What `read_arguments` reads: the only parameter as it is where that works, else JSON.
+    """What `read_arguments` reads: the only parameter as it is where that works, otherwise JSON.
 
     Text with one of the format's `marks` does not stand as it is; in JSON, the marks' `<` is `\\u003c`.
     """
@@ -99,7 +100,7 @@ def write_arguments(arguments: Mapping[str, Any], tool: Tool, marks: re.Pattern[
 
 
 def shown_arguments(tool: Tool) -> str:
-    """Stands for the arguments in an example."""
+    """A text that stands for the arguments in an example."""
     only = _only_parameter(tool)
     names = tool.parameters.get("properties", {})
     return only[0] if only else "{" + ", ".join(f'"{name}": ...' for name in names) + "}" if names else ""
@@ -122,7 +123,7 @@ def json_at(text: str, place: int) -> tuple[Any, int]:
 
 
 def read_call(value: Any, tools: Tools) -> ToolCall:
-    """A call as a JSON object, in the usual ways to write one; what is none of them is refused, never left out."""
+    """A call from a JSON object, in one of the usual ways to write it. Keys that none of them has are refused."""
     if isinstance(value, dict) and isinstance(value.get("function"), dict):
         _refuse_unknown(value.keys() - {"function"})
         value = value["function"]
@@ -221,7 +222,7 @@ _DECODER = json.JSONDecoder(  # not strict: models write newlines within strings
 
 
 def after_blanks(text: str, place: int) -> int:
-    """Where the next character stands that is no blank, or the end."""
+    """The place of the next character that is not a blank, or of the text's end."""
     found = _NO_BLANK.search(text, place)
     return found.start() if found else len(text)
 
@@ -243,11 +244,12 @@ THOUGHT_END = "</think>"
 
 
 class Marks:
-    """The marks of a format, which thought and answer can hold all the same: there, a mark's first character is written
-    as HTML writes it (`&lt;answer>`, and `&amp;lt;answer>` for that itself). All other text stands as it is."""
+    """The marks of a format: texts that begin and end its calls and answers. A thought and an answer can hold them too,
+    with a mark's first character as HTML writes it (`&lt;answer>`, and `&amp;lt;answer>` for that itself). All other
+    text stands as it is."""
 
     def __init__(self, marks: Mapping[str, str]) -> None:
-        """`marks` has the pattern of what follows, by first character."""
+        """`marks` has the first characters of marks, each with the pattern of what follows it."""
         self.marks = dict(marks)
         self.pattern = re.compile("|".join(f"{re.escape(first)}(?:{rest})" for first, rest in marks.items()))
 
@@ -270,10 +272,10 @@ def _shown(first: str, found: re.Match[str]) -> str:
 
 
 def read_reply(text: str, read: Callable[[str, int], Action]) -> Action:
-    """The action that `read` finds in the reply from a place on. Marks in the model's thinking are none.
+    """The action that `read` finds in the reply from a place on. Marks in the model's thinking do not count.
 
-    A reply that begins with <think> is read from where that ends; another one, if it cannot be read from its beginning:
-    chat templates write <think> themselves, so that the reply may begin within.
+    A reply that begins with <think> is read from </think> on. Another reply is read from there only if it cannot be
+    read from its beginning: chat templates may write <think> themselves, so that the reply begins within the thinking.
     """
     text = text.replace("\r\n", "\n")
     thought = text.find(THOUGHT_END) + len(THOUGHT_END) if THOUGHT_END in text else 0

@@ -1,4 +1,4 @@
-"""How families of models write tool calls: what each was trained on, after any thought. <answer> ends the episode."""
+"""Formats of families of models, which write tool calls as they were trained to. <answer> ends the episode."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .actions import (
 )
 from .literals import distinct, past_comma, read_literal, read_mapping, write_literal
 
-# Ends of turns, which a server may leave in its text, and which some models write besides the template's.
+# Tokens that end a turn. A server may leave one in its text, and some models write others than their template does.
 ENDS = (
     *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|eot|>", "<|eom|>", "<|end|>", "</s>", "<eos>"),
     *("<end_of_turn>", "<turn|>", "<|tool_response>", "<start_function_response>", "<｜end▁of▁sentence｜>"),
@@ -41,10 +41,10 @@ IN_ANSWER = Marks({"<": "/?answer>|/think>"})
 
 
 class ModelFormat(ABC):
-    """A thought, then calls as a family of models writes them, or <answer>. Ends of turns at the end are left out."""
+    """A thought, then calls as a family of models writes them, or <answer>. Tokens that end a turn are cut off."""
 
     marks: Marks  # what begins calls and answers
-    tokens: tuple[str, ...] = ()  # that it writes and that may be special ones of the model's
+    tokens: tuple[str, ...] = ()  # texts of the format that may be special tokens of the model
 
     @abstractmethod
     def way(self) -> str:
@@ -58,7 +58,7 @@ class ModelFormat(ABC):
     def write_calls(self, calls: tuple[ToolCall, ...], tools: Tools) -> str: ...
 
     def read_bare(self, text: str, place: int, tools: Tools) -> tuple[list[ToolCall], int]:
-        """The calls in a text without marks: their special tokens may be lost."""
+        """The calls in a text without marks: a server may have left out special tokens."""
         return [], place
 
     def parse(self, text: str, tools: Tools) -> Action | FormatError:
@@ -125,7 +125,8 @@ def _read_answer(text: str, place: int) -> tuple[str, int]:
 
 
 def marks_of(*openings: str, **others: str) -> Marks:
-    """Of <answer> and what begins with `<`, given without it, and of patterns by another first character."""
+    """The marks of a format: <answer>, </answer>, and what the patterns match. `openings` are patterns of what follows
+    a `<`; `others` are patterns of what follows another first character, their keyword."""
     return Marks({"<": "|".join(["/?answer>", *openings]), **others})
 
 
@@ -148,7 +149,7 @@ def _call(call: ToolCall, key: str = "arguments") -> str:
 
 
 class TaggedCalls(ModelFormat):
-    """Calls within a pair of tags. JSON is read there in any case, for what the family's own way cannot hold."""
+    """Calls within a pair of tags. JSON is read there in any case: a family's own way cannot hold everything."""
 
     tags: tuple[str, str]
 
@@ -240,7 +241,7 @@ class LlamaFormat(ModelFormat):
 
 @dataclass(frozen=True)
 class MistralFormat(ModelFormat):
-    """JSON after [TOOL_CALLS]: a list of calls, or, `named`, each call's name and arguments, as since tokenizer 11.
+    """JSON after [TOOL_CALLS]: a list of calls or, if `named` (from tokenizer 11 on), each call's name and arguments.
 
     `[TOOL_CALLS][{"name": "search", "arguments": {"query": "Japan"}}]`, `[TOOL_CALLS]search[ARGS]{"query": "Japan"}`
     """
@@ -357,7 +358,7 @@ _DEEPSEEK_BARE = re.compile(rf"\s*+({NAME}){_JSON_FENCE}(?=\{{)")
 
 
 def _known(name: str, tools: Tools) -> str | None:
-    """The tool of that name, before which the type of the call may stand without a blank."""
+    """The tool of that name. The type of the call may stand before it without a blank: `functionsearch` is `search`."""
     return next((each for each in (name, name.removeprefix("function")) if each in tools), None)
 
 
@@ -690,7 +691,7 @@ HARMONY = Marks({"<": r"\|(?:start|channel|constrain|message|end|call|return)\|>
 HARMONY_CALL = "<|channel|>commentary to=functions.name <|constrain|>json<|message|>{...}<|call|>"
 HARMONY_ANSWER = "<|channel|>final<|message|>text"
 _HARMONY_MARK = re.compile(r"(<\|(?:start|message|end|call|return)\|>)")
-_HARMONY_PLAIN = re.compile(r"(?:^|assistant)(analysis|commentary|final)(?:\s*+to=([\w./-]++))?")  # its tokens are lost
+_HARMONY_PLAIN = re.compile(r"(?:^|assistant)(analysis|commentary|final)(?:\s*+to=([\w./-]++))?")  # no special tokens
 _RECIPIENT = re.compile(r"to=([\w./-]++)")
 _CHANNEL = re.compile(r"<\|channel\|>\s*+(\w++)")
 

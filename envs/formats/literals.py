@@ -9,7 +9,7 @@ from typing import Any
 from .actions import MAX_DEPTH, Malformed, after_blanks, finite, once, write_json
 
 WORDS: Mapping[str, Any] = {"true": True, "false": False, "null": None, "True": True, "False": False, "None": None}
-QUOTES = ('<|"|>', "<escape>", '"""', "'''", '"', "'")  # those that others begin with come after them
+QUOTES = ('<|"|>', "<escape>", '"""', "'''", '"', "'")  # a quote that another one begins with comes after it
 VERBATIM = frozenset({'<|"|>', "<escape>"})  # nothing is escaped between them
 STRINGS = {  # what follows the opening quote
     **{quote: re.compile(rf"((?:[^\\{quote}]|\\.)*+){quote}", re.DOTALL) for quote in "\"'"},
@@ -79,7 +79,7 @@ def _read_items(text: str, place: int, closing: str, bare: bool, levels: int) ->
 
 
 def past_comma(text: str, place: int, closing: str) -> int:
-    """After the comma that ends an item; the closing bracket ends the last one as well."""
+    """The place after the comma that ends an item, or of the closing bracket, which ends the last item as well."""
     place = after_blanks(text, place)
     return place if text.startswith(closing, place) else _past(",", text, place)
 

@@ -165,7 +165,7 @@ FORMATS: Mapping[str, ActionFormat] = {
 }
 
 
-# What a chat template has where it renders calls, and the format of models that were trained on it; the first counts.
+# (texts, format): models whose chat template has all the texts were trained on the format. The first that fits counts.
 TEMPLATES = (
     (("<|channel|>", "functions."), "harmony"),
     (("<｜tool▁calls▁begin｜>", "```json"), "deepseek"),
@@ -237,7 +237,7 @@ def _text(message: Mapping[str, Any], key: str) -> str | None:
 
 
 def _tool_calls(message: Mapping[str, Any]) -> Sequence[Any]:
-    """The calls, and what stood for one before there could be several."""
+    """The calls, and the one in `function_call`, in which a message could hold one before there was `tool_calls`."""
     calls = message.get("tool_calls") or []
     if not isinstance(calls, list):
         raise Malformed('"tool_calls" is a list.')

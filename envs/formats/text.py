@@ -91,30 +91,30 @@ def _react(text: str, place: int, tools: Tools) -> Action:
             case _:
                 raise Malformed("Observations come from the tools; stop after Action Input.")
     calls = []
-    for written, given in actions:
-        name, given = _named(written, given, tools)
+    for written, tool_input in actions:
+        name, tool_input = _named(written, tool_input, tools)
         if name.lower() == "finish":
-            answers.append(given or "")
+            answers.append(tool_input or "")
         else:
-            calls.append(ToolCall(name, _given(given, tools.get(name))))
+            calls.append(ToolCall(name, _arguments(tool_input, tools.get(name))))
     return one_action(_unmark("\n".join(filter(None, thoughts))), calls, answers)
 
 
-def _named(written: str, given: str | None, tools: Tools) -> tuple[str, str | None]:
+def _named(written: str, tool_input: str | None, tools: Tools) -> tuple[str, str | None]:
     """The tool's name as it is registered, and its input, which may stand in brackets."""
     written = written.strip("`*\"' ")
-    if given is None and written.endswith("]"):
-        written, _, given = written[:-1].partition("[")
-        given = given.strip()
+    if tool_input is None and written.endswith("]"):
+        written, _, tool_input = written[:-1].partition("[")
+        tool_input = tool_input.strip()
     name = {tool.lower(): tool for tool in tools}.get(written.lower(), written) if written not in tools else written
     if name not in tools and not re.fullmatch(r"[\w./-]+", name):
         raise Malformed(f"After Action: stands the name of a tool alone, not {written[:40]!r}.")
-    return name, given
+    return name, tool_input
 
 
-def _given(given: str | None, tool: Tool | None) -> dict[str, object]:
+def _arguments(tool_input: str | None, tool: Tool | None) -> dict[str, object]:
     """The arguments; none for a tool that does not exist, as the agent will be told."""
-    return read_arguments(given, tool) if tool and given is not None else {}
+    return read_arguments(tool_input, tool) if tool and tool_input is not None else {}
 
 
 def _mark(text: str) -> str:
@@ -130,9 +130,9 @@ class FencedFormat:
     r"""Fenced blocks as in Markdown: the info string names the tool, or `answer` for the end.
 
     A block holds the tool's only parameter as it stands, or a JSON object; its fence is longer than any within. A block
-    of Python is for the tool `python`, else for the one whose only parameter is `code`. Other blocks belong to the
-    thought before; there, a line that begins a block only in appearance starts with a backslash. In a list, a block is
-    indented as the item is; its lines lose the indentation of its fence.
+    of Python is for the tool `python` or, without it, for the one whose only parameter is `code`. Other blocks belong
+    to the thought before; there, a line that begins a block only in appearance starts with a backslash. In a list, a
+    block is indented as the item is; its lines lose the indentation of its fence.
     """
 
     def parse(self, text: str, tools: Tools) -> Action | FormatError:
@@ -173,7 +173,7 @@ ANSWER = _block("answer", "text")
 
 
 def _tool_of(info: str, tools: Tools) -> str | None:
-    """The tool that a block is for."""
+    """The tool that a block is for, or `answer`; None where the block belongs to the thought."""
     word = next(iter(info.split()), "")
     if word in tools or word == "answer":
         return word

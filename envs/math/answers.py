@@ -64,7 +64,7 @@ UNITS = {
     "sq": "square", "squared": "square", "cubed": "cubic", "^2": "square", "^3": "cubic", "mph": "mile per hour",
     "percent": "percent",
 }  # fmt: skip
-POWERS = ("squared", "cubed")  # of the number, where they follow it; else of a unit
+POWERS = ("squared", "cubed")  # of the number where they follow it, otherwise of a unit
 MEASURES = frozenset(UNITS.values())
 NO_UNITS = frozenset(
     "or and to not but about around approximately between than plus minus times over by is are was if modulo mod "
@@ -88,7 +88,8 @@ class Value:
 
 
 def _agree(one: frozenset[str], two: frozenset[str]) -> bool:
-    """Dollars are dollars per ticket, and no cents; apples are no pears."""
+    """Whether two sets of units may mean the same: dollars and dollars per ticket do; dollars and cents, or apples and
+    pears, do not."""
     return one & MEASURES == two & MEASURES and (one <= two or two <= one)
 
 
@@ -116,7 +117,7 @@ def undressed(text: str) -> str:
     """The answer without the words and signs around it, its signs those of ASCII and LaTeX."""
     text = _plain_signs(text)
     boxes = {_braced(text, match.end()) for match in re.finditer(r"\\(?:boxed|fbox)\s*\{", text)}
-    if len(boxes) == 1:  # in whatever prose
+    if len(boxes) == 1:  # whatever prose is around it
         text = boxes.pop()
     while (bare := _without_layer(text.strip())) != text:
         text = bare
@@ -128,7 +129,7 @@ def _without_layer(text: str) -> str:
         return text[said.end() :]
     if text[-1:] in (".", ",", ";", "。") and not text.endswith(r"\,"):
         return text[:-1]
-    if text.count("**") == 1 and text.endswith("**"):  # of bold that began before the answer
+    if text.count("**") == 1 and text.endswith("**"):  # the end of bold text that began before the answer
         return text[:-2]
     for left, right in AROUND:
         inner = text[len(left) : -len(right)]
@@ -140,7 +141,7 @@ def _without_layer(text: str) -> str:
 
 
 def _braced(text: str, start: int) -> str:
-    """What stands from there to the brace that closes it."""
+    """The text from `start`, where a brace was opened, to the brace that closes it."""
     depth = 1
     for place in range(start, len(text)):
         depth += {"{": 1, "}": -1}.get(text[place], 0) * (text[place - 1] != "\\")
@@ -159,15 +160,15 @@ def _plain_signs(text: str) -> str:
 @functools.lru_cache(4096)
 def plain_value(text: str) -> Value | None:
     """The value of an undressed text; None if it is no plain number."""
-    found = VALUE.fullmatch(_readable(text))
-    if not found or (found["sign"] and found["inner"]):
+    match = VALUE.fullmatch(_readable(text))
+    if not match or (match["sign"] and match["inner"]):
         return None
     try:
-        number = _number(found)
+        number = _number(match)
     except (ValueError, ZeroDivisionError):
         return None
-    value = _with_units(number, found["unit"], found["money"])
-    return value and (replace(value, number=-value.number) if "-" in found["sign"] + found["inner"] else value)
+    value = _with_units(number, match["unit"], match["money"])
+    return value and (replace(value, number=-value.number) if "-" in match["sign"] + match["inner"] else value)
 
 
 def _readable(text: str) -> str:
@@ -184,16 +185,16 @@ def _readable(text: str) -> str:
     return SPACES.sub(" ", text).strip()
 
 
-def _number(found: re.Match[str]) -> Fraction:
-    if digits := found["digits"]:
-        return Fraction(int(digits, int(found["base"] or found["braced"])))
-    if plain := found["plain"]:
+def _number(match: re.Match[str]) -> Fraction:
+    if digits := match["digits"]:
+        return Fraction(int(digits, int(match["base"] or match["braced"])))
+    if plain := match["plain"]:
         return (
-            _fraction(plain) / _fraction(found["under"] or "1") * Fraction(10) ** int(found["e"] or found["ten"] or 0)
+            _fraction(plain) / _fraction(match["under"] or "1") * Fraction(10) ** int(match["e"] or match["ten"] or 0)
         )
-    if mixed := found["mixed"]:
-        return Fraction(mixed) + Fraction(found["part"].replace(" ", ""))
-    return Fraction(found["whole"] or 0) + _fraction(found["above"]) / _fraction(found["below"])
+    if mixed := match["mixed"]:
+        return Fraction(mixed) + Fraction(match["part"].replace(" ", ""))
+    return Fraction(match["whole"] or 0) + _fraction(match["above"]) / _fraction(match["below"])
 
 
 def _fraction(digits: str) -> Fraction:
@@ -201,7 +202,7 @@ def _fraction(digits: str) -> Fraction:
 
 
 def _with_units(number: Fraction, text: str, money: str) -> Value | None:
-    """The number with the units that follow it; None where something else does."""
+    """The number with the units that follow it; None where something else follows it."""
     glued = re.match(r"[A-Za-z]+", text)
     if glued and (len(glued[0]) == 1 or _unit(glued[0]) not in MEASURES):
         return None  # 2k and 15x are products
@@ -217,7 +218,7 @@ def _with_units(number: Fraction, text: str, money: str) -> Value | None:
 
 
 def _unit(word: str) -> str | None:
-    """A unit in the singular; None for what counts nothing."""
+    """The word as a unit in the singular; None where it is no unit."""
     word = re.sub("[{}]", "", word.lower())
     single = word[:-1] if word.endswith("s") and len(word) > 2 else word
     known = UNITS.get(word) or UNITS.get(single)

@@ -1,4 +1,4 @@
-"""What compares two formulas, inside a sandbox: sent there as text. math-verify reads them; equal is equal exactly."""
+"""Compares two formulas, exactly, after math-verify has read them. Sent into a sandbox as text."""
 
 import logging
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 import sympy
 from math_verify import LatexExtractionConfig, grader, parse, verify
 
-DIGITS = 2000  # to which two numbers are computed that no rule of algebra tells apart
+DIGITS = 2000  # of two numbers that are computed because no rule of algebra tells them apart
 FLOAT = 14  # digits that a decimal shares with the number it stands for, where no decimal is that number
 MAX_SIZE = 100_000  # of an exponent, and of the argument of a factorial
 
 solve = grader.sympy_solve_and_compare
-logging.disable()  # what math-verify says of its deadlines: here the sandbox has them
+logging.disable()  # math-verify warns that it has no deadlines: here the sandbox has them
 
 
 def equal(expected: str, given: str) -> bool:
@@ -24,7 +24,7 @@ def equal(expected: str, given: str) -> bool:
 
 
 def _is_huge(side: Any) -> bool:
-    """Whether an exponent or the argument of a factorial is beyond computing; what it is made of is looked at first."""
+    """Whether an exponent or the argument of a factorial is beyond computing. Inner parts are looked at first."""
     for part in sympy.postorder_traversal(side):
         if isinstance(part, sympy.Pow | sympy.factorial):
             size = part.args[-1]
@@ -34,7 +34,7 @@ def _is_huge(side: Any) -> bool:
 
 
 def _with_one_i(side: Any) -> Any:
-    """With i the imaginary unit, and all other symbols real; math-verify sees that in `5 i` and not in `5i`."""
+    """The formula with `i` as the imaginary unit and real symbols; math-verify reads `5 i` like that, but not `5i`."""
     names = {symbol: symbol.name for symbol in side.free_symbols if symbol.name == "i" or not symbol.is_real}
     symbols = {symbol: sympy.I if name == "i" else sympy.Symbol(name, real=True) for symbol, name in names.items()}
     return side.subs(symbols) if symbols else side
@@ -55,7 +55,7 @@ def _same_number(a: Any, b: Any, *rounding: int) -> bool:
 
 
 def _same_solutions(gold: Any, pred: Any, *rounding: int) -> bool:
-    """Two equations without a solution are not the same for that."""
+    """Whether two equations have the same solutions. Two equations without a solution are not the same."""
     return bool(sympy.solve(gold, gold.free_symbols)) and solve(gold, pred, *rounding)
 
 

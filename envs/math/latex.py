@@ -35,7 +35,8 @@ class _NotPython(ValueError):
 
 
 def to_latex(text: str) -> str:
-    """The formula as LaTeX; a text that is not in Python's notation comes back as it is, but for infinities."""
+    """The formula as LaTeX. LaTeX comes back as it is; in another text that is not in Python's notation, only
+    infinities, pi, unions, powers and products are rewritten."""
     if "\\" in text or "^" in text:
         return text
     sides = text.split("=") if re.search(r"[^=<>!]=[^=]", text) else [text]
@@ -88,7 +89,7 @@ def _digits(value: complex) -> str:
 
 
 def _operand(node: ast.expr) -> str:
-    """In brackets where it is a sum, a product or has a sign."""
+    """A part of a larger formula, in brackets where it is a sum, a product or has a sign."""
     written = _written(node)
     bare = isinstance(node, ast.Constant | ast.Name | ast.Call | ast.Tuple | ast.List | ast.Set)
     return written if bare else rf"\left({written}\right)"

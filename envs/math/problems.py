@@ -31,8 +31,8 @@ class MathProblem:
 
 
 def generate(rng: random.Random, steps: int, *, heldout: bool = False) -> MathProblem:
-    """A story of that many steps after its first number. Held-out ones have names, things and orders of steps of their
-    own; a single step has no order."""
+    """A story of that many steps after its first number. Held-out stories have names, things and orders of steps that
+    others never have; a single step has no order."""
     name, thing = (rng.choice(words[-5:] if heldout else words[:-5]) for words in (NAMES, THINGS))
     while True:
         kinds = [rng.choice(list(_STEPS)) for _ in range(steps)]
@@ -47,7 +47,7 @@ def generate(rng: random.Random, steps: int, *, heldout: bool = False) -> MathPr
     question = f"{' '.join(story)} How many {thing} does {name} have now?"
     places = rng.sample(range(1, len(code)), steps)
     readings = ([*code[:i], _misread(code[i]), *code[i + 1 :]] for i in places)
-    wrong = next((reading for reading in readings if _x(reading) != value), [])  # not all mistakes show
+    wrong = next((reading for reading in readings if _x(reading) != value), [])  # some mistakes change nothing
     id = hashlib.sha256(question.encode()).hexdigest()[:12]
     return MathProblem(id, question, str(value), tuple(code), tuple(wrong))
 

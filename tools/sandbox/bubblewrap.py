@@ -19,7 +19,7 @@ from .zygote import Branch, Zygote
 
 PROGRAM = "/run/inside.py"  # where guest_keeper.py is, inside
 SOURCES = ("/usr/src/", "/usr/local/src/")  # where containers keep programs and data; hidden
-UID = 64321  # that a sandbox has when root starts it: root's own processes cannot be counted and limited
+UID = 64321  # the user of a sandbox that root starts: root's own processes cannot be counted and limited
 
 
 class Bubblewrap:
@@ -43,7 +43,7 @@ class Bubblewrap:
 
 
 def command() -> list[str]:
-    """The way to a Python that sees nothing but itself."""
+    """The command line of a Python that sees only itself, the system and the packages that agents may import."""
     rooted = not os.geteuid()
     under_tmp = any(path.startswith("/tmp/") for path in (sys.prefix, sys.base_prefix))
     inner = [
@@ -66,7 +66,7 @@ def command() -> list[str]:
 
 
 def _view(program: str) -> Iterator[str]:
-    """Mounts of devices, the system's programs and libraries, this Python and guest_keeper.py, all to be read only."""
+    """Mounts of devices, the system's programs and libraries, this Python and guest_keeper.py, all read-only."""
     yield from ("--dev", "/dev")
     for name in ("bin", "sbin", "lib", "lib64", "lib32"):
         yield from _shown(f"/{name}")
@@ -75,7 +75,7 @@ def _view(program: str) -> Iterator[str]:
     for folder in sources:
         yield from ("--perms", "0755", "--tmpfs", folder)
     for path in (*_python(), "/etc/ld.so.cache", "/etc/alternatives"):
-        for parent in [*Path(path).parents][-2::-1]:  # made by bwrap itself, some would be closed to other users
+        for parent in [*Path(path).parents][-2::-1]:  # bwrap itself would make some that are closed to others
             yield from ("--perms", "0755", "--dir", str(parent))
         yield from _shown(path)
     for folder in sources:
@@ -91,7 +91,7 @@ def _shown(path: str) -> Iterator[str]:
 
 
 def _python() -> Iterator[str]:
-    """This Python's program, by every link on the way, and libraries; not what else lies beside them."""
+    """Paths of this Python's program, of every link to it, and of its libraries. What else lies beside is left out."""
     path, paths = sys.executable, list[str]()
     while path not in paths:
         paths.append(path)
@@ -99,7 +99,7 @@ def _python() -> Iterator[str]:
             path = os.path.normpath(os.path.join(os.path.dirname(path), os.readlink(path)))
     parts = [f"{prefix}/{part}" for prefix in _prefixes() for part in ("lib", "lib64", "pyvenv.cfg")]
     for path in dict.fromkeys((*paths, *parts)):
-        if not path.startswith("/usr/") or path.startswith(SOURCES):  # else it is there with the rest of /usr
+        if not path.startswith("/usr/") or path.startswith(SOURCES):  # the rest of /usr is there already
             yield path
 
 

@@ -1,4 +1,4 @@
-"""Cgroups: what bounds the memory and the processes of an episode together, where root may make one."""
+"""Cgroups: bounds on the total memory and the number of processes of an episode. Only root can make them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Cgroup:
 
     @classmethod
     def works(cls) -> bool:
-        """Whether they can be made; those of processes that were killed are removed."""
+        """Whether cgroups can be made here. Removes those that killed processes of treegym left behind."""
         for folder in [*cls.ROOT.glob("treegym-*-*"), *cls.ROOT.glob("*/treegym-*-*")]:
             if not Path("/proc", folder.name.split("-")[1]).exists():
                 with contextlib.suppress(OSError):
@@ -58,7 +58,7 @@ class Cgroup:
         return True
 
     def open(self) -> list[int]:
-        """Files through which a process enters."""
+        """Descriptors of the files through which a process enters the cgroup."""
         return [os.open(folder / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC) for folder in self._folders]
 
     def remove(self) -> None:
@@ -68,7 +68,7 @@ class Cgroup:
 
     @classmethod
     def sweep(cls, seconds: float = 0.0) -> None:
-        """Removes those of ended episodes, as far as the kernel allows within that time."""
+        """Removes the cgroups of ended episodes, as far as the kernel lets go of them within that time."""
         end = time.monotonic() + seconds
         while True:
             with cls._lock:

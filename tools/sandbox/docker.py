@@ -28,7 +28,7 @@ from .packages import packages, site_packages
 from .seccomp import filter_rules
 
 OWN_IMAGE = "TREEGYM_DOCKER_IMAGE"
-IMAGE = "treegym-python"  # and, behind a colon, what is in it
+IMAGE = "treegym-python"  # its tag is a digest of what is in it
 PYTHON, PROGRAM = "/treegym/python", "/treegym/inside.py"  # in the image; see Dockerfile
 FRAME = struct.Struct("!4xI")
 START = 60.0  # seconds that an interpreter has to start
@@ -40,8 +40,8 @@ UNWANTED = {"test", "tests", "idlelib", "turtledemo", "ensurepip", "site-package
 class Docker:
     """Containers without a network, capabilities or a writable file system, with Docker's bounds on what they use.
 
-    Their image is the one that the environment variable TREEGYM_DOCKER_IMAGE names; without it, one is made of this
-    Python, again whenever what it would hold has changed. Interpreters do not fork.
+    The environment variable TREEGYM_DOCKER_IMAGE names their image. Without it an image is made of this Python, and
+    made again when its contents would have changed. Interpreters do not fork.
     """
 
     name = "docker"
@@ -95,7 +95,7 @@ class Docker:
 
 
 def _find_engine() -> None:
-    """SandboxUnavailable where no engine listens; asked here, for the SDK leaves its socket open when none does."""
+    """SandboxUnavailable where no engine listens. The SDK is not asked first, because it would leave a socket open."""
     host = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
     if host.startswith("unix://"):
         with socket.socket(socket.AF_UNIX) as knock:
@@ -111,7 +111,7 @@ class Contained(Remote):
     def __init__(self, api: Any, container: Any, limits: Limits, seed: int) -> None:
         super().__init__(limits)
         self._api, self._container, self._seed = api, container, seed
-        self._pid = 0  # of the interpreter, where its engine is on this machine
+        self._pid = 0  # the interpreter's process; 0 where the engine is on another machine
 
     @property
     def container_id(self) -> str:
@@ -128,7 +128,7 @@ class Contained(Remote):
         stream = self._api.exec_start(made["Id"], socket=True)
         link = _Stream(self.limits.message, stream)
         try:
-            link.receive(START)  # imports take seconds where the machine is busy: not the first call's
+            link.receive(START)  # on a busy machine imports take seconds, which the first call should not pay
         except (OSError, EOFError) as error:
             link.close()
             raise SandboxError(f"the interpreter in a container does not start: {error!r}") from None
@@ -136,7 +136,7 @@ class Contained(Remote):
         return link
 
     def _kill(self) -> None:
-        """Has the first process kill all others. To run a program for it, there may be no process left."""
+        """Has the container's process 1 kill all others. Running a program might exceed the limit of processes."""
         self._api.kill(self.container_id, signal="SIGUSR1")
         end = time.monotonic() + GRACE
         while self._api.stats(self.container_id, stream=False, one_shot=True)["pids_stats"].get("current") != 1:
@@ -151,11 +151,11 @@ class Contained(Remote):
         raise ForkRefused("a container cannot fork")
 
     def _leave(self) -> None:
-        self._container.remove(force=True)  # which would hang while an attached stream is not read
+        self._container.remove(force=True)  # hangs while an attached stream is not read: it is closed by now
 
 
 def _seen(pid: int, argument: str) -> int:
-    """The process, if it is seen from here by that number and was started with that argument; else 0."""
+    """The process id, if a process of that number on this machine was started with the argument; otherwise 0."""
     try:
         return pid if argument.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") else 0
     except OSError:
@@ -163,13 +163,13 @@ def _seen(pid: int, argument: str) -> int:
 
 
 class _Stream(Link):
-    """Docker's frames on the way back: a byte for the stream, three of nothing, four of length."""
+    """Unpacks Docker's frames. A frame begins with one byte for the stream, three unused and four for the length."""
 
     def __init__(self, limit: int, stream: Any) -> None:
         super().__init__(limit, getattr(stream, "_sock", stream))
         self._stream = stream
-        self.socket.settimeout(GRACE)  # TLS, where the engine is elsewhere, does not work without
-        self._frames = bytearray()  # of which nothing was taken out yet
+        self.socket.settimeout(GRACE)  # TLS, to an engine on another machine, does not work without one
+        self._frames = bytearray()  # received, not unpacked yet
 
     def close(self) -> None:
         self._stream.close()
@@ -231,29 +231,29 @@ def make_image(client: Any, name: str) -> None:
 
 
 def _files(installed: Iterable[str]) -> set[str]:
-    """Files of the image, each where it is here, with the links on their way and the libraries they load."""
+    """Paths of the image's files on this machine, with the links that lead to them and the libraries that they load."""
     stdlib = Path(sysconfig.get_path("stdlib"))
-    found = {str(path) for path in stdlib.rglob("*") if _wanted(path, stdlib)}
-    found |= {sys.executable, f"{sys.prefix}/pyvenv.cfg"} if sys.prefix != sys.base_prefix else {sys.executable}
-    found |= {path for name in PROGRAMS if (path := shutil.which(name))}
-    found |= _libraries(path for path in (*found, *installed) if ".so" in path or "/bin/" in path)
-    for path in list(found):
+    paths = {str(path) for path in stdlib.rglob("*") if _wanted(path, stdlib)}
+    paths |= {sys.executable, f"{sys.prefix}/pyvenv.cfg"} if sys.prefix != sys.base_prefix else {sys.executable}
+    paths |= {path for name in PROGRAMS if (path := shutil.which(name))}
+    paths |= _libraries(path for path in (*paths, *installed) if ".so" in path or "/bin/" in path)
+    for path in list(paths):
         while Path(path).is_symlink():
-            found.add(path)
+            paths.add(path)
             path = os.path.normpath(os.path.join(os.path.dirname(path), os.readlink(path)))
-        found.add(os.path.realpath(path))
-    # /lib and /bin are links, so that what is found there lies under /usr
-    found = {os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path)) for path in found}
-    return found - set(map(os.path.realpath, installed)) | set(installed)
+        paths.add(os.path.realpath(path))
+    # /lib and /bin are links into /usr
+    paths = {os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path)) for path in paths}
+    return paths - set(map(os.path.realpath, installed)) | set(installed)
 
 
 def _installed() -> dict[str, str]:
-    """Files of the packages that agents may import: their places in the image, by those here."""
-    found = {}
+    """Files of the packages that agents may import: path on this machine -> path in the image."""
+    places = {}
     for name, top in packages().items():
         for path in [top] if top.is_file() else filter(lambda path: _wanted(path, top), top.rglob("*")):
-            found[str(path)] = os.path.normpath(os.path.join(site_packages(), name, path.relative_to(top)))
-    return found
+            places[str(path)] = os.path.normpath(os.path.join(site_packages(), name, path.relative_to(top)))
+    return places
 
 
 def _wanted(path: Path, root: Path) -> bool:
@@ -261,6 +261,6 @@ def _wanted(path: Path, root: Path) -> bool:
 
 
 def _libraries(programs: Iterable[str]) -> set[str]:
-    """Shared libraries that these load, by the system's loader."""
+    """Shared libraries that the programs load, by the system's loader."""
     done = subprocess.run(["ldd", *programs], capture_output=True, text=True, check=False)
     return set(re.findall(r"^\s+(?:\S+ => )?(/.+) \(0x", done.stdout, re.MULTILINE))

@@ -1,4 +1,4 @@
-"""Whether a fork of an interpreter shares something with its parent: the host looks, for agent code runs in both."""
+"""Whether a fork of an interpreter shares something with its parent. The host looks: agent code runs in both."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from stat import S_ISCHR, S_ISREG, S_ISSOCK
 from .guest_keeper import DEVICES, WORK, checked, libc, parent_of, shared_memory, stat
 from .interface import ForkRefused
 
-SECONDS = 1.0  # that the two have to come to rest
+SECONDS = 1.0  # within which the two must come to rest
 PIDFD_GETFD = 438  # the system call's number, on every architecture
 NUMBERS = re.compile(rb"\nNSpid:(.*)")
-FLAGS, PENDING = 6, 28  # among the fields of `stat`
+FLAGS, PENDING = 6, 28  # places among the fields of `stat`
 PF_EXITING = 4
 PAUSE = 0.0002  # seconds between two looks
 STATUS = re.compile(rb"\nState:\tS.*\nThreads:\t1\n.*\nvoluntary_ctxt_switches:\t(.*)", re.DOTALL)
 
 
 def check_fork(fork: int, parent: int, interpreters: Set[int], channel: int, meeting: int) -> None:
-    """ForkRefused unless both wait, hold nothing that the other can use, and nobody is there to hold it for them.
+    """ForkRefused unless fork and parent both wait, hold nothing that the other can use, and no third process holds it.
 
-    OSError where one has ended, or this user may not look. What the host then sends to the meeting, the fork alone
-    gets. `fork`, `parent` and `interpreters`, which are all of the episode, are processes; `channel` and `meeting` are
-    inodes of the sockets at which the parent and the fork wait.
+    OSError where one of them has ended, or this user may not look. After this check, what the host sends to the meeting
+    reaches the fork alone. `fork`, `parent` and `interpreters` (all of the episode) are process ids; `channel` and
+    `meeting` are inodes of the sockets at which the parent and the fork wait.
     """
     end = time.monotonic() + SECONDS
     while time.monotonic() < end:
         if rest := _rest(fork, parent, interpreters):
             reason = _shared(fork, parent, channel, meeting)
-            if rest == _rest(fork, parent, interpreters):  # nobody has run meanwhile
+            if rest == _rest(fork, parent, interpreters):  # neither has run meanwhile
                 if reason:
                     raise ForkRefused(reason)
                 return
@@ -42,13 +42,13 @@ def check_fork(fork: int, parent: int, interpreters: Set[int], channel: int, mee
 
 
 def _rest(fork: int, parent: int, interpreters: Set[int]) -> tuple[bytes, ...]:
-    """How often the two have slept so far; nothing where one of them runs, or there is a process of another kind."""
+    """How often the two have gone to sleep so far; empty where one of them or a third process may run."""
     if _children(parent) or _children(fork):
         return ()
     if not all(map(_dies, _children(parent_of(fork)) - interpreters)):
         return ()
-    found = [STATUS.search(_read(f"/proc/{pid}/status")) for pid in (fork, parent)]
-    return tuple(each[1] for each in found if each) if all(found) else ()
+    statuses = [STATUS.search(_read(f"/proc/{pid}/status")) for pid in (fork, parent)]
+    return tuple(status[1] for status in statuses if status) if all(statuses) else ()
 
 
 def _shared(fork: int, parent: int, channel: int, meeting: int) -> str | None:
@@ -75,7 +75,7 @@ def seen_from_here(parent: int, number: int) -> int:
 
 
 def _dies(pid: int) -> bool:
-    """Whether a process runs no more code: it was killed, as a branch that just ended."""
+    """Whether a process runs no more code because it has ended or was killed, as that of a branch that just ended."""
     try:
         fields = stat(pid)
     except OSError:
@@ -92,7 +92,10 @@ def _read(path: str) -> bytes:
 
 
 def _held(pid: int, socket: int, foreign: int | None) -> str | None:
-    """An open file that is neither this socket, nor a device without a state, nor a file on another device."""
+    """An open file that is neither this socket, nor a device without a state, nor a file outside of `foreign`.
+
+    `foreign` is the number of the file system that belongs to the other process, if it has one to itself.
+    """
     with contextlib.ExitStack() as opened:
         process = os.pidfd_open(pid)
         opened.callback(os.close, process)

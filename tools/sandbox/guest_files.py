@@ -1,4 +1,4 @@
-"""What a workspace's tools do, inside its sandbox: sent there as text, so the standard library alone."""
+"""What a workspace's tools do inside its sandbox. Sent there as text, so it imports the standard library alone."""
 
 import base64
 import contextlib
@@ -19,7 +19,7 @@ MAX_FUZZ = 2  # lines of context at each end of a hunk that need not be there
 
 
 def given(text: str) -> "list[Any]":
-    """The arguments of a call: as a literal of Python they would take long to compile."""
+    """The arguments of a call, which come as JSON: a Python literal would take long to compile."""
     return list(json.loads(base64.b64decode(text).decode("utf-8", "surrogatepass")))
 
 
@@ -48,7 +48,7 @@ def write(path: str, text: str) -> None:
 
 
 def _put(path: str, data: bytes) -> None:
-    """Writes a file whole; where that fails, on a full disk, it is as it was."""
+    """Writes a file whole. Where that fails, as on a full disk, the file is as it was before."""
     old = None
     with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
         old = file.read()
@@ -107,7 +107,7 @@ class Hunk(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a hunk fits: the index of its first old line, and how many at its ends need not be there."""
+    """Where a hunk fits: the index of its first old line, and how many lines at its top and bottom need not match."""
 
     at: int
     top: int = 0
@@ -122,7 +122,7 @@ def patch(path: str, changes: str) -> None:
     """
     hunks, empties = _hunks(changes)
     lines = _lines(path, new=not any(hunk.old for hunk in hunks))
-    taken: list[tuple[int, int]] = []  # of each hunk, what it changes: the first line's index and the end's
+    taken: list[tuple[int, int]] = []  # (start, end) of the lines that each hunk changes
     parts, notes, offset = [], [], 0
     for number, hunk in enumerate(hunks, 1):
         place = _place(lines, hunk, offset, taken)
@@ -148,7 +148,7 @@ def patch(path: str, changes: str) -> None:
 
 
 def _lines(path: str, new: bool) -> "list[str]":
-    """A file's lines with their ends; none where a new one is to be made."""
+    """A file's lines with their ends; no lines where a new file is to be made."""
     try:
         with open(path, "rb") as file:
             return _split(file.read().decode("utf-8", "surrogateescape"))
@@ -160,7 +160,7 @@ def _lines(path: str, new: bool) -> "list[str]":
 
 
 def _split(text: str) -> "list[str]":
-    """Only at line feeds: str.splitlines knows other ends."""
+    """The lines, split only at line feeds: str.splitlines would split at other characters too."""
     return re.findall(r"[^\n]*\n|[^\n]+", text)
 
 
@@ -183,7 +183,7 @@ def _hunks(changes: str) -> "tuple[list[Hunk], bool]":
         stop = start + _length(lines[start:end], counts)
         body = _body(lines[start:stop], number)
         if line is not None and all(sign == "+" for sign, _ in body):
-            line += 1  # it is that of the line before
+            line += 1  # the head names the line before
         hunks.append(Hunk(line, body))
         outside += lines[stop:end]
     names = [line for line in outside if line.startswith("+++ ")]
@@ -193,7 +193,7 @@ def _hunks(changes: str) -> "tuple[list[Hunk], bool]":
 
 
 def _numbers(head: str) -> "tuple[int | None, tuple[int, int] | None]":
-    """The line of a hunk's head, and how many old and new lines it counts, as far as they are told."""
+    """The line that a hunk's head names, and how many old and new lines it counts; None for what it leaves out."""
     if whole := re.match(r"@@ -(\d+)(?:,(\d+))? \+\d+(?:,(\d+))? @@", head):
         first, old, new = whole.groups(default="1")
         return int(first), (int(old), int(new))
@@ -202,7 +202,7 @@ def _numbers(head: str) -> "tuple[int | None, tuple[int, int] | None]":
 
 
 def _length(lines: "list[str]", counts: "tuple[int, int] | None") -> int:
-    """How many lines are a hunk's: what its head counts, or all before another file where there are more or fewer."""
+    """How many lines belong to a hunk: as many as its head counts or, if that is wrong, all before another file."""
     old = new = 0
     for index, line in enumerate([*lines, "@@"]):
         if (old, new) == counts and not line.startswith("\\"):
@@ -244,7 +244,7 @@ def _body(lines: "list[str]", number: int) -> "list[tuple[str, str]]":
 
 
 def _place(lines: "list[str]", hunk: Hunk, offset: int, taken: "list[tuple[int, int]]") -> "Place | None":
-    """The nearest place to the line that a hunk names, moved as the hunk before was, with as little fuzz as can be."""
+    """Where the hunk fits nearest to the line that it names, moved as the hunk before was, with the least fuzz."""
     old, here = ([line.replace("\r\n", "\n") for line in each] for each in (hunk.old, lines))
     free = taken[-1][1] if taken else 0
     guess = free if hunk.line is None else hunk.line - 1 + offset
@@ -277,13 +277,13 @@ def _place(lines: "list[str]", hunk: Hunk, offset: int, taken: "list[tuple[int, 
 
 
 def _new_lines(lines: "list[str]", hunk: Hunk, place: Place) -> "list[str]":
-    """What is to be from the first change to the last one, with the line ends that the file has there."""
+    """The new lines from the first change to the last one, with the line ends that the file has there."""
     before, after = hunk.context()
     index, new = place.at + before, list[str]()
-    told = any(text.endswith("\r\n") for _, text in hunk.body)
+    has_crlf = any(text.endswith("\r\n") for _, text in hunk.body)
     for sign, text in hunk.body[before : len(hunk.body) - after]:
         if sign == "+":
-            new.append(text if told or not text.endswith("\n") else text[:-1] + _line_end(lines, index))
+            new.append(text if has_crlf or not text.endswith("\n") else text[:-1] + _line_end(lines, index))
             continue
         if sign == " ":
             new.append(lines[index])
@@ -294,12 +294,12 @@ def _new_lines(lines: "list[str]", hunk: Hunk, place: Place) -> "list[str]":
 
 
 def _line_end(lines: "list[str]", index: int) -> str:
-    """As the line before there ends, or the first."""
+    """The end of the line before the index, or of the first line."""
     return "\r\n" if lines and lines[max(index - 1, 0)].endswith("\r\n") else "\n"
 
 
 def shell(command: str, seconds: float) -> None:
-    """Runs it to its end, in bash where there is one; what it leaves running is ended with it."""
+    """Runs the command to its end, in bash where there is one. What it leaves running is ended with it."""
     before = _children()
     process = subprocess.Popen(
         [shutil.which("bash") or "/bin/sh", "-c", command], stdin=subprocess.DEVNULL, stdout=1, stderr=1
@@ -319,8 +319,8 @@ def shell(command: str, seconds: float) -> None:
 
 
 def _children() -> "set[int]":
-    """Processes below this one, orphans among them: they come to the interpreter."""
-    found = set()
+    """The child processes of this one. Orphans are among them: the interpreter becomes their parent."""
+    pids = set()
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
             with open(f"/proc/{name}/stat") as file:
@@ -328,5 +328,5 @@ def _children() -> "set[int]":
         except OSError:
             continue
         if parent == os.getpid():
-            found.add(int(name))
-    return found
+            pids.add(int(name))
+    return pids

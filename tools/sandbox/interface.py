@@ -23,10 +23,10 @@ class ForkRefused(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Of one episode, each of its branches alike."""
+    """What an episode may use. Every branch of it has the same limits."""
 
     seconds: float = 10.0  # of wall time for a call
-    cpu: float = 10.0  # seconds of CPU time for a call, of all threads of the interpreter itself
+    cpu: float = 10.0  # seconds of CPU time for a call: all threads of the interpreter, not its child processes
     memory: int = 512 << 20  # bytes of address space of a process
     total_memory: int = 1 << 30  # bytes of all processes and files together, where a cgroup can be made
     processes: int = 64
@@ -37,11 +37,11 @@ class Limits:
 
     @property
     def message(self) -> int:
-        """Bytes that an interpreter's answer may take: of output and half as much of an error, all of it escapes."""
+        """Bytes that an interpreter's answer may take: output, and half as much for an error, all as escapes."""
         return 18 * self.output + 10_000
 
     def inside(self) -> dict[str, Any]:
-        """The settings of `guest_keeper.py`, all but `work`, its folder, and `seed`."""
+        """The limits as settings of `guest_keeper.py`, which also takes `work`, the folder of the files, and `seed`."""
         return {
             "AS": self.memory,
             "NPROC": self.processes,
@@ -68,7 +68,7 @@ class Interpreter(Protocol):
     def run(self, code: str, *, apart: bool = False) -> Execution:
         """Never raises for what the code does. SandboxError when the sandbox itself fails.
 
-        Code `apart` has names of its own, in which `agent` holds those of all other calls.
+        With `apart` the code runs in a namespace of its own, in which `agent` is the namespace of all other calls.
         """
         ...
 

@@ -17,7 +17,7 @@ from .guest_keeper import GRACE, packed, take
 from .interface import Execution, Limits, SandboxError
 
 INSIDE = Path(__file__).parent / "guest_keeper.py"  # what runs at the other end
-LIBRARIES = (  # that it begins with
+LIBRARIES = (  # imported before the first call
     "base64",
     "collections",
     "datetime",
@@ -34,12 +34,12 @@ LIBRARIES = (  # that it begins with
     "numpy.random",
 )
 MAX_CODE = 100_000  # characters of an agent's call
-PROCESSORS = os.cpu_count() or 1  # on as many at once, a process may use up CPU time
-LOOK = 0.02  # seconds between two looks at it, or more
+PROCESSORS = os.cpu_count() or 1  # so many times faster than the clock a process may use up CPU time
+LOOK = 0.02  # seconds between two looks at the CPU time, or more
 
 
 class Link:
-    """The host's end of a Channel. What it receives may be forged: only its size and shape are believed."""
+    """The host's end of a Channel. Agent code may forge what it receives: only size and shape are checked here."""
 
     def __init__(self, limit: int = 1 << 20, ours: socket.socket | None = None) -> None:
         self.theirs: socket.socket | None = None
@@ -47,7 +47,7 @@ class Link:
             ours, self.theirs = socket.socketpair()
             self.inode = os.fstat(self.theirs.fileno()).st_ino  # by which /proc shows who holds the other end
         self.socket = ours
-        self.socket.setblocking(False)  # a timeout would be set anew, by a system call, for every message
+        self.socket.setblocking(False)  # a timeout would cost a system call for every message
         self._limit = limit
         self._unread = bytearray()
 
@@ -62,7 +62,7 @@ class Link:
                 self._wait(select.POLLOUT, end)
 
     def receive(self, seconds: float) -> dict[str, Any]:
-        """TimeoutError when it takes longer, EOFError at the end or for what is no message."""
+        """The next message. TimeoutError when none came in time, EOFError at the end or where it is malformed."""
         end = time.monotonic() + seconds
         while (text := take(self._unread, self._limit)) is None:
             self._wait(select.POLLIN, end)
@@ -76,7 +76,7 @@ class Link:
         return message
 
     def _wait(self, event: int, end: float) -> None:
-        """Until the socket can be read or written. TimeoutError when it cannot by then."""
+        """Waits until the socket can be read or written. TimeoutError when it cannot by then."""
         ready = select.poll()
         ready.register(self.socket, event)
         if not ready.poll(max(end - time.monotonic(), 0) * 1000):
@@ -92,7 +92,7 @@ class Link:
         return part
 
     def give(self) -> int:
-        """The other end's descriptor, for a child; closed here once it was sent with `gave`."""
+        """The other end's descriptor, to be sent to a process; `gave` then closes it here."""
         assert self.theirs
         return self.theirs.fileno()
 
@@ -106,7 +106,7 @@ class Link:
 
 
 class Remote:
-    """An interpreter behind a link; started at its first call, and anew at the next one after it was lost."""
+    """An interpreter behind a link. It is started at its first call, and again at the call after it was lost."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -132,7 +132,7 @@ class Remote:
             return Execution(f"code of {len(code)} characters; at most {MAX_CODE}", failed=True)
         limits, link = self.limits, self._living()
         try:
-            number = secrets.token_hex(8)  # an answer is to this call: none can be written ahead
+            number = secrets.token_hex(8)  # the answer repeats it, so that none can be written ahead
             before = self._cpu_seconds()
             link.send(do="run", id=number, code=code, apart=apart)
             message = self._receive(link, before)
@@ -145,9 +145,9 @@ class Remote:
             return self._lose("the interpreter ended: it exited, was killed, or used too much memory or CPU time")
 
     def _receive(self, link: Link, before: float) -> dict[str, Any]:
-        """The answer to a call. TimeoutError after the call's time, by the clock or of the processor.
+        """The answer to a call. TimeoutError when the call has used up its time on the clock or its CPU time.
 
-        Nobody but the host holds the latter: a process could put off a limit of its own, or its signal.
+        The host alone limits CPU time: a process could put off a limit of its own, or the signal that it sends.
         """
         end, cpu = time.monotonic() + self.limits.seconds, self.limits.cpu
         while True:
@@ -175,7 +175,7 @@ class Remote:
         return Execution("", failed=True, lost=why)
 
     def close(self) -> None:
-        """In a fork of the host it ends nothing, for the interpreter is its parent's."""
+        """Ends the interpreter, except in a fork of the host: there it belongs to the parent process."""
         if not self._closed:
             self._closed = True
             try:
@@ -187,7 +187,7 @@ class Remote:
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time of a process, all threads together; 0 where there is none of that number."""
+    """CPU time of a process, all threads together; 0 where no process has that number."""
     if pid <= 0:
         return 0.0
     try:
@@ -212,7 +212,7 @@ def _outcome(message: dict[str, Any], limits: Limits) -> Execution:
 
 
 def visible(text: str) -> str:
-    """The text with control characters, but for line ends and tabs, and direction marks written out."""
+    """The text with control characters (except line ends and tabs) and direction marks written as escapes."""
     return text if text.translate(_BLANKS).isprintable() else "".join(map(_shown, text))
 
 

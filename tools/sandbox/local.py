@@ -35,7 +35,10 @@ class Local:
 
 
 def _python() -> str:
-    """That of a virtual environment in the cache, with links to what agents may import; what it can read is more."""
+    """The Python of a virtual environment in the cache, with links to the packages that agents may import.
+
+    It can read more than those.
+    """
     about = [sys.version, sys.executable, *map(str, packages().items())]
     key = hashlib.sha256("\n".join(about).encode()).hexdigest()[:16]
     return str(cached_directory("python", key, _make_python) / "bin" / "python")

@@ -1,6 +1,6 @@
 """The packages that code in a sandbox may import; whatever else is installed here stays out of it.
 
-treegym above all: its generators and task data would tell an agent the answers.
+Above all treegym stays out: its generators and task data would tell an agent the answers.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from packaging.utils import canonicalize_name
 from .interface import SandboxError
 
 USUAL = ("numpy", "math-verify")  # with what they need, where they are installed
-MORE = "TREEGYM_PACKAGES"  # environment variable: names of others, between blanks
+MORE = "TREEGYM_PACKAGES"  # environment variable: names of further packages, separated by blanks
 
 
 @functools.cache
 def packages() -> dict[str, Path]:
-    """Files and folders for site-packages: where each is here, by its name there."""
+    """What a sandbox's site-packages holds: name there -> file or folder on this machine."""
     chosen = list(map(canonicalize_name, os.environ.get(MORE, "").split()))
-    ahead, seen, found = [*USUAL, *chosen], set[str](), dict[str, Path]()
+    ahead, seen, places = [*USUAL, *chosen], set[str](), dict[str, Path]()
     while ahead:
         name = canonicalize_name(ahead.pop())
         if name in seen:
@@ -39,10 +39,10 @@ def packages() -> dict[str, Path]:
                 raise SandboxError(f"{MORE} names {name!r}, which is not installed here") from None
             continue
         tops = {file.parts[0] for file in package.files or ()} - {"..", "__pycache__"}
-        found |= {top: Path(str(package.locate_file(top))) for top in tops}
+        places |= {top: Path(str(package.locate_file(top))) for top in tops}
         needs = map(Requirement, package.requires or ())
         ahead += [need.name for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
-    return dict(sorted(found.items()))
+    return dict(sorted(places.items()))
 
 
 def site_packages() -> str:

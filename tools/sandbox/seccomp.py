@@ -24,16 +24,16 @@ DENIED = """
     clock_settime clock_adjtime adjtimex lookup_dcookie vhangup iopl ioperm modify_ldt nfsservctl shmget msgget semget
     mq_open landlock_create_ruleset
 """.split()
-# sendmsg, which alone sends descriptors: of those on their way each user has so many.
-NO_STREAM = (2, 4, 8)  # of the lowest four bits of a socket's type SOCK_STREAM has none, and every other type one
-NEWEST = 450  # set_mempolicy_home_node, of Linux 5.17, on every architecture; what came later nobody has looked at
+# sendmsg is there because it alone sends descriptors, of which a user may have only so many under way.
+NO_STREAM = (2, 4, 8)  # bits of a socket's type: SOCK_STREAM has none of them, every other type has one
+NEWEST = 450  # set_mempolicy_home_node, of Linux 5.17, on every architecture; later calls were not reviewed
 NAMESPACES = (0x00020000, 0x02000000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000)
 TERMINALS = (0x5412, 0x541C)  # TIOCSTI and TIOCLINUX: input forged for a terminal
 # F_SETLEASE and F_SETDELEG make others wait for a file, F_NOTIFY tells what others do in a folder, F_SETPIPE_SZ takes
-# pages of which each user has so many.
+# pages for pipes, of which a user may have only so many.
 FILES = (1024, 1040, 1026, 1031)
 AF_UNIX = 1
-OTHERS = (  # what changes limits and shares of processes: 0 is the caller itself
+OTHERS = (  # calls that change limits and shares of processes: argument, its only allowed value; 0 is the caller itself
     ("prlimit64", 0, 0),
     ("setpriority", 0, 0),  # of a process, not of a group or a user
     ("setpriority", 1, 0),
@@ -59,7 +59,7 @@ Rule = tuple[str, int, Compare | None]  # a call, the error it gives, and when; 
 
 
 def equals(argument: int, value: int) -> Compare:
-    """Of an argument that the kernel reads as 32 bits: what stands above them it does not see."""
+    """Compares the lower 32 bits of an argument: the kernel does not read the others."""
     return Compare(argument, "SCMP_CMP_MASKED_EQ", 0xFFFFFFFF, value)
 
 
@@ -68,12 +68,12 @@ def has(argument: int, bit: int) -> Compare:
 
 
 def differs(argument: int, value: int) -> Compare:
-    """In any of the 64 bits: the one value that is allowed can be written in one way only."""
+    """Compares all 64 bits, so that the one allowed value can be written in one way only."""
     return Compare(argument, "SCMP_CMP_NE", value)
 
 
 def filter_rules(*, fork: bool) -> Iterator[Rule]:
-    """Denied calls; all namespaces among them except, for `fork`, the one in which a fork's own files are mounted."""
+    """Rules that deny calls. They deny all namespaces except, with `fork`, the one in which a fork mounts its files."""
     for call in DENIED:
         yield call, errno.EPERM, None
     for flag in NAMESPACES:
@@ -81,7 +81,7 @@ def filter_rules(*, fork: bool) -> Iterator[Rule]:
     yield "clone3", errno.ENOSYS, None  # its flags are in memory, where a filter cannot look
     yield "unshare", errno.EPERM, differs(0, CLONE_NEWNS) if fork else None
     yield "socketpair", errno.EPERM, differs(0, AF_UNIX)
-    for bit in NO_STREAM:  # a datagram finds every socket with a name, those of other episodes too
+    for bit in NO_STREAM:  # a datagram reaches every socket with a name, those of other episodes too
         yield "socketpair", errno.EPERM, has(1, bit)
     for call, argument, value in OTHERS:
         yield call, errno.EPERM, differs(argument, value)
@@ -103,7 +103,7 @@ class _Compare(ctypes.Structure):
 
 
 def _known() -> bytes:
-    """The beginning of a program: calls newer than the list are answered as a kernel does that has none of them."""
+    """The program's beginning: a call newer than NEWEST fails as if the kernel did not have it."""
     load, jump_if_greater, give = 0x20, 0x25, 0x06
     steps = (load, 0, 0, 0), (jump_if_greater, 0, 1, NEWEST), (give, 0, 0, 0x00050000 | errno.ENOSYS)
     return b"".join(struct.pack("=HBBI", *step) for step in steps)
@@ -118,7 +118,7 @@ def bpf() -> bytes:
         raise SandboxUnavailable("no libseccomp here: install the package libseccomp2") from None
     library.seccomp_init.restype = ctypes.c_void_p
     operators = {"SCMP_CMP_NE": 1, "SCMP_CMP_MASKED_EQ": 7}
-    context = ctypes.c_void_p(library.seccomp_init(ctypes.c_uint32(0x7FFF0000)))  # what no rule says is allowed
+    context = ctypes.c_void_p(library.seccomp_init(ctypes.c_uint32(0x7FFF0000)))  # a call without a rule is allowed
     for call, error, comparison in filter_rules(fork=True):
         number = library.seccomp_syscall_resolve_name(call.encode())
         if number == -1:  # a call newer than the library

@@ -1,4 +1,4 @@
-"""The interpreter of one episode, whatever becomes of it: started late, forked late, run again where it must be."""
+"""The interpreter of one episode, started and forked as late as can be. Where that fails, its calls run again."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class _Held:
 class Session:
     """Forks are lazy: a branch that never runs code again costs nothing.
 
-    Where an interpreter cannot be copied, and where a session was pickled or came with a fork of the host, the calls so
-    far run again in a fresh one.
+    Where an interpreter cannot be copied, and where a session was pickled or is used in a fork of the host process, the
+    calls so far run again in a fresh one.
     """
 
     sandbox: str = "strongest"
@@ -51,7 +51,7 @@ class Session:
         return _result(outcome)
 
     def _own(self) -> Interpreter:
-        """The interpreter, of this session alone from now on."""
+        """The interpreter, which no other session shares from now on."""
         if self._held is None or self._held.owner != os.getpid():  # in a fork of the host, where it is not ours
             self._held = _Held(self._replayed())
         held = self._held
@@ -80,12 +80,12 @@ class Session:
         return twin
 
     def reset(self, seed: int) -> None:
-        """Begins anew, for a new episode."""
+        """Forgets the interpreter and the calls, for a new episode."""
         self.close()
         self.seed, self._calls = seed, ()
 
     def close(self) -> None:
-        """Gives back the interpreter; twice does nothing more."""
+        """Gives back the interpreter. A second call does nothing."""
         held, self._held = self._held, None
         if held:
             with held.lock:

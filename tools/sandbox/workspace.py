@@ -20,7 +20,7 @@ TOOLS = ("read_file", "write_file", "patch_file", "list_files", "shell", "python
 
 
 class Workspace:
-    """Tools over the files of an episode, which begins with those given: text by path.
+    """Tools over the files of an episode. `files`, text by path, are there when it begins.
 
     The agent's programs run where its Python does: no network, no host, the sandbox's limits. Forks copy the files.
     """

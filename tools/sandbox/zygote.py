@@ -26,8 +26,8 @@ from .guest_keeper import CREDENTIALS, GRACE, REASON
 from .interface import ForkRefused, Limits, SandboxError, SandboxUnavailable
 from .link import LIBRARIES, Link, Remote, cpu_seconds
 
-SPARES = 4  # kinds of episodes that one is made ahead of
-PAUSE = 0.02  # seconds before it is made, in which the episode that has just begun has the processors to itself
+SPARES = 4  # limits for which an episode is kept ready
+PAUSE = 0.02  # seconds before one is made, so that the episode that has just begun has the processors to itself
 ENVIRONMENT = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
     "LANG": "C.UTF-8",
@@ -40,7 +40,7 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True, slots=True)
 class Spare:
-    """An episode that is made ahead, a little later or once it is wanted."""
+    """An episode that is made ahead: after a pause, or at once when it is wanted."""
 
     wanted: threading.Event
     branch: Future[Branch]
@@ -53,8 +53,8 @@ class Spare:
 class Zygote:
     """A running `guest_keeper.py` that serves episodes; started at first use.
 
-    An episode of each of the last few limits is made ahead, its interpreter too: to enter a cgroup alone takes the
-    kernel 10 ms or more.
+    For each of the limits used last, an episode is made ahead with its interpreter, because entering a cgroup alone
+    takes the kernel 10 ms or more.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Zygote:
         with self._lock:
             if self._owner != os.getpid():
                 self._settle()  # in a fork of the host: what was made is the parent's
-            for spare in self._spares.values():  # they are made one after the other
+            for spare in self._spares.values():  # one thread makes them all: none may pause now
                 spare.wanted.set()
             branch = self._take_spare(limits) or _launcher(self._owner).submit(self._begin, limits).result()
             self._spares[limits] = self._prepare(limits)
@@ -100,11 +100,11 @@ class Zygote:
         return Spare(wanted, _launcher(self._owner).submit(begin))
 
     def _take_spare(self, limits: Limits) -> Branch | None:
-        """The episode that was made ahead, if it lives."""
+        """The episode that was made ahead, if it is still alive."""
         spare = self._spares.pop(limits, None)
         try:
             branch = spare.take() if spare else None
-        except (SandboxError, OSError):  # which whoever begins the next one meets again
+        except (SandboxError, OSError):  # whoever begins the next episode meets the error again
             return None
         if branch and not (self._process and self._process.poll() is None):
             branch.close()
@@ -133,9 +133,9 @@ class Zygote:
         return branch
 
     def _sweep(self) -> None:
-        """Has the zygote end what keepers left behind that were killed."""
+        """Has the zygote end the processes that keepers left behind when they were killed."""
         if self._isolated or self._owner != os.getpid():
-            return  # their namespaces end with them
+            return  # processes of a namespace end with its keeper
 
         def sweep() -> None:
             with contextlib.suppress(OSError, EOFError):
@@ -178,7 +178,7 @@ class Zygote:
                 raise SandboxUnavailable(f"{command[0]} does not start: {said or 'it said nothing'}") from None
 
     def close(self) -> None:
-        """Ends it and, with it, every episode; in a fork of the host nothing, for they are its parent's."""
+        """Ends the zygote and, with it, every episode; nothing in a fork of the host, where they are the parent's."""
         if self._owner != os.getpid():
             return
         with self._lock:
@@ -201,12 +201,12 @@ def _launcher(process: int) -> ThreadPoolExecutor:
 
 
 class KeeperLink(Link):
-    """The host's end of a keeper's channel, which tells who writes to it."""
+    """The host's end of a keeper's channel. It tells the number of the process that writes."""
 
     def __init__(self, ours: socket.socket | None = None) -> None:
         super().__init__(ours=ours)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        self.keeper = 0  # its process, once it wrote
+        self.keeper = 0  # its process id, once it has written
 
     def _some(self) -> bytes:
         part, about, _, _ = self.socket.recvmsg(1 << 16, socket.CMSG_SPACE(CREDENTIALS.size))
@@ -218,18 +218,18 @@ class KeeperLink(Link):
 
 @dataclass(eq=False)
 class Episode:
-    """The host's side of a keeper: the branches that live."""
+    """The host's side of a keeper, and the branches that are alive."""
 
     link: KeeperLink
     limits: Limits
-    work: str | None  # where its files are inside; None: in a folder of each branch's own
+    work: str | None  # folder of its files inside; None: each branch has a folder of its own
     cgroup: Cgroup | None
     sweep: Callable[[], None]  # ends what a keeper that was killed left behind
     lock: threading.RLock = field(default_factory=threading.RLock)
     numbers: itertools.count[int] = field(default_factory=itertools.count)
     living: set[int] = field(default_factory=set)
-    pids: dict[int, int] = field(default_factory=dict)  # of the interpreters, as the host counts, by branch
-    keeper: int | None = None  # its process: a descriptor
+    pids: dict[int, int] = field(default_factory=dict)  # branch -> its interpreter's process id on the host
+    keeper: int | None = None  # descriptor of its process
     folder: str = ""
     ended: bool = False
     owed: int = 0  # answers of the keeper that nobody has read
@@ -244,13 +244,13 @@ class Episode:
             return branch, self.work or f"{self.folder}/{branch}"
 
     def ask(self, fds: Sequence[int] = (), **message: Any) -> None:
-        """Has the keeper do something. SandboxError where it cannot."""
-        with self.lock:  # the answer is to this
+        """Has the keeper do something, and waits for it. SandboxError where it cannot."""
+        with self.lock:  # so that the answer is the one to this order
             self.order(fds, **message)
             self.settle()
 
     def order(self, fds: Sequence[int] = (), **message: Any) -> None:
-        """The same, without waiting for it; `settle` does."""
+        """Has the keeper do something without waiting for it; `settle` waits."""
         with self.lock, self._answering():
             self.link.send(fds, **message)
             self.owed += 1
@@ -259,7 +259,7 @@ class Episode:
         """Waits until the keeper has done what it was told. SandboxError where it could not."""
         with self.lock, self._answering():
             while self.owed:
-                answer = self.link.receive(GRACE)  # which may come late: then it is owed still
+                answer = self.link.receive(GRACE)  # where it is late, it stays owed
                 self.owed -= 1
                 if answer["error"]:
                     raise SandboxError(f"sandbox: {answer['error']}")
@@ -267,7 +267,7 @@ class Episode:
                     self._meet(answer["branch"], answer["pid"])
 
     def _meet(self, branch: int, number: int) -> None:
-        """Notes the branch's interpreter, which has that number in its namespace, and the keeper."""
+        """Notes the keeper's process, and that of the branch's interpreter, which has the number in its namespace."""
         if self.keeper is None:
             self.keeper = os.pidfd_open(self.link.keeper)
         self.pids[branch] = seen_from_here(self.link.keeper, number)
@@ -280,7 +280,7 @@ class Episode:
             raise SandboxError(f"the keeper of a sandbox does not answer: {error!r}") from None
 
     def leave(self, branch: int) -> None:
-        """The last to leave ends it."""
+        """Ends a branch; with the last one, the episode ends."""
         with contextlib.suppress(SandboxError):
             self.ask(do="discard", branch=branch)
         with self.lock:
@@ -296,7 +296,7 @@ class Episode:
             with contextlib.suppress(OSError):
                 self.link.socket.shutdown(socket.SHUT_WR)
             while "ended" not in self.link.receive(GRACE):
-                pass  # what nobody waited for
+                pass  # an answer that nobody waited for
         except (OSError, EOFError):
             self.fall()
         self.link.close()
@@ -364,7 +364,7 @@ class Branch(Remote):
         return cpu_seconds(self._episode.pids.get(self._number, 0))
 
     def fork(self) -> Branch:
-        with self._episode.lock:  # no other branch ends meanwhile, and with it what the keeper does not know yet
+        with self._episode.lock:  # where another branch ends, the keeper ends a copy that it has not met yet
             return self._fork()
 
     def _fork(self) -> Branch:
@@ -382,7 +382,7 @@ class Branch(Remote):
                 self._episode.ask([ends[0].fileno()], do="meet", branch=twin._number)
                 message = {"branch": twin._number, "parent": self._number, "work": twin._work}
                 rooms = []
-                if self._episode.work:  # its mount namespace, which the keeper may not open
+                if self._episode.work:  # the copy's mount namespace: the keeper may not open it
                     rooms.append(os.open(f"/proc/{self._episode.pids[twin._number]}/ns/mnt", os.O_RDONLY))
                     opened.callback(os.close, rooms[0])
                 self._episode.ask(rooms, do="adopt", **message)

@@ -39,9 +39,9 @@ class _Batch:
 class RemoteSearch:
     """A server's index; share it between environments and threads. It pickles as its address and settings.
 
-    Queries that threads ask within `window` seconds of the first, or while four requests are under way, are one
-    request. It is attempted again, after a random wait, where the connection fails, the server is at fault (5xx) or
-    overrun (429); not where an answer takes longer than `timeout` seconds.
+    Queries that threads ask within `window` seconds of the first, or while four requests are under way, go out as one
+    request. A request is attempted again, after a random wait, where the connection fails or the server is at fault
+    (5xx) or overrun (429); not where the answer takes longer than `timeout` seconds.
     """
 
     def __init__(self, url: str, timeout: float = TIMEOUT, attempts: int = ATTEMPTS, window: float = WINDOW) -> None:
@@ -66,7 +66,7 @@ class RemoteSearch:
         self._closed = threading.Event()
 
     def search(self, query: str, k: int) -> list[Hit]:
-        """The best k passages of the server's. SearchError where it does not answer."""
+        """The server's best k passages. SearchError where it does not answer."""
         if k < 1:
             return []
         if len(query) > MAX_SHARED_CHARS:
@@ -87,7 +87,7 @@ class RemoteSearch:
         return [hits for start in starts for hits in self._ask(list(queries[start : start + MAX_BATCH]), k)]
 
     def close(self) -> None:
-        """Searches fail from now on, also those not yet sent; returns when the others have their answer."""
+        """From now on searches fail, also those not sent yet. Returns when the requests under way are answered."""
         with self._lock:
             self._closed.set()
             for batch in self._gathering.values():
@@ -132,7 +132,7 @@ class RemoteSearch:
             raise SearchError(f"the connection to {self.url} was closed")
 
     def _ask(self, queries: list[str], k: int) -> list[list[Hit]]:
-        """One request, as often as it takes."""
+        """Sends one request, again where an attempt fails."""
         body = json.dumps({"queries": queries, "topk": k, "return_scores": True}).encode()
         with self._lock:
             self._check_open()
@@ -175,7 +175,7 @@ class RemoteSearch:
 
 
 def _detail(text: str) -> str:
-    """What a refusal says of its reason."""
+    """The reason that the reply to a refused request gives."""
     try:
         return str(json.loads(text)["detail"])[:200]
     except (ValueError, LookupError, TypeError):

@@ -32,7 +32,7 @@ class Encoder(Protocol):
     """Turns texts into vectors, for many threads at once."""
 
     @property
-    def name(self) -> str: ...  # another one for other vectors: it is part of the cache's key
+    def name(self) -> str: ...  # differs where the vectors differ: part of the cache's key
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]: ...  # [texts, d]
 
@@ -60,7 +60,7 @@ class StaticEncoder:
 
 @functools.cache
 def _static() -> tuple[Tokenizer, NDArray[np.float32]]:
-    """The tokenizer and its embeddings, [tokens, 256]; the files are read, for the package logs when imported."""
+    """The tokenizer and its embeddings, [tokens, 256], from the package's files: when imported, it writes logs."""
     from safetensors.numpy import load_file
     from tokenizers import Tokenizer
 
@@ -107,7 +107,7 @@ class TransformerEncoder:
         return _unit(means.cpu().numpy())
 
 
-_tokenizing = threading.Lock()  # a tokenizer keeps what it pads and cuts to
+_tokenizing = threading.Lock()  # a tokenizer holds the lengths it pads and cuts to: one thread at a time
 
 
 @functools.cache
@@ -130,7 +130,7 @@ def _content(folder: str) -> str:
 
 
 def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Each of length one; zeros stay."""
+    """The vectors scaled to length one; zero vectors stay zero."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit: NDArray[np.float32] = vectors / np.maximum(lengths, np.float32(1e-30))
     return unit
@@ -139,7 +139,7 @@ def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
 class DenseIndex:
     """An immutable index: share it between environments and threads; it pickles as its path and its encoders.
 
-    The search is exhaustive and exact: float32 products choose who may be among the best, float64 products rank them.
+    The search is exhaustive and exact: float32 products choose the candidates, float64 products rank them.
     """
 
     def __init__(self, path: Path, encoder: Encoder, query_encoder: Encoder | None = None) -> None:
@@ -176,12 +176,12 @@ class DenseIndex:
         return [hits for batch in batches for hits in self._search(batch, k)]
 
     def _search(self, queries: Sequence[str], k: int) -> Iterable[list[Hit]]:
-        asked = _encode(self.query_encoder or self.encoder, [query[:MAX_QUERY_CHARS] for query in queries])
-        if asked.shape[1] != self.vectors.shape[1]:
-            raise ValueError(f"queries have {asked.shape[1]} dimensions, the passages in {self.path} have "
+        vectors = _encode(self.query_encoder or self.encoder, [query[:MAX_QUERY_CHARS] for query in queries])
+        if vectors.shape[1] != self.vectors.shape[1]:
+            raise ValueError(f"queries have {vectors.shape[1]} dimensions, the passages in {self.path} have "
                              f"{self.vectors.shape[1]}: they are of different models")  # fmt: skip
-        products = asked @ self.vectors.T  # [queries, passages], to within rounding
-        for query, vector, rough in zip(queries, asked, products, strict=True):
+        products = vectors @ self.vectors.T  # [queries, passages], to within rounding
+        for query, vector, rough in zip(queries, vectors, products, strict=True):
             yield self._best(vector, rough, min(k, len(rough))) if query.strip() and k > 0 else []
 
     def _best(self, query: NDArray[np.float32], rough: NDArray[np.float32], k: int) -> list[Hit]:
@@ -227,7 +227,7 @@ _open_lock = threading.Lock()
 
 
 def open_dense(path: Path, encoder: Encoder, query_encoder: Encoder | None = None) -> DenseIndex:
-    """The index written there; one object per process and encoders, however often it is opened."""
+    """The index in the directory; one object per process and encoders, however often it is opened."""
     with _open_lock:
         return _open(path, encoder, query_encoder)
 

@@ -24,7 +24,7 @@ from typing import Any, Protocol, Self, TypeVar, cast
 from ..artefacts import cached_directory
 from ..protocol import ToolError, ToolResult, only_text
 
-FORMAT = "3"  # of the files on disk; part of the key, so that an older cache is built anew
+FORMAT = "3"  # of the files on disk; part of the key, so that an older cache is built again
 HEAP = 2_000_000_000  # bytes while indexing; what fits is one segment, within which equal scores keep their order
 MAX_QUERY_WORDS = 64  # a longer query is cut: its time stays bounded
 T = TypeVar("T")
@@ -121,11 +121,11 @@ class SearchIndex:
         """The best k passages that share a word with the query; equal scores in the passages' order."""
         import tantivy
 
-        asked = words(query)
-        asked = ([word for word in asked if word not in STOP_WORDS] or asked)[:MAX_QUERY_WORDS]
-        if not asked or k < 1:
+        query_words = words(query)
+        query_words = ([word for word in query_words if word not in STOP_WORDS] or query_words)[:MAX_QUERY_WORDS]
+        if not query_words or k < 1:
             return []
-        fields = [("body", word) for word in asked] + [("parts", part) for part in unspaced_parts(query)]
+        fields = [("body", word) for word in query_words] + [("parts", part) for part in unspaced_parts(query)]
         queries = [tantivy.Query.term_query(self._schema, *term) for term in fields[:MAX_QUERY_WORDS]]
         terms = [(tantivy.Occur.Should, term) for term in queries]
         found = self._searcher.search(tantivy.Query.boolean_query(terms), k, count=False).hits
@@ -202,7 +202,7 @@ _open_lock = threading.Lock()
 
 
 def open_index(path: Path) -> SearchIndex:
-    """The index written there; one object per process, however often it is opened."""
+    """The index in the directory; one object per process, however often it is opened."""
     with _open_lock:
         return _open(path)
 
