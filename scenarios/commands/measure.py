@@ -42,9 +42,11 @@ def eval_command(
     ] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Tries a task.")] = None,
     tasks: Annotated[int | None, typer.Option(min=1, help="How many tasks, the first ones.")] = None,
-    temperature: Annotated[float | None, typer.Option(min=0.0, help="Of sampling; 0: the likeliest tokens.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.0, help="Sampling temperature; 0 takes the likeliest tokens.")
+    ] = None,
     split: Annotated[Splits | None, typer.Option(help="Which tasks. Default: heldout.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the draws; the tasks stay the same. Default: 0.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the draws; the tasks stay the same. Default: 0.")] = None,
     concurrency: Annotated[int | None, typer.Option(min=1, help="Episodes at a time.")] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="A model's directory or name whose tokenizer a server's model has.")
@@ -63,8 +65,10 @@ def eval_command(
             metavar="N|SHARE%", help="Stop where more samples than this failed: servers gone and such. Default: 10%."
         ),
     ] = None,
-    price_sent: Annotated[float | None, typer.Option(min=0.0, help="Of a million tokens that are sent.")] = None,
-    price_sampled: Annotated[float | None, typer.Option(min=0.0, help="Of a million tokens that are sampled.")] = None,
+    price_sent: Annotated[float | None, typer.Option(min=0.0, help="Price of a million tokens that are sent.")] = None,
+    price_sampled: Annotated[
+        float | None, typer.Option(min=0.0, help="Price of a million tokens that are sampled.")
+    ] = None,
     change: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change a field of the scenario; repeatable."),

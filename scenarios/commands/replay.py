@@ -35,7 +35,7 @@ SHOWN = 20  # numbers of trees that a list names
 
 
 class SayWhatToWrite(typer.core.TyperGroup):
-    """Refuses the flags of `treegym replay RUN --verify` and its like with the command that does that now."""
+    """Refuses flags such as those of `treegym replay RUN --verify`, and says which command does that now."""
 
     def parse_args(self, context: Any, arguments: list[str]) -> list[str]:
         if arguments and arguments[0] not in self.commands and arguments[0] not in ("--help", "-h"):
@@ -44,7 +44,7 @@ class SayWhatToWrite(typer.core.TyperGroup):
 
 
 def instead(arguments: list[str]) -> list[str]:
-    """Arguments of the command in place of its old flags: of verify, rescore, continue or show."""
+    """The arguments of verify, rescore, continue or show that do what the old flags did."""
     left = [word for word in arguments if word != "--verify"]
     if "--verify" in arguments:
         return ["verify", *left]
@@ -84,7 +84,8 @@ def verify_command(
         bool,
         typer.Option(
             "--strict/--lenient",
-            help="Every byte; or messages, rewards and ends, but for white space and the sixth decimal of numbers.",
+            help="Compare every byte; or only messages, rewards and ends, without white space and the sixth decimal of "
+            "numbers.",
         ),
     ] = True,
 ) -> None:
@@ -110,7 +111,8 @@ def rescore_command(
     weight: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="TERM=NUMBER", help="Of a new term (default 1) or a recorded one (default 0); repeatable."
+            metavar="TERM=NUMBER",
+            help="The weight of a new term (default 1) or of a recorded one (default 0); repeatable.",
         ),
     ] = None,
     live: Annotated[
@@ -194,7 +196,7 @@ def _chosen(run: Run, episode: str | None, doing: str) -> Iterator[tuple[int, Ma
 
 
 def _new_run(out: Path, source: Run) -> Run:
-    """A run beside another, with its scenario, its tokenizer and its tape."""
+    """A new run with the scenario, the tokenizer and the tape of another one."""
     from ...agents import Run
     from ...agents.store.folder import tokenizer_file
 
@@ -208,7 +210,7 @@ def _new_run(out: Path, source: Run) -> Run:
 
 
 def _tape(run: Run) -> Cassette | None:
-    """What the run's environments were answered from outside, to be played."""
+    """The tape of what outside sources answered in the run, to be played; None where there is none."""
     from ...tools import Cassette
 
     return Cassette(run.cassette.path, "play") if run.cassette.path.exists() else None
@@ -226,7 +228,7 @@ def _show(run: Run, tree: RolloutTree, number: int, rollout: int | None, labels:
             end = tree.nodes[path[-1]]
             why = "answered" if end.terminated else str(end.info.get("cause", "not ended"))
             say(f"  {number}.{which}: return {tree.returns[which]:.2f}, {len(path)} turns, {why}")
-        say(f"treegym replay {run.path} {number}.0 shows the first of them")
+        say(f"treegym replay show {run.path} {number}.0 shows the first of them")
         return
     _header("prompt", "")
     _messages(tree.messages)
