@@ -570,6 +570,15 @@ def run(tmp_path: Path) -> Iterator[Path]:
     yield folder
 
 
+SHOWN = {
+    ("--success", "some"): ["1", "3", "5"],
+    ("--success", "mixed"): [],
+    ("--cause", "turn limit", "--rollouts", "2", "--steps", "2:"): ["4", "5"],
+    ("--text", "LOOK 3"): ["3"],
+    ("--term", "exact=1", "--term", "speed=0"): ["1", "3", "5"],
+}
+
+
 def test_show_lists_the_trees_that_are_meant(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, said, _ = command(capsys, "runs", "show", str(run))
     assert status == 0 and said.endswith("6 trees\n") and "tests/Some-v0" in said
@@ -577,7 +586,10 @@ def test_show_lists_the_trees_that_are_meant(run: Path, capsys: pytest.CaptureFi
     assert [line.split()[0] for line in said.splitlines()] == ["tree", "3", "1"] and said.endswith("1 tree\n")
     assert "some" in command(capsys, "runs", str(run.parent))[1] == command(capsys, "runs", "list", str(run.parent))[1]
     status, _, error = command(capsys, "runs", "show", str(run), "--steps", "one")
-    assert status == 2 and "--steps takes LEAST:MOST" in error
+    assert status == 2 and "--steps: a number or LOW:HIGH" in error and "got 'one'" in error
+    for options, numbers in SHOWN.items():
+        said = command(capsys, "runs", "show", str(run), *options)[1]
+        assert [line.split()[0] for line in said.splitlines()[1:-1]] == numbers, options
     status, _, error = command(capsys, "runs", "show", str(run.parent))
     assert status == 2 and "holds no trees" in error
 

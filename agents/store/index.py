@@ -21,17 +21,16 @@ import weakref
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..tree import SLACK, RolloutTree, is_success, tool_results
+from ..tree import RolloutTree, is_success, tool_results
+from .where import Range, Where, wider
 
-Range = tuple[float | None, float | None]  # least and most, both included; None: no bound
-_ANY: Range = (None, None)
 _VERSION = 3  # of the tables
 _BATCH = 256  # rows read at a time
-_TERM = "iif(json_valid(terms), (SELECT value FROM json_each(terms) WHERE key = ?), NULL)"  # not a number is no JSON
+_TERM = "iif(json_valid(terms), (SELECT value FROM json_each(terms) WHERE key = ?) {} ?, 1)"  # NaN is no valid JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,46 +72,15 @@ class TreeSummary:
             tool_calls=sum(tool_results(node.messages) for node in tree.nodes),
         )
 
+    def success(self, term: str) -> float | None:
+        """The share of the rollouts that reached 1 in a reward term; None where no turn of the tree has that term."""
+        count = self.successes.get(term)
+        return None if count is None else count / self.rollouts
+
 
 def _mean(values: Sequence[float]) -> float:
     """Infinite where the sum is, which statistics.fmean refuses."""
     return sum(values) / len(values)
-
-
-@dataclass(frozen=True, slots=True)
-class Where:
-    """Which trees: all that meet every condition."""
-
-    stage: str | None = None
-    steps: Range = _ANY
-    env: str | None = None
-    returns: Range = _ANY  # mean over the tree's rollouts
-    terms: Mapping[str, Range] = field(default_factory=dict)  # as those of a summary; up to SLACK beyond the ends
-    rollouts: Range = _ANY
-
-    def sql(self) -> tuple[str, list[Any]]:
-        """Conditions and their values."""
-        conditions = ["1"]
-        values: list[Any] = []
-        for column, value in (("stage", self.stage), ("env", self.env)):
-            if value is not None:
-                conditions.append(f"{column} = ?")
-                values.append(value)
-        columns = (("step", self.steps), ("mean_return", self.returns), ("rollouts", self.rollouts))
-        ranges: list[tuple[str, list[Any], Range]] = [(column, [], range) for column, range in columns]
-        ranges += [(_TERM, [name], _wider(bounds)) for name, bounds in self.terms.items()]
-        for column, given, bounds in ranges:
-            for sign, bound in zip((">=", "<="), bounds, strict=True):
-                if bound is not None:
-                    conditions.append(f"{column} {sign} ?")
-                    values += [*given, bound]
-        return " AND ".join(conditions), values
-
-
-def _wider(bounds: Range) -> Range:
-    """The range of a reward term, and what sums of floats may be off by."""
-    low, high = bounds
-    return None if low is None else low - SLACK, None if high is None else high + SLACK
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,10 +197,14 @@ class Index:
         return self._first("start", f"WHERE opening = ? AND opening != '' AND number >= ? {_NEWEST}", key, since)
 
     def summaries(self, where: Where, start: int, limit: int) -> list[TreeSummary | None]:
-        """Of the trees from a number on; None for one that is not meant."""
-        conditions, values = where.sql()
-        rows = self._since(conditions, start, limit, *values)
-        return [TreeSummary(*json.loads(told)) if meant else None for _, told, *_, meant in rows]
+        """The summaries of at most `limit` trees from the number `start` on; None for one that does not pass `where`.
+
+        `where.text` is ignored.
+        """
+        narrowed, values = _narrowed(where)
+        rows = self._since(narrowed, start, limit, *values)
+        candidates = (TreeSummary(*json.loads(told)) if may_pass else None for _, told, *_, may_pass in rows)
+        return [summary if summary is not None and where.passes(summary) else None for summary in candidates]
 
     def _all(self, wanted: str, *values: Any) -> Iterator[Any]:
         """What is wanted of every tree."""
@@ -262,6 +234,22 @@ class Index:
     def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         with self._lock, _sound():
             return self._connection.execute(query, [_cell(value) for value in values]).fetchall()
+
+
+def _narrowed(where: Where) -> tuple[str, list[Any]]:
+    """A condition in SQL with its values. Every tree that passes `where` fulfils it, and few others do."""
+    parts: list[tuple[str, list[Any]]] = [("1", [])]
+    for column, text in (("stage", where.stage), ("env", where.env)):
+        parts += [(f"{column} = ?", [text])] if text is not None else []
+    for column, bounds in (("step", where.steps), ("mean_return", where.returns), ("rollouts", where.rollouts)):
+        parts += [(f"{column} {sign} ?", [bound]) for sign, bound in _ends(bounds)]
+    for name, bounds in where.terms.items():
+        parts += [(_TERM.format(sign), [name, bound]) for sign, bound in _ends(wider(bounds))]
+    return " AND ".join(condition for condition, _ in parts), [value for _, values in parts for value in values]
+
+
+def _ends(bounds: Range) -> list[tuple[str, float]]:
+    return [(sign, bound) for sign, bound in zip((">=", "<="), bounds, strict=True) if bound is not None]
 
 
 def _prepare(connection: sqlite3.Connection) -> None:

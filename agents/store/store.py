@@ -28,8 +28,9 @@ from typing import Any, BinaryIO, TypeVar
 
 from ..tree import Advantages, RolloutTree
 from .frames import Damage, DamagedStore, Piece, StoreError, layout_of, pieces
-from .index import Entry, Index, Spoilt, TreeSummary, Where
+from .index import Entry, Index, Spoilt, TreeSummary
 from .records import SHARED, Numbers, Opening, Record, UnknownSchema, opening_key, plain, read_record, write_record
+from .where import Where
 
 T = TypeVar("T")
 
@@ -204,16 +205,22 @@ class EpisodeStore:
         raise self._damaged(number, offset, CUT_OFF)
 
     def summaries(self, where: Where = _ALL, start: int = 0) -> Iterator[TreeSummary]:
-        """Of every tree from a number on that is meant, in the order of writing; trees are read only to catch up."""
+        """The summaries of the trees that `where` means, in the order of writing, from the number `start` on.
+
+        The index answers, except for `where.text`: each tree that passes the other conditions is read for it. Trees
+        that the index does not cover yet are read to add them.
+        """
         while True:
-            while found := self._ask(Index.summaries, where, start, _BATCH):
-                yield from (summary for summary in found if summary is not None)
-                start += len(found)
+            while batch := self._ask(Index.summaries, where, start, _BATCH):
+                for summary in batch:
+                    if summary is not None and (where.text is None or where.occurs(self.read(summary.number)[1])):
+                        yield summary
+                start += len(batch)
             if not self._catch_up(_BATCH):
                 return
 
     def matching(self, where: Where = _ALL) -> int:
-        """How many trees are meant."""
+        """How many trees `where` means."""
         return sum(1 for _ in self.summaries(where))
 
     def survey(self) -> Iterator[Record | Loss]:

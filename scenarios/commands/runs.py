@@ -17,10 +17,11 @@ from ..errors import ScenarioError
 from ..folders import begun, whole
 from ..modules import bring_module
 from ..terminal import UsageError, console, say, told
+from .conditions import Cause, Env, Returns, Rollouts, Stage, Steps, Success, Terms, Text, conditions, where
 
 if TYPE_CHECKING:
     from ...agents import EpisodeStore, Run
-    from ...agents.store import Range, TreeSummary, Where
+    from ...agents.store import TreeSummary
 
 
 class ListByDefault(typer.core.TyperGroup):
@@ -44,15 +45,6 @@ runs_app = typer.Typer(
     cls=ListByDefault, help="The runs, and the trees in them. `treegym runs FOLDER` lists the runs of a folder."
 )
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory, such as runs/first.")]
-Stage = Annotated[str | None, typer.Option(help="Only trees of this stage, such as improvement.")]
-Steps = Annotated[str | None, typer.Option(metavar="FROM:TO", help="Only of these steps; either end can be left out.")]
-Env = Annotated[str | None, typer.Option(help="Only of this environment.")]
-Returns = Annotated[str | None, typer.Option(metavar="LEAST:MOST", help="By the mean return of a tree's rollouts.")]
-Terms = Annotated[
-    list[str] | None,
-    typer.Option("--term", metavar="NAME=LEAST:MOST", help="By the mean of a reward term, as exact=0.5:; repeatable."),
-]
-Rollouts = Annotated[str | None, typer.Option(metavar="LEAST:MOST", help="By the number of rollouts.")]
 
 
 @runs_app.command("list")
@@ -60,32 +52,34 @@ def list_runs(folder: Annotated[Path, typer.Argument(help="The folder that holds
     """List the runs with what came of them. The default."""
     from ...agents import Run
 
-    table = Table("run", "state", "untouched", "warmed up", "trained", "gain (95%)")
-    faults = []
+    lines, faults = [], []
     for path in sorted(path.parent for path in folder.glob("*/scenario.yaml")):
         try:
-            table.add_row(escape(path.name), *_came_of(Run(path)))
+            lines.append((path.name, *_came_of(Run(path))))
         except (OSError, ValueError, LookupError, TypeError) as error:  # others are shown all the same
-            table.add_row(escape(path.name), "damaged", "-", "-", "-", "-")
+            lines.append((path.name, "damaged", dict[str, str](), "-"))
             faults.append(f"{path / 'summary.json'} cannot be read: {told(error)}")
-    console.print(table if table.row_count else f"no runs in {folder}")
+    longest_first = sorted((successes for _, _, successes, _ in lines), key=len, reverse=True)
+    stages = dict.fromkeys(stage for successes in longest_first for stage in successes)
+    table = Table("run", "state", *map(escape, stages), "gain (95%)")
+    for name, state, successes, gain in lines:
+        table.add_row(escape(name), state, *(successes.get(stage, "-") for stage in stages), gain)
+    console.print(table if lines else f"no runs in {folder}")
     for fault in faults:
         say(fault)
 
 
-def _came_of(run: Run) -> list[str]:
-    """A run's state, its successes and the gain, for people."""
+def _came_of(run: Run) -> tuple[str, dict[str, str], str]:
+    """A run's state, the success of each of its stages, and its gain, as texts."""
     from ...agents.store.folder import count_failures
 
     summary, failures = run.summary(), count_failures(run.path)
     stages = summary["stages"] if summary else {}
-    cells = [
-        f"{stages[s]['success']['mean']:.1%}" if s in stages else "-" for s in ("untrained", "warmed up", "trained")
-    ]
+    successes = {stage: f"{result['success']['mean']:.1%}" for stage, result in stages.items()}
     gain = summary and summary["gain"]
     change = f"{gain['mean']:+.1%} ({gain['low']:+.1%} … {gain['high']:+.1%})" if gain else "-"
     state = "finished" if summary else "unfinished"
-    return [f"{state}, {failures} failed" if failures else state, *cells, change]
+    return f"{state}, {failures} failed" if failures else state, successes, change
 
 
 @runs_app.command()
@@ -97,16 +91,22 @@ def show(
     returns: Returns = None,
     term: Terms = None,
     rollouts: Rollouts = None,
+    success: Success = None,
+    cause: Cause = None,
+    text: Text = None,
 ) -> None:
     """List the trees of a run, the first ones at once.
 
     Example: treegym runs show runs/first --stage improvement --steps 10: --term exact=0.5:1
     """
-    where = _where(stage, steps, env, returns, term, rollouts)
+    from ..viewer.shelf import success_term
+
+    given = conditions(stage, steps, env, returns, term, rollouts, success, cause, text)
+    chosen = where(given, success_term(run))
     with _trees(run) as store:
         say(_HEADING)
         shown = 0
-        for summary in store.summaries(where):
+        for summary in store.summaries(chosen):
             say(_line(summary))
             shown += 1
         say(f"{shown} trees" if shown != 1 else "1 tree")
@@ -125,6 +125,9 @@ def export_trees(
     returns: Returns = None,
     term: Terms = None,
     rollouts: Rollouts = None,
+    success: Success = None,
+    cause: Cause = None,
+    text: Text = None,
 ) -> None:
     """Write a run's episodes in another format: atif (ATIF 1.7), openai (chat messages for fine-tuning), verifiers.
 
@@ -132,17 +135,20 @@ def export_trees(
     """
     from ...agents.exchange import EXCHANGES
     from ...agents.store.records import json_line
+    from ..viewer.shelf import success_term
 
-    where = _where(stage, steps, env, returns, term, rollouts)
+    given = conditions(stage, steps, env, returns, term, rollouts, success, cause, text)
+    chosen = where(given, success_term(run))
     try:
         bring_module(run)
     except ScenarioError as error:
         say(f"the environment cannot be made, so actions are written as plain texts: {error}")
     written = 0
     with _trees(run) as store, whole(out) as part, part.open("wb") as file:
-        with _bar("exporting trees", store.matching(where)) as advance:
-            for summary in store.summaries(where):
-                for row in EXCHANGES[format].write(store.record(summary.number)):
+        numbers = [summary.number for summary in store.summaries(chosen)]
+        with _bar("exporting trees", len(numbers)) as advance:
+            for number in numbers:
+                for row in EXCHANGES[format].write(store.record(number)):
                     file.write(json_line(row))
                     written += 1
                 advance(1)
@@ -246,39 +252,6 @@ def _trees(run: Path) -> Iterator[EpisodeStore]:
         raise UsageError(f"{run} holds no trees: there is no {path}")
     with contextlib.closing(EpisodeStore(path)) as store:
         yield store
-
-
-def _where(
-    stage: str | None,
-    steps: str | None,
-    env: str | None,
-    returns: str | None,
-    terms: list[str] | None,
-    rollouts: str | None,
-) -> Where:
-    from ...agents.store import Where
-
-    named: dict[str, Range] = {}
-    for given in terms or ():
-        name, _, bounds = given.partition("=")
-        named[name] = _range("--term", bounds)
-    return Where(
-        stage, _range("--steps", steps), env, _range("--returns", returns), named, _range("--rollouts", rollouts)
-    )
-
-
-def _range(option: str, text: str | None) -> Range:
-    """LEAST:MOST, either of which can be left out; a number alone is both."""
-    if text is None:
-        return None, None
-    least, colon, most = text.partition(":")
-    try:
-        bounds = [float(bound) if bound else None for bound in (least, most if colon else least)]
-    except ValueError:
-        bounds = [None, None]
-    if bounds == [None, None]:
-        raise UsageError(f"{option} takes LEAST:MOST, such as 0.5:1 or 10:, got {text!r}")
-    return bounds[0], bounds[1]
 
 
 @contextlib.contextmanager

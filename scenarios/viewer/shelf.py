@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,7 @@ from tokenizers.decoders import DecodeStream
 
 from ...agents import EpisodeStore, Node, RolloutTree
 from ...agents.evaluation import succeeded
-from ...agents.store import Record, TreeSummary, read_lines
+from ...agents.store import Record, TreeSummary, Where, read_lines
 from ...agents.store.folder import count_failures, tokenizer_file
 
 T = TypeVar("T")
@@ -75,48 +75,6 @@ class Reading(Generic[T]):
         return self._read(0)
 
 
-@dataclass(frozen=True, slots=True)
-class Filter:
-    """Which trees of a run; an empty field lets all of them pass."""
-
-    stage: str = ""
-    env: str = ""
-    step: str = ""  # 3, 3..8, 3.. or ..8
-    returns: str = ""  # mean return of the tree, a range like that of steps
-    success: str = ""  # all, some, mixed or none of the rollouts
-    cause: str = ""  # of a truncation
-    text: str = ""  # in a message or an action; case does not matter
-
-    @classmethod
-    def of(cls, values: Mapping[str, str]) -> Filter:
-        """From a page's question. ValueError where a field cannot be read."""
-        chosen = cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
-        span("step", chosen.step)
-        span("returns", chosen.returns)
-        if chosen.success not in ("", *SUCCESS):
-            raise ValueError(f"success: one of {', '.join(SUCCESS)}, got {chosen.success!r}")
-        return chosen
-
-    def passes(self, tree: TreeSummary, success: float | None) -> bool:
-        """`success`: the share of the rollouts that succeeded. The text is not looked at."""
-        low, high = span("step", self.step)
-        least, most = span("returns", self.returns)
-        return (
-            self.stage in ("", str(tree.labels.get("stage", "")))
-            and self.env in ("", tree.env)
-            and (not self.step or low <= _step(tree) <= high)
-            and (not self.returns or least <= tree.mean_return <= most)  # which may be no number
-            and (not self.success or (success is not None and SUCCESS[self.success](success)))
-            and (not self.cause or self.cause in tree.causes)
-        )
-
-
-SUCCESS: dict[str, Callable[[float], bool]] = {
-    "all": lambda share: share >= 1,
-    "some": lambda share: share > 0,
-    "mixed": lambda share: 0 < share < 1,
-    "none": lambda share: share <= 0,
-}
 ORDERS = (
     "number",
     "step",
@@ -128,17 +86,6 @@ ORDERS = (
     "sampled_tokens",
     "tool_calls",
 )
-
-
-def span(name: str, text: str) -> tuple[float, float]:
-    """The ends of LOW..HIGH, either of which may be missing; one number is both."""
-    low, dots, high = text.partition("..")
-    try:
-        first = float(low) if low.strip() else -math.inf
-        last = (float(high) if high.strip() else math.inf) if dots or not text else first
-    except ValueError:
-        raise ValueError(f"{name}: a number or LOW..HIGH, got {text!r}") from None
-    return first, last
 
 
 class Volume:
@@ -180,10 +127,10 @@ class Volume:
         }
 
     def listing(
-        self, chosen: Filter, order: str = "", offset: int = 0, limit: int = MAX_ROWS, at: int | None = None
+        self, where: Where, order: str = "", offset: int = 0, limit: int = MAX_ROWS, at: int | None = None
     ) -> dict[str, Any]:
         """A page of the trees that pass a filter, of those read so far, and the place of the tree `at` among them."""
-        complete, matching = self._matching(chosen)
+        complete, matching = self._matching(where)
         known = self._summaries.known
         key = order.removeprefix("-")
         if key and key not in ORDERS:
@@ -202,11 +149,11 @@ class Volume:
             "causes": sorted({cause for tree in known for cause in tree.causes}),
         }
 
-    def numbers(self, chosen: Filter) -> list[int]:
+    def numbers(self, where: Where) -> list[int]:
         """All trees that pass a filter, however long that takes."""
         complete = False
         while not complete:
-            complete, matching = self._matching(chosen)
+            complete, matching = self._matching(where)
         return [tree.number for tree in matching]
 
     def rows(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
@@ -238,21 +185,21 @@ class Volume:
             "leaves": tree.leaves,
             "origins": tree.origins,
             "returns": tree.returns,
-            "success": self._term,
-            "succeeded": succeeded(tree, self._term) if self._knows(tree) else None,
+            "success": self.success_term,
+            "succeeded": succeeded(tree, self.success_term) if self._knows(tree) else None,
             "state_key": tree.state_key,
             "info": tree.info,
             "cost": asdict(tree.cost),
         }
 
-    def _matching(self, chosen: Filter) -> tuple[bool, list[TreeSummary]]:
+    def _matching(self, where: Where) -> tuple[bool, list[TreeSummary]]:
         """Whether everything is read, and the trees that pass of what is."""
         complete = self._summaries.read_on()
-        matching = [tree for tree in self._summaries.known if chosen.passes(tree, self._success(tree))]
-        if chosen.text:
-            found = self._found(chosen.text)
-            complete &= found.read_on()
-            matching = [tree for tree in matching if tree.number < len(found.known) and found.known[tree.number]]
+        matching = [tree for tree in self._summaries.known if where.passes(tree)]
+        if where.text is not None:
+            search = self._search(where.text)
+            complete &= search.read_on()
+            matching = [tree for tree in matching if tree.number < len(search.known) and search.known[tree.number]]
         return complete, matching
 
     def _row(self, tree: TreeSummary) -> dict[str, Any]:
@@ -260,13 +207,13 @@ class Volume:
             **{field.name: getattr(tree, field.name) for field in fields(tree) if field.name != "labels"},
             "stage": tree.labels.get("stage"),
             "step": tree.labels.get("step"),
-            "success": self._success(tree),
+            "success": tree.success(self.success_term),
         }
 
     def _rank(self, tree: TreeSummary, key: str) -> float:
         if key == "step":
             return _step(tree)
-        value = self._success(tree) if key == "success" else getattr(tree, key)
+        value = tree.success(self.success_term) if key == "success" else getattr(tree, key)
         return -math.inf if value is None else float(value)
 
     def _node(self, node: Node) -> dict[str, Any]:
@@ -293,27 +240,21 @@ class Volume:
             "info": node.info,
         }
 
-    def _success(self, tree: TreeSummary) -> float | None:
-        """The share of its rollouts that succeeded; None where the success term is not among its terms."""
-        successes = tree.successes.get(self._term)
-        return None if successes is None else successes / tree.rollouts
-
     def _knows(self, tree: RolloutTree) -> bool:
-        return any(self._term in node.reward_terms for node in tree.nodes)
+        return any(self.success_term in node.reward_terms for node in tree.nodes)
 
-    def _found(self, text: str) -> Reading[bool]:
-        """Which trees hold a text; the last searches are kept, so that several pages can go on with theirs."""
-        needle = text.casefold()
+    def _search(self, text: str) -> Reading[bool]:
+        """Which trees hold a text. The last searches are kept, so that several open pages can go on with theirs."""
 
         def read(start: int) -> Iterator[bool]:
-            return (_holds(record.tree, needle) for record in self.store.records(start))
+            return (Where(text=text).occurs(record.tree) for record in self.store.records(start))
 
         with self._lock:
-            found = self._searches.pop(text, None) or Reading(self.store, read)
-            self._searches[text] = found
+            search = self._searches.pop(text, None) or Reading(self.store, read)
+            self._searches[text] = search
             if len(self._searches) > SEARCHES:
                 del self._searches[next(iter(self._searches))]
-        return found
+        return search
 
     def _pieces(self, tokens: Sequence[int], text: str) -> list[str] | None:
         file = tokenizer_file(self.path)
@@ -338,14 +279,12 @@ class Volume:
             return 0
 
     @property
-    def _term(self) -> str:
-        """The reward term that is 1 where a rollout succeeded."""
-        return str(_section(self._scenario, "environment").get("success", "exact"))
+    def success_term(self) -> str:
+        return success_term(self.path)
 
     @property
     def _scenario(self) -> dict[str, Any]:
-        file = self.path / "scenario.yaml"
-        return _mapping(file, file.stat().st_mtime_ns) if file.is_file() else {}
+        return _scenario(self.path)
 
 
 class Shelf:
@@ -376,6 +315,16 @@ class Shelf:
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix() if path != self.root else path.resolve().name
+
+
+def success_term(run: Path) -> str:
+    """The reward term that is 1 where a rollout succeeded, as the scenario in a run's folder names it."""
+    return str(_section(_scenario(run), "environment").get("success", "exact"))
+
+
+def _scenario(run: Path) -> dict[str, Any]:
+    file = run / "scenario.yaml"
+    return _mapping(file, file.stat().st_mtime_ns) if file.is_file() else {}
 
 
 def _mean(advantage: float | Sequence[float]) -> float:
@@ -447,12 +396,6 @@ def _exact(value: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= EXACT:
         return str(value)
     return value
-
-
-def _holds(tree: RolloutTree, needle: str) -> bool:
-    messages = (*tree.messages, *(message for node in tree.nodes for message in node.messages))
-    texts = (*(message.text for message in messages), *(node.action.text for node in tree.nodes))
-    return any(needle in text.casefold() for text in texts)
 
 
 def _short(model: str) -> str:

@@ -17,10 +17,11 @@ from socket import AF_INET6
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from ...agents.store import StoreError
-from .shelf import MAX_ROWS, Filter, Shelf, to_json
+from ...agents.store import StoreError, Where
+from .shelf import MAX_ROWS, Shelf, to_json
 
 PAGE = Path(__file__).parent / "page"
+LISTING = ("run", "order", "offset", "limit", "at")  # of /api/trees; its other parameters are conditions on trees
 KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 POLICY = "default-src 'none'; {0}; img-src data:; base-uri 'none'; form-action 'none'"
 HEADERS = {
@@ -106,7 +107,9 @@ class Site:
             return volume.tree(_count("tree", values, 0))
         limit = min(_count("limit", values, MAX_ROWS), MAX_ROWS)
         at = _count("at", values, 0) if "at" in values else None
-        return volume.listing(Filter.of(values), values.get("order", ""), _count("offset", values, 0), limit, at)
+        conditions = {name: text for name, text in values.items() if name not in LISTING}
+        where = Where.parse(conditions, volume.success_term)
+        return volume.listing(where, values.get("order", ""), _count("offset", values, 0), limit, at)
 
 
 def _count(name: str, values: dict[str, str], default: int) -> int:

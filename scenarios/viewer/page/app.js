@@ -34,7 +34,8 @@ async function show() {
   leave = new AbortController();
   const { signal } = leave;
   const [view, query] = location.hash.slice(1).split(/\?(.*)/s);
-  current = { view: Object.hasOwn(VIEWS, view) ? view : "runs", parameters: new URLSearchParams(query ?? ""), page: { keys: {}, help: [] } };
+  const parameters = new URLSearchParams((query ?? "").replace(/(^|&)step=/, "$1steps=")); // links of earlier pages say step
+  current = { view: Object.hasOwn(VIEWS, view) ? view : "runs", parameters, page: { keys: {}, help: [] } };
   const main = document.getElementById("main");
   const stage = h("div", { class: `page ${current.view}` }); // what comes too late is drawn where nobody sees it
   main.setAttribute("aria-busy", "true");

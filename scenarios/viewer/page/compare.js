@@ -127,7 +127,7 @@ async function compareRuns(main, names) {
     h("p", { class: "legend" }, names.map((name, run) => h("a", { class: `name run${run}`, href: link("trees", { run: name }) }, name))),
     h("table", { class: "settings", "aria-label": "results" },
       h("thead", null, h("tr", null, h("th", null, "held-out success"), names.map((name) => h("th", { scope: "col" }, name)))),
-      h("tbody", null, stages.map((stage) => h("tr", null, h("th", { scope: "row" }, STAGES[stage] ?? stage), runs.map((run) => {
+      h("tbody", null, stages.map((stage) => h("tr", null, h("th", { scope: "row" }, HEADINGS[stage] ?? stage), runs.map((run) => {
         const success = run.results[stage]?.success;
         return h("td", null, success ? `${percent(success.mean)}  (${percent(success.low)} … ${percent(success.high)})` : "–");
       }))))),
