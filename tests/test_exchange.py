@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -592,6 +593,22 @@ def test_show_lists_the_trees_that_are_meant(run: Path, capsys: pytest.CaptureFi
         assert [line.split()[0] for line in said.splitlines()[1:-1]] == numbers, options
     status, _, error = command(capsys, "runs", "show", str(run.parent))
     assert status == 2 and "holds no trees" in error
+
+
+def test_runs_are_listed_with_the_stages_that_they_have(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    half = {"success": {"mean": 0.5, "low": 0.4, "high": 0.6}}
+    (run / "summary.json").write_text(json.dumps({"stages": {"z": half}, "gain": None}))
+    other = run.parent / "other"
+    other.mkdir()
+    (other / "scenario.yaml").write_text("seed: 1")
+    (other / "summary.json").write_text(json.dumps({"stages": {"before": half, "z": half, "[b]": half}, "gain": None}))
+    lines = command(capsys, "runs", str(run.parent))[1].splitlines()
+    cells = {
+        row[0]: row[1:] for row in ([cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in lines) if row
+    }
+    assert cells["run"] == ["state", "before", "z", "[b]", "gain (95%)"]
+    assert cells["other"] == ["finished", "50.0%", "50.0%", "50.0%", "-"]
+    assert cells["some"] == ["finished", "-", "50.0%", "-", "-"]
 
 
 @pytest.mark.parametrize("format", EXCHANGES)
