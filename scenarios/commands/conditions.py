@@ -45,7 +45,7 @@ def conditions(
 
 
 def where(conditions: dict[str, str], success_term: str) -> Where:
-    """UsageError that names the option where one cannot be read."""
+    """Reads the conditions. UsageError that names the option if one cannot be read."""
     from ...agents.store import Where
 
     try:

@@ -34,7 +34,7 @@ class ListByDefault(typer.core.TyperGroup):
 
 
 class Format(StrEnum):
-    """What agents.exchange knows."""
+    """The formats of agents/exchange.py."""
 
     atif = "atif"
     openai = "openai"
@@ -49,14 +49,14 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's director
 
 @runs_app.command("list")
 def list_runs(folder: Annotated[Path, typer.Argument(help="The folder that holds the runs.")] = Path("runs")) -> None:
-    """List the runs with what came of them. The default."""
+    """List the runs with their held-out success by stage. This is what `treegym runs` does without a command."""
     from ...agents import Run
 
     lines, faults = [], []
     for path in sorted(path.parent for path in folder.glob("*/scenario.yaml")):
         try:
             lines.append((path.name, *_came_of(Run(path))))
-        except (OSError, ValueError, LookupError, TypeError) as error:  # others are shown all the same
+        except (OSError, ValueError, LookupError, TypeError) as error:  # the other runs are shown all the same
             lines.append((path.name, "damaged", dict[str, str](), "-"))
             faults.append(f"{path / 'summary.json'} cannot be read: {told(error)}")
     longest_first = sorted((successes for _, _, successes, _ in lines), key=len, reverse=True)
@@ -117,7 +117,7 @@ def show(
 @runs_app.command("export")
 def export_trees(
     run: RunFolder,
-    format: Annotated[Format, typer.Option(help="Of the episodes.")],
+    format: Annotated[Format, typer.Option(help="The format of the episodes.")],
     out: Annotated[Path, typer.Option(help="The file to write: JSON lines, one for each rollout.")],
     stage: Stage = None,
     steps: Steps = None,
@@ -159,7 +159,7 @@ def export_trees(
 @runs_app.command("import")
 def import_trees(
     file: Annotated[Path, typer.Argument(help="JSON lines, or one JSON object.")],
-    format: Annotated[Format, typer.Option(help="Of the episodes.")],
+    format: Annotated[Format, typer.Option(help="The format of the episodes.")],
     out: Annotated[Path, typer.Option(metavar="RUN", help="The new run's directory.")],
 ) -> None:
     """Read episodes of another format into a new run.
@@ -189,7 +189,7 @@ def import_trees(
 
 @runs_app.command()
 def repair(run: RunFolder) -> None:
-    """Keep what can be read of a damaged run, and say what was lost. The damaged file stays beside it.
+    """Keep the trees of a damaged run that can be read, and say what was lost. The damaged file is kept beside them.
 
     Example: treegym runs repair runs/first
     """
@@ -211,7 +211,9 @@ def repair(run: RunFolder) -> None:
 
 @runs_app.command("migrate")
 def migrate_trees(run: RunFolder) -> None:
-    """Rewrite a run's trees.jsonl, of an older schema, as trees.jsonl.zst. They are read back and compared first.
+    """Rewrite a run's trees.jsonl, of an older schema, as trees.jsonl.zst.
+
+    The old file is removed once the new one is found to hold the same trees.
 
     Example: treegym runs migrate runs/old
     """
@@ -243,7 +245,7 @@ def _line(s: TreeSummary) -> str:
 
 @contextlib.contextmanager
 def _trees(run: Path) -> Iterator[EpisodeStore]:
-    """The trees of a run's directory."""
+    """The store with the trees of a run's directory, closed at the end. UsageError if there is none."""
     from ...agents import EpisodeStore
     from ...agents.store.folder import trees_file
 
@@ -256,7 +258,7 @@ def _trees(run: Path) -> Iterator[EpisodeStore]:
 
 @contextlib.contextmanager
 def _bar(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A progress bar; gives what advances it."""
+    """A progress bar on a terminal. Gives the function that advances it by a count."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(label, total=total)

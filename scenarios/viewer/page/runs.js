@@ -1,7 +1,7 @@
 "use strict";
 // The runs, and the curves of one or two of them.
 
-const HEADINGS = { model: "evaluated" }; // of stages whose names do not speak for themselves
+const HEADINGS = { model: "evaluated" }; // the heading of a stage, if it is not its name
 
 /** A share with its interval as a bar under the number. */
 function share(result) {
@@ -22,9 +22,9 @@ const sectionOf = (element) => element.closest("section").getAttribute("aria-lab
 async function showRuns(main, parameters, signal) {
   const { title, runs } = await source.runs();
   let at = Math.max(0, runs.findIndex((run) => run.name === parameters.get("run")));
-  let chosen = []; // names of those whose curves are shown
-  let plotted = ""; // what they were drawn from
-  let later; // the next look at one that is being written
+  let chosen = []; // names of the runs whose curves are shown
+  let plotted = ""; // the data of the curves that are shown, as JSON
+  let later; // timer of the next request for a run that is being written
   signal.addEventListener("abort", () => clearTimeout(later));
   const body = h("tbody");
   const curves = h("div", { class: "curves" });

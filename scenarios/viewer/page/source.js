@@ -8,7 +8,7 @@ const SLACK = 1e-6; // by which ranges of reward terms are extended, as in agent
 async function ask(path, parameters) {
   const answer = await fetch(`api/${path}?${new URLSearchParams(parameters)}`);
   const content = await answer.json();
-  if (!answer.ok) throw Object.assign(new Error(content.error), { refused: answer.status < 500 }); // asking again is no use
+  if (!answer.ok) throw Object.assign(new Error(content.error), { refused: answer.status < 500 }); // the same request would be refused again
   return content;
 }
 
@@ -20,7 +20,7 @@ const server = {
   tree: (run, tree) => ask("tree", { run, tree }),
 };
 
-/** The same answers from what an exported file holds. */
+/** Gives the answers of the server from the data that an exported file holds. */
 function exported(data) {
   const held = (content, what) => {
     if (content === undefined) throw new Error(`this file does not hold ${what}`);
@@ -103,7 +103,7 @@ function holds(tree, text) {
 const held = document.getElementById("data");
 const source = held ? exported(JSON.parse(held.textContent)) : server;
 
-const lastTrees = new Map(); // of the last questions, which the tree, its episodes and comparisons share
+const lastTrees = new Map(); // the trees that were read last, shared by the pages of trees, episodes and comparisons
 async function readTree(run, number) {
   const key = `${number} ${run}`;
   if (!lastTrees.has(key)) {
@@ -128,7 +128,7 @@ function winner(tree) {
   return tree.leaves.reduce((best, _, rollout) => (rank(rollout) > rank(best) ? rollout : best), 0);
 }
 
-/** How unsure the policy was of an action, token by token: its entropies, or the surprise of what it sampled. */
+/** How unsure the policy was of each token of an action: the entropies, or without them the sampled tokens' surprise. */
 function unsureness(node) {
   if (node.entropies.length) return { name: "entropy", values: node.entropies };
   return { name: "surprise", values: node.logprobs.map((logprob) => -logprob) };
