@@ -260,9 +260,8 @@ def _prepare(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA synchronous = OFF")  # an index that a crash of the machine spoils is rebuilt
     if connection.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
         connection.execute("BEGIN IMMEDIATE")
-        if (
-            connection.execute("PRAGMA user_version").fetchone()[0] != _VERSION
-        ):  # no other process created them meanwhile
+        # Another process may have created them before the transaction began.
+        if connection.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
             for [table] in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
                 connection.execute(f'DROP TABLE "{table}"')
             for statement in _TABLES.split(";"):

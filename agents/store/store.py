@@ -214,7 +214,7 @@ class EpisodeStore:
         while True:
             while batch := self._ask(Index.summaries, where, start, _BATCH):
                 for summary in batch:
-                    if summary is not None and (where.text is None or where.occurs(self.read(summary.number)[1])):
+                    if summary is not None and (where.text is None or where.text_occurs(self.read(summary.number)[1])):
                         yield summary
                 start += len(batch)
             if not self._catch_up(_BATCH):

@@ -88,7 +88,7 @@ class Where:
         share = tree.success(self.success_term)
         return share is not None and SUCCESS[self.success](share)
 
-    def occurs(self, tree: RolloutTree) -> bool:
+    def text_occurs(self, tree: RolloutTree) -> bool:
         """Whether a tree meets the condition `text`."""
         if self.text is None:
             return True

@@ -12,19 +12,25 @@ if TYPE_CHECKING:
     from ...agents.store import Where
 
 Stage = Annotated[str | None, typer.Option(help="Only trees of this stage, such as improvement.")]
-Steps = Annotated[str | None, typer.Option(metavar="LOW:HIGH", help="Only of these steps; either end can be left out.")]
-Env = Annotated[str | None, typer.Option(help="Only of this environment.")]
-Returns = Annotated[str | None, typer.Option(metavar="LOW:HIGH", help="By the mean return of a tree's rollouts.")]
+Steps = Annotated[
+    str | None, typer.Option(metavar="LOW:HIGH", help="Only trees of these steps; either end can be left out.")
+]
+Env = Annotated[str | None, typer.Option(help="Only trees of this environment.")]
+Returns = Annotated[str | None, typer.Option(metavar="LOW:HIGH", help="Only trees whose mean return is in this range.")]
 Terms = Annotated[
     list[str] | None,
-    typer.Option("--term", metavar="NAME=LOW:HIGH", help="By the mean of a reward term, as exact=0.5:; repeatable."),
+    typer.Option(
+        "--term",
+        metavar="NAME=LOW:HIGH",
+        help="Only trees with such a mean of a reward term; repeatable.",
+    ),
 ]
-Rollouts = Annotated[str | None, typer.Option(metavar="LOW:HIGH", help="By the number of rollouts.")]
+Rollouts = Annotated[str | None, typer.Option(metavar="LOW:HIGH", help="Only trees with so many rollouts.")]
 Success = Annotated[
-    str | None, typer.Option(metavar="all|some|mixed|none", help="By how many of the rollouts succeeded.")
+    str | None, typer.Option(metavar="all|some|mixed|none", help="Only trees of which so many rollouts succeeded.")
 ]
-Cause = Annotated[str | None, typer.Option(help="Only with a rollout that was truncated for this, as 'turn limit'.")]
-Text = Annotated[str | None, typer.Option(help="Only with this text in a message or an action, in any case.")]
+Cause = Annotated[str | None, typer.Option(help="Only trees with a rollout that this truncated, as 'turn limit'.")]
+Text = Annotated[str | None, typer.Option(help="Only trees with this text in a message or an action, in any case.")]
 
 
 def conditions(

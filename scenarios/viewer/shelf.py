@@ -248,10 +248,10 @@ class Volume:
         return any(self.success_term in node.reward_terms for node in tree.nodes)
 
     def _search(self, text: str) -> Reading[bool]:
-        """Which trees hold a text. The last searches are kept, so that several open pages can go on with theirs."""
+        """For each tree, whether it holds a text. The last searches are kept: several open pages can go on with theirs."""
 
         def read(start: int) -> Iterator[bool]:
-            return (Where(text=text).occurs(record.tree) for record in self.store.records(start))
+            return (Where(text=text).text_occurs(record.tree) for record in self.store.records(start))
 
         with self._lock:
             search = self._searches.pop(text, None) or Reading(self.store, read)
