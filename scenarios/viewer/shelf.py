@@ -248,7 +248,7 @@ class Volume:
         return any(self.success_term in node.reward_terms for node in tree.nodes)
 
     def _search(self, text: str) -> Reading[bool]:
-        """For each tree, whether it holds a text. The last searches are kept: several open pages can go on with theirs."""
+        """For each tree, whether it holds a text. The last searches are kept, each for the page that asked it."""
 
         def read(start: int) -> Iterator[bool]:
             return (Where(text=text).text_occurs(record.tree) for record in self.store.records(start))
