@@ -30,7 +30,7 @@ from treegym.agents.models.registry import load_tokenizer
 from treegym.agents.policies import RandomPlayer
 from treegym.agents.store import Where
 from treegym.envs import Message, Task
-from treegym.scenarios.viewer.shelf import Filter, Shelf
+from treegym.scenarios.viewer.shelf import Shelf
 
 
 def tree(hops: int, *exact: float) -> RolloutTree:
@@ -69,12 +69,14 @@ def test_a_success_is_one_wherever_it_is_counted(exact: list[float], won: int, t
     store.append(some)
     [summary] = store.summaries()
     [volume] = Shelf(tmp_path, lambda path: EpisodeStore(path / "trees.jsonl.zst")).volumes().values()
-    [row] = volume.listing(Filter())["rows"]
+    [row] = volume.listing(Where())["rows"]
     assert TaskOutcome.of(0, some, "exact").successes == sum(succeeded(some, "exact")) == won
     assert summary.successes == {"exact": won} and row["success"] == won / 2
     assert volume.tree(0)["succeeded"] == succeeded(some, "exact")
     assert Evaluation.of([some], "exact").success.mean == won / 2
-    chosen = {name for name in ("all", "some", "mixed", "none") if volume.numbers(Filter(success=name))}
+    wheres = {name: Where(success=name, success_term="exact") for name in ("all", "some", "mixed", "none")}
+    chosen = {name for name, where in wheres.items() if volume.numbers(where)}
+    assert chosen == {name for name, where in wheres.items() if store.matching(where)}
     assert chosen == [{"none"}, {"some", "mixed"}, {"some", "all"}][won]
 
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -570,6 +571,15 @@ def run(tmp_path: Path) -> Iterator[Path]:
     yield folder
 
 
+SHOWN = {
+    ("--success", "some"): ["1", "3", "5"],
+    ("--success", "mixed"): [],
+    ("--cause", "turn limit", "--rollouts", "2", "--steps", "2:"): ["4", "5"],
+    ("--text", "LOOK 3"): ["3"],
+    ("--term", "exact=1", "--term", "speed=0"): ["1", "3", "5"],
+}
+
+
 def test_show_lists_the_trees_that_are_meant(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, said, _ = command(capsys, "runs", "show", str(run))
     assert status == 0 and said.endswith("6 trees\n") and "tests/Some-v0" in said
@@ -577,9 +587,28 @@ def test_show_lists_the_trees_that_are_meant(run: Path, capsys: pytest.CaptureFi
     assert [line.split()[0] for line in said.splitlines()] == ["tree", "3", "1"] and said.endswith("1 tree\n")
     assert "some" in command(capsys, "runs", str(run.parent))[1] == command(capsys, "runs", "list", str(run.parent))[1]
     status, _, error = command(capsys, "runs", "show", str(run), "--steps", "one")
-    assert status == 2 and "--steps takes LEAST:MOST" in error
+    assert status == 2 and "--steps: a number or LOW:HIGH" in error and "got 'one'" in error
+    for options, numbers in SHOWN.items():
+        said = command(capsys, "runs", "show", str(run), *options)[1]
+        assert [line.split()[0] for line in said.splitlines()[1:-1]] == numbers, options
     status, _, error = command(capsys, "runs", "show", str(run.parent))
     assert status == 2 and "holds no trees" in error
+
+
+def test_runs_are_listed_with_the_stages_that_they_have(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    half = {"success": {"mean": 0.5, "low": 0.4, "high": 0.6}}
+    (run / "summary.json").write_text(json.dumps({"stages": {"z": half}, "gain": None}))
+    other = run.parent / "other"
+    other.mkdir()
+    (other / "scenario.yaml").write_text("seed: 1")
+    (other / "summary.json").write_text(json.dumps({"stages": {"before": half, "z": half, "[b]": half}, "gain": None}))
+    lines = command(capsys, "runs", str(run.parent))[1].splitlines()
+    cells = {
+        row[0]: row[1:] for row in ([cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in lines) if row
+    }
+    assert cells["run"] == ["state", "before", "z", "[b]", "gain (95%)"]
+    assert cells["other"] == ["finished", "50.0%", "50.0%", "50.0%", "-"]
+    assert cells["some"] == ["finished", "-", "50.0%", "-", "-"]
 
 
 @pytest.mark.parametrize("format", EXCHANGES)

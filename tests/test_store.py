@@ -9,6 +9,7 @@ import fcntl
 import functools
 import io
 import json
+import math
 import os
 import pkgutil
 import random
@@ -286,10 +287,99 @@ def test_filters_choose_as_a_reader_of_the_trees_would(path: Path) -> None:
         (Where(terms={"exact": (None, 0.5), "speed": (0, 0)}), lambda s: s.terms["exact"] <= 0.5),
         (Where(rollouts=(3, None)), lambda s: False),
         (Where(terms={"no such": (0, None)}), lambda s: False),
+        (Where(success="all", success_term="exact"), lambda s: s.terms["exact"] == 1),
+        (Where(success="none", success_term="no such"), lambda s: False),
+        (Where(cause="turn limit", steps=(3, 3)), lambda s: s.labels["step"] == 3),
+        (Where(cause="another"), lambda s: False),
+        (Where(text="BEGIN at 1"), lambda s: s.seed in (1, 10, 11)),
+        (Where(text="look 4 0", stage="odd"), lambda s: False),
     ]
     for where, meant in cases:
         assert list(store.summaries(where)) == [s for s in everything if meant(s)]
         assert store.matching(where) == len(list(store.summaries(where)))
+
+
+numbers = st.sampled_from([-1.0, 0.0, 0.5, 1 - 1e-9, 1.0, 2.0])
+ranges = st.tuples(st.none() | numbers, st.none() | numbers)
+wheres = st.builds(
+    Where,
+    stage=st.none() | st.sampled_from(["some", "", "\ud800"]),
+    steps=ranges,
+    env=st.none() | st.just("tests/0-v0"),
+    returns=ranges,
+    terms=st.dictionaries(st.sampled_from(["exact", "é\"'"]), ranges, max_size=2),
+    rollouts=ranges,
+)
+SCORES = (0.0, 0.5, sum([0.1] * 10), math.nan, math.inf)
+
+
+@pytest.fixture(scope="module")
+def odd_store() -> Iterator[EpisodeStore]:
+    """Trees with labels, returns and reward terms of every kind that a filter can come upon."""
+    with TemporaryStore(".jsonl.zst") as store:
+        for number, score in enumerate(SCORES * 6):
+            terms: dict[str, float | None] = {"exact": score, "é\"'": float(number % 3)} if number % 7 else {}
+            node = replace(tree(number).nodes[0], reward=score, reward_terms=terms)
+            grown = replace(tree(number, env=f"tests/{number % 2}-v0"), nodes=(node,), leaves=(0,), origins=(0,))
+            labels: list[dict[str, Any]] = [{"stage": "some", "step": 1}, {"stage": "\ud800", "step": math.nan}]
+            store.append(grown, **[*labels, {}, {"step": "1"}, {"stage": 0, "step": True}][number % 5 - number // 10])
+        yield store
+
+
+@settings(max_examples=200, deadline=None)
+@given(where=wheres)
+def test_the_index_narrows_to_no_fewer_than_those_that_pass(odd_store: EpisodeStore, where: Where) -> None:
+    numbers = [summary.number for summary in odd_store.summaries() if where.passes(summary)]
+    assert [summary.number for summary in odd_store.summaries(where)] == numbers
+
+
+def test_what_is_no_number_lies_in_no_range_that_has_an_end(path: Path) -> None:
+    summary = TreeSummary.of(
+        0, {"step": "3"}, replace(tree(1), nodes=(Node(-1, Completion("go"), reward=math.nan),), leaves=(0,))
+    )
+    assert math.isnan(summary.mean_return) and Where().passes(summary)
+    for where in (Where(returns=(None, 1)), Where(steps=(3, None)), Where(terms={"exact": (None, 1)})):
+        assert not where.passes(summary)
+
+
+@pytest.mark.parametrize(
+    ("conditions", "where"),
+    [
+        ({}, Where()),
+        ({"steps": "3"}, Where(steps=(3, 3))),
+        (
+            {"steps": "3:", "returns": " : 0.5", "rollouts": "1..2"},
+            Where(steps=(3, None), returns=(None, 0.5), rollouts=(1, 2)),
+        ),
+        ({"term": "exact=0.5:, a b=-1"}, Where(terms={"exact": (0.5, None), "a b": (-1, -1)})),
+        ({"success": "mixed"}, Where(success="mixed", success_term="exact")),
+        ({"stage": "", "env": "a", "cause": "b", "text": "3:4"}, Where(stage="", env="a", cause="b", text="3:4")),
+    ],
+)
+def test_conditions_are_read_from_texts(conditions: dict[str, str], where: Where) -> None:
+    assert Where.parse(conditions, "exact") == replace(where, success_term="exact")
+
+
+@pytest.mark.parametrize(
+    ("conditions", "says"),
+    [
+        ({"steps": "one"}, "steps: a number or LOW:HIGH .*, got 'one'"),
+        ({"steps": ""}, "steps: .*, got ''"),
+        ({"returns": ":"}, "returns: .*, got ':'"),
+        ({"rollouts": "1:2:3"}, "rollouts: .*, got '1:2:3'"),
+        ({"returns": "nan:"}, "returns: .*, got 'nan:'"),
+        ({"term": "exact"}, "term: NAME=LOW:HIGH .*, got 'exact'"),
+        ({"term": "exact=1:,=2"}, "term: NAME=LOW:HIGH .*, got '=2'"),
+        ({"term": "exact=x"}, "term exact: .*, got 'x'"),
+        ({"term": "exact=1:,exact=:2"}, "term: one range for each name, got two for exact"),
+        ({"success": "most"}, "success: one of all, some, mixed, none, got 'most'"),
+        ({"success": "all"}, "success: success_term names the reward term"),
+        ({"step": "3"}, "step: no condition has this name; there are steps, "),
+    ],
+)
+def test_a_condition_that_cannot_be_read_is_named(conditions: dict[str, str], says: str) -> None:
+    with pytest.raises(ValueError, match=f"^{says}"):
+        Where.parse(conditions)
 
 
 def test_the_index_follows_what_is_appended_and_forgotten(path: Path) -> None:

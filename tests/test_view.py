@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import shutil
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from http.client import HTTPConnection
@@ -19,10 +18,10 @@ import pytest
 
 from treegym.agents import Completion, EpisodeStore, Node, RolloutTree, Run
 from treegym.agents.models.nano import build_nano
-from treegym.agents.store import TreeSummary, append_line
+from treegym.agents.store import TreeSummary, Where, append_line
 from treegym.envs import Message, Task
 from treegym.scenarios.commands.cli import main
-from treegym.scenarios.viewer.shelf import Filter, Reading, Shelf, pieces
+from treegym.scenarios.viewer.shelf import Reading, Shelf, pieces
 from treegym.scenarios.viewer.site import Site, ViewServer, exported, serve
 from treegym.tools import ToolCall
 
@@ -210,20 +209,26 @@ def test_pages_join_to_the_whole_list(server: ViewServer) -> None:
     assert len(ask(server, "trees", run="many", limit=5 * MANY)["rows"]) < MANY
 
 
-@pytest.mark.parametrize(
-    ("question", "expected"),
-    [
-        ({"step": "3..4"}, lambda n: 30 <= n < 50),
-        ({"step": "99.."}, lambda n: n >= 990),
-        ({"env": "treegym/Maze-v0"}, lambda n: n % 5 == 0),
-        ({"returns": "0.5.."}, lambda n: n % 3 == 0),
-        ({"success": "none", "step": "0"}, lambda n: n % 3 and n < 10),
-        ({"success": "mixed"}, lambda n: False),
-        ({"text": "ANSWER to go 77"}, lambda n: str(n).startswith("77")),
-        ({"text": "go 7", "env": "treegym/Maze-v0"}, lambda n: str(n).startswith("7") and n % 5 == 0),
-        ({"stage": "improvement"}, lambda n: False),
-    ],
-)
+QUESTIONS: list[tuple[dict[str, str], Callable[[int], Any]]] = [  # and the numbers that the run `some` answers with
+    ({"steps": "3:4"}, lambda n: 30 <= n < 50),
+    ({"steps": "3..4"}, lambda n: 30 <= n < 50),  # as addresses of earlier pages have it
+    ({"steps": "99:"}, lambda n: n >= 990),
+    ({"env": "treegym/Maze-v0"}, lambda n: n % 5 == 0),
+    ({"returns": "0.5:"}, lambda n: n % 3 == 0),
+    ({"term": "exact=1:"}, lambda n: n % 3 == 0),
+    ({"term": "exact=:0.5"}, lambda n: n % 3),
+    ({"term": "format=0:"}, lambda n: False),
+    ({"rollouts": "2:"}, lambda n: False),
+    ({"success": "none", "steps": "0"}, lambda n: n % 3 and n < 10),
+    ({"success": "mixed"}, lambda n: False),
+    ({"cause": "turn limit"}, lambda n: False),
+    ({"text": "ANSWER to go 77"}, lambda n: str(n).startswith("77")),
+    ({"text": "go 7", "env": "treegym/Maze-v0"}, lambda n: str(n).startswith("7") and n % 5 == 0),
+    ({"stage": "improvement"}, lambda n: False),
+]
+
+
+@pytest.mark.parametrize(("question", "expected"), QUESTIONS)
 def test_filters_choose_trees(server: ViewServer, question: dict[str, str], expected: Any) -> None:
     found = whole(server, run="some", **question)
     numbers = [n for n in range(SOME) if expected(n)]
@@ -245,7 +250,8 @@ def test_an_order_holds_over_all_pages_and_a_tree_is_found_in_it(server: ViewSer
 @pytest.mark.parametrize(
     ("path", "status"),
     [
-        ("/api/trees?run=some&step=x", 400),
+        ("/api/trees?run=some&steps=x", 400),
+        ("/api/trees?run=some&step=3", 400),
         ("/api/trees?run=some&success=maybe", 400),
         ("/api/trees?run=some&order=labels", 400),
         ("/api/trees?run=some&offset=-1", 400),
@@ -303,13 +309,13 @@ def test_numbers_reach_a_browser_as_they_are(server: ViewServer) -> None:
 def test_a_growing_run_is_read_on_and_a_shorter_one_anew(tmp_path: Path) -> None:
     run = make_run(tmp_path, [(simple(n), {"step": n}) for n in range(3)])
     volume = shelf_of(tmp_path).volume(tmp_path.name)
-    assert volume.numbers(Filter(text="go 1")) == [1]
+    assert volume.numbers(Where(text="go 1")) == [1]
     run.trees.append(simple(10), step=3)
-    assert volume.numbers(Filter()) == [0, 1, 2, 3] and volume.numbers(Filter(text="go 1")) == [1, 3]
+    assert volume.numbers(Where()) == [0, 1, 2, 3] and volume.numbers(Where(text="go 1")) == [1, 3]
     run.trees.truncate(0)
     run.close()
     make_run(tmp_path, [(simple(n), {"step": n}) for n in range(20, 26)])
-    assert [row["seed"] for row in volume.listing(Filter())["rows"]] == list(range(20, 26))
+    assert [row["seed"] for row in volume.listing(Where())["rows"]] == list(range(20, 26))
 
 
 def test_a_store_that_cannot_be_read_on_says_so_every_time(tmp_path: Path) -> None:
@@ -350,14 +356,8 @@ def test_searches_side_by_side_all_come_to_their_end(tmp_path: Path, monkeypatch
     volume = shelf_of(tmp_path).volume(tmp_path.name)
     monkeypatch.setattr(Reading.read_on, "__defaults__", (0.0,))  # one tree a question
     for _ in range(7):
-        answers = [volume.listing(Filter(text=f"go {n}")) for n in range(4)]
+        answers = [volume.listing(Where(text=f"go {n}")) for n in range(4)]
     assert [(answer["complete"], answer["matching"]) for answer in answers] == [(True, 1)] * 4
-
-
-def test_a_tree_without_a_mean_return_passes_where_returns_do_not_matter() -> None:
-    summary = TreeSummary.of(0, {}, branching(1, nodes=(node(-1, "go", math.nan),), leaves=(0,)))
-    assert math.isnan(summary.mean_return)
-    assert Filter().passes(summary, None) and not Filter(returns="..1").passes(summary, None)
 
 
 @pytest.mark.parametrize(
@@ -387,8 +387,9 @@ def test_tokens_of_another_vocabulary_leave_the_text_unshaded() -> None:
         (["nowhere"], "no folder nowhere"),
         (["."], "no runs in ."),
         (["first", "--export", "x.html", "--success", "maybe"], "--success: one of all"),
-        (["first", "--export", "x.html", "--return", "x"], "--return: a number or LOW..HIGH, got 'x'"),
-        (["first", "--export", "x.html", "--tree", "7"], "first: no tree 7 passes the filters"),
+        (["first", "--export", "x.html", "--returns", "x"], "--returns: a number or LOW:HIGH"),
+        (["first", "--export", "x.html", "--return", "3:"], "Possible options: --env, --returns"),
+        (["first", "--export", "x.html", "--tree", "7"], "first: no tree 7 meets the conditions"),
         (["first", "--tree", "1"], "go with --export"),
     ],
 )
@@ -638,19 +639,19 @@ def test_filters_narrow_the_list_and_stand_in_the_address(visitor: Visitor, serv
     visitor.page.wait_for_selector(".count:has-text('11 of 1,000 trees')")
     visitor.page.select_option("select[name=success]", "all")
     visitor.page.wait_for_selector(".count:has-text('3 of 1,000 trees')")  # 771, 774, 777
-    visitor.page.fill("input[name=step]", "77..")
-    visitor.page.fill("input[name=returns]", "..1")
+    visitor.page.fill("input[name=steps]", "77:")
+    visitor.page.fill("input[name=returns]", ":1")
     visitor.settle()
     assert visitor.page.locator(".space .row .c-number").all_inner_texts() == ["771", "774", "777"]
-    visitor.page.fill("input[name=step]", "7x")
-    visitor.page.wait_for_selector("[role=alert]:has-text(\"LOW..HIGH, got '7x'\")")
+    visitor.page.fill("input[name=steps]", "7x")
+    visitor.page.wait_for_selector("[role=alert]:has-text(\"got '7x'\")")
     assert visitor.hash() == {
         "view": "trees",
         "run": "some",
         "text": "go 77",
         "success": "all",
-        "step": "7x",
-        "returns": "..1",
+        "steps": "7x",
+        "returns": ":1",
     }
     visitor.troubles.clear()  # the browser notes the refusal
     visitor.page.click("text=clear")
@@ -664,7 +665,7 @@ def test_filters_narrow_the_list_and_stand_in_the_address(visitor: Visitor, serv
     "address",
     [
         "#runs?run=first&with=some",
-        "#trees?run=some&step=3..8&order=-success&at=36",
+        "#trees?run=some&steps=3:8&order=-success&at=36",
         "#tree?run=first&tree=0&node=3",
         "#tree?run=first&tree=0&node=3&labels=off",
         "#episode?run=first&tree=0&rollout=1&turn=2&shade=off",
@@ -742,8 +743,8 @@ def test_hostile_texts_are_shown_and_not_run(
     if kind == "exported":
         shelf = shelf_of(runs)
         picked = {
-            "deep/hostile": shelf.volume("deep/hostile").numbers(Filter()),
-            "first": shelf.volume("first").numbers(Filter()),
+            "deep/hostile": shelf.volume("deep/hostile").numbers(Where()),
+            "first": shelf.volume("first").numbers(Where()),
         }
         (tmp_path / "page.html").write_text(exported(shelf, picked), encoding="utf-8")
         base = (tmp_path / "page.html").as_uri()
@@ -784,8 +785,8 @@ def test_the_policy_of_a_page_runs_no_planted_script(
 def test_an_exported_file_works_without_a_server(visitor: Visitor, runs: Path, tmp_path: Path) -> None:
     shelf = shelf_of(runs)
     picked = {
-        "first": shelf.volume("first").numbers(Filter()),
-        "some": shelf.volume("some").numbers(Filter(step="30..39")),
+        "first": shelf.volume("first").numbers(Where()),
+        "some": shelf.volume("some").numbers(Where(steps=(30, 39))),
     }
     file = tmp_path / "some file.html"
     file.write_text(exported(shelf, picked), encoding="utf-8")
@@ -799,6 +800,28 @@ def test_an_exported_file_works_without_a_server(visitor: Visitor, runs: Path, t
     visitor.press("l", "l", "Enter")
     assert "answer to" in visitor.text("article")
     assert {url.partition("#")[0] for url in visitor.requests if not url.startswith("data:")} == {file.as_uri()}
+
+
+def test_an_exported_file_chooses_trees_as_the_server_does(visitor: Visitor, runs: Path, tmp_path: Path) -> None:
+    file = tmp_path / "some.html"
+    shelf = shelf_of(runs)
+    picked = {"some": range(SOME), "first": shelf.volume("first").numbers(Where())}
+    file.write_text(exported(shelf, picked), encoding="utf-8")
+    asked = [("some", SOME, question, sum(map(bool, map(expected, range(SOME))))) for question, expected in QUESTIONS]
+    asked += [("first", 3, {"cause": "turn limit"}, 2), ("first", 3, {"rollouts": "2:", "success": "mixed"}, 2)]
+    for run, total, question, matching in asked:
+        visitor.goto(f"{file.as_uri()}#trees?{urlencode({'run': run, **question})}")
+        assert visitor.text(".count") == f"{matching:,} of {total:,} trees", question
+    for question in ({"steps": "1:2:3"}, {"term": "exact"}, {"returns": ":"}, {"term": "a=1,a=2"}):
+        visitor.goto(f"{file.as_uri()}#trees?{urlencode({'run': 'some', **question})}")
+        refused = json.loads(Site(shelf).answer(f"/api/trees?{urlencode({'run': 'some', **question})}").body)
+        assert visitor.text(".count [role=alert]") == refused["error"].replace('"', "'")
+
+
+def test_a_link_of_an_earlier_page_still_names_its_steps(visitor: Visitor, server: ViewServer) -> None:
+    visitor.goto(f"{server.url}#trees?run=some&step=3..4")
+    assert visitor.text(".count") == "20 of 1,000 trees"
+    assert visitor.page.input_value("input[name=steps]") == "3..4"
 
 
 def test_dark_and_light_follow_the_system_until_one_is_chosen(browser: Any, server: ViewServer) -> None:
@@ -852,6 +875,6 @@ def test_a_tree_in_the_address_is_sought_until_it_is_read(
     monkeypatch.setattr(Reading.read_on, "__defaults__", (0.0,))  # one tree a question
     run = make_run(tmp_path / "some", [(simple(n), {"step": n}) for n in range(6)])
     with serving(run.path) as server:
-        visitor.goto(f"{server.url}#trees?run=some&step=1..&at=4")
+        visitor.goto(f"{server.url}#trees?run=some&steps=1:&at=4")
         assert visitor.page.locator(".row.at .c-number").all_inner_texts() == ["4"]
         visitor.page.goto("about:blank")

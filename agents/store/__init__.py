@@ -2,10 +2,11 @@
 
 from .folder import Run
 from .frames import DamagedStore, StoreError
-from .index import Range, TreeSummary, Where
+from .index import TreeSummary
 from .records import Record
 from .salvage import migrate, salvage
 from .store import EpisodeStore, Loss, StoreLocked, append_line, read_lines
+from .where import Range, Where
 
 __all__ = [
     "DamagedStore",

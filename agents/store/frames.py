@@ -1,4 +1,4 @@
-"""How records lie in a file: as zstd frames that tell damage from a cut, or as plain lines."""
+"""How records are laid out in a file: as zstd frames, where damage differs from a cut, or as plain lines."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from typing import BinaryIO, Protocol
 
 import zstandard
 
-_HEADER = struct.Struct("<6I")  # magic, size of what follows, number, bytes of the frame, CRC of the frame, of these
-_START = struct.pack("<2I", 0x184D2A50, _HEADER.size - 8)  # a skippable frame: zstd tools pass over it
+# magic number, size of the rest, number of the record, bytes of its frame, CRC of its frame, CRC of these five
+_HEADER = struct.Struct("<6I")
+_START = struct.pack("<2I", 0x184D2A50, _HEADER.size - 8)  # marks a skippable frame, which zstd tools skip
 
 
 class StoreError(Exception):
-    """A store cannot be read or written. The text names the file, and the record and byte where there is one."""
+    """A store cannot be read or written. The text names the file, and the record and its byte if it is about one."""
 
 
 class DamagedStore(StoreError):
-    """Bytes of a store are not what was written."""
+    """Bytes of a store are not those that were written."""
 
 
 class Damage(Exception):
-    """Why no record begins here; `offset` in bytes."""
+    """No record can be read at `offset`, in bytes. The text says why."""
 
     def __init__(self, offset: int, why: str) -> None:
         super().__init__(why)
@@ -33,40 +34,44 @@ class Damage(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A record's bytes."""
+    """The bytes of one record."""
 
     offset: int  # in the file
-    end: int  # where the next one begins
-    number: int | None  # its place in the store, where the layout knows it
-    line: bytes  # JSON, ends with a newline
+    end: int  # of the record in the file: the next one begins there
+    number: int | None  # of the tree in the store; None if the layout does not write it
+    line: bytes  # JSON that ends with a newline
 
 
 class Layout(Protocol):
-    """How records are written one after the other."""
+    """How the records of a file follow each other."""
 
     def encode(self, number: int, line: bytes) -> bytes:
-        """What is appended to the file."""
+        """The bytes to append to the file for a record."""
         ...
 
     def read(self, file: BinaryIO, offset: int) -> Piece | None:
-        """The record at an offset; None at the end and where the last one was cut off. Damage where there is none."""
+        """The record at an offset. None at the end of the file and where the last record is cut off.
+
+        Raises Damage where no record can be read.
+        """
         ...
 
     def after(self, file: BinaryIO, offset: int) -> int | None:
-        """The first offset behind a damage at which a record may begin; None: there is none."""
+        """The first offset after a damaged record at which another record may begin; None if there is none."""
         ...
 
 
 def layout_of(path: Path) -> Layout:
-    """By the file's name: compressed frames in *.zst, else lines."""
+    """Frames for a file whose name ends in .zst, Lines for any other."""
     return Frames() if path.suffix == ".zst" else Lines()
 
 
 class Frames:
-    """A header, then one zstd frame with the line. Every byte is under one of the header's two checksums.
+    """Each record is a header and a zstd frame that holds the line. The header's two checksums cover every byte.
 
-    The header has its own, so a length can be trusted: a file that ends before it was cut off, anything else that is
-    wrong is damage. To zstd the header is a skippable frame: `zstdcat` shows the lines.
+    One checksum covers the header itself, so that the length in it can be trusted. If the file ends before that length,
+    its last record is cut off; anything else that is wrong is damage. For zstd the header is a skippable frame, so
+    `zstdcat` shows the lines.
     """
 
     def __init__(self, level: int = 3) -> None:
@@ -91,10 +96,12 @@ class Frames:
         if zlib.crc32(frame) != checksum:
             raise Damage(offset, "its checksum does not match")
         end = offset + _HEADER.size + length
-        return Piece(offset, end, number, zstandard.decompress(frame))  # threads may not share a decompressor
+        return Piece(
+            offset, end, number, zstandard.decompress(frame)
+        )  # a decompressor object is not safe in several threads
 
     def _fields(self, header: bytes, offset: int) -> tuple[int, int, int]:
-        """Number of the record, length and checksum of its frame."""
+        """From a header: the number of the record, the length of its frame, and the checksum of its frame."""
         if not header.startswith(_START) or zlib.crc32(header[:-4]) != int.from_bytes(header[-4:], "little"):
             raise Damage(offset, "there is no header of a record")
         _, _, number, length, checksum, _ = _HEADER.unpack(header)
@@ -118,7 +125,7 @@ class Frames:
 
 
 class Lines:
-    """One line each: schema 1, and runs that began with it. No checksums: damage shows where it breaks the JSON."""
+    """Each record is one line, as in schema 1. There are no checksums: only damage that breaks the JSON is noticed."""
 
     def encode(self, number: int, line: bytes) -> bytes:
         return line
@@ -134,7 +141,7 @@ class Lines:
 
 
 def pieces(layout: Layout, file: BinaryIO, offset: int) -> Iterator[Piece]:
-    """The records from an offset on, up to the end or to the last one if it was cut off. Damage where one is."""
+    """The records from an offset on. They end before a last record that is cut off. Raises Damage at a damaged one."""
     while (piece := layout.read(file, offset)) is not None:
         yield piece
         offset = piece.end

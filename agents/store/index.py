@@ -1,13 +1,14 @@
 """An index of a store in SQLite: where every tree lies, and its summary, for listing and filtering.
 
-SQLite, for it is in the standard library, takes single rows as cheaply as it filters many, and lets several processes
-read while one writes; DuckDB would scan faster, which listings do not need. The index is a cache: what it lacks it
-takes from the store, and without it all is there. Where it cannot be written, one in memory stands in.
+SQLite is in the standard library, reads a single row as cheaply as it filters many, and lets several processes read
+while one writes. DuckDB would scan faster, which listings do not need. The index is a cache: the store can rebuild it
+at any time. Where the file of the index cannot be written, an index in memory replaces it.
 
-Every row has a checksum. An answer is taken from rows that match theirs and whose numbers have no gap, and the newest
-row is compared with the store; so a filter reads all rows, a listing those that it lists, opening a store the newest
-alone. A spoilt index is built anew. Not covered are one change in four billion, which leaves the checksum as it was,
-and the choice of the earlier prompt that a new one is stored with, where any is right.
+Every row has a checksum. An answer comes only from rows whose checksums match and whose numbers have no gap, and the
+newest row is compared with the store. Therefore a filter reads all rows, a listing reads the rows that it lists, and
+opening a store reads the newest row only. An index with a wrong row is rebuilt. Two things are not covered: one change
+in four billion leaves the checksum as it was; and a wrong row may make a new tree share its opening with another
+earlier tree than usual, which is still correct.
 """
 
 from __future__ import annotations
@@ -21,22 +22,21 @@ import weakref
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..tree import SLACK, RolloutTree, is_success, tool_results
+from ..tree import RolloutTree, is_success, tool_results
+from .where import Range, Where, wider
 
-Range = tuple[float | None, float | None]  # least and most, both included; None: no bound
-_ANY: Range = (None, None)
 _VERSION = 3  # of the tables
 _BATCH = 256  # rows read at a time
-_TERM = "iif(json_valid(terms), (SELECT value FROM json_each(terms) WHERE key = ?), NULL)"  # not a number is no JSON
+_TERM = "iif(json_valid(terms), (SELECT value FROM json_each(terms) WHERE key = ?) {} ?, 1)"  # NaN is no valid JSON
 
 
 @dataclass(frozen=True, slots=True)
 class TreeSummary:
-    """What a listing tells of a stored tree."""
+    """The facts about a stored tree that a listing shows and that conditions ask about."""
 
     number: int  # its place in the store, from 0
     labels: Mapping[str, Any]  # stage, step, ...
@@ -46,11 +46,11 @@ class TreeSummary:
     nodes: int
     mean_return: float
     best_return: float
-    terms: Mapping[str, float]  # reward terms by name: means over the rollouts
-    successes: Mapping[str, int]  # reward terms by name: how many rollouts reached 1 in it
-    causes: Mapping[str, int]  # of truncation, by name: how many rollouts
-    sampled_tokens: int  # each once
-    tool_calls: int  # each once
+    terms: Mapping[str, float]  # reward term: its mean over the rollouts
+    successes: Mapping[str, int]  # reward term: number of rollouts that reached 1 in it
+    causes: Mapping[str, int]  # cause of truncation: number of rollouts
+    sampled_tokens: int  # of the nodes; a turn that rollouts share counts once
+    tool_calls: int  # counted in the same way
 
     @classmethod
     def of(cls, number: int, labels: Mapping[str, Any], tree: RolloutTree) -> TreeSummary:
@@ -73,56 +73,25 @@ class TreeSummary:
             tool_calls=sum(tool_results(node.messages) for node in tree.nodes),
         )
 
+    def success(self, term: str) -> float | None:
+        """The share of the rollouts that reached 1 in a reward term; None where no turn of the tree has that term."""
+        count = self.successes.get(term)
+        return None if count is None else count / self.rollouts
+
 
 def _mean(values: Sequence[float]) -> float:
-    """Infinite where the sum is, which statistics.fmean refuses."""
+    """The mean. If the sum is infinite, so is the mean; statistics.fmean would raise."""
     return sum(values) / len(values)
 
 
 @dataclass(frozen=True, slots=True)
-class Where:
-    """Which trees: all that meet every condition."""
-
-    stage: str | None = None
-    steps: Range = _ANY
-    env: str | None = None
-    returns: Range = _ANY  # mean over the tree's rollouts
-    terms: Mapping[str, Range] = field(default_factory=dict)  # as those of a summary; up to SLACK beyond the ends
-    rollouts: Range = _ANY
-
-    def sql(self) -> tuple[str, list[Any]]:
-        """Conditions and their values."""
-        conditions = ["1"]
-        values: list[Any] = []
-        for column, value in (("stage", self.stage), ("env", self.env)):
-            if value is not None:
-                conditions.append(f"{column} = ?")
-                values.append(value)
-        columns = (("step", self.steps), ("mean_return", self.returns), ("rollouts", self.rollouts))
-        ranges: list[tuple[str, list[Any], Range]] = [(column, [], range) for column, range in columns]
-        ranges += [(_TERM, [name], _wider(bounds)) for name, bounds in self.terms.items()]
-        for column, given, bounds in ranges:
-            for sign, bound in zip((">=", "<="), bounds, strict=True):
-                if bound is not None:
-                    conditions.append(f"{column} {sign} ?")
-                    values += [*given, bound]
-        return " AND ".join(conditions), values
-
-
-def _wider(bounds: Range) -> Range:
-    """The range of a reward term, and what sums of floats may be off by."""
-    low, high = bounds
-    return None if low is None else low - SLACK, None if high is None else high + SLACK
-
-
-@dataclass(frozen=True, slots=True)
 class Entry:
-    """A line of the index."""
+    """A row of the index: what it knows about one tree."""
 
     summary: TreeSummary
-    offset: int
-    end: int
-    opening: str  # key of what the tree begins with, if others may share it; else empty
+    offset: int  # of the tree's record in the store, in bytes
+    end: int  # of the record, in bytes
+    opening: str  # key of the tree's messages and prompt; empty if the record refers to an earlier one for them
 
 
 _COLUMNS = "number told stage step env mean_return rollouts terms start finish opening checksum".split()
@@ -131,22 +100,23 @@ CREATE TABLE trees (number INTEGER PRIMARY KEY, {", ".join(_COLUMNS[1:])});
 CREATE INDEX openings ON trees (opening, number) WHERE opening != '';
 CREATE TABLE tail (checksum INTEGER);
 PRAGMA user_version = {_VERSION};
-"""  # columns have no types, so that cells are read as they were written
+"""  # the columns have no types: SQLite would convert cells to them, and their checksums would no longer match
 _NEWEST = "ORDER BY number DESC"
 
 
 class Spoilt(sqlite3.DatabaseError):
-    """The index holds other bytes than were written to it."""
+    """The file of the index does not hold what was written to it."""
 
 
 class Index:
-    """Entries by number. Safe to use from several threads; sqlite3.Error where the file cannot be written.
+    """Entries by the number of their tree. Several threads may use an index at once.
 
-    Spoilt, a kind of that, in every method that meets it.
+    Its methods raise sqlite3.Error where the file cannot be written, and Spoilt, which is a kind of sqlite3.Error, when
+    they read something that was not written there.
     """
 
     def __init__(self, path: Path | None) -> None:
-        """None: in memory."""
+        """Opens the index in the file `path`, which is created if it is missing. None: an index in memory."""
         self._lock = threading.RLock()
         self._connection = self._open(path)
         self._closer = weakref.finalize(self, self._connection.close)
@@ -169,7 +139,7 @@ class Index:
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[None]:
-        """A transaction: no other process changes the index meanwhile, and all is done or nothing."""
+        """A transaction. No other process changes the index during it; if it raises, nothing has changed."""
         with self._lock, _sound():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
@@ -182,94 +152,116 @@ class Index:
 
     @property
     def count(self) -> int:
-        """Trees in the index."""
+        """The number of trees in the index."""
         return self._first("number + 1", _NEWEST) or 0
 
     @property
     def end(self) -> int:
-        """Bytes of the store that the index covers."""
+        """How many bytes of the store, from its beginning, the index covers."""
         return self._first("finish", _NEWEST) or 0
 
     @property
     def tail(self) -> int:
-        """Checksum of the last bytes that the index covers."""
-        found = self._rows("SELECT checksum FROM tail")
-        return found[0][0] if found else zlib.crc32(b"")
+        """The checksum of the last bytes of the store that the index covers."""
+        rows = self._rows("SELECT checksum FROM tail")
+        return rows[0][0] if rows else zlib.crc32(b"")
 
     def add(self, entries: Iterable[Entry], tail: int) -> None:
-        """Within `changing`."""
+        """Adds the trees that follow the last one; `tail` becomes the new `tail`. Only within `changing`."""
         marks = ", ".join("?" * len(_COLUMNS))
         self._connection.executemany(f"INSERT INTO trees VALUES ({marks})", map(_row, entries))
         self.mark(tail)
 
     def forget(self, size: int) -> None:
-        """Drops what ends after this offset. Within `changing`."""
+        """Removes the trees whose records end after the first `size` bytes of the store. Only within `changing`."""
         self._connection.execute("DELETE FROM trees WHERE finish > ?", [size])
 
     def mark(self, tail: int) -> None:
-        """Notes the checksum of the last bytes covered. Within `changing`."""
+        """Sets `tail`. Only within `changing`."""
         self._connection.execute("DELETE FROM tail")
         self._connection.execute("INSERT INTO tail VALUES (?)", [tail])
 
     def place(self, number: int) -> int | None:
-        """The offset of a tree's record."""
-        found = self._since("start", number, 1) if number >= 0 else []
-        return found[0][-1] if found else None
+        """The offset of a tree's record; None if the index has no tree of this number."""
+        rows = self._since("start", number, 1) if number >= 0 else []
+        return rows[0][-1] if rows else None
 
     def covered(self, size: int) -> int:
-        """How many trees end within so many bytes."""
+        """How many trees have records that end within the first `size` bytes of the store."""
         return sum(self._all("finish <= ?", size))
 
     def ends_at(self, size: int) -> bool:
-        """Whether a record ends, or the first begins, at this offset."""
+        """Whether a record ends at the offset `size`, or `size` is 0, where the first record begins."""
         return size == 0 or any(self._all("finish = ?", size))
 
     def last_opening(self, key: str, since: int) -> int | None:
-        """The offset of the last record with an opening, if it is one of those from a number on."""
+        """The offset of the last record whose opening has this key, among the trees from the number `since` on."""
         return self._first("start", f"WHERE opening = ? AND opening != '' AND number >= ? {_NEWEST}", key, since)
 
     def summaries(self, where: Where, start: int, limit: int) -> list[TreeSummary | None]:
-        """Of the trees from a number on; None for one that is not meant."""
-        conditions, values = where.sql()
-        rows = self._since(conditions, start, limit, *values)
-        return [TreeSummary(*json.loads(told)) if meant else None for _, told, *_, meant in rows]
+        """The summaries of at most `limit` trees from the number `start` on; None for one that does not pass `where`.
+
+        `where.text` is ignored.
+        """
+        narrowed, values = _narrowed(where)
+        rows = self._since(narrowed, start, limit, *values)
+        candidates = (TreeSummary(*json.loads(told)) if may_pass else None for _, told, *_, may_pass in rows)
+        return [summary if summary is not None and where.passes(summary) else None for summary in candidates]
 
     def _all(self, wanted: str, *values: Any) -> Iterator[Any]:
-        """What is wanted of every tree."""
+        """The value of the SQL expression `wanted` for every tree."""
         start = 0
-        while found := self._since(wanted, start, _BATCH, *values):
-            yield from (row[-1] for row in found)
-            start += len(found)
+        while rows := self._since(wanted, start, _BATCH, *values):
+            yield from (row[-1] for row in rows)
+            start += len(rows)
 
     def _since(self, wanted: str, start: int, limit: int, *values: Any) -> list[tuple[Any, ...]]:
-        """Rows of the trees from a number on."""
-        found = self._read(wanted, "WHERE number >= ? ORDER BY number LIMIT ?", *values, start, limit)
-        if any(row[0] != number for number, row in enumerate(found, start)):
+        """The rows of at most `limit` trees from the number `start` on, as `_read` gives them."""
+        rows = self._read(wanted, "WHERE number >= ? ORDER BY number LIMIT ?", *values, start, limit)
+        if any(row[0] != number for number, row in enumerate(rows, start)):
             raise Spoilt("a row is missing")
-        return found
+        return rows
 
     def _first(self, wanted: str, which: str, *values: Any) -> int | None:
-        found = self._read(wanted, f"{which} LIMIT 1", *values)
-        return found[0][-1] if found else None
+        """The value of the SQL expression `wanted` in the first of the rows that `which` selects; None without rows."""
+        rows = self._read(wanted, f"{which} LIMIT 1", *values)
+        return rows[0][-1] if rows else None
 
     def _read(self, wanted: str, which: str, *values: Any) -> list[tuple[Any, ...]]:
-        """Rows, each with what is wanted behind its cells."""
-        found = self._rows(f"SELECT *, {wanted} FROM trees {which}", *values)
-        if any(_checksum(row[:-2]) != row[-2] for row in found):
+        """The rows that `which` selects. The value of the SQL expression `wanted` follows the cells of each."""
+        rows = self._rows(f"SELECT *, {wanted} FROM trees {which}", *values)
+        if any(_checksum(row[:-2]) != row[-2] for row in rows):
             raise Spoilt("a row is not as it was written")
-        return found
+        return rows
 
     def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         with self._lock, _sound():
             return self._connection.execute(query, [_cell(value) for value in values]).fetchall()
 
 
+def _narrowed(where: Where) -> tuple[str, list[Any]]:
+    """A condition in SQL with its values. Every tree that passes `where` fulfils it, and few others do."""
+    parts: list[tuple[str, list[Any]]] = [("1", [])]
+    for column, text in (("stage", where.stage), ("env", where.env)):
+        parts += [(f"{column} = ?", [text])] if text is not None else []
+    for column, bounds in (("step", where.steps), ("mean_return", where.returns), ("rollouts", where.rollouts)):
+        parts += [(f"{column} {sign} ?", [bound]) for sign, bound in _ends(bounds)]
+    for name, bounds in where.terms.items():
+        parts += [(_TERM.format(sign), [name, bound]) for sign, bound in _ends(wider(bounds))]
+    return " AND ".join(condition for condition, _ in parts), [value for _, values in parts for value in values]
+
+
+def _ends(bounds: Range) -> list[tuple[str, float]]:
+    return [(sign, bound) for sign, bound in zip((">=", "<="), bounds, strict=True) if bound is not None]
+
+
 def _prepare(connection: sqlite3.Connection) -> None:
-    """Makes the tables where there are none of this version."""
-    connection.execute("PRAGMA synchronous = OFF")  # what a crash of the machine spoils is built again
+    """Creates the tables, unless the file has those of this version; tables of another version are dropped."""
+    connection.execute("PRAGMA synchronous = OFF")  # an index that a crash of the machine spoils is rebuilt
     if connection.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
         connection.execute("BEGIN IMMEDIATE")
-        if connection.execute("PRAGMA user_version").fetchone()[0] != _VERSION:  # nobody else was quicker
+        # Another process may have created them before the transaction began.
+        if connection.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
             for [table] in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
                 connection.execute(f'DROP TABLE "{table}"')
             for statement in _TABLES.split(";"):
@@ -279,20 +271,20 @@ def _prepare(connection: sqlite3.Connection) -> None:
 
 @contextlib.contextmanager
 def _sound() -> Iterator[None]:
-    """Spoilt where SQLite finds other bytes than it can have written."""
+    """Raises Spoilt in place of the errors of SQLite which say that the file is not what SQLite wrote."""
     try:
         yield
     except sqlite3.ProgrammingError:
         raise
-    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter where its message quotes the file
-        name = getattr(error, "sqlite_errorname", "SQLITE_ERROR")  # there is none for a cell that is no text
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # SQLite's message may quote bytes of the file
+        name = getattr(error, "sqlite_errorname", "SQLITE_ERROR")  # missing if a cell is not valid text
         if isinstance(error, sqlite3.OperationalError) and name != "SQLITE_ERROR":
             raise  # such as a full disk, or a folder that cannot be written
         raise Spoilt(str(error)) from error
 
 
 def _row(entry: Entry) -> tuple[Any, ...]:
-    """Its cells and their checksum: what a listing tells, what filters read, and where the record lies."""
+    """The cells of a row: the summary as JSON, the columns that `_narrowed` reads, the place, and the checksum."""
     summary, labels = entry.summary, entry.summary.labels
     told = json.dumps([getattr(summary, each.name) for each in fields(TreeSummary)], default=dict)
     terms = json.dumps(summary.terms, default=dict)
@@ -303,7 +295,7 @@ def _row(entry: Entry) -> tuple[Any, ...]:
 
 
 def _cell(value: Any) -> str | int | float | None:
-    """The nearest that SQLite can hold: no half of a surrogate pair, no integer beyond 63 bits, no NaN."""
+    """The nearest value that SQLite can hold. It holds no lone surrogates, no integers beyond 64 bits, and no NaN."""
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, int):

@@ -1,4 +1,4 @@
-"""Salvage and migration: a store is written anew, and takes the place of the old one when it is whole."""
+"""Salvage and migration: a store is written into a new file, which replaces the old one once it is complete."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 from .records import Record
 from .store import CUT_OFF, EpisodeStore, Loss, sync
 
-Seen = Callable[[int], None]  # hears how many trees were written since the last time
+Progress = Callable[[int], None]  # is called with the number of trees that were written since the last call
 
 
-def salvage(store: EpisodeStore, seen: Seen = lambda trees: None) -> tuple[list[Loss], Path | None]:
-    """Puts what can be read of a store in its place. What was lost, and where the damaged file lies now.
+def salvage(store: EpisodeStore, progress: Progress = lambda trees: None) -> tuple[list[Loss], Path | None]:
+    """Replaces a store by the records of it that can be read. -> (what was lost, the file that was damaged)
 
-    Trees behind a loss move up to lower numbers. Where nothing is lost the file stays; where only the last record is
-    cut off, that is removed and there is no other file.
+    The trees after a loss get lower numbers. If nothing is lost the file stays as it is. If only the last record is cut
+    off, it is removed from the file. In both cases there is no damaged file: None.
     """
     with store.exclusively():
         losses = [found for found in store.survey() if isinstance(found, Loss)]
@@ -26,7 +26,7 @@ def salvage(store: EpisodeStore, seen: Seen = lambda trees: None) -> tuple[list[
             if losses:
                 store.truncate(losses[0].offset)
             return losses, None
-        part = _write_beside(store.path, (found for found in store.survey() if isinstance(found, Record)), seen)
+        part = _write_beside(store.path, (found for found in store.survey() if isinstance(found, Record)), progress)
         names = (store.path.with_name(f"{store.path.name}.damaged{number or ''}") for number in count())
         damaged = next(path for path in names if not path.exists())
         os.link(store.path, damaged)
@@ -34,11 +34,14 @@ def salvage(store: EpisodeStore, seen: Seen = lambda trees: None) -> tuple[list[
     return losses, damaged
 
 
-def migrate(old: EpisodeStore, new: Path, seen: Seen = lambda trees: None) -> None:
-    """Writes a store's trees to another file in the present schema, reads them back and, if they are the same, removes
-    the old one."""
+def migrate(old: EpisodeStore, new: Path, progress: Progress = lambda trees: None) -> None:
+    """Writes the trees of a store to the file `new` in the present schema and removes the old file.
+
+    The new trees are read back and compared before that. AssertionError if one differs: then both files stay as they
+    were.
+    """
     with old.exclusively():
-        part = _write_beside(new, old.records(), seen)
+        part = _write_beside(new, old.records(), progress)
         for before, after in zip(old.records(), EpisodeStore(part).records(), strict=True):
             if replace(before, shares=False) != replace(after, shares=False):
                 raise AssertionError(f"{old.path}: tree {before.number} would not be the same in {new}")
@@ -47,22 +50,22 @@ def migrate(old: EpisodeStore, new: Path, seen: Seen = lambda trees: None) -> No
             path.unlink(missing_ok=True)
 
 
-def _write_beside(path: Path, records: Iterable[Record], seen: Seen) -> Path:
-    """A new store with the records, in a file beside the path."""
+def _write_beside(path: Path, records: Iterable[Record], progress: Progress) -> Path:
+    """Writes the records to a new store in the folder of `path`. -> its file"""
     part = EpisodeStore(path.with_name(f"part-{path.name}"))
     for leftover in (part.path, part.index_path):
         leftover.unlink(missing_ok=True)
     part.path.touch()
     for record in records:
         part.append(record.tree, record.advantages, record.values, record.lessons, **record.labels)
-        seen(1)
+        progress(1)
     part.close()
-    sync(part.path)  # before another file gives way to it
+    sync(part.path)  # before it replaces another file
     return part.path
 
 
 def _take_place(part: Path, path: Path) -> None:
-    """Moves a store and its index to a path. A crash in between leaves an index that is found to be another file's."""
+    """Moves a store and its index to a path. A crash in between leaves a store without an index, which is rebuilt."""
     EpisodeStore(path).index_path.unlink(missing_ok=True)
     part.replace(path)
     if (index := EpisodeStore(part).index_path).exists():

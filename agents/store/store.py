@@ -1,13 +1,14 @@
 """EpisodeStore: an append-only file of rollout trees.
 
-Every tree is one record, a line of JSON: what it holds is told in records.py, how it lies in the file in frames.py.
-`zstdcat trees.jsonl.zst` shows the lines. Beside the file lies its index (index.py), a cache that a reader brings up to
-date with whatever was appended since; so listing, counting and reading one tree do not read the others.
+Every tree is one record, a line of JSON. records.py defines what a record holds, frames.py how records are laid out in
+the file. `zstdcat trees.jsonl.zst` shows the lines. Beside the file is its index (index.py), a cache that readers bring
+up to date with the trees that were appended since. Therefore listing, counting, or reading one tree does not read the
+other trees.
 
-One process writes at a time, under a lock on the file that ends with the process. A killed process loses at most the
-record that it was writing: it is cut off, readers leave it out, the next writer removes it. Nothing is synced to the
-disk, so a machine that crashes loses what the system had not yet written out. Anything else that is wrong with the
-bytes is a DamagedStore, a file shorter than its index says too; `salvage` goes on without what was lost.
+One process writes at a time: it holds a lock on the file, which ends with the process. A killed process loses at most
+the record that it was writing. That record is cut off; readers leave it out, and the next writer removes it. Nothing is
+synced to the disk, so a crash of the machine loses what the system had not yet written out. Any other wrong byte raises
+DamagedStore, and so does a file that is shorter than its index says. `salvage` keeps the records that can be read.
 """
 
 from __future__ import annotations
@@ -28,19 +29,20 @@ from typing import Any, BinaryIO, TypeVar
 
 from ..tree import Advantages, RolloutTree
 from .frames import Damage, DamagedStore, Piece, StoreError, layout_of, pieces
-from .index import Entry, Index, Spoilt, TreeSummary, Where
+from .index import Entry, Index, Spoilt, TreeSummary
 from .records import SHARED, Numbers, Opening, Record, UnknownSchema, opening_key, plain, read_record, write_record
+from .where import Where
 
 T = TypeVar("T")
 
 _BATCH = 256  # trees that are listed, or added to the index, at a time
-_CACHED = 64  # openings
+_CACHED = 64  # openings kept in memory
 _ALL = Where()
 CUT_OFF = "it is cut off"
 
 
 class StoreLocked(StoreError):
-    """Another process writes to the store, or this one by another EpisodeStore."""
+    """Another process, or another EpisodeStore in this process, writes to the store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +50,16 @@ class Loss:
     """Bytes of a store that hold no readable record."""
 
     offset: int
-    size: int  # 0: records are missing there
-    records: range  # their numbers, as far as they are known
-    why: str
+    size: int  # in bytes; 0 if records are missing at the offset
+    records: range  # the numbers of the lost records, as far as they are known
+    why: str  # the reason, in words
 
 
 class EpisodeStore:
     """Trees in the order of writing, each with labels such as its stage and step.
 
-    Damage to the file is a DamagedStore, in every method that meets it. A file that is not named *.zst holds plain
-    lines, as those of schema 1 did.
+    Every method raises DamagedStore where it reads damaged bytes. A file whose name does not end in .zst holds plain
+    lines, as all files of schema 1 did.
     """
 
     def __init__(self, path: Path) -> None:
@@ -69,7 +71,7 @@ class EpisodeStore:
 
     @property
     def index_path(self) -> Path:
-        """Where the index lies; it can be removed at any time."""
+        """The file of the index. It can be removed at any time."""
         return self.path.with_name(f"{self.path.name}.index")
 
     # writing
@@ -83,29 +85,29 @@ class EpisodeStore:
         lessons: Sequence[str] = (),
         **labels: Any,
     ) -> None:
-        """Writes one record; a killed process loses at most that.
+        """Writes one record.
 
-        `advantages` are [rollout][turn], each a number or one for each sampled token; `values` are [node][token], of
-        the state before each sampled token; `lessons` are the names of those in force.
-
-        StoreLocked while another process writes; StoreError where there is no room, after which the store is as before.
+        `advantages` are [rollout][turn]; each is a number, or a sequence with one number for each sampled token.
+        `values` are [node][token], the value of the state before each sampled token. `lessons` are the names of the
+        lessons in force. Raises StoreLocked while another process writes, and StoreError if the disk is full; then the
+        store is as it was before.
         """
-        known = None if advantages is None else plain(advantages)
+        numbers = None if advantages is None else plain(advantages)
         lock = self._locked()
         number, offset = self._begin(lock)
         key = opening_key(tree)
         shared = self._ask(Index.last_opening, key, number - SHARED + 1)
         opening = None
         if shared is not None:
-            with self.path.open("rb") as file, contextlib.suppress(ValueError):  # damaged: this tree stands for itself
+            with self.path.open("rb") as file, contextlib.suppress(ValueError):  # it is damaged: write this tree's own
                 opening = shared, self._opening(file, shared)
         summary = TreeSummary.of(number, json.loads(json.dumps(labels)), tree)
-        line = write_record(Record(number, labels, tree, known, False, values, tuple(lessons)), opening)
+        line = write_record(Record(number, labels, tree, numbers, False, values, tuple(lessons)), opening)
         data = self._layout.encode(number, line)
         try:
             write(lock.file, data)
         except OSError as error:
-            with contextlib.suppress(OSError):  # then the record is cut off, which is mended later
+            with contextlib.suppress(OSError):  # the record stays, cut off, until the next writer removes it
                 os.ftruncate(lock.file, offset)
             raise StoreError(
                 f"{self.path}: tree {number} could not be written: {error.strerror}; "
@@ -116,11 +118,11 @@ class EpisodeStore:
         try:
             with index.changing():
                 index.add([entry], _checksum(data[-_TAIL:]) if len(data) >= _TAIL else self._tail(end))
-        except sqlite3.Error:  # the tree is stored; the index catches up when it can
+        except sqlite3.Error:  # the tree is stored; the index takes it up with the next reading
             self._drop_index()
 
     def truncate(self, size: int) -> None:
-        """Forgets what was written after the file had this size. DamagedStore where no record ends there."""
+        """Removes what was written after the file had `size` bytes. DamagedStore if no record ends at that byte."""
         if size > self.size:
             raise DamagedStore(
                 f"{self.path} ends at byte {self.size}, but {size} bytes were written: trees are missing"
@@ -130,9 +132,9 @@ class EpisodeStore:
         lock = self._locked()
         try:
             self._fresh_index()
-        except DamagedStore:  # the index tells of more than there is: it may be that of another file
+        except DamagedStore:  # the index covers more bytes than the file has: it may belong to another file
             self._discard_index()
-        with contextlib.suppress(StoreError):  # what is damaged may come after
+        with contextlib.suppress(StoreError):  # the damage may come after the byte to truncate at
             self._catch_up()
         if not self._ask(Index.ends_at, size):
             raise DamagedStore(f"{self.path}: no record ends at byte {size}: the file is not the one it was")
@@ -142,18 +144,18 @@ class EpisodeStore:
                 index.forget(size)
                 os.ftruncate(lock.file, size)
                 index.mark(self._tail(index.end))
-        except sqlite3.Error:  # an index that cannot forget would miss the trees
+        except sqlite3.Error:  # an index that still listed the removed trees would report them as missing
             self._drop_index()
             self.index_path.unlink(missing_ok=True)
             os.ftruncate(lock.file, size)
 
     def lock(self) -> None:
-        """Nobody else writes until `close`. StoreLocked where somebody does."""
+        """Keeps others from writing until `close`. StoreLocked if somebody else is writing."""
         self._locked()
 
     @contextlib.contextmanager
     def exclusively(self) -> Iterator[None]:
-        """Nobody else writes meanwhile. StoreLocked where somebody does."""
+        """Keeps others from writing inside the `with` block. StoreLocked if somebody else is writing."""
         self.lock()
         try:
             yield
@@ -175,7 +177,7 @@ class EpisodeStore:
             yield record.labels, record.tree
 
     def records(self, start: int = 0) -> Iterator[Record]:
-        """Every whole record from a number on, read one at a time."""
+        """Every whole record from the number `start` on, read one at a time."""
         self._fresh_index()
         offset = self._place(start) if start else 0
         if offset is None or not self.path.exists():
@@ -189,12 +191,12 @@ class EpisodeStore:
         return self._fresh_index().count
 
     def read(self, number: int) -> tuple[dict[str, Any], RolloutTree]:
-        """(labels, tree) of the tree at a place. IndexError where there is none."""
+        """(labels, tree) of the tree with a number. IndexError if there is none."""
         record = self.record(number)
         return record.labels, record.tree
 
     def record(self, number: int) -> Record:
-        """The same with all that is stored beside it."""
+        """The tree with a number and all that is stored with it. IndexError if there is none."""
         offset = self._place(number)
         if offset is None:
             raise IndexError(f"{self.path} holds no tree {number}; it has {len(self)}, numbered from 0")
@@ -204,22 +206,28 @@ class EpisodeStore:
         raise self._damaged(number, offset, CUT_OFF)
 
     def summaries(self, where: Where = _ALL, start: int = 0) -> Iterator[TreeSummary]:
-        """Of every tree from a number on that is meant, in the order of writing; trees are read only to catch up."""
+        """The summaries of the trees that `where` means, in the order of writing, from the number `start` on.
+
+        The index answers, except for `where.text`: each tree that passes the other conditions is read for it. Trees
+        that the index does not cover yet are read to add them.
+        """
         while True:
-            while found := self._ask(Index.summaries, where, start, _BATCH):
-                yield from (summary for summary in found if summary is not None)
-                start += len(found)
+            while batch := self._ask(Index.summaries, where, start, _BATCH):
+                for summary in batch:
+                    if summary is not None and (where.text is None or where.text_occurs(self.read(summary.number)[1])):
+                        yield summary
+                start += len(batch)
             if not self._catch_up(_BATCH):
                 return
 
     def matching(self, where: Where = _ALL) -> int:
-        """How many trees are meant."""
+        """How many trees `where` means."""
         return sum(1 for _ in self.summaries(where))
 
     def survey(self) -> Iterator[Record | Loss]:
-        """Every readable record, and what lies between them. StoreError where one is of a newer schema."""
+        """Every readable record, and the losses between them. StoreError if a record has a newer schema."""
         offset = number = 0
-        lost: Loss | None = None  # up to here, how many records is not yet known
+        lost: Loss | None = None  # begins where it says; its size and records are known at the next readable record
         size = self.size
         with self.path.open("rb") as file:
             while offset < size:
@@ -246,13 +254,13 @@ class EpisodeStore:
                     yield self._decode(file, piece, now)
                 except DamagedStore as error:
                     yield Loss(start, offset - start, range(now, now + 1), str(error))
-        with contextlib.suppress(DamagedStore):  # it tells of more than there is, as is said below
+        with contextlib.suppress(DamagedStore):  # the index covers more than the file has: a loss, added below
             self._fresh_index()
-        known = self._open_index()
-        if known.end > size:
+        index = self._open_index()
+        if index.end > size:
             lost = lost or Loss(size, 0, range(0), "records are missing")
         if lost:
-            beyond = max(number + (lost.offset < size), known.count)
+            beyond = max(number + (lost.offset < size), index.count)
             yield replace(lost, size=size - lost.offset, records=range(number, beyond))
 
     @property
@@ -262,14 +270,14 @@ class EpisodeStore:
 
     @property
     def cut_off(self) -> int:
-        """Bytes of a record at the end that was not written to its end: by a killed process, or not yet."""
+        """Bytes of an incomplete record at the end. Its writer was killed, or is still writing it."""
         self._catch_up()
         return self.size - self._fresh_index().end
 
     # records
 
     def _place(self, number: int) -> int | None:
-        """The offset of a record; None where there is none of that number."""
+        """The offset of the record with a number; None if there is none."""
         offset = self._ask(Index.place, number)
         if offset is None:
             self._catch_up()
@@ -277,10 +285,9 @@ class EpisodeStore:
         return offset
 
     def _pieces(self, file: BinaryIO, offset: int, number: int) -> Iterator[Piece]:
-        """Records from the one with this offset and number on."""
-        found = pieces(self._layout, file, offset)
+        """The records from the one at `offset`, which has this number. Raises DamagedStore where one is damaged."""
         try:
-            for piece in found:
+            for piece in pieces(self._layout, file, offset):
                 if piece.number not in (None, number):
                     raise Damage(piece.offset, f"record {piece.number} lies there")
                 yield piece
@@ -302,7 +309,7 @@ class EpisodeStore:
             piece = self._layout.read(file, offset)
             if piece is None:
                 raise ValueError(f"what it begins with, at byte {offset}, is missing")
-            key = offset, _checksum(piece.line)  # another process may have written another record there
+            key = offset, _checksum(piece.line)  # another process may have replaced the record at this offset
             opening = self._openings.get(key)
             if opening is None:
                 tree = read_record(0, piece.line, self._no_opening).tree
@@ -327,13 +334,15 @@ class EpisodeStore:
     # the lock and the index
 
     def _locked(self) -> _Lock:
-        while self._lock is None or not self._lock.holds(self.path):  # it may be replaced until it is locked
+        while self._lock is None or not self._lock.holds(
+            self.path
+        ):  # somebody may have replaced the file before the lock
             self.close()
             self._lock = _Lock(self.path)
         return self._lock
 
     def _begin(self, lock: _Lock) -> tuple[int, int]:
-        """(trees, bytes) so far. The index is up to date; a record that was cut off is gone from the file."""
+        """Brings the index up to date and removes a cut-off record from the file. -> (number of trees, of bytes)"""
         while (index := self._fresh_index()).end != os.fstat(lock.file).st_size:
             end = index.end
             if not self._catch_up():  # no whole record follows
@@ -355,7 +364,7 @@ class EpisodeStore:
         self._index = None
 
     def _discard_index(self) -> None:
-        """Another one is built; who still reads this one may do so."""
+        """Removes the file of the index, so that it is rebuilt. Others who have it open can still read it."""
         self._index = None
         try:
             self.index_path.unlink(missing_ok=True)
@@ -363,7 +372,7 @@ class EpisodeStore:
             self._index = Index(None)
 
     def _fresh_index(self) -> Index:
-        """The index, if it is one of this file. DamagedStore where it knows of more than there is."""
+        """The index, which covers the beginning of this file. DamagedStore if it covers more than there is."""
         try:
             return self._checked(self._open_index())
         except Spoilt:
@@ -371,18 +380,18 @@ class EpisodeStore:
             return self._checked(self._open_index())
 
     def _ask(self, question: Callable[..., T], *values: Any) -> T:
-        """What the index answers; a spoilt one is built anew before."""
+        """Calls a method of Index, such as Index.place, with the values. A spoilt index is rebuilt and asked again."""
         try:
             return question(self._fresh_index(), *values)
         except Spoilt:
             self._discard_index()
-            with contextlib.suppress(StoreError):  # damage is told where it is met
+            with contextlib.suppress(StoreError):  # whoever reads a damaged record raises the error
                 self._catch_up()
             return question(self._fresh_index(), *values)
 
     def _checked(self, index: Index) -> Index:
         if index.end > self.size:
-            with index.changing():  # nobody truncates just now
+            with index.changing():  # nobody truncates the store during this
                 count, end, size = index.count, index.end, self.size
             if end > size:
                 whole = index.covered(size)
@@ -392,13 +401,13 @@ class EpisodeStore:
                 )
         if index.tail != self._tail(index.end):
             with index.changing():
-                if index.tail != self._tail(index.end):  # another file has taken the place of this one
+                if index.tail != self._tail(index.end):  # the index belongs to another file, which this one replaced
                     index.forget(-1)
                     index.mark(_checksum(b""))
         return index
 
     def _catch_up(self, limit: int | None = None) -> int:
-        """Adds to the index what was appended since; how many trees, at most `limit`."""
+        """Adds to the index at most `limit` of the trees that were appended since. -> the number added"""
         added = 0
         while self._fresh_index().end < self.size:
             batch = _BATCH if limit is None else limit - added
@@ -407,7 +416,7 @@ class EpisodeStore:
             except Spoilt:
                 self._discard_index()
                 continue
-            except sqlite3.OperationalError:  # it cannot be written
+            except sqlite3.OperationalError:  # the index cannot be written
                 self._drop_index()
                 self._index = Index(None)
                 continue
@@ -430,7 +439,7 @@ class EpisodeStore:
                     if len(entries) == limit:
                         break
             except StoreError as error:
-                damage = error  # what stands before it is listed all the same
+                damage = error  # the trees before it are added first
             if entries:
                 index.add(entries, self._tail(entries[-1].end))
         if damage is not None:
@@ -438,7 +447,7 @@ class EpisodeStore:
         return len(entries)
 
     def _tail(self, end: int) -> int:
-        """Checksum of the last bytes before an offset, by which a file is known again."""
+        """The checksum of the last _TAIL bytes before an offset, by which an index recognises its file."""
         if not self.path.exists():
             return _checksum(b"")
         with self.path.open("rb") as file:
@@ -446,7 +455,7 @@ class EpisodeStore:
             return _checksum(file.read(min(end, _TAIL)))
 
 
-_TAIL = 64
+_TAIL = 64  # bytes
 
 
 def _checksum(data: bytes) -> int:
@@ -474,7 +483,7 @@ class _Lock:
 
 
 def _holder(file: int) -> str:
-    """The process that has locked a file, as Linux tells it."""
+    """The process that has locked a file, as /proc/locks of Linux names it."""
     inode = os.fstat(file).st_ino
     with contextlib.suppress(OSError):
         for line in Path("/proc/locks").read_text().splitlines():
@@ -485,7 +494,7 @@ def _holder(file: int) -> str:
 
 
 def write(file: int, data: bytes) -> None:
-    """Appends all of it to an open file."""
+    """Appends all of the data to an open file; os.write may write only a part."""
     view = memoryview(data)
     while view:
         view = view[os.write(file, view) :]
@@ -498,13 +507,13 @@ def sync(path: Path) -> None:
 
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
-    """Appends a row to a JSON lines file; numbers that JSON lacks are null."""
+    """Appends a row to a JSON lines file. NaN and infinities, which JSON lacks, become null."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(finite(row), ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n")
 
 
 def finite(value: Any) -> Any:
-    """The value with null in place of each NaN and infinity, which JSON has not."""
+    """The value with None in place of each NaN and infinity, which JSON lacks."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
@@ -513,7 +522,7 @@ def finite(value: Any) -> Any:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a JSON lines file; a last line that was cut off is left out."""
+    """The rows of a JSON lines file. An incomplete last line is left out."""
     if not path.exists():
         return
     with path.open(encoding="utf-8") as file:

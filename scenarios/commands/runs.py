@@ -17,10 +17,11 @@ from ..errors import ScenarioError
 from ..folders import begun, whole
 from ..modules import bring_module
 from ..terminal import UsageError, console, say, told
+from .conditions import Cause, Env, Returns, Rollouts, Stage, Steps, Success, Terms, Text, conditions, where
 
 if TYPE_CHECKING:
     from ...agents import EpisodeStore, Run
-    from ...agents.store import Range, TreeSummary, Where
+    from ...agents.store import TreeSummary
 
 
 class ListByDefault(typer.core.TyperGroup):
@@ -33,7 +34,7 @@ class ListByDefault(typer.core.TyperGroup):
 
 
 class Format(StrEnum):
-    """What agents.exchange knows."""
+    """The formats of agents/exchange.py."""
 
     atif = "atif"
     openai = "openai"
@@ -44,48 +45,41 @@ runs_app = typer.Typer(
     cls=ListByDefault, help="The runs, and the trees in them. `treegym runs FOLDER` lists the runs of a folder."
 )
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory, such as runs/first.")]
-Stage = Annotated[str | None, typer.Option(help="Only trees of this stage, such as improvement.")]
-Steps = Annotated[str | None, typer.Option(metavar="FROM:TO", help="Only of these steps; either end can be left out.")]
-Env = Annotated[str | None, typer.Option(help="Only of this environment.")]
-Returns = Annotated[str | None, typer.Option(metavar="LEAST:MOST", help="By the mean return of a tree's rollouts.")]
-Terms = Annotated[
-    list[str] | None,
-    typer.Option("--term", metavar="NAME=LEAST:MOST", help="By the mean of a reward term, as exact=0.5:; repeatable."),
-]
-Rollouts = Annotated[str | None, typer.Option(metavar="LEAST:MOST", help="By the number of rollouts.")]
 
 
 @runs_app.command("list")
 def list_runs(folder: Annotated[Path, typer.Argument(help="The folder that holds the runs.")] = Path("runs")) -> None:
-    """List the runs with what came of them. The default."""
+    """List the runs with their held-out success by stage. This is what `treegym runs` does without a command."""
     from ...agents import Run
 
-    table = Table("run", "state", "untouched", "warmed up", "trained", "gain (95%)")
-    faults = []
+    lines, faults = [], []
     for path in sorted(path.parent for path in folder.glob("*/scenario.yaml")):
         try:
-            table.add_row(escape(path.name), *_came_of(Run(path)))
-        except (OSError, ValueError, LookupError, TypeError) as error:  # others are shown all the same
-            table.add_row(escape(path.name), "damaged", "-", "-", "-", "-")
+            lines.append((path.name, *_came_of(Run(path))))
+        except (OSError, ValueError, LookupError, TypeError) as error:  # the other runs are shown all the same
+            lines.append((path.name, "damaged", dict[str, str](), "-"))
             faults.append(f"{path / 'summary.json'} cannot be read: {told(error)}")
-    console.print(table if table.row_count else f"no runs in {folder}")
+    longest_first = sorted((successes for _, _, successes, _ in lines), key=len, reverse=True)
+    stages = dict.fromkeys(stage for successes in longest_first for stage in successes)
+    table = Table("run", "state", *map(escape, stages), "gain (95%)")
+    for name, state, successes, gain in lines:
+        table.add_row(escape(name), state, *(successes.get(stage, "-") for stage in stages), gain)
+    console.print(table if lines else f"no runs in {folder}")
     for fault in faults:
         say(fault)
 
 
-def _came_of(run: Run) -> list[str]:
-    """A run's state, its successes and the gain, for people."""
+def _came_of(run: Run) -> tuple[str, dict[str, str], str]:
+    """A run's state, the success of each of its stages, and its gain, as texts."""
     from ...agents.store.folder import count_failures
 
     summary, failures = run.summary(), count_failures(run.path)
     stages = summary["stages"] if summary else {}
-    cells = [
-        f"{stages[s]['success']['mean']:.1%}" if s in stages else "-" for s in ("untrained", "warmed up", "trained")
-    ]
+    successes = {stage: f"{result['success']['mean']:.1%}" for stage, result in stages.items()}
     gain = summary and summary["gain"]
     change = f"{gain['mean']:+.1%} ({gain['low']:+.1%} … {gain['high']:+.1%})" if gain else "-"
     state = "finished" if summary else "unfinished"
-    return [f"{state}, {failures} failed" if failures else state, *cells, change]
+    return f"{state}, {failures} failed" if failures else state, successes, change
 
 
 @runs_app.command()
@@ -97,16 +91,22 @@ def show(
     returns: Returns = None,
     term: Terms = None,
     rollouts: Rollouts = None,
+    success: Success = None,
+    cause: Cause = None,
+    text: Text = None,
 ) -> None:
     """List the trees of a run, the first ones at once.
 
     Example: treegym runs show runs/first --stage improvement --steps 10: --term exact=0.5:1
     """
-    where = _where(stage, steps, env, returns, term, rollouts)
+    from ..viewer.shelf import success_term
+
+    given = conditions(stage, steps, env, returns, term, rollouts, success, cause, text)
+    chosen = where(given, success_term(run))
     with _trees(run) as store:
         say(_HEADING)
         shown = 0
-        for summary in store.summaries(where):
+        for summary in store.summaries(chosen):
             say(_line(summary))
             shown += 1
         say(f"{shown} trees" if shown != 1 else "1 tree")
@@ -117,7 +117,7 @@ def show(
 @runs_app.command("export")
 def export_trees(
     run: RunFolder,
-    format: Annotated[Format, typer.Option(help="Of the episodes.")],
+    format: Annotated[Format, typer.Option(help="The format of the episodes.")],
     out: Annotated[Path, typer.Option(help="The file to write: JSON lines, one for each rollout.")],
     stage: Stage = None,
     steps: Steps = None,
@@ -125,6 +125,9 @@ def export_trees(
     returns: Returns = None,
     term: Terms = None,
     rollouts: Rollouts = None,
+    success: Success = None,
+    cause: Cause = None,
+    text: Text = None,
 ) -> None:
     """Write a run's episodes in another format: atif (ATIF 1.7), openai (chat messages for fine-tuning), verifiers.
 
@@ -132,17 +135,20 @@ def export_trees(
     """
     from ...agents.exchange import EXCHANGES
     from ...agents.store.records import json_line
+    from ..viewer.shelf import success_term
 
-    where = _where(stage, steps, env, returns, term, rollouts)
+    given = conditions(stage, steps, env, returns, term, rollouts, success, cause, text)
+    chosen = where(given, success_term(run))
     try:
         bring_module(run)
     except ScenarioError as error:
         say(f"the environment cannot be made, so actions are written as plain texts: {error}")
     written = 0
     with _trees(run) as store, whole(out) as part, part.open("wb") as file:
-        with _bar("exporting trees", store.matching(where)) as advance:
-            for summary in store.summaries(where):
-                for row in EXCHANGES[format].write(store.record(summary.number)):
+        numbers = [summary.number for summary in store.summaries(chosen)]
+        with _bar("exporting trees", len(numbers)) as advance:
+            for number in numbers:
+                for row in EXCHANGES[format].write(store.record(number)):
                     file.write(json_line(row))
                     written += 1
                 advance(1)
@@ -153,7 +159,7 @@ def export_trees(
 @runs_app.command("import")
 def import_trees(
     file: Annotated[Path, typer.Argument(help="JSON lines, or one JSON object.")],
-    format: Annotated[Format, typer.Option(help="Of the episodes.")],
+    format: Annotated[Format, typer.Option(help="The format of the episodes.")],
     out: Annotated[Path, typer.Option(metavar="RUN", help="The new run's directory.")],
 ) -> None:
     """Read episodes of another format into a new run.
@@ -183,7 +189,7 @@ def import_trees(
 
 @runs_app.command()
 def repair(run: RunFolder) -> None:
-    """Keep what can be read of a damaged run, and say what was lost. The damaged file stays beside it.
+    """Keep the trees of a damaged run that can be read, and say what was lost. The damaged file is kept beside them.
 
     Example: treegym runs repair runs/first
     """
@@ -205,7 +211,9 @@ def repair(run: RunFolder) -> None:
 
 @runs_app.command("migrate")
 def migrate_trees(run: RunFolder) -> None:
-    """Rewrite a run's trees.jsonl, of an older schema, as trees.jsonl.zst. They are read back and compared first.
+    """Rewrite a run's trees.jsonl, of an older schema, as trees.jsonl.zst.
+
+    The old file is removed once the new one is found to hold the same trees.
 
     Example: treegym runs migrate runs/old
     """
@@ -237,7 +245,7 @@ def _line(s: TreeSummary) -> str:
 
 @contextlib.contextmanager
 def _trees(run: Path) -> Iterator[EpisodeStore]:
-    """The trees of a run's directory."""
+    """The store with the trees of a run's directory, closed at the end. UsageError if there is none."""
     from ...agents import EpisodeStore
     from ...agents.store.folder import trees_file
 
@@ -248,42 +256,9 @@ def _trees(run: Path) -> Iterator[EpisodeStore]:
         yield store
 
 
-def _where(
-    stage: str | None,
-    steps: str | None,
-    env: str | None,
-    returns: str | None,
-    terms: list[str] | None,
-    rollouts: str | None,
-) -> Where:
-    from ...agents.store import Where
-
-    named: dict[str, Range] = {}
-    for given in terms or ():
-        name, _, bounds = given.partition("=")
-        named[name] = _range("--term", bounds)
-    return Where(
-        stage, _range("--steps", steps), env, _range("--returns", returns), named, _range("--rollouts", rollouts)
-    )
-
-
-def _range(option: str, text: str | None) -> Range:
-    """LEAST:MOST, either of which can be left out; a number alone is both."""
-    if text is None:
-        return None, None
-    least, colon, most = text.partition(":")
-    try:
-        bounds = [float(bound) if bound else None for bound in (least, most if colon else least)]
-    except ValueError:
-        bounds = [None, None]
-    if bounds == [None, None]:
-        raise UsageError(f"{option} takes LEAST:MOST, such as 0.5:1 or 10:, got {text!r}")
-    return bounds[0], bounds[1]
-
-
 @contextlib.contextmanager
 def _bar(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A progress bar; gives what advances it."""
+    """A progress bar on a terminal. Gives the function that advances it by a count."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(label, total=total)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..terminal import UsageError, say
+from .conditions import Cause, Env, Returns, Rollouts, Stage, Steps, Success, Terms, Text, conditions, where
 
 if TYPE_CHECKING:  # torch takes seconds to import
-    from ..viewer.shelf import Filter, Shelf
+    from ..viewer.shelf import Shelf
 
 
 def view_command(
@@ -23,24 +24,27 @@ def view_command(
         Path | None, typer.Option(metavar="FILE.html", help="Write chosen trees into one file instead of serving.")
     ] = None,
     tree: Annotated[list[int] | None, typer.Option(help="With --export: this tree; repeatable.")] = None,
-    stage: Annotated[str, typer.Option(help="With --export: trees of this stage.")] = "",
-    step: Annotated[str, typer.Option(metavar="A..B", help="With --export: trees of these steps.")] = "",
-    env: Annotated[str, typer.Option(help="With --export: trees of this environment.")] = "",
-    returns: Annotated[str, typer.Option("--return", metavar="A..B", help="With --export: by mean return.")] = "",
-    success: Annotated[str, typer.Option(metavar="all|some|mixed|none", help="With --export: by success.")] = "",
-    cause: Annotated[str, typer.Option(help="With --export: trees with this cause of truncation.")] = "",
-    text: Annotated[str, typer.Option(help="With --export: trees that hold this text.")] = "",
+    stage: Stage = None,
+    steps: Steps = None,
+    env: Env = None,
+    returns: Returns = None,
+    term: Terms = None,
+    rollouts: Rollouts = None,
+    success: Success = None,
+    cause: Cause = None,
+    text: Text = None,
     limit: Annotated[int, typer.Option(min=1, help="With --export: at most so many trees a run, the first.")] = 100,
 ) -> None:
     """Look at runs in a browser: curves, trees, episodes, and two of them side by side.
 
     Serves a page at this machine's loopback until Ctrl-C; a run that is still being written can be watched. With
-    --export, chosen trees and all curves go into one HTML file that needs no server.
+    --export, chosen trees and all curves go into one HTML file that needs no server. The options --stage to --text
+    choose the trees of an export; the page has fields for them.
 
     Example: treegym view runs/quickstart-0 --export failures.html --stage trained --success none
     """
     from ...agents import Run
-    from ..viewer.shelf import Filter, Shelf
+    from ..viewer.shelf import Shelf
     from ..viewer.site import serve
 
     if not run.is_dir():
@@ -48,16 +52,12 @@ def view_command(
     shelf = Shelf(run, lambda path: Run(path).trees)
     if not shelf.volumes():
         raise UsageError(f"no runs in {run}")
-    values = dict(stage=stage, step=step, env=env, returns=returns, success=success, cause=cause, text=text)
-    try:
-        chosen = Filter.of(values)
-    except ValueError as error:
-        raise UsageError(f"--{str(error).replace('returns', 'return', 1)}") from error
+    given = conditions(stage, steps, env, returns, term, rollouts, success, cause, text)
     if export:
-        _export(shelf, export, chosen, tree, limit)
+        _export(shelf, export, given, tree, limit)
         return
-    if tree or any(values.values()):
-        raise UsageError("--tree and the filters go with --export; the page has its own")
+    if tree or given:
+        raise UsageError("--tree and the conditions on trees go with --export; the page has fields for them")
     try:
         server = serve(shelf, host, port)
     except OSError as error:
@@ -70,16 +70,16 @@ def view_command(
             say("stopped")
 
 
-def _export(shelf: Shelf, file: Path, chosen: Filter, trees: list[int] | None, limit: int) -> None:
+def _export(shelf: Shelf, file: Path, given: dict[str, str], trees: list[int] | None, limit: int) -> None:
     from ...agents.store.folder import write_text
     from ..viewer.site import exported
 
     picked = {}
     for name, volume in shelf.volumes().items():
-        passing = volume.numbers(chosen)
+        passing = volume.numbers(where(given, volume.success_term))
         for number in trees or ():
             if number not in passing:
-                raise UsageError(f"{name}: no tree {number} passes the filters")
+                raise UsageError(f"{name}: no tree {number} meets the conditions")
         numbers = trees or passing
         if len(numbers) > limit:
             say(f"{name}: the first {limit} of {len(numbers)} trees; --limit takes more")

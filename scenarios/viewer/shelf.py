@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -19,33 +19,33 @@ from tokenizers.decoders import DecodeStream
 
 from ...agents import EpisodeStore, Node, RolloutTree
 from ...agents.evaluation import succeeded
-from ...agents.store import Record, TreeSummary, read_lines
+from ...agents.store import Record, TreeSummary, Where, read_lines
 from ...agents.store.folder import count_failures, tokenizer_file
 
 T = TypeVar("T")
 
 DEPTH = 4  # folders below the shelf's in which runs are looked for
-PATIENCE = 0.2  # seconds that a question reads on for
-SEARCHES = 4  # of a run, that are gone on with
+PATIENCE = 0.2  # seconds of reading for one request
+SEARCHES = 4  # texts whose search in a run can be continued
 MAX_ROWS = 1000  # of a listing in one answer
-EXACT = 1 << 53  # JavaScript's numbers round integers beyond it
+EXACT = 1 << 53  # JavaScript's numbers round integers from here on
 
 
 class Reading(Generic[T]):
-    """What a growing store is read for, of every tree; each question reads on for a moment.
+    """One value for each tree of a growing store. A large store is read over several requests, each for a moment.
 
-    `read` gives it of the trees from a number on.
+    `read(start)` gives the values of the trees from the number `start` on.
     """
 
     def __init__(self, store: EpisodeStore, read: Callable[[int], Iterator[T]]) -> None:
-        self.known: list[T] = []  # by number of the tree
+        self.known: list[T] = []  # the values that were read so far, by number of the tree
         self._store, self._read = store, read
         self._rest: Iterator[T] | None = None
-        self._size = 0  # of the store when the present reading began
+        self._size = 0  # of the store, in bytes, when `_rest` began
         self._lock = threading.Lock()
 
     def read_on(self, seconds: float = PATIENCE) -> bool:
-        """Whether all trees are known that were there when it began."""
+        """Reads on for about so many seconds. -> whether `known` now covers the store as it was at the beginning"""
         with self._lock:
             until = time.monotonic() + seconds
             if self._rest is None:
@@ -59,14 +59,14 @@ class Reading(Generic[T]):
                     if time.monotonic() > until:
                         return False
             except BaseException:
-                self._size = -1  # so that the next question comes upon it too
+                self._size = -1  # so that the next request reads again and raises the same error
                 self._rest = None
                 raise
             self._rest = None
             return True
 
     def _begin(self) -> Iterator[T]:
-        """What follows the known; everything anew where the last known is no longer what it was."""
+        """The values after the known ones. If the last known value has changed, all values are read again."""
         if self.known:
             rest = self._read(len(self.known) - 1)
             if next(rest, None) == self.known[-1]:
@@ -75,48 +75,6 @@ class Reading(Generic[T]):
         return self._read(0)
 
 
-@dataclass(frozen=True, slots=True)
-class Filter:
-    """Which trees of a run; an empty field lets all of them pass."""
-
-    stage: str = ""
-    env: str = ""
-    step: str = ""  # 3, 3..8, 3.. or ..8
-    returns: str = ""  # mean return of the tree, a range like that of steps
-    success: str = ""  # all, some, mixed or none of the rollouts
-    cause: str = ""  # of a truncation
-    text: str = ""  # in a message or an action; case does not matter
-
-    @classmethod
-    def of(cls, values: Mapping[str, str]) -> Filter:
-        """From a page's question. ValueError where a field cannot be read."""
-        chosen = cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
-        span("step", chosen.step)
-        span("returns", chosen.returns)
-        if chosen.success not in ("", *SUCCESS):
-            raise ValueError(f"success: one of {', '.join(SUCCESS)}, got {chosen.success!r}")
-        return chosen
-
-    def passes(self, tree: TreeSummary, success: float | None) -> bool:
-        """`success`: the share of the rollouts that succeeded. The text is not looked at."""
-        low, high = span("step", self.step)
-        least, most = span("returns", self.returns)
-        return (
-            self.stage in ("", str(tree.labels.get("stage", "")))
-            and self.env in ("", tree.env)
-            and (not self.step or low <= _step(tree) <= high)
-            and (not self.returns or least <= tree.mean_return <= most)  # which may be no number
-            and (not self.success or (success is not None and SUCCESS[self.success](success)))
-            and (not self.cause or self.cause in tree.causes)
-        )
-
-
-SUCCESS: dict[str, Callable[[float], bool]] = {
-    "all": lambda share: share >= 1,
-    "some": lambda share: share > 0,
-    "mixed": lambda share: 0 < share < 1,
-    "none": lambda share: share <= 0,
-}
 ORDERS = (
     "number",
     "step",
@@ -130,29 +88,18 @@ ORDERS = (
 )
 
 
-def span(name: str, text: str) -> tuple[float, float]:
-    """The ends of LOW..HIGH, either of which may be missing; one number is both."""
-    low, dots, high = text.partition("..")
-    try:
-        first = float(low) if low.strip() else -math.inf
-        last = (float(high) if high.strip() else math.inf) if dots or not text else first
-    except ValueError:
-        raise ValueError(f"{name}: a number or LOW..HIGH, got {text!r}") from None
-    return first, last
-
-
 class Volume:
-    """One run as the page sees it."""
+    """One run, as the page shows it."""
 
     def __init__(self, name: str, path: Path, store: EpisodeStore) -> None:
         self.name, self.path, self.store = name, path, store
         self._summaries = Reading(store, lambda start: store.summaries(start=start))
-        self._searches: dict[str, Reading[bool]] = {}  # the last ones, by text
-        self._read: dict[int, Record] = {}  # the trees of the last questions
+        self._searches: dict[str, Reading[bool]] = {}  # the latest searches, by text
+        self._read: dict[int, Record] = {}  # the trees of the latest requests, by number
         self._lock = threading.Lock()
 
     def card(self) -> dict[str, Any]:
-        """What the list of runs says of it."""
+        """The facts that the list of runs shows."""
         scenario, (summary, fault) = self._scenario, self._summary()
         algorithm, model = _section(scenario, "algorithm"), _section(scenario, "model")
         stages = _section(summary, "stages")
@@ -171,7 +118,7 @@ class Volume:
         }
 
     def curves(self) -> dict[str, Any]:
-        """Its metrics, results and scenario."""
+        """The facts of `card`, and the run's metrics, results and scenario."""
         return {
             **self.card(),
             "metrics": list(read_lines(self.path / "metrics.jsonl")),
@@ -180,10 +127,14 @@ class Volume:
         }
 
     def listing(
-        self, chosen: Filter, order: str = "", offset: int = 0, limit: int = MAX_ROWS, at: int | None = None
+        self, where: Where, order: str = "", offset: int = 0, limit: int = MAX_ROWS, at: int | None = None
     ) -> dict[str, Any]:
-        """A page of the trees that pass a filter, of those read so far, and the place of the tree `at` among them."""
-        complete, matching = self._matching(chosen)
+        """Rows `offset` to `offset + limit` of the trees that `where` means, among the trees read so far.
+
+        `place` is the position of the tree with the number `at` in the whole list, -1 if it is not there. ValueError if
+        `order` is not one of ORDERS, with a minus for descending order.
+        """
+        complete, matching = self._matching(where)
         known = self._summaries.known
         key = order.removeprefix("-")
         if key and key not in ORDERS:
@@ -202,25 +153,25 @@ class Volume:
             "causes": sorted({cause for tree in known for cause in tree.causes}),
         }
 
-    def numbers(self, chosen: Filter) -> list[int]:
-        """All trees that pass a filter, however long that takes."""
+    def numbers(self, where: Where) -> list[int]:
+        """The numbers of all trees that `where` means. Reads the whole run first."""
         complete = False
         while not complete:
-            complete, matching = self._matching(chosen)
+            complete, matching = self._matching(where)
         return [tree.number for tree in matching]
 
     def rows(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
-        """Of the trees of these numbers, however long that takes."""
+        """The rows of the trees with these numbers. Reads the whole run first."""
         while not self._summaries.read_on():
             pass
         return [self._row(self._summaries.known[number]) for number in numbers]
 
     def tree(self, number: int) -> dict[str, Any]:
-        """A tree with the texts of its tokens. IndexError where there is none."""
+        """A tree, with the text of each of its tokens. IndexError if there is none with this number."""
         with self._lock:
             if number not in self._read:
-                found = self.store.record(number)
-                self._read = {**dict(islice(reversed(self._read.items()), 3)), number: found}
+                latest = dict(islice(reversed(self._read.items()), 3))
+                self._read = {**latest, number: self.store.record(number)}
             record = self._read[number]
         tree = record.tree
         return {
@@ -238,21 +189,21 @@ class Volume:
             "leaves": tree.leaves,
             "origins": tree.origins,
             "returns": tree.returns,
-            "success": self._term,
-            "succeeded": succeeded(tree, self._term) if self._knows(tree) else None,
+            "success": self.success_term,
+            "succeeded": succeeded(tree, self.success_term) if self._knows(tree) else None,
             "state_key": tree.state_key,
             "info": tree.info,
             "cost": asdict(tree.cost),
         }
 
-    def _matching(self, chosen: Filter) -> tuple[bool, list[TreeSummary]]:
-        """Whether everything is read, and the trees that pass of what is."""
+    def _matching(self, where: Where) -> tuple[bool, list[TreeSummary]]:
+        """-> (whether the whole run is read, the trees that `where` means among those read so far)"""
         complete = self._summaries.read_on()
-        matching = [tree for tree in self._summaries.known if chosen.passes(tree, self._success(tree))]
-        if chosen.text:
-            found = self._found(chosen.text)
-            complete &= found.read_on()
-            matching = [tree for tree in matching if tree.number < len(found.known) and found.known[tree.number]]
+        matching = [tree for tree in self._summaries.known if where.passes(tree)]
+        if where.text is not None:
+            search = self._search(where.text)
+            complete &= search.read_on()
+            matching = [tree for tree in matching if tree.number < len(search.known) and search.known[tree.number]]
         return complete, matching
 
     def _row(self, tree: TreeSummary) -> dict[str, Any]:
@@ -260,13 +211,13 @@ class Volume:
             **{field.name: getattr(tree, field.name) for field in fields(tree) if field.name != "labels"},
             "stage": tree.labels.get("stage"),
             "step": tree.labels.get("step"),
-            "success": self._success(tree),
+            "success": tree.success(self.success_term),
         }
 
     def _rank(self, tree: TreeSummary, key: str) -> float:
         if key == "step":
             return _step(tree)
-        value = self._success(tree) if key == "success" else getattr(tree, key)
+        value = tree.success(self.success_term) if key == "success" else getattr(tree, key)
         return -math.inf if value is None else float(value)
 
     def _node(self, node: Node) -> dict[str, Any]:
@@ -293,34 +244,28 @@ class Volume:
             "info": node.info,
         }
 
-    def _success(self, tree: TreeSummary) -> float | None:
-        """The share of its rollouts that succeeded; None where the success term is not among its terms."""
-        successes = tree.successes.get(self._term)
-        return None if successes is None else successes / tree.rollouts
-
     def _knows(self, tree: RolloutTree) -> bool:
-        return any(self._term in node.reward_terms for node in tree.nodes)
+        return any(self.success_term in node.reward_terms for node in tree.nodes)
 
-    def _found(self, text: str) -> Reading[bool]:
-        """Which trees hold a text; the last searches are kept, so that several pages can go on with theirs."""
-        needle = text.casefold()
+    def _search(self, text: str) -> Reading[bool]:
+        """For each tree, whether it holds a text. The last searches are kept, each for the page that asked it."""
 
         def read(start: int) -> Iterator[bool]:
-            return (_holds(record.tree, needle) for record in self.store.records(start))
+            return (Where(text=text).text_occurs(record.tree) for record in self.store.records(start))
 
         with self._lock:
-            found = self._searches.pop(text, None) or Reading(self.store, read)
-            self._searches[text] = found
+            search = self._searches.pop(text, None) or Reading(self.store, read)
+            self._searches[text] = search
             if len(self._searches) > SEARCHES:
                 del self._searches[next(iter(self._searches))]
-        return found
+        return search
 
     def _pieces(self, tokens: Sequence[int], text: str) -> list[str] | None:
         file = tokenizer_file(self.path)
         return pieces(_tokenizer(file, file.stat().st_mtime_ns), tokens, text) if tokens and file.is_file() else None
 
     def _summary(self) -> tuple[dict[str, Any] | None, str]:
-        """The summary of a finished run, and why one that is there cannot be read."""
+        """-> (the summary, None without a readable one; why the file cannot be read, empty if it can)"""
         file = self.path / "summary.json"
         try:
             content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
@@ -331,25 +276,23 @@ class Volume:
         return None, f"{file.name} holds no summary"
 
     def _failures(self) -> int:
-        """How many rollouts failed; 0 where the files that tell cannot be read."""
+        """How many rollouts failed. 0 if the files with that number cannot be read."""
         try:
             return count_failures(self.path)
         except (OSError, ValueError, LookupError, TypeError):
             return 0
 
     @property
-    def _term(self) -> str:
-        """The reward term that is 1 where a rollout succeeded."""
-        return str(_section(self._scenario, "environment").get("success", "exact"))
+    def success_term(self) -> str:
+        return success_term(self.path)
 
     @property
     def _scenario(self) -> dict[str, Any]:
-        file = self.path / "scenario.yaml"
-        return _mapping(file, file.stat().st_mtime_ns) if file.is_file() else {}
+        return _scenario(self.path)
 
 
 class Shelf:
-    """A run, or all runs below a folder, by name."""
+    """The runs in a folder and its subfolders, by name; or the one run whose folder it is."""
 
     def __init__(self, root: Path, open_store: Callable[[Path], EpisodeStore]) -> None:
         self.root = root
@@ -358,35 +301,48 @@ class Shelf:
         self._lock = threading.Lock()
 
     def volumes(self) -> dict[str, Volume]:
-        """Those that are there now, by name."""
+        """The runs that are there now, by name."""
         with self._lock:
-            found = {self._name(path): path for path in run_folders(self.root)}
+            paths = {self._name(path): path for path in run_folders(self.root)}
             self._volumes = {
                 name: self._volumes.get(name) or Volume(name, path, self._open_store(path))
-                for name, path in sorted(found.items())
+                for name, path in sorted(paths.items())
             }
             return self._volumes
 
     def volume(self, name: str) -> Volume:
-        """LookupError where there is none of that name."""
-        found = self._volumes.get(name) or self.volumes().get(name)
-        if found is None:
+        """The run with a name. LookupError if there is none."""
+        volume = self._volumes.get(name) or self.volumes().get(name)
+        if volume is None:
             raise LookupError(f"no run {name!r} in {self.root}")
-        return found
+        return volume
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix() if path != self.root else path.resolve().name
 
 
+def success_term(run: Path) -> str:
+    """The reward term that is 1 where a rollout succeeded, as the scenario in a run's folder names it."""
+    return str(_section(_scenario(run), "environment").get("success", "exact"))
+
+
+def _scenario(run: Path) -> dict[str, Any]:
+    file = run / "scenario.yaml"
+    return _mapping(file, file.stat().st_mtime_ns) if file.is_file() else {}
+
+
 def _mean(advantage: float | Sequence[float]) -> float:
-    """Of a turn, where its tokens may have advantages of their own."""
+    """The mean advantage of a turn, which has one number, or one for each of its tokens."""
     if isinstance(advantage, float | int):
         return advantage
     return sum(advantage) / len(advantage) if advantage else 0.0
 
 
 def _of_tokens(record: Record) -> list[list[Sequence[float] | None]] | None:
-    """[rollout][turn]: the advantages of the tokens, None where the turn has one for all of them."""
+    """[rollout][turn]: the advantages of the turn's tokens, or None if the turn has one for all of them.
+
+    The result is None if every turn has one for all of its tokens.
+    """
     rows = [
         [None if isinstance(turn, float | int) else turn for turn in rollout] for rollout in record.advantages or ()
     ]
@@ -394,7 +350,7 @@ def _of_tokens(record: Record) -> list[list[Sequence[float] | None]] | None:
 
 
 def run_folders(root: Path, depth: int = DEPTH) -> Iterator[Path]:
-    """Folders with a scenario, metrics or trees; what lies in a run is not looked at."""
+    """The folders that hold a scenario, metrics or trees, at most `depth` levels below `root`. Runs hold no runs."""
     if any(any(root.glob(pattern)) for pattern in ("scenario.yaml", "metrics.jsonl*", "trees.jsonl*")):
         yield root
     elif depth and root.is_dir():
@@ -404,11 +360,14 @@ def run_folders(root: Path, depth: int = DEPTH) -> Iterator[Path]:
 
 
 def pieces(tokenizer: Tokenizer, tokens: Sequence[int], text: str) -> list[str] | None:
-    """One text a token, the end-of-turn token's included, that join to `text`; None where they do not."""
+    """The text of each token. Joined they are `text`, perhaps without that of a last end-of-turn token.
+
+    None if they do not join to it.
+    """
     stream = DecodeStream(skip_special_tokens=False)
     try:
-        parts = [stream.step(tokenizer, token) or "" for token in tokens]  # "": of a character yet to be completed
-    except Exception as error:  # of the tokenizer's own kinds: the tokens are not its own
+        parts = [stream.step(tokenizer, token) or "" for token in tokens]  # "": later tokens complete the character
+    except Exception as error:  # OverflowError or a plain Exception: the tokenizer does not know a token
         if not isinstance(error, OverflowError) and type(error) is not Exception:
             raise
         return None
@@ -424,7 +383,7 @@ def _tokenizer(file: Path, written: int) -> Tokenizer:
 
 @lru_cache(1024)
 def _mapping(file: Path, written: int) -> dict[str, Any]:
-    """A YAML file as it stands: a run of another version can still be looked at."""
+    """The mapping in a YAML file, unchecked, so that runs of other versions can be shown. Empty if it holds none."""
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):
@@ -433,7 +392,7 @@ def _mapping(file: Path, written: int) -> dict[str, Any]:
 
 
 def to_json(content: Any) -> str:
-    """JSON that JavaScript reads exactly: great integers as texts, no NaN."""
+    """JSON that JavaScript reads exactly. Integers from EXACT on become texts, NaN and infinities become null."""
     return json.dumps(_exact(content), separators=(",", ":"))
 
 
@@ -449,14 +408,8 @@ def _exact(value: Any) -> Any:
     return value
 
 
-def _holds(tree: RolloutTree, needle: str) -> bool:
-    messages = (*tree.messages, *(message for node in tree.nodes for message in node.messages))
-    texts = (*(message.text for message in messages), *(node.action.text for node in tree.nodes))
-    return any(needle in text.casefold() for text in texts)
-
-
 def _short(model: str) -> str:
-    """The name of a model, or of the run whose model it is."""
+    """The last part of a model's name. For a model in a run's folder it is the name of the run."""
     path = Path(model)
     return path.parent.name if path.name == "model" else path.name
 

@@ -1,4 +1,4 @@
-"""The viewer's site: what is at each path, the server, and the page with its data in one file."""
+"""The viewer's site: the answer at each path, the server, and the page with its data in one file."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from socket import AF_INET6
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from ...agents.store import StoreError
-from .shelf import MAX_ROWS, Filter, Shelf, to_json
+from ...agents.store import StoreError, Where
+from .shelf import MAX_ROWS, Shelf, to_json
 
 PAGE = Path(__file__).parent / "page"
+LISTING = ("run", "order", "offset", "limit", "at")  # parameters of /api/trees; all others are conditions on trees
 KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 POLICY = "default-src 'none'; {0}; img-src data:; base-uri 'none'; form-action 'none'"
 HEADERS = {
@@ -35,7 +36,10 @@ HEADERS = {
 
 
 def exported(shelf: Shelf, picked: Mapping[str, Sequence[int]]) -> str:
-    """The page with its data in it; scripts and styles are named to the browser by their hashes."""
+    """One HTML file that holds the page and the data of the picked trees, by run.
+
+    Its Content Security Policy admits the page's own scripts and styles only, by their hashes.
+    """
     volumes = {name: volume for name, volume in shelf.volumes().items() if name in picked}
     data = {
         "title": shelf.root.resolve().name,
@@ -44,7 +48,7 @@ def exported(shelf: Shelf, picked: Mapping[str, Sequence[int]]) -> str:
         "rows": {name: volume.rows(picked[name]) for name, volume in volumes.items()},
         "trees": {name: {n: volume.tree(n) for n in picked[name]} for name, volume in volumes.items()},
     }
-    text = to_json(data).replace("<", "\\u003c")  # which could end the element
+    text = to_json(data).replace("<", "\\u003c")  # a "<" in the data could end its element
     hashes: dict[str, list[str]] = {"script": [], "style": []}
 
     def inlined(match: re.Match[str]) -> str:
@@ -65,7 +69,7 @@ def exported(shelf: Shelf, picked: Mapping[str, Sequence[int]]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class HttpResponse:
-    """What a request is answered with."""
+    """The answer to a request."""
 
     status: HTTPStatus
     kind: str  # media type
@@ -73,7 +77,10 @@ class HttpResponse:
 
 
 class Site:
-    """What is at each path. There are the page's files and the answers about a shelf; no path names a file."""
+    """Answers each path: the page's own files, which are read once, and /api/ with what a shelf knows.
+
+    No path is looked up in the file system.
+    """
 
     def __init__(self, shelf: Shelf) -> None:
         self._shelf = shelf
@@ -90,7 +97,7 @@ class Site:
             return _json(HTTPStatus.NOT_FOUND, {"error": str(error.args[0])})
         except ValueError as error:
             return _json(HTTPStatus.BAD_REQUEST, {"error": str(error)})
-        except (OSError, StoreError) as error:  # a run that is damaged, or removed
+        except (OSError, StoreError) as error:  # a run that is damaged, or was removed
             return _json(HTTPStatus.INTERNAL_SERVER_ERROR, {"error": str(error)})
 
     def _ask(self, path: str, values: dict[str, str]) -> Any:
@@ -106,7 +113,9 @@ class Site:
             return volume.tree(_count("tree", values, 0))
         limit = min(_count("limit", values, MAX_ROWS), MAX_ROWS)
         at = _count("at", values, 0) if "at" in values else None
-        return volume.listing(Filter.of(values), values.get("order", ""), _count("offset", values, 0), limit, at)
+        conditions = {name: text for name, text in values.items() if name not in LISTING}
+        where = Where.parse(conditions, volume.success_term)
+        return volume.listing(where, values.get("order", ""), _count("offset", values, 0), limit, at)
 
 
 def _count(name: str, values: dict[str, str], default: int) -> int:
@@ -121,10 +130,10 @@ def _json(status: HTTPStatus, content: Any) -> HttpResponse:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers GET, to those who asked for this server by a name of its own."""
+    """Answers GET requests whose Host is a name of this server."""
 
     protocol_version = "HTTP/1.1"
-    timeout = 60  # seconds that a connection may be silent
+    timeout = 60  # seconds; a connection that is silent for longer is closed
     server_version, sys_version = "treegym", ""
 
     def __init__(self, site: Site, names: frozenset[str], *arguments: Any) -> None:
@@ -134,7 +143,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self._trusted(self.headers.get("Host", "")):
             answer = self._site.answer(self.path)
-        else:  # a page elsewhere whose name was made to lead here
+        else:  # DNS rebinding: another site's name resolves to this address, so its page could read the answers
             answer = _json(HTTPStatus.FORBIDDEN, {"error": "this server answers to its address and to localhost only"})
         self.send_response(answer.status)
         for name, value in HEADERS.items():
@@ -145,7 +154,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(answer.body)
 
     def _trusted(self, host: str) -> bool:
-        """Whether no DNS answer can have led here: an address, localhost, or the name given to --host."""
+        """Whether Host is an address, localhost, or the name given to --host: names that no other site can use."""
         name = re.sub(r":\d*$", "", host).strip("[]")
         if name.lower() in self._names:
             return True
@@ -156,13 +165,13 @@ class Handler(BaseHTTPRequestHandler):
         return True
 
     def log_message(self, format: str, *arguments: Any) -> None:
-        """The terminal is for what the user should know."""
+        """Prints nothing: requests are not what the user watches the terminal for."""
 
 
 class ViewServer(ThreadingHTTPServer):
     """Serves a site at one address."""
 
-    daemon_threads = True  # an open page keeps its connection
+    daemon_threads = True  # open pages keep their connections, which must not keep the process alive
 
     def __init__(self, site: Site, host: str, port: int) -> None:
         if ":" in host:
@@ -173,10 +182,10 @@ class ViewServer(ThreadingHTTPServer):
         self.url = f"http://{shown}:{self.server_address[1]}/"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), ConnectionError):  # a page that was left does not wait for its answer
+        if not isinstance(sys.exception(), ConnectionError):  # a browser that leaves a page closes its connections
             super().handle_error(request, client_address)
 
 
 def serve(shelf: Shelf, host: str = "127.0.0.1", port: int = 0) -> ViewServer:
-    """A server that is bound and has yet to be run. OSError where the address is taken."""
+    """A server that has its address; `serve_forever` runs it. OSError if the address is taken."""
     return ViewServer(Site(shelf), host, port)

@@ -8,7 +8,7 @@ const COMMON = [["g", "the runs"], ["d", "dark or light"], ["?", "these keys"], 
 let current = { view: "runs", parameters: new URLSearchParams(), page: { keys: {}, help: [] } };
 let leave = new AbortController(); // aborted when another page is shown
 
-/** The address of a page; empty parameters are left out. An episode kept for a comparison goes along. */
+/** The address of a page, without empty parameters. An episode that is kept for a comparison stays in the address. */
 function link(view, parameters) {
   const kept = view === "compare" ? null : current.parameters.get("keep");
   const all = Object.entries({ ...parameters, ...(kept && { keep: kept }) });
@@ -20,7 +20,7 @@ function go(view, parameters) {
   location.hash = link(view, parameters);
 }
 
-/** Writes parameters into the address without showing the page anew; null takes one out. */
+/** Writes parameters into the address without showing the page again. null removes a parameter. */
 function keep(parameters) {
   for (const [name, value] of Object.entries(parameters)) {
     if (value === null || value === "") current.parameters.delete(name);
@@ -34,16 +34,17 @@ async function show() {
   leave = new AbortController();
   const { signal } = leave;
   const [view, query] = location.hash.slice(1).split(/\?(.*)/s);
-  current = { view: Object.hasOwn(VIEWS, view) ? view : "runs", parameters: new URLSearchParams(query ?? ""), page: { keys: {}, help: [] } };
+  const parameters = new URLSearchParams((query ?? "").replace(/(^|&)step=/, "$1steps=")); // links of earlier pages say step
+  current = { view: Object.hasOwn(VIEWS, view) ? view : "runs", parameters, page: { keys: {}, help: [] } };
   const main = document.getElementById("main");
-  const stage = h("div", { class: `page ${current.view}` }); // what comes too late is drawn where nobody sees it
+  const stage = h("div", { class: `page ${current.view}` }); // a page that was left may go on drawing: its element is detached
   main.setAttribute("aria-busy", "true");
   document.title = shown(["treegym", ...["run", "tree", "rollout"].map((name) => current.parameters.get(name)).filter(Boolean)].join(" "));
   showTop();
   try {
     put(main, stage);
     main.scrollTop = 0;
-    if (document.activeElement === document.body) main.focus({ preventScroll: true }); // keys that scroll go there
+    if (document.activeElement === document.body) main.focus({ preventScroll: true }); // so that keys scroll it
     const page = await VIEWS[current.view](stage, current.parameters, signal);
     if (!signal.aborted) current.page = page;
   } catch (error) {
@@ -53,7 +54,7 @@ async function show() {
   }
 }
 
-/** Shows the page anew where it was scrolled to: what its links carry along has changed. */
+/** Shows the page again, scrolled to the same place, with links that carry the present parameters. */
 async function showAgain() {
   const main = document.getElementById("main");
   const { scrollTop } = main;
@@ -86,7 +87,7 @@ function turnTheme() {
   try {
     localStorage.setItem("treegym-theme", document.documentElement.dataset.theme);
   } catch {
-    // a page without storage forgets
+    // without storage the choice of a theme is not remembered
   }
 }
 
@@ -130,7 +131,7 @@ document.addEventListener("keydown", (event) => {
 try {
   setTheme(localStorage.getItem("treegym-theme"));
 } catch {
-  // as above
+  // without storage there is no choice to restore
 }
 window.addEventListener("hashchange", show);
 show();

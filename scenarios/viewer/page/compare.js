@@ -9,7 +9,7 @@ function parseEpisode(name) {
 
 const comparing = () => current.parameters.get("keep");
 
-/** Keeps an episode for a comparison; where one is kept, compares. */
+/** Keeps an episode for a comparison. If one is kept already, compares the two. */
 function pin(run, tree, rollout) {
   const name = `${run}:${tree}.${rollout}`;
   const kept = comparing();
@@ -18,7 +18,7 @@ function pin(run, tree, rollout) {
   showAgain();
 }
 
-/** What an episode says in order: [{turn, what, text}]. */
+/** The messages, actions and reward of an episode in order: [{turn, what, text}]. */
 function partsOf(tree, rollout) {
   const parts = tree.messages.map((message) => ({ turn: 0, what: message.role, text: message.text }));
   tree.paths[rollout].forEach((i, turn) => {
@@ -31,7 +31,7 @@ function partsOf(tree, rollout) {
   return parts;
 }
 
-/** Parts that belong together, by turn: [[a or undefined, b or undefined]]. */
+/** Pairs the parts of two episodes turn by turn: [[a or undefined, b or undefined]]. */
 function aligned(a, b) {
   const pairs = [];
   const turns = Math.max(a.at(-1)?.turn ?? 0, b.at(-1)?.turn ?? 0);
@@ -45,7 +45,7 @@ function aligned(a, b) {
   return pairs;
 }
 
-/** Where two texts part: characters that they share at the start, and whole words at the end. */
+/** How many characters two texts share at the start, and how many at the end, there in whole words. */
 function parting(a, b) {
   let start = 0;
   while (start < a.length && start < b.length && a[start] === b[start]) start++;
@@ -127,7 +127,7 @@ async function compareRuns(main, names) {
     h("p", { class: "legend" }, names.map((name, run) => h("a", { class: `name run${run}`, href: link("trees", { run: name }) }, name))),
     h("table", { class: "settings", "aria-label": "results" },
       h("thead", null, h("tr", null, h("th", null, "held-out success"), names.map((name) => h("th", { scope: "col" }, name)))),
-      h("tbody", null, stages.map((stage) => h("tr", null, h("th", { scope: "row" }, STAGES[stage] ?? stage), runs.map((run) => {
+      h("tbody", null, stages.map((stage) => h("tr", null, h("th", { scope: "row" }, HEADINGS[stage] ?? stage), runs.map((run) => {
         const success = run.results[stage]?.success;
         return h("td", null, success ? `${percent(success.mean)}  (${percent(success.low)} … ${percent(success.high)})` : "–");
       }))))),
@@ -141,7 +141,7 @@ async function compareRuns(main, names) {
   };
 }
 
-/** From where on two runs' metrics differ; how long a step took does not count. */
+/** The first row of metrics in which two runs differ, in words. The seconds of a step are not compared. */
 function firstStep(runs) {
   const [a, b] = runs.map((run) => run.metrics.map(({ seconds, ...row }) => row));
   const length = Math.max(a.length, b.length);

@@ -18,12 +18,12 @@ function ticks(low, high, count) {
   return found.map((at) => Number(at.toPrecision(12)));
 }
 
-/** Mean of the last few points at every point. */
+/** At every point, the mean of the last SMOOTH points. */
 function smoothed(line) {
   return line.map(([x], i) => [x, mean(line.slice(Math.max(0, i + 1 - SMOOTH), i + 1).map(([, y]) => y))]);
 }
 
-/** One metric of one or two runs: [{name, line: [[x, y]], marks: [[x, mean, low, high]]}]. */
+/** The chart of one metric of one or two runs: [{name, line: [[x, y]], marks: [[x, mean, low, high]]}]. */
 function chart(title, series) {
   const xs = series.flatMap(({ line, marks }) => [...line, ...marks].map(([x]) => x));
   const ys = series.flatMap(({ line, marks }) => [...line.map(([, y]) => y), ...marks.flatMap((mark) => mark.slice(1))]);
@@ -85,7 +85,7 @@ function described(title, series) {
   return `${title} by step: ${told.join("; ")}`;
 }
 
-/** All numbers of a metrics row, groups named group/name. */
+/** All numbers of a metrics row; those in groups are named group/name. */
 function numbers(row) {
   const found = {};
   for (const [name, value] of Object.entries(row)) {
@@ -100,9 +100,10 @@ function numbers(row) {
 }
 
 const CHIEF = ["success", "return", "loss", "sampled_tokens", "seconds", "surprise", "turns", "tool_calls"];
-const HELD_OUT = { "warmed up": 0, midway: null, trained: Infinity }; // evaluations among the steps of the improvement
+// Evaluations, and the step of the improvement at which each is marked; null: the step that its row names.
+const HELD_OUT = { "warmed up": 0, midway: null, trained: Infinity };
 
-/** {stage: {metric: series}} of one run. Stages of one row are evaluations and join the improvement as marks. */
+/** {stage: {metric: series}} of one run. A row with an interval is an evaluation: a mark among the improvement's steps. */
 function stagesOf(curves) {
   const stages = {};
   const last = Math.max(0, ...curves.metrics.filter((row) => row.stage === "improvement").map((row) => row.step + 1));
@@ -119,7 +120,7 @@ function stagesOf(curves) {
   return stages;
 }
 
-/** The charts of one or two runs: the chief ones, then the others behind a heading. */
+/** The charts of one or two runs: the metrics in CHIEF, then the others behind a heading that opens. */
 function charts(runs) {
   const each = runs.map(stagesOf);
   const names = [...new Set(each.flatMap(Object.keys))].sort((a, b) => (b === "improvement") - (a === "improvement"));
@@ -137,7 +138,7 @@ function charts(runs) {
   });
 }
 
-/** A heading that opens to what is made only then. */
+/** A heading that opens. Its content is made when it opens for the first time. */
 function more(title, make) {
   const details = h("details", null, h("summary", null, title));
   details.addEventListener("toggle", () => details.open && details.children.length < 2 && details.append(make()));

@@ -8,7 +8,7 @@ function callOf(call) {
   return `${call.name}(${line(call.arguments)})`;
 }
 
-/** An action: tokens shaded by how sure the policy was, and below it the calls that the environment read in it. */
+/** An action, its tokens shaded by how unsure the policy was; below it the calls that the environment read in it. */
 function actionOf(node, { shade } = {}) {
   const wanted = shade ?? (node.entropies.length ? "entropy" : "log-probability");
   const values = wanted === "off" ? [] : wanted === "entropy" ? node.entropies : node.logprobs.map((logprob) => -logprob);
@@ -18,7 +18,7 @@ function actionOf(node, { shade } = {}) {
   } else {
     let start = 0;
     node.pieces.forEach((piece, i) => {
-      if (!piece) return; // of a character that the next token completes
+      if (!piece) return; // the next token completes the character
       const after = start >= node.text.length;
       const told = [JSON.stringify(piece), isNumber(node.logprobs[i]) && `log-probability ${nats(node.logprobs[i])} (${percent(Math.exp(node.logprobs[i]))})`, isNumber(node.entropies[i]) && `entropy ${nats(node.entropies[i])}`];
       body.append(h("span", { class: `token h${heat(Math.min(values[i], 4), 4)}${after ? " stop" : ""}`, title: told.filter(Boolean).join("\n") }, piece));
@@ -34,7 +34,7 @@ function messageOf(message) {
   return h("div", { class: `message ${/^\w+$/.test(message.role) ? message.role : "other"}` }, h("span", { class: "role" }, message.role), h("div", { class: "text" }, message.text || h("span", { class: "quiet" }, "(empty)")));
 }
 
-/** The lessons that were in force, where the tree tells of them. */
+/** The lessons that were in force, if the tree names them. */
 function lessonsOf(tree) {
   const lessons = tree.lessons?.length ? tree.lessons : tree.info.lessons;
   if (!lessons || lessons.length === 0) return null;

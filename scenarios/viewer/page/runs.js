@@ -1,7 +1,7 @@
 "use strict";
 // The runs, and the curves of one or two of them.
 
-const STAGES = { untrained: "untrained", "warmed up": "warmed up", trained: "trained", model: "evaluated" }; // their headings
+const HEADINGS = { model: "evaluated" }; // the heading of a stage, if it is not its name
 
 /** A share with its interval as a bar under the number. */
 function share(result) {
@@ -22,12 +22,13 @@ const sectionOf = (element) => element.closest("section").getAttribute("aria-lab
 async function showRuns(main, parameters, signal) {
   const { title, runs } = await source.runs();
   let at = Math.max(0, runs.findIndex((run) => run.name === parameters.get("run")));
-  let chosen = []; // names of those whose curves are shown
-  let plotted = ""; // what they were drawn from
-  let later; // the next look at one that is being written
+  let chosen = []; // names of the runs whose curves are shown
+  let plotted = ""; // the data of the curves that are shown, as JSON
+  let later; // timer of the next request for a run that is being written
   signal.addEventListener("abort", () => clearTimeout(later));
   const body = h("tbody");
   const curves = h("div", { class: "curves" });
+  const stages = [...new Set(runs.map((run) => Object.keys(run.stages)).sort((a, b) => b.length - a.length).flat())];
   const rows = runs.map((run, i) =>
     h("tr", { onclick: (event) => event.target.closest("a, button") ?? select(i) },
       h("td", null, h("button", { class: "mark-run", "aria-label": `overlay ${run.name}`, "aria-pressed": "false", title: "overlay (x)", onclick: () => overlay(i) })),
@@ -37,13 +38,13 @@ async function showRuns(main, parameters, signal) {
       h("td", null, run.model ?? "–"),
       h("td", { class: "number" }, run.seed ?? "–"),
       h("td", { class: run.finished ? "" : "quiet", title: run.fault }, run.fault ? "damaged" : (run.finished ? "finished" : "unfinished") + (run.failures ? `, ${run.failures} failed` : "")),
-      Object.keys(STAGES).map((stage) => h("td", { class: "number" }, share(run.stages[stage]))),
+      stages.map((stage) => h("td", { class: "number" }, share(run.stages[stage]))),
       h("td", { class: "number" }, run.gain ? h("span", { title: `95%: ${percent(run.gain.low)} to ${percent(run.gain.high)}` }, signed(100 * run.gain.mean).replace(/(\.\d)\d$/, "$1")) : "–"),
       h("td", { class: "number" }, size(run.bytes)),
     ),
   );
   body.append(...rows);
-  const head = ["", "run", "environment", "algorithm", "model", "seed", "state", ...Object.values(STAGES), "gain, points", "trees"];
+  const head = ["", "run", "environment", "algorithm", "model", "seed", "state", ...stages.map((stage) => HEADINGS[stage] ?? stage), "gain, points", "trees"];
   put(main,
     h("h1", null, title, h("span", { class: "quiet" }, plural(runs.length, "run"))),
     h("div", { class: "scroll" }, h("table", { class: "runs", role: "grid", "aria-label": "runs" },

@@ -1,12 +1,14 @@
 "use strict";
 // Where the runs come from: the server, or the data in this file.
 
-const FILTERS = ["stage", "step", "env", "returns", "success", "cause", "text", "order"];
+// The conditions on trees, which agents/store/where.py defines, and the order of a listing.
+const FILTERS = ["stage", "steps", "env", "returns", "term", "rollouts", "success", "cause", "text", "order"];
+const SLACK = 1e-6; // by which ranges of reward terms are extended, as in agents/tree.py
 
 async function ask(path, parameters) {
   const answer = await fetch(`api/${path}?${new URLSearchParams(parameters)}`);
   const content = await answer.json();
-  if (!answer.ok) throw Object.assign(new Error(content.error), { refused: answer.status < 500 }); // asking again is no use
+  if (!answer.ok) throw Object.assign(new Error(content.error), { refused: answer.status < 500 }); // the same request would be refused again
   return content;
 }
 
@@ -18,7 +20,7 @@ const server = {
   tree: (run, tree) => ask("tree", { run, tree }),
 };
 
-/** The same answers from what an exported file holds. */
+/** Gives the answers of the server from the data that an exported file holds. */
 function exported(data) {
   const held = (content, what) => {
     if (content === undefined) throw new Error(`this file does not hold ${what}`);
@@ -52,24 +54,41 @@ function exported(data) {
   };
 }
 
-function span(name, text) {
-  const [low, high = low] = (text ?? "").includes("..") ? text.split("..", 2) : [text || "", text || ""];
-  const ends = [low.trim() ? Number(low) : -Infinity, high.trim() ? Number(high) : Infinity];
-  if (ends.some(Number.isNaN)) throw new Error(`${name}: a number or LOW..HIGH, got '${text}'`);
+/** The ends of LOW:HIGH, either of which may be missing; a number alone is both. */
+function range(name, text) {
+  const [low, high = low, ...more] = text.replace("..", ":").split(":").map((end) => end.trim()); // earlier pages wrote LOW..HIGH
+  const ends = [low ? Number(low) : -Infinity, high ? Number(high) : Infinity];
+  if (!(low || high) || more.length || ends.some(Number.isNaN)) {
+    throw new Error(`${name}: a number or LOW:HIGH with either end left out, such as 3, 0.5: or :8, got '${text}'`);
+  }
   return ends;
 }
 
+/** [name, ends] of each NAME=LOW:HIGH; commas stand between them. */
+function termRanges(text) {
+  const names = new Set();
+  return text.split(",").map((part) => {
+    const [, name, bounds] = part.trim().match(/^([^=]+)=(.*)$/s) ?? [];
+    if (!name) throw new Error(`term: NAME=LOW:HIGH with either end left out, such as exact=0.5:, got '${part}'`);
+    if (names.has(name)) throw new Error(`term: one range for each name, got two for ${name}`);
+    names.add(name);
+    const [low, high] = range(`term ${name}`, bounds);
+    return [name, [low - SLACK, high + SLACK]];
+  });
+}
+
 function passes(row, question) {
-  const within = (value, [low, high]) => low <= value && value <= high;
+  const within = (value, [low, high]) => isNumber(value) && low <= value && value <= high;
+  const numbers = { steps: row.step, returns: row.mean_return, rollouts: row.rollouts };
   const share = row.success;
   const success = { all: share >= 1, some: share > 0, mixed: share > 0 && share < 1, none: share <= 0 };
   return (
-    (!question.stage || question.stage === String(row.stage ?? "")) &&
+    (!question.stage || question.stage === row.stage) &&
     (!question.env || question.env === row.env) &&
-    (!question.step || within(Number(row.step ?? -1), span("step", question.step))) &&
-    (!question.returns || (row.mean_return !== null && within(row.mean_return, span("returns", question.returns)))) &&
+    Object.entries(numbers).every(([name, value]) => !question[name] || within(value, range(name, question[name]))) &&
+    (!question.term || termRanges(question.term).every(([name, ends]) => within(row.terms[name], ends))) &&
     (!question.success || (share !== null && success[question.success])) &&
-    (!question.cause || question.cause in row.causes)
+    (!question.cause || Object.hasOwn(row.causes, question.cause))
   );
 }
 
@@ -84,7 +103,7 @@ function holds(tree, text) {
 const held = document.getElementById("data");
 const source = held ? exported(JSON.parse(held.textContent)) : server;
 
-const lastTrees = new Map(); // of the last questions, which the tree, its episodes and comparisons share
+const lastTrees = new Map(); // the trees that were read last, shared by the pages of trees, episodes and comparisons
 async function readTree(run, number) {
   const key = `${number} ${run}`;
   if (!lastTrees.has(key)) {
@@ -109,7 +128,7 @@ function winner(tree) {
   return tree.leaves.reduce((best, _, rollout) => (rank(rollout) > rank(best) ? rollout : best), 0);
 }
 
-/** How unsure the policy was of an action, token by token: its entropies, or the surprise of what it sampled. */
+/** How unsure the policy was of each token of an action: the entropies, or without them the sampled tokens' surprise. */
 function unsureness(node) {
   if (node.entropies.length) return { name: "entropy", values: node.entropies };
   return { name: "surprise", values: node.logprobs.map((logprob) => -logprob) };

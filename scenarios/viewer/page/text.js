@@ -11,12 +11,12 @@ function escaped(character) {
   return code < 0x10000 ? `\\u${digits.padStart(4, "0")}` : `\\u{${digits}}`;
 }
 
-/** A text for attributes and titles, control and bidi characters as escapes. */
+/** A text for attributes and titles, with escapes in place of control and bidi characters. */
 function shown(text) {
   return String(text).replace(HIDDEN, escaped);
 }
 
-/** A text as nodes, its escapes set apart. */
+/** A text as nodes of the page. Escapes stand in elements of their own. */
 function visible(text) {
   const whole = String(text);
   const fragment = document.createDocumentFragment();
@@ -80,7 +80,7 @@ const points = (value) => (isNumber(value) ? value.toFixed(2).replace("-", "−"
 const nats = (value) => (isNumber(value) && Math.abs(value) < 0.095 ? value.toFixed(3).replace("-", "−") : points(value));
 const signed = (value) => (isNumber(value) ? (value === 0 ? "0" : `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2)}`) : "–");
 
-/** Terms of a reward or other named numbers, on one line. */
+/** The terms of a reward, or other named numbers, on one line. */
 function terms(values) {
   return Object.entries(values ?? {})
     .filter(([, value]) => value !== null)
@@ -88,7 +88,7 @@ function terms(values) {
     .join("  ");
 }
 
-/** Values of a mapping on one line; nothing where there are none. */
+/** The values of a mapping on one line; nothing if it is empty. */
 function line(values) {
   const told = Object.entries(values ?? {}).map(([name, value]) => `${name} ${typeof value === "string" ? value : JSON.stringify(value)}`);
   return told.join(", ");

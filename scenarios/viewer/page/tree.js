@@ -1,15 +1,15 @@
 "use strict";
-// One tree, drawn from left to right: a column a turn, a row a branch.
+// One tree, drawn from left to right: each column is a turn, each row a branch.
 
 const GAP = 18; // pixels between the columns
 const LINE = 34; // pixels between the rows
 
-/** Where each node stands: {column, row}, and the paths of the rows. A node stands in the row of its first child. */
+/** The {column, row} of each node, and the path of each row. A node is in the row of its first child. */
 function layout(tree) {
   const children = new Map([[-1, []], ...tree.nodes.map((_, node) => [node, []])]);
   tree.nodes.forEach((node, i) => children.get(node.parent).push(i));
   const places = [];
-  const rows = []; // of each: the last node
+  const rows = []; // the last node of each row
   const stack = [...children.get(-1)].reverse();
   while (stack.length) {
     const node = stack.pop();
@@ -21,7 +21,7 @@ function layout(tree) {
   return { children, places, rows };
 }
 
-/** States in which branches meet: {state key: letters} of those that two nodes lead to of which neither is before the other. */
+/** {state key: {name: a letter, nodes}} of the states in which branches meet: nodes of several branches lead to them. */
 function meetings(tree) {
   const byKey = new Map();
   tree.nodes.forEach((node, i) => {
@@ -47,12 +47,12 @@ function gist(node) {
   return shown(said.replace(/\s+/g, " ").trim()) || "(empty)";
 }
 
-/** Level of shading, 0 to 8, of a value among those up to the greatest. */
+/** The level of shading, 0 to 8, of a value between 0 and the greatest. */
 function heat(value, greatest) {
   return greatest > 0 ? Math.round((8 * Math.max(0, value)) / greatest) : 0;
 }
 
-/** How the rollouts through a node fared. */
+/** The results of the rollouts through a node, in words. */
 function fate(tree, rollouts) {
   if (!tree.succeeded) return "";
   const won = rollouts.filter((rollout) => tree.succeeded[rollout]).length;
@@ -159,7 +159,7 @@ async function showTree(main, parameters) {
     const rollout = node < 0 ? best : through[node].includes(best) ? best : (through[node][0] ?? best);
     go("episode", { run, ...chosenFilters(), tree: number, rollout, turn: node < 0 ? null : tree.turns[node] });
   }
-  /** The nearest row above or below that holds another node as deep, or its last. */
+  /** Goes to the nearest row above or below with another node in this column; in a shorter row, to its last node. */
   function move(by) {
     const column = at < 0 ? 0 : tree.turns[at];
     for (let row = (at < 0 ? 0 : places[at].row) + by; row >= 0 && row < rows.length; row += by) {
@@ -186,7 +186,7 @@ async function showTree(main, parameters) {
   };
 }
 
-/** Where a tree comes from, beside its heading. */
+/** The facts beside a tree's heading: environment, stage, step, rollouts, mean return. */
 function facts(tree) {
   const labels = ["stage", "step"].filter((name) => name in tree.labels).map((name) => (name === "stage" ? tree.labels.stage : `step ${tree.labels.step}`));
   const told = [tree.task.env.replace(/^treegym\//, ""), ...labels, `${plural(tree.leaves.length, "rollout")}`, `mean return ${points(mean(tree.returns))}`];
@@ -202,7 +202,7 @@ function promptOf(tree) {
     more("info and cost", () => h("pre", { class: "text" }, json({ info: tree.info, cost: tree.cost }))));
 }
 
-/** A node's action, answer and numbers. */
+/** The action of a node, the environment's answer, and its numbers. */
 function nodeOf(tree, i, { rollouts, meeting, children, means, run, number }) {
   const node = tree.nodes[i];
   const turn = tree.turns[i];
@@ -223,7 +223,7 @@ function nodeOf(tree, i, { rollouts, meeting, children, means, run, number }) {
     h("p", null, h("span", { class: "quiet" }, rollouts.length > 1 ? "episodes " : "episode "), rollouts.map((rollout) => [h("a", { href: link("episode", { run, ...chosenFilters(), tree: number, rollout, turn }) }, `#${rollout}`), " "])));
 }
 
-/** What was counted of a turn. */
+/** The numbers of a turn. */
 function turnNumbers(node) {
   const { logprobs, entropies } = node;
   return {

@@ -1,8 +1,8 @@
 "use strict";
-// The trees of a run: filters, and a list of which only what is in sight is drawn.
+// The trees of a run: fields for conditions on them, and a list that draws only the rows in sight.
 
 const ROW = 26; // pixels, as in style.css
-const PAGE = 200; // rows asked for at once
+const PAGE = 200; // rows in one request
 const COLUMNS = [
   ["number", "tree"],
   ["stage", "stage", false],
@@ -27,7 +27,7 @@ function cell(row, name) {
   return isNumber(value) ? value.toLocaleString("en") : (value ?? "–");
 }
 
-/** The filters in the address. */
+/** The conditions and the order that are in the address. */
 function chosenFilters() {
   const found = FILTERS.filter((name) => current.parameters.get(name)).map((name) => [name, current.parameters.get(name)]);
   return Object.fromEntries(found);
@@ -35,12 +35,12 @@ function chosenFilters() {
 
 async function showTrees(main, parameters, signal) {
   const run = parameters.get("run");
-  let pages = new Map(); // number of the page: rows, or null where they are on their way
+  let pages = new Map(); // number of the page: its rows; null until they have arrived
   let state = { matching: 0, known: 0, complete: false, stages: [], envs: [], causes: [] };
-  let at = 0; // place of the cursor
-  let generation = 0; // of the question: answers to an older one come too late
-  let later; // the next reading
-  let seeking; // the tree in the address is yet to be found, and nobody has moved
+  let at = 0; // the row of the cursor
+  let generation = 0; // grows when conditions or order change: answers to earlier requests are dropped
+  let later; // timer of the next request
+  let seeking; // the tree in the address is not found yet, and the user has not moved
 
   const field = (name, label, attributes) =>
     h("label", null, label, h("input", { name, type: "text", autocomplete: "off", spellcheck: "false", value: parameters.get(name) ?? "", oninput: changed, ...attributes }));
@@ -48,9 +48,11 @@ async function showTrees(main, parameters, signal) {
   const form = h("form", { class: "filters", role: "search", "aria-label": "filter trees", onsubmit: (event) => event.preventDefault() },
     field("text", "text", { type: "search", placeholder: "in messages and actions", class: "wide" }),
     choice("stage", "stage"),
-    field("step", "step", { placeholder: "3..8", class: "short" }),
+    field("steps", "steps", { placeholder: "3:8", class: "short" }),
     choice("env", "environment"),
-    field("returns", "return", { placeholder: "0.5..", class: "short" }),
+    field("returns", "return", { placeholder: "0.5:", class: "short" }),
+    field("term", "reward term", { placeholder: "exact=0.5:", class: "medium" }),
+    field("rollouts", "rollouts", { placeholder: "2:", class: "short" }),
     choice("success", "success"),
     choice("cause", "cut short"),
     h("button", { type: "button", onclick: clear }, "clear"),
@@ -104,7 +106,7 @@ async function showTrees(main, parameters, signal) {
     later = setTimeout(read, wait);
   }
 
-  /** A page of the list; nothing where the question has changed since. */
+  /** A page of the list; nothing if conditions or order have changed since the request. */
   async function page(number, more) {
     const mine = generation;
     try {
@@ -121,7 +123,7 @@ async function showTrees(main, parameters, signal) {
     const number = sight()[0];
     const answer = await page(number, seeking && { at: current.parameters.get("at") });
     if (!answer) return;
-    if (answer.matching !== state.matching) pages.clear(); // rows have moved, or a page has filled
+    if (answer.matching !== state.matching) pages.clear(); // the rows may have moved
     state = answer;
     pages.set(number, answer.rows);
     options("stage", answer.stages);
@@ -223,7 +225,7 @@ async function showTrees(main, parameters, signal) {
   };
 }
 
-/** Goes to the next tree that passes the filters in the address, or the one before. */
+/** Goes to the next (1) or previous (-1) tree that meets the conditions in the address. */
 async function neighbour(by) {
   const [run, tree] = [current.parameters.get("run"), current.parameters.get("tree")];
   const { place } = await source.trees(run, { ...chosenFilters(), at: tree, limit: 0 });
