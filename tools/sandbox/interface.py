@@ -1,6 +1,6 @@
 """Sandboxes, where an agent's Python runs: interpreters that keep their state, fork with it, and are held by limits.
 
-Every backend starts `guest_keeper.py` and talks to it (link.py); what differs is the walls around.
+Every backend starts `guest_main.py` and talks to it (link.py); what differs is the walls around.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Limits:
         return 18 * self.output + 10_000
 
     def inside(self) -> dict[str, Any]:
-        """The settings of `guest_keeper.py`, all but `work`, its folder, and `seed`."""
+        """The settings of `guest_main.py`, all but `work`, its folder, and `seed`."""
         return {
             "AS": self.memory,
             "NPROC": self.processes,
