@@ -26,13 +26,21 @@ from .grammar import (
     tool_definitions,
 )
 
-Steps = tuple[tuple[Message, ...], dict[int, Node], Row]  # a trajectory's prompt, nodes, and what the tree's info keeps
+# The messages before the first reply; a node for each reply, by its number; what the tree's info keeps.
+Steps = tuple[tuple[Message, ...], dict[int, Node], Row]
 ATIF = "ATIF-v1.7"
 COPIED = "is_copied_context"
-_STEP = ("timestamp", "model_name", "reasoning_effort", "llm_call_count", COPIED)  # what a node's info keeps of a step
+KEPT = (
+    "timestamp",
+    "model_name",
+    "reasoning_effort",
+    "llm_call_count",
+    COPIED,
+)  # fields of a step that an imported node's info keeps
 
 
 def write_atif(record: Record) -> Iterator[Row]:
+    """A trajectory for each rollout, with the whole prompt in each."""
     tree, grammar = record.tree, grammar_of(record.tree.task)
     tools = tool_definitions(tree, grammar)
     copied = imported_info(tree, tree).get("copied", ())
@@ -75,6 +83,7 @@ def write_atif(record: Record) -> Iterator[Row]:
 
 
 def _spoken(message: Message) -> Row:
+    """A message as a step, all but its number."""
     source = "system" if message.role == "system" else "user"
     return {"source": source, "message": message.text, "extra": {"treegym": {"role": message.role}}}
 
@@ -86,6 +95,7 @@ def _step(
     grammar: Grammar | None,
     values: Sequence[Sequence[float]] | None = None,
 ) -> Row:
+    """A turn of the rollout along `path` as a step, all but its number. `values` are by node and token."""
     node = tree.nodes[path[turn]]
     action, said, kept = action_of(tree, node, grammar), node.action, imported_info(tree, node)
     calls = action.calls if action else ()
@@ -96,7 +106,7 @@ def _step(
         metrics |= {"completion_token_ids": said.token_ids, "logprobs": said.logprobs}
     metrics["extra"] = {"reward": node.reward, "reward_terms": dict(node.reward_terms), "entropies": said.entropies}
     step: Row = {"source": "agent", "message": said.text, "llm_call_count": 1, "metrics": metrics}
-    step |= {name: kept[name] for name in _STEP if name in kept}
+    step |= {name: kept[name] for name in KEPT if name in kept}
     if calls:
         step["tool_calls"] = [
             {"tool_call_id": name, "function_name": call.name, "arguments": dict(call.arguments)}
@@ -110,24 +120,26 @@ def _step(
         results.append({**source, "content": message.text, "extra": {"treegym": {"role": message.role}}})
     if results:
         step["observation"] = {"results": results}
-    own = {"node": path[turn], "observation": node.observation, "terminated": node.terminated}
-    own |= {"truncated": node.truncated, "state_key": node.state_key, "info": dict(node.info)}
-    own |= {"stop_reason": said.stop_reason, "weights_version": said.weights_version}
+    ours = {"node": path[turn], "observation": node.observation, "terminated": node.terminated}
+    ours |= {"truncated": node.truncated, "state_key": node.state_key, "info": dict(node.info)}
+    ours |= {"stop_reason": said.stop_reason, "weights_version": said.weights_version}
     later = {"last_weights_version": said.last_weights_version, "speaker": node.speaker}
-    own |= {name: value for name, value in later.items() if value not in (None, "")}
+    ours |= {name: value for name, value in later.items() if value not in (None, "")}
     if node.calls:
-        own["calls"] = [asdict(call) for call in node.calls]
+        ours["calls"] = [asdict(call) for call in node.calls]
     if values is not None:
-        own["values"] = values[path[turn]]
-    return {**step, "extra": {"treegym": own}}
+        ours["values"] = values[path[turn]]
+    return {**step, "extra": {"treegym": ours}}
 
 
 def read_atif(rows: Iterable[Row]) -> Iterator[Record]:
+    """The trees of trajectories; rollouts of one tree must follow each other, as they are written."""
     for number, group in enumerate(_trees((row, _checked(row)) for row in rows)):
         yield _read_trajectories(number, group)
 
 
 def _checked(row: Row) -> Steps:
+    """The steps of a trajectory. ValueError where its version cannot be read."""
     version = str(row["schema_version"])
     if not version.startswith("ATIF-v1."):
         raise ValueError(f"schema_version {version!r} is none of ATIF-v1.x")
@@ -135,10 +147,10 @@ def _checked(row: Row) -> Steps:
 
 
 def _trees(rows: Iterable[tuple[Row, Steps]]) -> Iterator[list[tuple[Row, Steps]]]:
-    """The trajectories of each tree."""
+    """The trajectories, grouped by tree."""
     group: list[tuple[Row, Steps]] = []
     for row, steps in rows:
-        if group and not _follows(_own(row), _own(group[-1][0])):
+        if group and not _follows(_ours(row), _ours(group[-1][0])):
             yield group
             group = []
         group.append((row, steps))
@@ -146,21 +158,25 @@ def _trees(rows: Iterable[tuple[Row, Steps]]) -> Iterator[list[tuple[Row, Steps]
         yield group
 
 
-def _follows(own: Row, last: Row) -> bool:
-    """Whether both are rollouts of one tree, and not of two runs that count their trees alike."""
-    same = bool(own) and all(own[name] == last.get(name) for name in ("tree", "task"))
-    return same and bool(own["rollout"] > last["rollout"])
+def _follows(ours: Row, last: Row) -> bool:
+    """Whether a trajectory is of the same tree as the last one.
+
+    The numbers of a tree's rollouts grow. Where they begin again, this is another run's tree with the same number.
+    """
+    same = bool(ours) and all(ours[name] == last.get(name) for name in ("tree", "task"))
+    return same and bool(ours["rollout"] > last["rollout"])
 
 
-def _own(part: Row) -> Row:
-    own: Row = (part.get("extra") or {}).get("treegym") or {}
-    return own
+def _ours(part: Row) -> Row:
+    """What treegym wrote beside the format's own fields of a trajectory, step or result."""
+    ours: Row = (part.get("extra") or {}).get("treegym") or {}
+    return ours
 
 
 def _read_trajectories(number: int, trajectories: Sequence[tuple[Row, Steps]]) -> Record:
-    """The tree of one or more trajectories that say they are its rollouts."""
+    """The tree whose rollouts these trajectories are."""
     rows = [row for row, _ in trajectories]
-    nodes: dict[int, Node] = {}  # by their number in the tree that was written
+    nodes: dict[int, Node] = {}  # by their numbers in the tree that was written
     leaves: list[int] = []
     messages: tuple[Message, ...] = ()
     for _, (messages, path, copied) in trajectories:  # noqa: B007
@@ -168,44 +184,43 @@ def _read_trajectories(number: int, trajectories: Sequence[tuple[Row, Steps]]) -
         leaves.append(next(reversed(path)))
     order = {old: new for new, old in enumerate(sorted(nodes))}
     placed = [(nodes[old], order.get(nodes[old].parent, ROOT)) for old in order]
-    own, first = _own(rows[0]), rows[0]
-    known = [_own(row) for row in rows]
-    origins = tuple(each["origin"] for each in known) if own and own["origin"] is not None else ()
-    scored = [each["advantages"] for each in known] if own and own["advantages"] is not None else None
+    ours, first = _ours(rows[0]), rows[0]
+    extras = [_ours(row) for row in rows]
+    origins = tuple(extra["origin"] for extra in extras) if ours and ours["origin"] is not None else ()
+    scored = [extra["advantages"] for extra in extras] if ours and ours["advantages"] is not None else None
     advantages = scored and tuple(
         tuple(tuple(turn) if isinstance(turn, list) else turn for turn in rollout) for rollout in scored
     )
     steps = (step for row in rows for step in row["steps"] if step["source"] == "agent")
-    by_node = {_own(step)["node"]: tuple(_own(step)["values"]) for step in steps if "values" in _own(step)}
+    by_node = {_ours(step)["node"]: tuple(_ours(step)["values"]) for step in steps if "values" in _ours(step)}
     values = tuple(by_node[old] for old in order) if by_node else None
     kept = {"agent": first["agent"], "tools": first["agent"].get("tool_definitions", []), **copied}
-    prompt = own["prompt"] if own else _asked(first["steps"])
+    prompt = ours["prompt"] if ours else _prompt_tokens(first["steps"])
     tree = RolloutTree(
-        task=Task(**own["task"]) if own else Task(f"{IMPORTED}atif", number),
+        task=Task(**ours["task"]) if ours else Task(f"{IMPORTED}atif", number),
         prompt=tuple(prompt),
         messages=messages,
         nodes=tuple(replace(node, parent=parent) for node, parent in placed),
         leaves=tuple(order[leaf] for leaf in leaves),
         origins=origins,
-        state_key=own.get("state_key", ""),
-        info=own.get("info", kept),
-        cost=Cost(**own.get("cost", {})),
+        state_key=ours.get("state_key", ""),
+        info=ours.get("info", kept),
+        cost=Cost(**ours.get("cost", {})),
     )
-    return Record(number, own.get("labels", {}), tree, advantages, False, values, tuple(own.get("lessons", ())))
+    return Record(number, ours.get("labels", {}), tree, advantages, False, values, tuple(ours.get("lessons", ())))
 
 
-def _asked(steps: Sequence[Row]) -> Sequence[int]:
-    """The prompt's tokens, where the first reply tells them."""
+def _prompt_tokens(steps: Sequence[Row]) -> Sequence[int]:
+    """The tokens of the prompt, where the first reply's metrics have them."""
     metrics: Row = next((step.get("metrics") or {} for step in steps if step["source"] == "agent"), {})
-    found: Sequence[int] = metrics.get("prompt_token_ids") or ()
-    return found
+    tokens: Sequence[int] = metrics.get("prompt_token_ids") or ()
+    return tokens
 
 
 def _read_steps(steps: Sequence[Row]) -> Steps:
-    """Messages before the first reply; nodes by number, each with the one before it as parent; what the tree's info
-    keeps."""
+    """What a trajectory's steps say. The parent of each node is the one before it."""
     messages: list[Message] = []
-    copied: list[int] = []  # places of messages that were copied from another trajectory
+    copied: list[int] = []  # places of the messages that are marked as copied from another trajectory
     turns: list[tuple[Row, list[Message], list[int]]] = []
     for step in steps:
         results = (step.get("observation") or {}).get("results") or ()
@@ -213,7 +228,7 @@ def _read_steps(steps: Sequence[Row]) -> Steps:
             ids = [call.get("tool_call_id") for call in step.get("tool_calls") or ()]
             turns.append((step, _heard(in_order(results, ids, "source_call_id")), []))
             continue
-        said = Message(str(_own(step).get("role", step["source"])), plain_text(step["message"]))
+        said = Message(str(_ours(step).get("role", step["source"])), plain_text(step["message"]))
         _, here, marked = turns[-1] if turns else (step, messages, copied)
         if step.get(COPIED):
             marked.append(len(here))
@@ -223,7 +238,7 @@ def _read_steps(steps: Sequence[Row]) -> Steps:
     nodes: dict[int, Node] = {}
     parent = ROOT
     for number, (step, heard, marked) in enumerate(turns):
-        here_number = _own(step).get("node", number)
+        here_number = _ours(step).get("node", number)
         node = _read_node(step, heard, parent, last=number == len(turns) - 1)
         nodes[here_number] = replace(node, info={**node.info, "copied": marked}) if marked else node
         parent = here_number
@@ -231,14 +246,16 @@ def _read_steps(steps: Sequence[Row]) -> Steps:
 
 
 def _heard(results: Iterable[Row]) -> list[Message]:
-    return [Message(str(_own(each).get("role", "tool")), plain_text(each.get("content"))) for each in results]
+    """The messages that a step's results are."""
+    return [Message(str(_ours(row).get("role", "tool")), plain_text(row.get("content"))) for row in results]
 
 
 def _read_node(step: Row, heard: Sequence[Message], parent: int, *, last: bool) -> Node:
-    own, metrics = _own(step), step.get("metrics") or {}
+    """A turn. What ended its episode is not told where another program wrote it: then the last turn ended it."""
+    ours, metrics = _ours(step), step.get("metrics") or {}
     extra = metrics.get("extra") or {}
-    text, info = plain_text(step["message"]), own.get("info", {})
-    if not own:
+    text, info = plain_text(step["message"]), ours.get("info", {})
+    if not ours:
         calls = [
             {
                 "id": call.get("tool_call_id"),
@@ -249,7 +266,7 @@ def _read_node(step: Row, heard: Sequence[Message], parent: int, *, last: bool) 
         ]
         said = {"content": text or None, "reasoning_content": step.get("reasoning_content"), "tool_calls": calls}
         message = {name: value for name, value in said.items() if value}
-        info = {name: step[name] for name in _STEP if name in step}
+        info = {name: step[name] for name in KEPT if name in step}
         text = text_of(message)
         if message.keys() != {"content"} or text.lstrip().startswith("{"):
             info["message"] = message
@@ -260,18 +277,18 @@ def _read_node(step: Row, heard: Sequence[Message], parent: int, *, last: bool) 
             tuple(metrics.get("completion_token_ids") or ()),
             tuple(metrics.get("logprobs") or ()),
             tuple(extra.get("entropies") or ()),
-            own.get("stop_reason", "stop"),
-            own.get("weights_version", 0),
-            own.get("last_weights_version"),
+            ours.get("stop_reason", "stop"),
+            ours.get("weights_version", 0),
+            ours.get("last_weights_version"),
         ),
-        observation=tuple(own.get("observation", ())),
+        observation=tuple(ours.get("observation", ())),
         messages=tuple(heard),
-        reward=extra.get("reward", 0.0) if own else 0.0,
-        reward_terms=extra.get("reward_terms", {}) if own else {},
-        terminated=own.get("terminated", last),
-        truncated=own.get("truncated", False),
-        state_key=own.get("state_key", ""),
+        reward=extra.get("reward", 0.0) if ours else 0.0,
+        reward_terms=extra.get("reward_terms", {}) if ours else {},
+        terminated=ours.get("terminated", last),
+        truncated=ours.get("truncated", False),
+        state_key=ours.get("state_key", ""),
         info=info,
-        calls=tuple(ToolCall(**call) for call in own.get("calls", ())),
-        speaker=own.get("speaker", ""),
+        calls=tuple(ToolCall(**call) for call in ours.get("calls", ())),
+        speaker=ours.get("speaker", ""),
     )

@@ -2,13 +2,14 @@
 
 What survives a round trip, and what cannot:
 
-- `atif`, the Agent Trajectory Interchange Format 1.7: everything. What it has no field for stands under
-  `extra.treegym`, so rollouts of one tree become that tree again; those of other programs become trees of one rollout.
-- `openai`, chat messages for supervised fine-tuning: what was said, tools and calls. Where the environment's action
-  format is known, actions are tool calls, and the lines of the system message that explain the format are left out; so
-  the wording of an action is lost, as are tokens, rewards and the task.
-- `verifiers`, the rows of its results.jsonl: the same messages with rewards and terms, and the task under
-  `info.treegym`; no tokens, and the wording of actions is lost.
+- `atif`, the Agent Trajectory Interchange Format 1.7: everything survives. What the format has no field for stands
+  under `extra.treegym`, so that the rollouts of one tree become that tree again. Rollouts that other programs wrote
+  become trees of one rollout.
+- `openai`, chat messages for supervised fine-tuning: what was said, the tools and their calls survive. Where the
+  environment's action format is known, actions are written as tool calls, without the lines of the system message that
+  explain the format. The wording of an action is lost, and so are tokens, rewards and the task.
+- `verifiers`, the rows of its results.jsonl: the same messages survive, with rewards and terms, and with the task under
+  `info.treegym`. Tokens and the wording of actions are lost.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ from .verifiers import read_verifiers, write_verifiers
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """A format: a row for each rollout of a record, and records of rows."""
+    """A format: `write` makes a row of each rollout of a record; `read` makes records of rows."""
 
     write: Callable[[Record], Iterator[Row]]
     read: Callable[[Iterable[Row]], Iterator[Record]]
 
 
 def read_episodes(path: Path, format: str) -> Iterator[Record]:
-    """The episodes of a JSON lines file, of one JSON object or of an array. StoreError names the place of a fault."""
+    """The episodes of a file of JSON lines, one JSON object or one array. StoreError names the place of a fault."""
     place = "line 1"
 
     def values() -> Iterator[Any]:
@@ -68,7 +69,7 @@ def read_episodes(path: Path, format: str) -> Iterator[Record]:
 
 
 def _whole(line: bytes, file: BinaryIO) -> Any:
-    """The value that a file begins with, which may go on after its first line."""
+    """The JSON value that a file begins with; it may span several lines, of which `line` is the first."""
     line = line.removeprefix(codecs.BOM_UTF8)
     try:
         return from_json(line)

@@ -28,6 +28,7 @@ from .grammar import (
 
 
 def write_openai(record: Record) -> Iterator[Row]:
+    """A row for each rollout: its messages, and the tools if there are any."""
     grammar = grammar_of(record.tree.task)
     tools = tool_definitions(record.tree, grammar)
     for rollout in range(len(record.tree.leaves)):
@@ -38,6 +39,7 @@ def write_openai(record: Record) -> Iterator[Row]:
 
 
 def read_openai(rows: Iterable[Row]) -> Iterator[Record]:
+    """A tree of one rollout for each row."""
     for number, row in enumerate(rows):
         messages, nodes, kept = conversation(row["messages"])
         info = {**({"tools": row["tools"]} if "tools" in row else {}), **kept, **rest(row, "messages", "tools")}
@@ -45,7 +47,7 @@ def read_openai(rows: Iterable[Row]) -> Iterator[Record]:
 
 
 def prompt_of(tree: RolloutTree, grammar: Grammar | None) -> list[Row]:
-    """The prompt, without the lines that explain how a tool is called in text."""
+    """The messages of the prompt, without the lines that explain how to write a call as text."""
     if "prompt" in (kept := imported_info(tree, tree)):
         return list(kept["prompt"])
     rows = []
@@ -59,7 +61,7 @@ def prompt_of(tree: RolloutTree, grammar: Grammar | None) -> list[Row]:
 
 
 def turns_of(tree: RolloutTree, rollout: int, grammar: Grammar | None) -> Iterator[Row]:
-    """What policy and environment said in turn."""
+    """The messages after the prompt: each reply of the policy, then the environment's answers."""
     for turn, node in enumerate(nodes_of(tree, rollout)):
         action, kept = action_of(tree, node, grammar), imported_info(tree, node)
         ids = call_ids(tree, node, turn, action)
@@ -76,39 +78,38 @@ def turns_of(tree: RolloutTree, rollout: int, grammar: Grammar | None) -> Iterat
 
 
 def _answers(messages: Sequence[Message], ids: Sequence[str | None]) -> Iterator[Row]:
-    """Results have the ids of their calls; where those are not known, they are the user's, for a tool's message needs
-    one."""
+    """The environment's messages. A tool's message must name its call; without ids it becomes the user's."""
     matched = iter(ids if len(ids) == tool_results(messages) else ())
     for message in messages:
         if not message.text and message.role != "tool":
-            continue  # an environment that has nothing to say when the episode ends
+            continue  # the environment had nothing to say when the episode ended
         source = next(matched, None) if message.role == "tool" else None
         role = "user" if message.role == "tool" and source is None else message.role
         yield {"role": role, **({"tool_call_id": source} if source else {}), "content": message.text}
 
 
 def conversation(rows: Any, prompt: Any = ()) -> tuple[tuple[Message, ...], list[Node], Row]:
-    """The prompt and what comes before the first reply; a node for each reply; what the tree's info keeps."""
-    asked = _chat(prompt)
+    """A chat as what comes before its first reply, a node for each reply, and what the tree's info keeps of it."""
+    opening = _chat(prompt)
     turns: list[tuple[Row, list[Row]]] = []
     for row in _chat(rows):
         if row["role"] == "assistant":
             turns.append((row, []))
         else:
-            (turns[-1][1] if turns else asked).append(row)
+            (turns[-1][1] if turns else opening).append(row)
     if not turns:
         raise ValueError("no message is the assistant's")
-    messages = tuple(map(_message, asked))
+    messages = tuple(map(_message, opening))
     nodes = [
         _reply(number - 1, row, answers, last=number == len(turns) - 1) for number, (row, answers) in enumerate(turns)
     ]
     plain = [{"role": message.role, "content": message.text} for message in messages]
-    kept = plain != asked or {"role": "system", "content": ""} in plain  # which is not written by itself
-    return messages, nodes, {"prompt": asked} if kept else {}
+    differs = plain != opening or {"role": "system", "content": ""} in plain  # from what would be written of `messages`
+    return messages, nodes, {"prompt": opening} if differs else {}
 
 
 def _chat(rows: Any) -> list[Row]:
-    """The messages of a chat, which are objects with a role."""
+    """The messages of a chat. ValueError unless they are a list of objects with a role."""
     if isinstance(rows, str) or not isinstance(rows, Sequence):
         raise ValueError(f"messages are a list, and this is {rows!r:.40}")
     for row in rows:
@@ -118,7 +119,7 @@ def _chat(rows: Any) -> list[Row]:
 
 
 def _reply(parent: int, row: Row, answers: Sequence[Row], *, last: bool) -> Node:
-    """A turn. What its text and messages do not say is kept: calls as they came, `refusal`, `weight`, parts, names."""
+    """A turn. Its info keeps what its text and messages do not say: calls as they came, `refusal`, `weight`, names."""
     message = {name: value for name, value in row.items() if name != "role"}
     text, calls = text_of(row), calls_of(row)
     messages = tuple(map(_message, in_order(answers, [call.get("id") for call in calls])))
@@ -135,11 +136,12 @@ def _message(row: Row) -> Message:
     return Message(role, text_of(row) if role == "assistant" else plain_text(row.get("content")))
 
 
-def rest(row: Row, *read: str) -> Row:
-    """What else a row says, which is written again."""
-    rest = {name: value for name, value in row.items() if name not in read}
-    return {"row": rest} if rest else {}
+def rest(row: Row, *fields: str) -> Row:
+    """What a row says beyond these fields, for the tree's info: it is written again as it came."""
+    others = {name: value for name, value in row.items() if name not in fields}
+    return {"row": others} if others else {}
 
 
 def chain(task: Task, messages: tuple[Message, ...], nodes: Sequence[Node], info: Mapping[str, Any]) -> RolloutTree:
+    """A tree of one rollout, without tokens."""
     return RolloutTree(task, (), messages, tuple(nodes), (len(nodes) - 1,), info=info)

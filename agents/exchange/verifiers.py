@@ -15,6 +15,7 @@ from .openai import chain, conversation, prompt_of, rest, turns_of
 
 
 def write_verifiers(record: Record) -> Iterator[Row]:
+    """A row for each rollout; `example_id` is the tree's number."""
     tree, grammar = record.tree, grammar_of(record.tree.task)
     kept = imported_info(tree, tree)
     names = sorted({name for node in tree.nodes for name in node.reward_terms})
@@ -47,53 +48,57 @@ def write_verifiers(record: Record) -> Iterator[Row]:
 
 
 def _finite(value: float) -> float | None:
+    """None for what JSON has no number for."""
     return value if math.isfinite(value) else None
 
 
 def read_verifiers(rows: Iterable[Row]) -> Iterator[Record]:
+    """A tree of one rollout for each row. Where other programs wrote the row, the last turn has its whole reward."""
     for number, row in enumerate(rows):
         messages, nodes, kept = conversation(row["completion"], row["prompt"])
-        own = (row.get("info") or {}).get("treegym", {})
-        rewards = own.get("rewards") or [0.0] * (len(nodes) - 1) + [_reward(row["reward"])]
+        ours = (row.get("info") or {}).get("treegym", {})
+        rewards = ours.get("rewards") or [0.0] * (len(nodes) - 1) + [_reward(row["reward"])]
         terms: Sequence[Mapping[str, float | None]]
-        terms = own.get("terms") or [{}] * (len(nodes) - 1) + [_metrics(row.get("metrics") or {})]
+        terms = ours.get("terms") or [{}] * (len(nodes) - 1) + [_metrics(row.get("metrics") or {})]
         truncated, cause = row.get("is_truncated", False), row.get("stop_condition")
-        told = [
+        scored = [
             replace(node, reward=reward, reward_terms=named, terminated=False)
             for node, reward, named in zip(nodes, rewards, terms, strict=True)
         ]
-        told[-1] = replace(
-            told[-1],
+        scored[-1] = replace(
+            scored[-1],
             terminated=not truncated and row.get("is_completed", True),
             truncated=truncated,
-            info={**told[-1].info, **({"cause": cause} if truncated and cause else {})},
+            info={**scored[-1].info, **({"cause": cause} if truncated and cause else {})},
         )
         origin = {name: row[name] for name in ("task", "answer", "info") if row.get(name)}
         info = {
-            "tools": [{"type": "function", "function": each} for each in row.get("tool_defs") or ()],
-            "from": own["from"] if "from" in own else own.get("task") or origin,
+            "tools": [{"type": "function", "function": function} for function in row.get("tool_defs") or ()],
+            "from": ours["from"] if "from" in ours else ours.get("task") or origin,
             **kept,
-            **rest(row, *_VERIFIERS),
+            **rest(row, *FIELDS),
         }
         example = row.get("example_id", number)
-        seed = own["task"]["seed"] if own else example if isinstance(example, int) else number
+        seed = ours["task"]["seed"] if ours else example if isinstance(example, int) else number
         task = Task(f"{IMPORTED}verifiers", seed)
-        yield Record(number, own.get("labels", {}), chain(task, messages, told, info))
+        yield Record(number, ours.get("labels", {}), chain(task, messages, scored, info))
 
 
-_VERIFIERS = (
+FIELDS = (
     "example_id", "task", "prompt", "completion", "reward", "metrics", "is_completed", "is_truncated",
     "stop_condition", "tool_defs", "info", "answer",
 )  # fmt: skip
 
 
 def _reward(value: Any) -> float:
+    """The reward of a row. ValueError where it is no number."""
     if value is None:
         raise ValueError("the reward is null: a rollout that was not scored; leave it out, or give it a number")
     return _metrics({"reward": value})["reward"] or 0.0
 
 
 def _metrics(values: Mapping[str, Any]) -> dict[str, float | None]:
+    """The metrics of a row. ValueError where one is no number, nor null."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int | float | None):
             raise ValueError(f"{name} is {json.dumps(value)}, which is no number")

@@ -1,4 +1,4 @@
-"""Attention of a pack's tokens: each sees its ancestors and itself alone."""
+"""Attention of a pack: each token sees its ancestors in the tree and itself, and no other."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .layout import Segment
 
 
 class TreeAttend:
-    """Attention of packed tokens to their own segment's past and to all of its ancestors.
+    """Attention of packed tokens to the earlier tokens of their segment and to the segment's ancestors.
 
     It runs on a CPU by blocks of queries, on CUDA by FlexAttention, and elsewhere segment by segment.
     """
@@ -44,7 +44,7 @@ class TreeAttend:
     def gradients(
         self, gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, scale: float | None
     ) -> Sequence[Tensor]:
-        """Those of query, key and value, all of one dtype, from the gradient of what came of them; on a CPU."""
+        """The gradients of query, key and value, from the gradient of the attention's result. On a CPU; one dtype."""
         return block_gradients(gradient, query, key, value, scale, self._blocks)
 
     @cached_property
@@ -63,7 +63,7 @@ class TreeAttend:
 
 
 def tree_mask(segments: Sequence[Segment], device: torch.device) -> BlockMask:
-    """What FlexAttention shows: token q sees token k where k <= q < until[k], until as last_seers has it."""
+    """The mask for FlexAttention: token q sees token k where k <= q < until[k], with `until` from `last_seers`."""
     until = last_seers(segments).to(device)
 
     def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ def last_seers(segments: Sequence[Segment]) -> Tensor:
 
 
 def blocks_of(segments: Sequence[Segment]) -> list[Block]:
-    """Short segments that follow each other in one block, long ones in several: a block is up to BLOCK queries."""
+    """The queries in blocks of at most BLOCK. Short neighbouring segments share a block; a long one has several."""
     starts = np.cumsum([0, *(segment.length for segment in segments)]).tolist()
     groups: list[list[int]] = []
     room = 0
@@ -107,7 +107,7 @@ def blocks_of(segments: Sequence[Segment]) -> list[Block]:
 
 
 def _block(segments: Sequence[Segment], starts: Sequence[int], group: Sequence[int], start: int, end: int) -> Block:
-    """The queries from start to end, which are of these segments."""
+    """The queries from `start` to `end`, which belong to the segments `group`, with the keys that they see."""
     runs: list[slice] = []
     for number in sorted({*group, *(ancestor for one in group for ancestor in segments[one].ancestors)}):
         begin, stop = starts[number], min(starts[number + 1], end)
@@ -122,6 +122,8 @@ def _block(segments: Sequence[Segment], starts: Sequence[int], group: Sequence[i
         rows = slice(max(starts[number], start) - start, starts[number + 1] - start)
         seen[rows] &= torch.isin(segment_of, torch.tensor([number, *segments[number].ancestors]))
     hidden = ~seen
-    first = int(hidden.any(0).int().argmax()) if hidden.any() else len(places)  # all see what is before it
+    first = (
+        int(hidden.any(0).int().argmax()) if hidden.any() else len(places)
+    )  # every query sees all keys before this one
     mask = torch.zeros(hidden.shape).masked_fill_(hidden, float("-inf"))[:, first:].contiguous()
     return Block(slice(start, end), tuple(runs), mask)

@@ -1,4 +1,4 @@
-"""Packing: the trees of a batch as one sequence of unique tokens, and the terms of their loss.
+"""Packing: the trees of a batch laid out as one sequence of unique tokens.
 
 Every unique token goes through the model once, attention sees ancestors only, positions are depths.
 A loss sees the rollouts written out, one term per rollout and sampled token; terms of shared tokens
@@ -22,10 +22,10 @@ from .terms import ScoredTree, Terms
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A run of packed tokens, which also sees these earlier segments."""
+    """A run of packed tokens. Each sees the ones before it in the run, and all tokens of the ancestors."""
 
     length: int
-    ancestors: tuple[int, ...] = ()
+    ancestors: tuple[int, ...] = ()  # numbers of earlier segments
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,21 +63,21 @@ class _Packer:
         self.terms: list[tuple[int, int, int, float, float, float]] = []
 
     def put(self, tokens: Sequence[int], depth: int) -> int:
-        """Appends tokens; their packed index."""
+        """Appends tokens; the packed index of the first."""
         start = len(self.tokens)
         self.tokens.extend(tokens)
         self.positions.extend(range(depth, depth + len(tokens)))
         return start
 
     def close(self, start: int, ancestors: tuple[int, ...]) -> tuple[int, ...]:
-        """Ends the segment that began at start; what its children see."""
+        """Ends the segment that began at `start`. Returns the ancestors of the segments that follow it in the tree."""
         if len(self.tokens) == start:
             return ancestors
         self.segments.append(Segment(len(self.tokens) - start, ancestors))
         return (*ancestors, len(self.segments) - 1)
 
     def add(self, scored: ScoredTree, shared: int, ancestors: tuple[int, ...]) -> None:
-        """Lays out a tree whose first `shared` prompt tokens are in the given ancestors."""
+        """Lays out a tree. The first `shared` tokens of its prompt are there already, in the segments `ancestors`."""
         tree = scored.tree
         children: dict[int, list[int]] = {}
         for node in sorted({node for path in tree.paths for node in path}):
@@ -115,7 +115,7 @@ class _Packer:
 
 
 def pack(batch: Sequence[ScoredTree], dtype: torch.dtype = torch.float32) -> Pack:
-    """One sequence for all trees; what all prompts begin with is laid out once. `dtype` is the terms' float type."""
+    """One sequence for all trees. What all prompts begin with is laid out once. The terms have the `dtype`."""
     packer = _Packer()
     prompts = [scored.tree.prompt for scored in batch]
     shared = len(os.path.commonprefix(prompts)[: min(map(len, prompts)) - 1]) if len(batch) > 1 else 0
@@ -145,8 +145,10 @@ def pack(batch: Sequence[ScoredTree], dtype: torch.dtype = torch.float32) -> Pac
 
 
 def split(batch: Sequence[ScoredTree], max_tokens: int) -> list[list[ScoredTree]]:
-    """Groups of at most max_tokens unique tokens, in order. A larger tree is parted between its rollouts;
-    a larger rollout stands alone."""
+    """The trees in order, in groups of at most `max_tokens` unique tokens.
+
+    A larger tree is parted between its rollouts; a larger rollout has a group of its own.
+    """
     groups: list[list[ScoredTree]] = []
     room = 0
     for scored in batch:
@@ -167,5 +169,5 @@ def split(batch: Sequence[ScoredTree], max_tokens: int) -> list[list[ScoredTree]
 
 
 def _shared(a: ScoredTree, b: ScoredTree) -> int:
-    """Tokens that both prompts begin with."""
+    """How many tokens both prompts begin with."""
     return len(os.path.commonprefix([a.tree.prompt, b.tree.prompt]))

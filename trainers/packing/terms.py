@@ -1,4 +1,4 @@
-"""The terms of a batch's loss: one for each rollout and sampled token."""
+"""Terms: what a loss reads of a batch, one for each rollout and sampled token; and what each of them weighs."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ class ScoredTree:
     tree: RolloutTree
     advantages: Advantages
     weights: Sequence[float]  # [rollout], of each of its terms
-    numbers: Sequence[int]  # [rollout], among all rollouts of the batch, those that are left out included
+    numbers: Sequence[int]  # [rollout], counted over all rollouts of the batch, also those that are left out
 
     @property
     def num_unique_tokens(self) -> int:
+        """The tokens of the prompt and of every turn on the way to a leaf, each counted once."""
         used = {node for path in self.tree.paths for node in path}
         nodes = [self.tree.nodes[i] for i in used]
         return len(self.tree.prompt) + sum(len(n.action.token_ids) + len(n.observation) for n in nodes)
 
     def only(self, rollouts: Sequence[int]) -> ScoredTree:
-        """The same with some of the rollouts."""
+        """The same tree with these rollouts alone."""
         leaves = tuple(self.tree.leaves[i] for i in rollouts)
         return ScoredTree(
             replace(self.tree, leaves=leaves, origins=()),
@@ -46,7 +47,7 @@ class Terms:
     """One entry per rollout and sampled token, rollouts written out one after the other; all tensors are [N].
 
     `extras` has the columns that a loss `needs` by name: "reference", nats, under the reference weights; "entropy",
-    nats, of the present distribution, with its gradient; and those that the user gave the learner.
+    nats, of the present distribution, with its gradient; and the columns that the user gave the learner.
     """
 
     logprob: Tensor  # index of the term's prediction
@@ -58,7 +59,7 @@ class Terms:
     extras: Mapping[str, Tensor] = field(default_factory=dict)
 
     def column(self, name: str) -> Tensor:
-        """What a loss `needs` by this name."""
+        """The column that a loss `needs` by this name."""
         return self.old_logprob if name in ("sampled", "old") else self.extras[name]
 
     def to(self, device: torch.device) -> Terms:
@@ -76,10 +77,10 @@ class Terms:
 def score(
     batch: Sequence[tuple[RolloutTree, Advantages]], aggregation: Aggregation, *, keep_zeros: bool = False
 ) -> list[ScoredTree]:
-    """Weights every rollout as the aggregation of the whole batch says.
+    """Weights every rollout as the aggregation says for the whole batch, then leaves some rollouts out.
 
-    Rollouts without sampled tokens are then left out, and those whose advantages are all zero, for they have no
-    gradient, unless `keep_zeros`.
+    A rollout without sampled tokens is left out. So is one whose advantages are all zero, because it has no gradient,
+    unless `keep_zeros`.
     """
     lengths = [[sum(len(tree.nodes[i].action.token_ids) for i in path) for path in tree.paths] for tree, _ in batch]
     weights = iter(aggregation([n for tree in lengths for n in tree]))
