@@ -16,12 +16,13 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NoReturn, Self, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TextIO
 
 from .calls import call_tool
+from .looping import LoopThread
 from .protocol import Tool, ToolCall, ToolError, ToolResult
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from mcp.client._transport import TransportStreams
     from mcp.server.lowlevel import Server
 
-T = TypeVar("T")
 Transports = Sequence[Callable[[TextIO], "Transport"]]
 
 MAX_DEPTH = 100  # of arguments; at some 250 a session breaks down
@@ -251,22 +251,24 @@ class _Connection:
         self.tools: list[types.Tool] = []
         self._scope: anyio.CancelScope | None = None
         self._ready: Future[None] = Future()
-        self._loop, self._stop = asyncio.new_event_loop(), asyncio.Event()
-        arguments = server, transports, start_seconds
-        self._thread = threading.Thread(target=self._run, args=arguments, name=server, daemon=True)
-        self._thread.start()
+        self._stop = asyncio.Event()
+        self._loop = LoopThread(server)
         try:
+            self._loop.start(self._live(server, transports, start_seconds))
             self._ready.result()
         except BaseException:
             self.close()
             raise
 
-    def _run(self, server: str, transports: Transports, start_seconds: float) -> None:
-        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(self._live(server, transports, start_seconds))
-
     async def _live(self, server: str, transports: Transports, start_seconds: float) -> None:
-        """The session from beginning to end, over the first transport that the server does not refuse."""
+        """The session from beginning to end, then the end of the loop: calls that still wait for an answer fail."""
+        try:
+            await self._speak(server, transports, start_seconds)
+        finally:
+            self._loop.close()
+
+    async def _speak(self, server: str, transports: Transports, start_seconds: float) -> None:
+        """The session over the first transport that the server does not refuse."""
         with tempfile.TemporaryFile("w+") as log:
             faults: list[BaseException] = []
             for transport in transports:
@@ -290,7 +292,7 @@ class _Connection:
                 self._scope.deadline = math.inf
                 self._ready.set_result(None)
                 await self._stop.wait()
-                self._end()
+                await self._end()
 
     async def _list_tools(self) -> None:
         cursor = None
@@ -303,34 +305,23 @@ class _Connection:
                 return
 
     def call(self, name: str, arguments: dict[str, Any], seconds: float) -> types.CallToolResult:
-        return self._wait(self._client.call_tool(name, arguments), seconds)
+        return self._loop.wait(self._client.call_tool(name, arguments), seconds)
 
     def over(self, seconds: float) -> bool:
         """Whether an error was the session's rather than the call's: then it does not list its tools either."""
         try:
-            self._wait(self._client.list_tools(cache_mode="bypass"), seconds)
+            self._loop.wait(self._client.list_tools(cache_mode="bypass"), seconds)
         except Exception:  # of as many kinds as a call's
             return True
         return False
 
-    def _wait(self, answer: Coroutine[Any, Any, T], seconds: float) -> T:
-        try:
-            waiting = asyncio.run_coroutine_threadsafe(answer, self._loop)
-        except RuntimeError:  # the loop is closed: the session broke down
-            answer.close()
-            raise
-        try:
-            return waiting.result(seconds)
-        finally:
-            waiting.cancel()
-
     def close(self) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(self._end)
-        if threading.current_thread() is not self._thread:  # where garbage may be collected
-            self._thread.join()
+        """Ends the session, which has CLOSE_SECONDS for it, and with it the loop."""
+        with contextlib.suppress(RuntimeError):  # the session has ended, or is that of the process whose fork this is
+            self._loop.start(self._end())
+        self._loop.join()
 
-    def _end(self) -> None:
+    async def _end(self) -> None:
         import anyio
 
         self._stop.set()
