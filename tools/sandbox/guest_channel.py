@@ -13,12 +13,12 @@ GRACE = 5.0  # seconds that a sandbox's own processes have for an answer
 
 
 class Channel:
-    """Messages over a socket, with at most a few file descriptors beside each; from the host they tell how many."""
+    """Messages over a socket. The host may send a few file descriptors with a message, which then tells how many."""
 
     def __init__(self, fd: int) -> None:
         self.socket = socket.socket(fileno=fd)
         self.unread = bytearray()
-        self.fds: list[int] = []  # that came and whose message was not yet read
+        self.fds: list[int] = []  # that came with messages which were not read yet
 
     def send(self, **message: Any) -> None:
         self.socket.sendall(packed(message))
@@ -30,7 +30,7 @@ class Channel:
             if not part:
                 return None, []
             self.unread += part
-            self.fds += found  # with the first of the messages that are read at once
+            self.fds += found  # of several messages that are read at once, the first has them
         message = json.loads(text)
         count = message.pop("fds", 0)
         fds, self.fds = self.fds[:count], self.fds[count:]
@@ -49,9 +49,9 @@ def packed(message: dict[str, Any]) -> bytes:
 
 
 def take(unread: bytearray, limit: int = 1 << 32) -> bytes | None:
-    """The first message of what was received, taken out of it; None where it is not yet whole.
+    """Takes the first message out of what was received; None while it is not whole.
 
-    EOFError where it is to be longer than the limit.
+    EOFError where it would be longer than `limit` bytes.
     """
     if len(unread) < HEADER.size:
         return None
@@ -67,7 +67,7 @@ def take(unread: bytearray, limit: int = 1 << 32) -> bytes | None:
 
 
 class Pipes(Channel):
-    """Messages over standard input and output, which the agent's code then has no more."""
+    """Messages over standard input and output, which the agent's code then can no longer use."""
 
     def __init__(self) -> None:
         self.ends = [os.dup(fd) for fd in (0, 1)]

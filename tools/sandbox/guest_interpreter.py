@@ -47,8 +47,8 @@ PROCMAP, PROCMAP_QUERY = struct.Struct("=9Q4I2Q"), 0xC0686611
 VMA_WRITABLE, VMA_SHARED, COVERING_OR_NEXT_VMA = 2, 8, 16
 COUNTED = {"CORE": 0, "MEMLOCK": 0, "MSGQUEUE": 0, "SIGPENDING": 256}  # limits of any process
 REASON = 500  # bytes of why there was no fork
-GAP = "\n[...]\n"  # in a text whose middle is left out
-FIRST = "x = 6\nprint(x)\nx * 7"  # run before all calls, so that none has to wait until memory of the zygote is copied
+GAP = "\n[...]\n"  # stands for the middle of a text that is too long
+FIRST = "x = 6\nprint(x)\nx * 7"  # run before all calls: the first to run waits until memory of the zygote is copied
 
 
 class Uncopyable(Exception):
@@ -56,7 +56,7 @@ class Uncopyable(Exception):
 
 
 class Interpreter:
-    """Runs calls in one namespace; what they print goes to a file, its beginning to the host."""
+    """Runs calls in one namespace. What they print goes to a file, of which the host is sent the beginning."""
 
     def __init__(self, channel: Channel, limits: dict[str, Any], isolated: bool) -> None:
         self.channel = channel
@@ -86,7 +86,8 @@ class Interpreter:
     def run(self, code: str, apart: bool) -> dict[str, Any]:
         """What the code printed and whether it failed; the value of a last expression is printed too.
 
-        Code `apart` is not the agent's: it has names of its own, the agent's as `agent`, and no tracebacks.
+        Code that runs `apart` is not the agent's. It has a namespace of its own, in which `agent` is that of the agent,
+        and its errors come without a traceback.
         """
         if apart:
             name, names = __file__, {"__name__": "apart", "__builtins__": __builtins__, "agent": self.names}
@@ -105,12 +106,12 @@ class Interpreter:
         return {**self._printed(), "failed": bool(error or lost), "error": error or lost}
 
     def _empty_output(self) -> None:
-        """Keeps room for what is shown of it: a call can print although the disk is full."""
+        """Reserves room for what is shown of it, so that a call can print although the disk is full."""
         os.ftruncate(self.output, 0)
         libc.fallocate(self.output, FALLOC_FL_KEEP_SIZE, ctypes.c_long(0), ctypes.c_long(4 * self.limits["output"]))
 
     def _flush(self, writer: Any) -> str:
-        """Why a part of the output is lost, if it is. The next call then gets another writer."""
+        """Writes out what was printed. Returns why a part is lost, if so: then the next call gets another writer."""
         lost = ""
         try:
             writer.flush()
@@ -120,7 +121,7 @@ class Interpreter:
         except Exception:  # the agent closed it
             pass
         with contextlib.suppress(Exception):
-            writer.buffer.raw.close()  # else what it holds is written once it is forgotten, in another call
+            writer.buffer.raw.close()  # otherwise what it holds would be written during a later call
         self.writer = None
         return lost
 
@@ -150,7 +151,7 @@ class Interpreter:
             return _shortened(self._told(error, apart=names is not self.names), self.limits["output"] // 2)
 
     def _told(self, error: BaseException, *, apart: bool) -> str:
-        """The traceback from the agent's first frame on."""
+        """The traceback from the agent's first frame on; of code that ran `apart`, the error alone."""
         if apart:
             return "".join(traceback.format_exception_only(error))
         frames = error.__traceback__
@@ -160,9 +161,10 @@ class Interpreter:
         return "".join(traceback.format_exception(type(error), error, frames, limit=limit))
 
     def fork(self, meeting: int, work: str) -> None:
-        """Forks. The copy gets files and a channel at the meeting. Where there is no copy, the reason is sent there.
+        """Forks this process. The copy gets its files and its channel over `meeting`, a socket to the keeper.
 
-        What can be made before is: afterwards each page of memory that is first written to is copied.
+        Where there can be no copy, the reason is sent there. All that can be made before the fork is made before,
+        because after it the first write to each page of memory copies the page.
         """
         with contextlib.suppress(Exception):
             sys.stdout.flush()
@@ -185,7 +187,7 @@ class Interpreter:
         keeper.close()
 
     def _settle(self, keeper: socket.socket, work: str, folder: str, files: list[tuple[int, str, int, int]]) -> None:
-        """Moves this process, a copy of one that works in the folder, to files and a channel of its own."""
+        """Moves this process, a copy whose parent works in `folder`, to files and a channel of its own."""
         os.close(self.output)
         self.channel.close()
         if self.isolated:
@@ -236,9 +238,11 @@ class Interpreter:
             raise Uncopyable("a signal is pending")
 
     def _check_memory(self) -> None:
-        """Uncopyable where memory is shared, to be written or with a file of the episode's."""
+        """Uncopyable where memory is shared that can be written, or that holds a file of the episode."""
         work = self.limits["work"]
-        device = os.stat(work).st_dev if self.isolated else None  # else other files are there, too
+        device = (
+            os.stat(work).st_dev if self.isolated else None
+        )  # without walls there are other files on the device, too
         if shared := shared_memory("self", device, work):
             raise Uncopyable(f"memory is shared: {shared}")
 
@@ -253,7 +257,7 @@ class Interpreter:
         return found
 
     def _file(self, number: int, path: str) -> tuple[int, str, int, int] | None:
-        """None for a device without a state."""
+        """Number, path, flags and offset of an open file; None for a device without a state."""
         status = os.fstat(number)
         if status.st_rdev in DEVICES:
             return None
@@ -265,7 +269,7 @@ class Interpreter:
 
 
 def shared_memory(pid: int | str, device: int | None, folder: str = WORK) -> str | None:
-    """A process's memory that is shared, to be written or with a file on the device or in the folder."""
+    """A process's shared memory that can be written, or holds a file on `device` or in `folder`; None without any."""
     with open(f"/proc/{pid}/maps", "rb") as maps:
         if device is not None and not _may_share(maps.fileno(), device):
             return None
@@ -279,16 +283,16 @@ def shared_memory(pid: int | str, device: int | None, folder: str = WORK) -> str
 
 
 def _shortened(text: str, most: int) -> str:
-    """Without its middle where it is longer than so many characters."""
+    """The text, without its middle where it is longer than `most` characters."""
     half = (most - len(GAP)) // 2
     return text[:half] + GAP + text[-half:] if text[most:] else text
 
 
 def _may_share(maps: int, device: int) -> bool:
-    """Whether shared memory can be written, or is a file's on the device. To read all maps takes ten times as long."""
+    """Whether shared memory can be written, or holds a file on `device`. To read all maps takes ten times as long."""
     query, end = bytearray(PROCMAP.size), 0
     try:
-        while True:  # the next one that is shared, from there on
+        while True:  # the next shared range of memory from `end` on
             PROCMAP.pack_into(query, 0, len(query), VMA_SHARED | COVERING_OR_NEXT_VMA, end, *[0] * 12)
             fcntl.ioctl(maps, PROCMAP_QUERY, query)
             _, _, _, _, end, flags, _, _, _, major, minor, *_ = PROCMAP.unpack(query)
@@ -296,16 +300,18 @@ def _may_share(maps: int, device: int) -> bool:
                 return True
     except FileNotFoundError:  # there is no more
         return False
-    except OSError:  # nor this call, before Linux 6.11
+    except OSError:  # before Linux 6.11 there is no such call
         return True
 
 
 def fork_beside() -> bool:
-    """Forks, but a child of this process's parent, the keeper; whether this is the copy.
+    """Forks a child of this process's parent, which is the keeper. Whether this process is the copy.
 
-    So nothing comes to this process when the copy ends: neither its remains nor what it started nor its own copies.
-    To Python the copy, too, is the process that goes on: without threads it has nothing to set right in a child, and
-    what else it does there, to seed `random` anew first of all, is to be spared a copy. It takes as long as the fork.
+    When the copy ends, its remains, what it started and its own copies come to the keeper, not to this process.
+
+    Python takes the copy, too, for the process that goes on. Without threads it has nothing to set right in a child.
+    The rest of what it does there, first of all to seed `random` anew, would make the copy differ from its parent, and
+    takes as long as the fork itself.
     """
     number, zero = CLONE[os.uname().machine], ctypes.c_long(0)
     python.PyOS_BeforeFork()
@@ -320,16 +326,20 @@ def body_of(text: str, name: str) -> CodeType:
     return compile(text, name, "exec", dont_inherit=True)
 
 
-ours = functools.lru_cache(maxsize=1)(body_of)  # of code that is not the agent's and differs in its last line alone
+ours = functools.lru_cache(maxsize=1)(
+    body_of
+)  # for code that runs apart: from call to call its last line alone differs
 
 
 def compiled(code: str, name: str) -> tuple[CodeType, CodeType | None]:
-    """The code, and the expression that it ends in, if any, apart."""
+    """The code up to the expression that it ends in, and that expression, if there is one."""
     text = code.rstrip("\n")
     start = text.rfind("\n") + 1
     above, line = text[:start], text[start:]
     if "\r" not in text and not line[:1].isspace():
-        with contextlib.suppress(SyntaxError):  # else the last line is an expression, and what is above it is whole
+        with contextlib.suppress(
+            SyntaxError
+        ):  # raised unless the last line is an expression and the lines above it are whole
             last = compile("\n" * above.count("\n") + line, name, "eval", dont_inherit=True)
             return (ours if name == __file__ else body_of)(above, name), last
     tree: Any = compile(code, name, "exec", ast.PyCF_ONLY_AST, dont_inherit=True)
@@ -356,7 +366,7 @@ def begin(fd: int, limits: dict[str, Any], isolated: bool, filter_: bytes) -> No
 
 
 def _bind(limits: dict[str, Any]) -> None:
-    """Limits, folder and seeds of an interpreter."""
+    """Sets the limits, the folder and the seeds of an interpreter."""
     checked(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
     checked(libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
     for name in ("AS", "NPROC", "FSIZE", "NOFILE"):
@@ -372,7 +382,7 @@ def _bind(limits: dict[str, Any]) -> None:
 
 
 def seed(number: int) -> None:
-    """Seeds the generators that code uses without one of its own."""
+    """Seeds the global generators of Python and NumPy."""
     random.seed(number)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(number % 2**32)
@@ -395,7 +405,7 @@ class _CapabilityData(ctypes.Structure):
 
 
 def _drop_capabilities() -> None:
-    """Keeps what unshare(CLONE_NEWNS) needs, the one use of it that the filter lets through; programs get none."""
+    """Keeps CAP_SYS_ADMIN alone, for unshare(CLONE_NEWNS): the filter allows no other use. Programs get none."""
     for number in range(LAST_CAP + 1):
         libc.prctl(PR_CAPBSET_DROP, number, 0, 0, 0)
     header = _CapabilityHeader(0x20080522, 0)
@@ -413,7 +423,7 @@ def _filter_calls(filter_: bytes) -> None:
 
 
 def serve_pipes(limits: dict[str, Any]) -> NoReturn:
-    """An interpreter alone, over standard input and output: one in a container."""
+    """Turns this process, in a container, into an interpreter over standard input and output, without a keeper."""
     channel = Pipes()
     null = os.open("/dev/null", os.O_RDWR)
     for standard in (0, 1, 2):

@@ -1,13 +1,4 @@
-"""What runs inside a sandbox: a zygote, a keeper for each episode, and interpreters. The standard library alone.
-
-    zygote        imports the usual libraries once and forks a keeper when an episode begins; no agent's code runs in it
-    keeper        first process of the episode's namespaces: mounts its files, starts, kills and moves interpreters; no
-                  agent's code runs in it either
-    interpreter   runs the agent's code, one call after the other, and forks when the episode branches
-
-Each talks to the host over a socket of its own, in messages of a length and a JSON text. An interpreter can forge its
-own answers and nobody else's.
-"""
+"""The zygote, which forks a keeper for each episode; and the keeper, which looks after the episode's interpreters."""
 
 from __future__ import annotations
 
@@ -62,7 +53,10 @@ class Keeper:
 
     def __init__(self, fd: int, limits: dict[str, Any], isolated: bool, filter_: bytes, expendable: int) -> None:
         self.channel = Channel(fd)
-        self.expendable, self.kept = expendable, os.read(expendable, 16)  # how soon this goes where memory is short
+        self.expendable, self.kept = (
+            expendable,
+            os.read(expendable, 16),
+        )  # this process's oom_score_adj: how soon the kernel kills it
         self.limits, self.isolated, self.filter = limits, isolated, filter_
         self.home = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC) if isolated else -1
         self.pids: dict[int, int] = {}  # of the interpreters, by branch
@@ -83,7 +77,7 @@ class Keeper:
         self._end()
 
     def _do(self, message: dict[str, Any], fds: list[int]) -> tuple[str | None, int | None]:
-        """What went wrong, whatever an agent's files made of it, and the interpreter that is new."""
+        """Does as the host asks. Returns what went wrong, which an agent's files may cause, and a new interpreter's pid."""
         try:
             return None, getattr(self, "do_" + message.pop("do"))(*fds, **message)
         except Uncopyable as error:
@@ -95,11 +89,13 @@ class Keeper:
         """A new interpreter over the branch's files."""
         if branch not in self.works:
             if not self.isolated and not self.works:
-                os.mkdir(os.path.dirname(work), 0o700)  # here, so that a host that is killed leaves none
+                os.mkdir(os.path.dirname(work), 0o700)  # made here, because a host that is killed would leave it
             self.works[branch] = work
             if self.isolated:
                 self.rooms[branch] = os.dup(self.home)
-        os.write(self.expendable, b"1000")  # which the fork inherits; to write its own, it had to open to its siblings
+        os.write(
+            self.expendable, b"1000"
+        )  # the fork inherits it. One that could write its own would have to open /proc to its siblings
         try:
             pid = os.fork()
         finally:
@@ -158,7 +154,7 @@ class Keeper:
             mount_files(files, WORK)
 
     def _tidy(self) -> None:
-        """Unmounts what a fork's own files replaced: the kernel takes long over it, so not while anyone waits."""
+        """Unmounts the parent's files in a fork that has its own: while nobody waits, because the kernel takes long."""
         room, self.fresh = self.fresh, None
         if room is not None:
             with self._inside(room):
@@ -167,7 +163,7 @@ class Keeper:
 
     @contextlib.contextmanager
     def _inside(self, room: int) -> Iterator[None]:
-        """In another mount namespace."""
+        """This process is in another mount namespace while the block runs."""
         checked(libc.setns(room, CLONE_NEWNS), "setns")
         try:
             yield
@@ -193,24 +189,30 @@ class Keeper:
             raise OSError("processes start others faster than they can be ended")
 
     def do_discard(self, *, branch: int) -> None:
+        """Ends a branch for good, and its files."""
         self.do_kill(branch=branch)
         if branch in self.coming:
             self.coming.pop(branch)[-1].close()
         room, work = self.rooms.pop(branch, None), self.works.pop(branch, None)
         if room is not None:
             os.close(room)
-        if work is not None and not self.isolated:  # else the folder has that name in every branch
+        if work is not None and not self.isolated:  # behind walls the folder has the same name in every branch
             shutil.rmtree(work, ignore_errors=True)
 
     def _end(self) -> NoReturn:
+        """Ends all interpreters, then this process."""
         if self.isolated:
             signal_all(signal.SIGKILL)
         else:
             end_below(os.getpid(), set())
-            for folder in {os.path.dirname(work) for work in self.works.values()}:  # a host that was killed does not
+            for folder in {
+                os.path.dirname(work) for work in self.works.values()
+            }:  # because a host that was killed does not
                 shutil.rmtree(folder, ignore_errors=True)
         end = time.monotonic() + 2
-        with contextlib.suppress(ChildProcessError):  # none is left: only then the host hears of the end
+        with contextlib.suppress(
+            ChildProcessError
+        ):  # raised when no child is left: only then the host hears of the end
             while os.waitpid(-1, os.WNOHANG) and time.monotonic() < end:
                 time.sleep(0.0005)
         with contextlib.suppress(OSError):
@@ -233,15 +235,15 @@ def stat(pid: int | str) -> list[str]:
 
 
 def signal_all(number: int) -> None:
-    """To every process of the namespace but its first, which this is, at once."""
+    """Sends a signal at once to every process of the namespace except the first, which is this one."""
     with contextlib.suppress(ProcessLookupError):  # there is none
         os.kill(-1, number)
 
 
 def end_below(pid: int, but: set[int]) -> bool:
-    """Kills the processes below this one, without these and those below them. Whether none can have been missed.
+    """Kills the processes below `pid`, except `but` and those below them. Whether none can have been missed.
 
-    What is to die starts nothing more, whichever of its threads the list showed.
+    A process that was killed starts nothing more, whichever of its threads the list showed.
     """
     killed = set[int]()
     for _ in range(ROUNDS):
@@ -256,7 +258,7 @@ def end_below(pid: int, but: set[int]) -> bool:
 
 
 def below(pid: int, but: set[int]) -> tuple[set[int], set[int]]:
-    """The living processes below this one, without these and those below them; and those that ended meanwhile.
+    """The living processes below `pid`, except `but` and those below them; and those that ended meanwhile.
 
     A process lives as long as one of its threads does: its first may have exited.
     """
@@ -281,7 +283,7 @@ def below(pid: int, but: set[int]) -> tuple[set[int], set[int]]:
 def met(other: socket.socket) -> int:
     """The process that writes to the socket, as the kernel says.
 
-    EOFError where nobody does, Uncopyable where it is the reason why there is no fork.
+    EOFError where nobody does, Uncopyable where what is written is the reason why there is no fork.
     """
     data, parts, _, _ = other.recvmsg(REASON, socket.CMSG_SPACE(CREDENTIALS.size))
     pid = 0
@@ -296,16 +298,16 @@ def met(other: socket.socket) -> int:
 
 
 def copy_folder(path: str, target: int) -> None:
-    """Copies the files of a folder into another, which is open. Uncopyable where it would have to wait, or takes long.
+    """Copies the files of a folder into `target`, an open folder. Agent code may run meanwhile.
 
-    Agent code may run meanwhile.
+    Uncopyable where that would have to wait, or takes more than COPYING.
     """
     with _opened(path, FOLDER, AT_FDCWD) as source:
         _copy(source, target, time.monotonic() + COPYING)
 
 
 def _copy(source: int, target: int, end: float) -> None:
-    """By open folders, so that a link that is put in a folder's place meanwhile leads nowhere."""
+    """Goes by open folders, so that a link that is put in a folder's place meanwhile leads nowhere."""
     for name in os.listdir(source):
         _in_time(end)
         mode = os.stat(name, dir_fd=source, follow_symlinks=False).st_mode
@@ -337,7 +339,7 @@ def _in_time(end: float) -> None:
 
 @contextlib.contextmanager
 def _opened(name: str, flags: int, folder: int) -> Iterator[Any]:
-    """A file's descriptor, without waiting: for the other end of a pipe, or for who holds a lease."""
+    """Opens a file without waiting for the other end of a pipe, or for whoever holds a lease on the file."""
     try:
         fd = os.open(name, flags, 0o600, dir_fd=folder)
     except BlockingIOError:
@@ -384,11 +386,11 @@ def keep(fd: int, limits: dict[str, Any], isolated: bool, filter_: bytes, cgroup
 
 
 def serve_episodes(fd: int, isolated: bool, filter_: bytes) -> None:
-    """The zygote, until its host is gone."""
+    """Makes this process the zygote, until its host is gone."""
     gc.collect()
     gc.freeze()  # a collection would touch, and so copy, the pages that forks share
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    if not isolated:  # what a keeper leaves behind that is killed comes here; else its namespace ends with it
+    if not isolated:  # inherits what a killed keeper leaves; behind walls that ends with its namespace
         checked(libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
     if isolated:
         lay()
@@ -416,7 +418,7 @@ def serve_episodes(fd: int, isolated: bool, filter_: bytes) -> None:
 
 
 def _sweep() -> None:
-    """Ends what keepers that were killed left below this process: keepers alone are in its own session."""
+    """Ends what killed keepers left below this process. The others there, in its session, are living keepers."""
     keepers = set[int]()
     for pid in below(os.getpid(), set())[0]:
         with contextlib.suppress(ProcessLookupError):
@@ -426,8 +428,8 @@ def _sweep() -> None:
 
 
 def reap() -> NoReturn:
-    """The first process of a container: buries the dead, and kills all others when the host says so by a signal."""
-    checked(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))  # its memory is nobody's business
+    """Makes this the first process of a container: it kills all others whenever the host sends SIGUSR1."""
+    checked(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))  # nobody else reads its memory
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, lambda *_: signal_all(signal.SIGKILL))
     while True:

@@ -35,8 +35,10 @@ ASIDE = "/mnt/aside"  # where a keeper gets and no agent's code: the folder abov
 
 
 def lay() -> None:
-    """Copies into BASE, once for all episodes, what no overlay can show: folders in which something is mounted, file by
-    file. Where other folders come, empty ones stand; where devices come, empty files."""
+    """Copies into BASE, once for all episodes, what no overlay can show: folders in which something is mounted.
+
+    Their files are copied. Where an episode mounts other folders an empty one stands, and an empty file for a device.
+    """
     os.makedirs(BASE + ASIDE)
     _lay("/", _mounts())
     os.chmod(BASE + os.path.dirname(ASIDE), 0)
@@ -61,9 +63,9 @@ def _lay(path: str, mounts: dict[str, str]) -> None:
 
 
 def cover() -> None:
-    """Makes a root of this episode's own, aside, with the same content as this one: BASE and host folders as overlays.
+    """Makes this episode's root at ASIDE, with the content of the present one: BASE and host folders as overlays.
 
-    A lock on a file is then a lock in this episode alone. Devices stay those of the host.
+    So a lock on a file is held in this episode alone. Devices stay those of the host.
     """
     _overlay(BASE, ASIDE)
     _cover("/", _mounts())
@@ -94,7 +96,9 @@ def _made_again(path: str, mounts: dict[str, str]) -> bool:
 
 
 def _overlay(path: str, target: str) -> None:
-    layers = ":".join(re.sub(r"([\\:,])", r"\\\1", layer) for layer in (WORK, path))  # one alone is refused
+    layers = ":".join(
+        re.sub(r"([\\:,])", r"\\\1", layer) for layer in (WORK, path)
+    )  # the kernel refuses a single layer
     mount(b"overlay", target, b"overlay", MS_RDONLY | MS_NOSUID | MS_NODEV, f"lowerdir={layers}".encode())
 
 
@@ -106,6 +110,7 @@ def _mounts() -> dict[str, str]:
 
 
 def enter(root: str) -> None:
+    """Makes a folder this process's root, and unmounts the old root."""
     os.chdir(root)
     checked(libc.syscall(PIVOT_ROOT[os.uname().machine], b".", b"."), "pivot_root")
     checked(libc.umount2(b".", MNT_DETACH), "umount")
@@ -122,14 +127,14 @@ def _unescaped(path: str) -> str:
 
 
 def bound_namespaces(mounts: int) -> None:
-    """So many mount namespaces for this user namespace, and none of what else is counted there."""
+    """Allows this user namespace so many mount namespaces, and none of the other kinds that are counted there."""
     for entry in os.scandir("/proc/sys/user"):
         with open(entry, "w") as file:
             file.write(str(mounts if entry.name == "max_mnt_namespaces" else 0))
 
 
 def make_files(disk: int) -> int:
-    """An empty file system of so many bytes, mounted nowhere yet: a descriptor."""
+    """The descriptor of an empty file system of `disk` bytes, which is mounted nowhere yet."""
     context = checked(libc.syscall(FSOPEN, b"tmpfs", 1), "fsopen")
     try:
         for key, value in (("size", disk), ("nr_inodes", 16384), ("mode", "0700")):
