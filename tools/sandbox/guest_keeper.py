@@ -77,7 +77,7 @@ class Keeper:
         self._end()
 
     def _do(self, message: dict[str, Any], fds: list[int]) -> tuple[str | None, int | None]:
-        """Does as the host asks. Returns what went wrong, which an agent's files may cause, and a new interpreter's pid."""
+        """Does as the host asks. What went wrong, which an agent's files may cause, and a new interpreter's pid."""
         try:
             return None, getattr(self, "do_" + message.pop("do"))(*fds, **message)
         except Uncopyable as error:
