@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import ctypes
 import dataclasses
@@ -30,7 +31,7 @@ from treegym.tools.sandbox.interface import (
     SandboxError,
     SandboxUnavailable,
 )
-from treegym.tools.sandbox.link import Link
+from treegym.tools.sandbox.link import INSIDE, PARTS, Link
 from treegym.tools.sandbox.seccomp import Compare, filter_rules
 from treegym.tools.sandbox.zygote import Episode, KeeperLink
 
@@ -86,6 +87,17 @@ def test_an_error_shows_the_agents_own_frames_and_lines(interpreter: Interpreter
     assert outcome.failed
     assert outcome.text.startswith('Traceback (most recent call last):\n  File "<call 1>", line 3, in <module>')
     assert "return 1 / 0" in outcome.text and "guest_" not in outcome.text
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_what_runs_inside_imports_the_standard_library_and_parts_before_it(part: str) -> None:
+    for node in ast.walk(ast.parse((INSIDE / part).read_text())):
+        if isinstance(node, ast.Import):
+            assert {alias.name.partition(".")[0] for alias in node.names} <= sys.stdlib_module_names
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            assert str(node.module).partition(".")[0] in sys.stdlib_module_names
+        elif isinstance(node, ast.ImportFrom):
+            assert f"{node.module}.py" in PARTS[: PARTS.index(part)]
 
 
 def test_code_is_compiled_as_python_compiles_it(branch: Interpreter) -> None:

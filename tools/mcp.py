@@ -95,7 +95,7 @@ class MCPServer:
         connection = self._join()
         connection.used = lost = True
         try:
-            found = connection.call(name, dict(arguments), self.seconds)
+            answer = connection.call(name, dict(arguments), self.seconds)
             lost = False
         except MCPError as error:
             if not connection.over(self.seconds):
@@ -111,10 +111,10 @@ class MCPServer:
         if lost:
             state = "" if self.stateless else "; its state is lost"
             return ToolResult(f"{name}: {fault}{state}; the next call starts it again", failed=True)
-        return _result(found)
+        return _result(answer)
 
     def reset(self) -> None:
-        """The next call finds a server that nothing was called of."""
+        """Ends a server that was called, so that the next call finds a fresh one."""
         if self._connection and self._connection.used:
             self.close()
 
@@ -126,7 +126,7 @@ class MCPServer:
             connection.closed()
 
     def _join(self) -> _Connection:
-        """The connection, of one more call; made where there is none."""
+        """The connection, on which one more call begins. It is made where there is none."""
         with self._lock:
             if self._connection is None:
                 self._connection = self._connect()
@@ -223,7 +223,7 @@ class EpisodeTool(MCPTool):
 
     @property
     def owner(self) -> MCPServer:
-        """Whose state calls share."""
+        """The server, whose state all calls share."""
         return self.server
 
     def fork(self) -> NoReturn:
@@ -240,13 +240,13 @@ class EpisodeTool(MCPTool):
 
 
 class _Connection:
-    """A client session, on an event loop in a thread of its own; it knows no MCPServer, which it would keep alive."""
+    """A client session, on an event loop of its own. It refers to no MCPServer, which it would keep alive."""
 
     closed: Callable[[], object]  # closes it once
 
     def __init__(self, server: str, transports: Transports, start_seconds: float) -> None:
         _require_mcp()
-        self.calls = 0  # that have begun and not ended
+        self.calls = 0  # how many have begun and not ended
         self.used = False
         self.tools: list[types.Tool] = []
         self._scope: anyio.CancelScope | None = None
@@ -369,7 +369,7 @@ def _over_events(url: str, headers: dict[str, str], log: TextIO) -> Transport:
 
 
 def _refused(error: BaseException) -> bool:
-    """Whether the server heard the first message and would not have it in this way."""
+    """Whether the server got the first message and refused it over this transport."""
     from mcp import MCPError
 
     return isinstance(_cause(error), MCPError)
@@ -415,12 +415,12 @@ def _fault(error: ValidationError) -> str:
     return ": ".join(filter(None, [".".join(map(str, error.absolute_path)), error.message]))
 
 
-def _result(found: types.CallToolResult) -> ToolResult:
-    text = "\n".join(map(_text, found.content))
-    data = found.structured_content
+def _result(answer: types.CallToolResult) -> ToolResult:
+    text = "\n".join(map(_text, answer.content))
+    data = answer.structured_content
     if not text and data is not None:
         text = json.dumps(data, ensure_ascii=False)
-    return ToolResult(text or "(no text)", failed=bool(found.is_error), data=data)
+    return ToolResult(text or "(no text)", failed=bool(answer.is_error), data=data)
 
 
 def _text(block: types.ContentBlock) -> str:
@@ -481,9 +481,9 @@ async def _over_stdio(server: Server[Any]) -> None:
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)  # what tools read is not the protocol
     os.close(nothing)
-    given: Any = _lines(wire)  # of which the server only asks for lines
+    lines: Any = _lines(wire)  # the server asks a file for its lines alone
     try:
-        async with stdio_server(stdin=given) as (reading, writing):
+        async with stdio_server(stdin=lines) as (reading, writing):
             await server.run(reading, writing, server.create_initialization_options())
     finally:
         os.dup2(wire, 0)

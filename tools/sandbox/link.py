@@ -17,7 +17,7 @@ from .guest_channel import GRACE, packed, take
 from .interface import Execution, Limits, SandboxError
 
 INSIDE = Path(__file__).parent  # the folder of the program that runs at the other end
-MAIN = "guest_main.py"  # what of it is started
+MAIN = "guest_main.py"  # the part of it that is started
 PARTS = (MAIN, "guest_kernel.py", "guest_channel.py", "guest_root.py", "guest_interpreter.py", "guest_keeper.py")
 LIBRARIES = (  # that it begins with
     "base64",
