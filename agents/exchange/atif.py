@@ -30,13 +30,8 @@ from .grammar import (
 Steps = tuple[tuple[Message, ...], dict[int, Node], Row]
 ATIF = "ATIF-v1.7"
 COPIED = "is_copied_context"
-KEPT = (
-    "timestamp",
-    "model_name",
-    "reasoning_effort",
-    "llm_call_count",
-    COPIED,
-)  # fields of a step that an imported node's info keeps
+# The fields of a step that an imported node's info keeps.
+KEPT = ("timestamp", "model_name", "reasoning_effort", "llm_call_count", COPIED)
 
 
 def write_atif(record: Record) -> Iterator[Row]:

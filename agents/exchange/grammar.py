@@ -89,9 +89,7 @@ def calls_of(message: Row) -> list[Row]:
     if old := message.get("function_call"):
         return [{"type": "function", "function": old}]
     calls = message.get("tool_calls") or []
-    return [
-        json.loads(call) if isinstance(call, str) else call for call in calls
-    ]  # verifiers saves a call as a JSON text
+    return [json.loads(call) if isinstance(call, str) else call for call in calls]  # verifiers saves JSON texts
 
 
 def text_of(message: Row) -> str:

@@ -240,9 +240,7 @@ class Interpreter:
     def _check_memory(self) -> None:
         """Uncopyable where memory is shared that can be written, or that holds a file of the episode."""
         work = self.limits["work"]
-        device = (
-            os.stat(work).st_dev if self.isolated else None
-        )  # without walls there are other files on the device, too
+        device = os.stat(work).st_dev if self.isolated else None  # without walls other files are on it, too
         if shared := shared_memory("self", device, work):
             raise Uncopyable(f"memory is shared: {shared}")
 
@@ -326,9 +324,7 @@ def body_of(text: str, name: str) -> CodeType:
     return compile(text, name, "exec", dont_inherit=True)
 
 
-ours = functools.lru_cache(maxsize=1)(
-    body_of
-)  # for code that runs apart: from call to call its last line alone differs
+ours = functools.lru_cache(maxsize=1)(body_of)  # for code that runs apart: calls differ in its last line alone
 
 
 def compiled(code: str, name: str) -> tuple[CodeType, CodeType | None]:
@@ -337,9 +333,7 @@ def compiled(code: str, name: str) -> tuple[CodeType, CodeType | None]:
     start = text.rfind("\n") + 1
     above, line = text[:start], text[start:]
     if "\r" not in text and not line[:1].isspace():
-        with contextlib.suppress(
-            SyntaxError
-        ):  # raised unless the last line is an expression and the lines above it are whole
+        with contextlib.suppress(SyntaxError):  # the last line is no expression, or begins in a line above it
             last = compile("\n" * above.count("\n") + line, name, "eval", dont_inherit=True)
             return (ours if name == __file__ else body_of)(above, name), last
     tree: Any = compile(code, name, "exec", ast.PyCF_ONLY_AST, dont_inherit=True)

@@ -53,10 +53,7 @@ class Keeper:
 
     def __init__(self, fd: int, limits: dict[str, Any], isolated: bool, filter_: bytes, expendable: int) -> None:
         self.channel = Channel(fd)
-        self.expendable, self.kept = (
-            expendable,
-            os.read(expendable, 16),
-        )  # this process's oom_score_adj: how soon the kernel kills it
+        self.expendable, self.kept = expendable, os.read(expendable, 16)  # oom_score_adj: open, and as it is here
         self.limits, self.isolated, self.filter = limits, isolated, filter_
         self.home = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC) if isolated else -1
         self.pids: dict[int, int] = {}  # of the interpreters, by branch
@@ -93,9 +90,7 @@ class Keeper:
             self.works[branch] = work
             if self.isolated:
                 self.rooms[branch] = os.dup(self.home)
-        os.write(
-            self.expendable, b"1000"
-        )  # the fork inherits it. One that could write its own would have to open /proc to its siblings
+        os.write(self.expendable, b"1000")  # the fork inherits it: one that writes its own is open to its siblings
         try:
             pid = os.fork()
         finally:
@@ -205,14 +200,10 @@ class Keeper:
             signal_all(signal.SIGKILL)
         else:
             end_below(os.getpid(), set())
-            for folder in {
-                os.path.dirname(work) for work in self.works.values()
-            }:  # because a host that was killed does not
+            for folder in {os.path.dirname(work) for work in self.works.values()}:  # a host that was killed does not
                 shutil.rmtree(folder, ignore_errors=True)
         end = time.monotonic() + 2
-        with contextlib.suppress(
-            ChildProcessError
-        ):  # raised when no child is left: only then the host hears of the end
+        with contextlib.suppress(ChildProcessError):  # no child is left: only then the host hears of the end
             while os.waitpid(-1, os.WNOHANG) and time.monotonic() < end:
                 time.sleep(0.0005)
         with contextlib.suppress(OSError):

@@ -122,8 +122,6 @@ def _block(segments: Sequence[Segment], starts: Sequence[int], group: Sequence[i
         rows = slice(max(starts[number], start) - start, starts[number + 1] - start)
         seen[rows] &= torch.isin(segment_of, torch.tensor([number, *segments[number].ancestors]))
     hidden = ~seen
-    first = (
-        int(hidden.any(0).int().argmax()) if hidden.any() else len(places)
-    )  # every query sees all keys before this one
+    first = int(hidden.any(0).int().argmax()) if hidden.any() else len(places)  # every query sees what is before
     mask = torch.zeros(hidden.shape).masked_fill_(hidden, float("-inf"))[:, first:].contiguous()
     return Block(slice(start, end), tuple(runs), mask)
