@@ -48,7 +48,7 @@ ATTACKS: dict[str, str] = {
     "writing to the system": _attempt("open('/usr/lib/treegym-was-here', 'w')"),
     "writing to the root": _attempt("open('/treegym-was-here', 'w')"),
     "writing to the interpreter": _attempt("open(os.__file__, 'a')"),
-    "writing to its own program": _attempt("open('/run/inside.py', 'a')"),
+    "writing to its own program": _attempt("open('/run/inside/guest_keeper.py', 'a')"),
     "writing to devices": _attempt("open('/dev/treegym-was-here', 'w')"),
     "shared memory": _attempt("open('/dev/shm/treegym-was-here', 'w').write('x')"),
     "reading a disk": _attempt(
@@ -417,7 +417,7 @@ KEEPING: dict[str, str] = {
 # Once it has met its keeper, the fork goes to another mount namespace: where its parent's files are mounted, or its own.
 LEAVING = """
 import sys
-ours = sys.modules['__main__']
+ours = sys.modules['inside.guest_interpreter']
 Socket = ours.socket.socket
 class Leaving(Socket):
     def send(self, *data): return Socket.send(self, *data), ours.libc.unshare(0x20000)

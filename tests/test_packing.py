@@ -27,7 +27,7 @@ from treegym.agents.inference import attention
 from treegym.agents.inference.acceptance import bring_attention
 from treegym.agents.inference.attention import causal_attention
 from treegym.envs import Task
-from treegym.trainers import Advantages, packing
+from treegym.trainers import Advantages
 from treegym.trainers.learner import forward
 from treegym.trainers.learner.cpu.llama import LlamaPredict, trains_in_place
 from treegym.trainers.learner.forward import TransformersPredict
@@ -46,6 +46,7 @@ from treegym.trainers.losses.terms import (
     WithKL,
 )
 from treegym.trainers.packing import Pack, Segment, Terms, TreeAttend, pack, score, split
+from treegym.trainers.packing import attention as tree_attention
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +54,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of logits and of queries: as many parts as a real model's have."""
     monkeypatch.setattr(forward, "COLUMNS", 7)
     monkeypatch.setattr(attention, "BLOCK", 3)
-    monkeypatch.setattr(packing, "BLOCK", 3)
+    monkeypatch.setattr(tree_attention, "BLOCK", 3)
 
 
 @pytest.fixture(params=[False, True], ids=["products", "fused"])
@@ -286,7 +287,7 @@ def test_attention_is_torch_s_own(queries: int, keys: int, monkeypatch: pytest.M
 @pytest.mark.usefixtures("tiles")
 def test_a_segment_sees_its_past_and_its_ancestors(seed: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever other segments share its block."""
-    monkeypatch.setattr(packing, "BLOCK", size)
+    monkeypatch.setattr(tree_attention, "BLOCK", size)
     draw = random.Random(seed)
     segments: list[Segment] = []
     for number in range(12):  # roots too: several trees

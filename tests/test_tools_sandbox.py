@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import ctypes
 import dataclasses
@@ -30,7 +31,7 @@ from treegym.tools.sandbox.interface import (
     SandboxError,
     SandboxUnavailable,
 )
-from treegym.tools.sandbox.link import Link
+from treegym.tools.sandbox.link import INSIDE, PARTS, Link
 from treegym.tools.sandbox.seccomp import Compare, filter_rules
 from treegym.tools.sandbox.zygote import Episode, KeeperLink
 
@@ -85,7 +86,18 @@ def test_an_error_shows_the_agents_own_frames_and_lines(interpreter: Interpreter
     outcome = interpreter.run("def f():\n    return 1 / 0\nf()")
     assert outcome.failed
     assert outcome.text.startswith('Traceback (most recent call last):\n  File "<call 1>", line 3, in <module>')
-    assert "return 1 / 0" in outcome.text and "inside.py" not in outcome.text
+    assert "return 1 / 0" in outcome.text and "guest_" not in outcome.text
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_what_runs_inside_imports_the_standard_library_and_parts_before_it(part: str) -> None:
+    for node in ast.walk(ast.parse((INSIDE / part).read_text())):
+        if isinstance(node, ast.Import):
+            assert {alias.name.partition(".")[0] for alias in node.names} <= sys.stdlib_module_names
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            assert str(node.module).partition(".")[0] in sys.stdlib_module_names
+        elif isinstance(node, ast.ImportFrom):
+            assert f"{node.module}.py" in PARTS[: PARTS.index(part)]
 
 
 def test_code_is_compiled_as_python_compiles_it(branch: Interpreter) -> None:
@@ -280,7 +292,7 @@ def test_a_copy_of_files_ends_in_time(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_an_interpreter_that_does_not_fork_is_not_waited_for(branch: Interpreter) -> None:
-    branch.run("import sys, time; sys.modules['__main__'].Interpreter.fork = lambda *_: time.sleep(60)")
+    branch.run("import sys, time; sys.modules['inside.guest_interpreter'].Interpreter.fork = lambda *_: time.sleep(60)")
     with pytest.raises(ForkRefused, match="timed out"):
         branch.fork()
 
@@ -335,7 +347,7 @@ said.qsize(), said.get(), threading.active_count(), rang, status, subprocess.run
 )
 def test_only_a_fork_is_taken_for_one(branch: Interpreter, forged: str, reason: str) -> None:
     branch.run("open('a', 'w').write('1')")
-    assert not branch.run(f"import os, sys\nours = sys.modules['__main__']\n{forged}").failed
+    assert not branch.run(f"import os, sys\nours = sys.modules['inside.guest_interpreter']\n{forged}").failed
     with pytest.raises(ForkRefused, match=reason):
         branch.fork()
     branch.run("1")  # which is where it is lost that pretended
@@ -699,7 +711,7 @@ def test_what_is_started_ends(sandbox: Sandbox, attack: str) -> None:
 @pytest.mark.parametrize("attack", KEEPING)
 def test_what_is_kept_over_a_fork_is_found(attack: str) -> None:
     with contextlib.closing(opened("bubblewrap").start(LIMITS, 0)) as parent:
-        done = parent.run(f"import os, sys\nours = sys.modules['__main__']\n{KEEPING[attack]}")
+        done = parent.run(f"import os, sys\nours = sys.modules['inside.guest_interpreter']\n{KEEPING[attack]}")
         assert not done.failed, done
         with pytest.raises(ForkRefused):
             parent.fork()
@@ -860,7 +872,7 @@ def test_a_fork_has_no_way_to_its_parents_files() -> None:
 def test_a_fork_that_keeps_its_parents_mounts_is_refused_and_takes_no_files_along() -> None:
     with contextlib.closing(opened("bubblewrap").start(LIMITS, 0)) as parent:
         parent.run("open('file', 'w').write('parent')")
-        assert not parent.run("import sys; sys.modules['__main__'].libc.unshare = lambda *_: 0").failed
+        assert not parent.run("import sys; sys.modules['inside.guest_interpreter'].libc.unshare = lambda *_: 0").failed
         with pytest.raises(ForkRefused, match="no mount namespace of its own"):
             parent.fork()
         assert text(parent, "open('file').read()") == "'parent'\n"

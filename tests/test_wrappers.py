@@ -18,7 +18,7 @@ from gymnasium.envs.registration import WrapperSpec
 
 from treegym.agents import Completion, Node, RolloutTree, Run
 from treegym.agents.evaluation.outcomes import AnswerReader
-from treegym.agents.exchange import grammar
+from treegym.agents.exchange import grammar_of
 from treegym.agents.policies import RandomPlayer
 from treegym.agents.rollouts import verify
 from treegym.agents.store.records import Record, read_record, write_record
@@ -262,7 +262,7 @@ def test_who_asks_for_a_tool_environment_finds_it_within_wrappers() -> None:
     reader = AnswerReader()
     assert reader(around, "Thought: so\nFinal Answer: Moon") == reader(bare, "Final Answer: moon") == "moon"
     reader.close()
-    assert grammar(around) == grammar(bare) is not None
+    assert grammar_of(around) == grammar_of(bare) is not None
 
 
 SCENARIO = """

@@ -16,12 +16,13 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NoReturn, Self, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TextIO
 
 from .calls import call_tool
+from .looping import LoopThread
 from .protocol import Tool, ToolCall, ToolError, ToolResult
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from mcp.client._transport import TransportStreams
     from mcp.server.lowlevel import Server
 
-T = TypeVar("T")
 Transports = Sequence[Callable[[TextIO], "Transport"]]
 
 MAX_DEPTH = 100  # of arguments; at some 250 a session breaks down
@@ -95,7 +95,7 @@ class MCPServer:
         connection = self._join()
         connection.used = lost = True
         try:
-            found = connection.call(name, dict(arguments), self.seconds)
+            answer = connection.call(name, dict(arguments), self.seconds)
             lost = False
         except MCPError as error:
             if not connection.over(self.seconds):
@@ -111,10 +111,10 @@ class MCPServer:
         if lost:
             state = "" if self.stateless else "; its state is lost"
             return ToolResult(f"{name}: {fault}{state}; the next call starts it again", failed=True)
-        return _result(found)
+        return _result(answer)
 
     def reset(self) -> None:
-        """The next call finds a server that nothing was called of."""
+        """Ends a server that was called, so that the next call finds a fresh one."""
         if self._connection and self._connection.used:
             self.close()
 
@@ -126,7 +126,7 @@ class MCPServer:
             connection.closed()
 
     def _join(self) -> _Connection:
-        """The connection, of one more call; made where there is none."""
+        """The connection, on which one more call begins. It is made where there is none."""
         with self._lock:
             if self._connection is None:
                 self._connection = self._connect()
@@ -223,7 +223,7 @@ class EpisodeTool(MCPTool):
 
     @property
     def owner(self) -> MCPServer:
-        """Whose state calls share."""
+        """The server, whose state all calls share."""
         return self.server
 
     def fork(self) -> NoReturn:
@@ -240,33 +240,35 @@ class EpisodeTool(MCPTool):
 
 
 class _Connection:
-    """A client session, on an event loop in a thread of its own; it knows no MCPServer, which it would keep alive."""
+    """A client session, on an event loop of its own. It refers to no MCPServer, which it would keep alive."""
 
     closed: Callable[[], object]  # closes it once
 
     def __init__(self, server: str, transports: Transports, start_seconds: float) -> None:
         _require_mcp()
-        self.calls = 0  # that have begun and not ended
+        self.calls = 0  # how many have begun and not ended
         self.used = False
         self.tools: list[types.Tool] = []
         self._scope: anyio.CancelScope | None = None
         self._ready: Future[None] = Future()
-        self._loop, self._stop = asyncio.new_event_loop(), asyncio.Event()
-        arguments = server, transports, start_seconds
-        self._thread = threading.Thread(target=self._run, args=arguments, name=server, daemon=True)
-        self._thread.start()
+        self._stop = asyncio.Event()
+        self._loop = LoopThread(server)
         try:
+            self._loop.start(self._live(server, transports, start_seconds))
             self._ready.result()
         except BaseException:
             self.close()
             raise
 
-    def _run(self, server: str, transports: Transports, start_seconds: float) -> None:
-        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(self._live(server, transports, start_seconds))
-
     async def _live(self, server: str, transports: Transports, start_seconds: float) -> None:
-        """The session from beginning to end, over the first transport that the server does not refuse."""
+        """The session from beginning to end, then the end of the loop: calls that still wait for an answer fail."""
+        try:
+            await self._speak(server, transports, start_seconds)
+        finally:
+            self._loop.close()
+
+    async def _speak(self, server: str, transports: Transports, start_seconds: float) -> None:
+        """The session over the first transport that the server does not refuse."""
         with tempfile.TemporaryFile("w+") as log:
             faults: list[BaseException] = []
             for transport in transports:
@@ -290,7 +292,7 @@ class _Connection:
                 self._scope.deadline = math.inf
                 self._ready.set_result(None)
                 await self._stop.wait()
-                self._end()
+                await self._end()
 
     async def _list_tools(self) -> None:
         cursor = None
@@ -303,34 +305,23 @@ class _Connection:
                 return
 
     def call(self, name: str, arguments: dict[str, Any], seconds: float) -> types.CallToolResult:
-        return self._wait(self._client.call_tool(name, arguments), seconds)
+        return self._loop.wait(self._client.call_tool(name, arguments), seconds)
 
     def over(self, seconds: float) -> bool:
         """Whether an error was the session's rather than the call's: then it does not list its tools either."""
         try:
-            self._wait(self._client.list_tools(cache_mode="bypass"), seconds)
+            self._loop.wait(self._client.list_tools(cache_mode="bypass"), seconds)
         except Exception:  # of as many kinds as a call's
             return True
         return False
 
-    def _wait(self, answer: Coroutine[Any, Any, T], seconds: float) -> T:
-        try:
-            waiting = asyncio.run_coroutine_threadsafe(answer, self._loop)
-        except RuntimeError:  # the loop is closed: the session broke down
-            answer.close()
-            raise
-        try:
-            return waiting.result(seconds)
-        finally:
-            waiting.cancel()
-
     def close(self) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(self._end)
-        if threading.current_thread() is not self._thread:  # where garbage may be collected
-            self._thread.join()
+        """Ends the session, which has CLOSE_SECONDS for it, and with it the loop."""
+        with contextlib.suppress(RuntimeError):  # the session has ended, or is that of the process whose fork this is
+            self._loop.start(self._end())
+        self._loop.join()
 
-    def _end(self) -> None:
+    async def _end(self) -> None:
         import anyio
 
         self._stop.set()
@@ -378,7 +369,7 @@ def _over_events(url: str, headers: dict[str, str], log: TextIO) -> Transport:
 
 
 def _refused(error: BaseException) -> bool:
-    """Whether the server heard the first message and would not have it in this way."""
+    """Whether the server got the first message and refused it over this transport."""
     from mcp import MCPError
 
     return isinstance(_cause(error), MCPError)
@@ -424,12 +415,12 @@ def _fault(error: ValidationError) -> str:
     return ": ".join(filter(None, [".".join(map(str, error.absolute_path)), error.message]))
 
 
-def _result(found: types.CallToolResult) -> ToolResult:
-    text = "\n".join(map(_text, found.content))
-    data = found.structured_content
+def _result(answer: types.CallToolResult) -> ToolResult:
+    text = "\n".join(map(_text, answer.content))
+    data = answer.structured_content
     if not text and data is not None:
         text = json.dumps(data, ensure_ascii=False)
-    return ToolResult(text or "(no text)", failed=bool(found.is_error), data=data)
+    return ToolResult(text or "(no text)", failed=bool(answer.is_error), data=data)
 
 
 def _text(block: types.ContentBlock) -> str:
@@ -490,9 +481,9 @@ async def _over_stdio(server: Server[Any]) -> None:
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)  # what tools read is not the protocol
     os.close(nothing)
-    given: Any = _lines(wire)  # of which the server only asks for lines
+    lines: Any = _lines(wire)  # the server asks a file for its lines alone
     try:
-        async with stdio_server(stdin=given) as (reading, writing):
+        async with stdio_server(stdin=lines) as (reading, writing):
             await server.run(reading, writing, server.create_initialization_options())
     finally:
         os.dup2(wire, 0)

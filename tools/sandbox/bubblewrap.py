@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .cgroup import Cgroup
-from .guest_keeper import ASIDE, BASE, WORK
+from .guest_root import ASIDE, BASE, WORK
 from .interface import Limits, SandboxUnavailable
-from .link import INSIDE
+from .link import INSIDE, MAIN, PARTS
 from .packages import packages, site_packages
 from .seccomp import bpf
 from .zygote import Branch, Zygote
 
-PROGRAM = "/run/inside.py"  # where guest_keeper.py is, inside
+PROGRAM = "/run/inside"  # the folder of the guest's files, inside
 SOURCES = ("/usr/src/", "/usr/local/src/")  # where containers keep programs and data; hidden
 UID = 64321  # the user of a sandbox that root starts: root's own processes cannot be counted and limited
 
@@ -55,7 +55,7 @@ def command() -> list[str]:
         *("--perms", "0755", "--tmpfs", BASE),
         *(() if under_tmp else ("--symlink", f"{WORK[1:]}/.tmp", "/tmp")),
         *("--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/"),
-        *("--", sys.executable, "-I", PROGRAM),
+        *("--", sys.executable, "-I", f"{PROGRAM}/{MAIN}"),
     ]
     if not rooted:
         return inner
@@ -65,8 +65,8 @@ def command() -> list[str]:
     return [*outer, "--", "setpriv", "--reuid", str(UID), "--regid", str(UID), "--clear-groups", *inner]
 
 
-def _view(program: str) -> Iterator[str]:
-    """Mounts of devices, the system's programs and libraries, this Python and guest_keeper.py, all read-only."""
+def _view(source: str) -> Iterator[str]:
+    """Read-only mounts: devices, the system's programs and libraries, this Python, and the guest's files in `source`."""
     yield from ("--dev", "/dev")
     for name in ("bin", "sbin", "lib", "lib64", "lib32"):
         yield from _shown(f"/{name}")
@@ -80,7 +80,10 @@ def _view(program: str) -> Iterator[str]:
         yield from _shown(path)
     for folder in sources:
         yield from ("--remount-ro", folder)
-    yield from ("--perms", "0755", "--dir", "/run", "--ro-bind", program, PROGRAM)
+    for folder in ("/run", PROGRAM):
+        yield from ("--perms", "0755", "--dir", folder)
+    for part in PARTS:
+        yield from ("--ro-bind", f"{source}/{part}", f"{PROGRAM}/{part}")
 
 
 def _shown(path: str) -> Iterator[str]:

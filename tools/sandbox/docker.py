@@ -21,15 +21,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .guest_keeper import GRACE, WORK
+from .guest_channel import GRACE
+from .guest_root import WORK
 from .interface import ForkRefused, Limits, SandboxError, SandboxUnavailable
-from .link import INSIDE, LIBRARIES, Link, Remote, cpu_seconds
+from .link import INSIDE, LIBRARIES, MAIN, PARTS, Link, Remote, cpu_seconds
 from .packages import packages, site_packages
 from .seccomp import filter_rules
 
 OWN_IMAGE = "TREEGYM_DOCKER_IMAGE"
 IMAGE = "treegym-python"  # its tag is a digest of what is in it
-PYTHON, PROGRAM = "/treegym/python", "/treegym/inside.py"  # in the image; see Dockerfile
+PYTHON, PROGRAM = "/treegym/python", "/treegym/inside"  # in the image; see Dockerfile
 FRAME = struct.Struct("!4xI")
 START = 60.0  # seconds that an interpreter has to start
 USER = "65534:65534"
@@ -72,7 +73,7 @@ class Docker:
     def start(self, limits: Limits, seed: int) -> Contained:
         container = self._client.containers.create(
             self._image,
-            [PYTHON, "-I", PROGRAM, json.dumps({"role": "reap"})],
+            [PYTHON, "-I", f"{PROGRAM}/{MAIN}", json.dumps({"role": "reap"})],
             network_mode="none",
             mem_limit=limits.total_memory,
             memswap_limit=limits.total_memory,
@@ -123,7 +124,7 @@ class Contained(Remote):
             "libraries": LIBRARIES,
             "limits": self.limits.inside() | {"work": WORK, "seed": self._seed},
         }
-        command = [PYTHON, "-I", PROGRAM, json.dumps(settings)]
+        command = [PYTHON, "-I", f"{PROGRAM}/{MAIN}", json.dumps(settings)]
         made = self._api.exec_create(self.container_id, command, stdin=True, user=USER)
         stream = self._api.exec_start(made["Id"], socket=True)
         link = _Stream(self.limits.message, stream)
@@ -202,7 +203,8 @@ def profile() -> dict[str, Any]:
 def _contents() -> str:
     """A digest of what tells one image from another: this Python, the packages, and the program."""
     about = [sys.version, sys.executable, *(f"{name} {path.stat().st_mtime_ns}" for name, path in packages().items())]
-    return hashlib.sha256("\n".join(about).encode() + INSIDE.read_bytes()).hexdigest()[:12]
+    program = b"".join((INSIDE / part).read_bytes() for part in PARTS)
+    return hashlib.sha256("\n".join(about).encode() + program).hexdigest()[:12]
 
 
 def make_image(client: Any, name: str) -> None:
@@ -212,7 +214,8 @@ def make_image(client: Any, name: str) -> None:
             inside = _installed()
             for path in sorted(_files(inside)):
                 archive.add(path, inside.get(path), recursive=False)
-            archive.add(INSIDE, PROGRAM)
+            for part in PARTS:
+                archive.add(INSIDE / part, f"{PROGRAM}/{part}")
             script = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n'.encode()
             entry = tarfile.TarInfo(PYTHON)
             entry.mode, entry.size = 0o755, len(script)

@@ -10,7 +10,10 @@ import time
 from collections.abc import Set
 from stat import S_ISCHR, S_ISREG, S_ISSOCK
 
-from .guest_keeper import DEVICES, WORK, checked, libc, parent_of, shared_memory, stat
+from .guest_interpreter import DEVICES, shared_memory
+from .guest_keeper import parent_of, stat
+from .guest_kernel import checked, libc
+from .guest_root import WORK
 from .interface import ForkRefused
 
 SECONDS = 1.0  # within which the two must come to rest

@@ -1,6 +1,6 @@
 """Sandboxes, where an agent's Python runs: interpreters that keep their state, fork with it, and are held by limits.
 
-Every backend starts `guest_keeper.py` and talks to it (link.py); what differs is the walls around.
+Every backend starts `guest_main.py` and talks to it (link.py); what differs is the walls around.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Limits:
         return 18 * self.output + 10_000
 
     def inside(self) -> dict[str, Any]:
-        """The limits as settings of `guest_keeper.py`, which also takes `work`, the folder of the files, and `seed`."""
+        """The limits as settings of `guest_main.py`, which also takes `work`, the folder of the files, and `seed`."""
         return {
             "AS": self.memory,
             "NPROC": self.processes,

@@ -13,10 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .guest_keeper import GRACE, packed, take
+from .guest_channel import GRACE, packed, take
 from .interface import Execution, Limits, SandboxError
 
-INSIDE = Path(__file__).parent / "guest_keeper.py"  # what runs at the other end
+INSIDE = Path(__file__).parent  # the folder of the program that runs at the other end
+MAIN = "guest_main.py"  # the part of it that is started
+PARTS = (MAIN, "guest_kernel.py", "guest_channel.py", "guest_root.py", "guest_interpreter.py", "guest_keeper.py")
 LIBRARIES = (  # imported before the first call
     "base64",
     "collections",

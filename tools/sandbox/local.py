@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..artefacts import cached_directory
 from .interface import Limits
-from .link import INSIDE
+from .link import INSIDE, MAIN
 from .packages import packages
 from .zygote import Branch, Zygote
 
@@ -25,7 +25,7 @@ class Local:
     def __init__(self) -> None:
         warnings.warn("the sandbox 'local' limits resources and holds nothing back: it is no security boundary",
                       stacklevel=2)  # fmt: skip
-        self._zygote = Zygote(lambda: [_python(), "-I", str(INSIDE)], lambda: b"", isolated=False, work=None)
+        self._zygote = Zygote(lambda: [_python(), "-I", str(INSIDE / MAIN)], lambda: b"", isolated=False, work=None)
 
     def start(self, limits: Limits, seed: int) -> Branch:
         return self._zygote.start(limits, seed)

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from .guest_keeper import CLONE_NEWNS, PR_SET_DUMPABLE
+from .guest_kernel import CLONE_NEWNS, PR_SET_DUMPABLE
 from .interface import SandboxError, SandboxUnavailable
 
 DENIED = """

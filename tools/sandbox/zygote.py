@@ -22,7 +22,9 @@ from typing import Any
 
 from .cgroup import Cgroup
 from .forkcheck import check_fork, seen_from_here
-from .guest_keeper import CREDENTIALS, GRACE, REASON
+from .guest_channel import GRACE
+from .guest_interpreter import REASON
+from .guest_keeper import CREDENTIALS
 from .interface import ForkRefused, Limits, SandboxError, SandboxUnavailable
 from .link import LIBRARIES, Link, Remote, cpu_seconds
 
@@ -51,7 +53,7 @@ class Spare:
 
 
 class Zygote:
-    """A running `guest_keeper.py` that serves episodes; started at first use.
+    """A running guest (guest_keeper.py) that serves episodes; started at first use.
 
     For each of the limits used last, an episode is made ahead with its interpreter, because entering a cgroup alone
     takes the kernel 10 ms or more.
