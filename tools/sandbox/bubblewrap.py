@@ -66,7 +66,7 @@ def command() -> list[str]:
 
 
 def _view(source: str) -> Iterator[str]:
-    """Read-only mounts: devices, the system's programs and libraries, this Python, and the guest's files in `source`."""
+    """Read-only mounts: devices, the system's programs and libraries, this Python, the guest's files in `source`."""
     yield from ("--dev", "/dev")
     for name in ("bin", "sbin", "lib", "lib64", "lib32"):
         yield from _shown(f"/{name}")
