@@ -51,7 +51,7 @@ class KVSlab:
         self.data = self._zeros(self._empty)
 
     def reserve(self, rows: int, capacity: int, keep: Iterable[tuple[int, int]] = ()) -> None:
-        """Makes room for this many rows of this many tokens. Of what was written, `keep` stays: (row, number of tokens)."""
+        """Makes room for this many rows of this many tokens. What is kept: `keep`, as (row, number of tokens)."""
         layers, have, two, kv_heads, length, dim = self.data.shape
         if rows <= have and capacity <= length:
             return

@@ -38,7 +38,7 @@ class Run:
         return (self.path / "summary.json").exists() or self._metrics.exists()
 
     def claim(self) -> None:
-        """Nobody else writes to the run until `close`. StoreLocked where somebody does: nothing was changed then."""
+        """Keeps others from writing to the run until `close`. StoreLocked where one does; nothing has changed then."""
         self.trees.lock()
 
     def log(self, **row: Any) -> None:
@@ -50,10 +50,10 @@ class Run:
         return list(read_lines(self._metrics))
 
     def save_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """What the token ids in its trees are read with, one by one."""
-        own = getattr(tokenizer, "backend_tokenizer", None)
-        if own is not None:  # one that is written in Python has no such file
-            write_text(self.path / "tokenizer.json", own.to_str())
+        """Keeps the tokenizer as tokenizer.json, by which the token ids in the run's trees can be read."""
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is not None:  # a tokenizer that is written in Python has no such file
+            write_text(self.path / "tokenizer.json", backend.to_str())
 
     def summarize(self, summary: Mapping[str, Any]) -> None:
         write_json(self.path / "summary.json", summary)
@@ -64,7 +64,7 @@ class Run:
         return json.loads(file.read_text()) if file.exists() else None
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of metrics and trees, which are on the disk by then."""
+        """Bytes of metrics and trees, once they have been synced to the disk."""
         for written in (self._metrics, self.trees.path, self.cassette.path):
             if written.exists():
                 sync(written)
@@ -72,7 +72,7 @@ class Run:
         return {"metrics_size": metrics, "trees_size": self.trees.size}
 
     def close(self) -> None:
-        """Writes out what TensorBoard has yet to show and lets others write trees; a later `log` opens it anew."""
+        """Writes out what TensorBoard has yet to show and lets others write trees; a later `log` opens it again."""
         self.trees.close()
         if self._board is not None:
             self._board.close()
@@ -109,7 +109,7 @@ def tokenizer_file(folder: Path) -> Path:
 class Board:
     """The numbers of metric rows as TensorBoard scalars, named stage/metric; does nothing where it is not installed.
 
-    The folder is written anew from the rows so far: they are what a resumed run goes on from.
+    The folder is first written again from the rows so far, because a resumed run may have forgotten later ones.
     """
 
     def __init__(self, folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -34,7 +34,7 @@ def seq_mean_token_sum(lengths: Sequence[int]) -> list[float]:
 
 
 def seq_mean_token_sum_norm(lengths: Sequence[int]) -> list[float]:
-    """The same over the tokens of the longest rollout (verl since August 2026)."""
+    """The same, divided by the tokens of the longest rollout (verl since August 2026)."""
     return [1.0 / (_rollouts(lengths) * max([*lengths, 1]))] * len(lengths)
 
 
@@ -44,7 +44,7 @@ def token_sum(lengths: Sequence[int]) -> list[float]:
 
 
 def _rollouts(lengths: Sequence[int]) -> int:
-    """How many said anything."""
+    """How many rollouts said anything; at least 1."""
     return max(sum(map(bool, lengths)), 1)
 
 
@@ -208,8 +208,9 @@ class ReinforceLoss:
 
 @dataclass(frozen=True, slots=True)
 class TruncatedImportance:
-    """Another loss around the learner's present probabilities, times how much likelier than to the sampler a token is
-    to the learner, at most `cap`: for samplers that compute otherwise than the learner (another engine, precision)."""
+    """Another loss whose ratios start from the learner's present probabilities, times each token's probability under
+    the learner over that under the sampler, at most `cap`. For samplers that compute otherwise than the learner:
+    another engine, another precision."""
 
     loss: PolicyLoss
     cap: float = 2.0
@@ -220,7 +221,7 @@ class TruncatedImportance:
 
     @property
     def needs(self) -> frozenset[str]:
-        return self.loss.needs - {"old"} | SAMPLED  # it gives the loss its old log-probabilities itself
+        return self.loss.needs - {"old"} | SAMPLED  # the old log-probabilities come from here
 
     @property
     def couples(self) -> Coupling:
@@ -231,9 +232,9 @@ class TruncatedImportance:
         return self.loss.keeps_zeros
 
     def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
-        own = logprobs.detach()
-        weight = log_ratio(own, terms).exp().clamp(max=self.cap)
-        return weight * self.loss(logprobs, replace(terms, old_logprob=own))
+        present = logprobs.detach()
+        weight = log_ratio(present, terms).exp().clamp(max=self.cap)
+        return weight * self.loss(logprobs, replace(terms, old_logprob=present))
 
 
 @dataclass(frozen=True, slots=True)
