@@ -207,21 +207,14 @@ class ReinforceLoss:
 
 
 @dataclass(frozen=True, slots=True)
-class TruncatedImportance:
-    """Another loss whose ratios start from the learner's present probabilities, times each token's probability under
-    the learner over that under the sampler, at most `cap`. For samplers that compute otherwise than the learner:
-    another engine, another precision."""
+class LossAround:
+    """What a loss around another one has in common with that one."""
 
     loss: PolicyLoss
-    cap: float = 2.0
 
     @property
     def aggregation(self) -> AggregationName:
         return self.loss.aggregation
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return self.loss.needs - {"old"} | SAMPLED  # the old log-probabilities come from here
 
     @property
     def couples(self) -> Coupling:
@@ -231,6 +224,19 @@ class TruncatedImportance:
     def keeps_zeros(self) -> bool:
         return self.loss.keeps_zeros
 
+
+@dataclass(frozen=True, slots=True)
+class TruncatedImportance(LossAround):
+    """Another loss whose ratios start from the learner's present probabilities, times each token's probability under
+    the learner over that under the sampler, at most `cap`. For samplers that compute otherwise than the learner:
+    another engine, another precision."""
+
+    cap: float = 2.0
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return self.loss.needs - {"old"} | SAMPLED  # this wrapper provides the old log-probabilities
+
     def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
         present = logprobs.detach()
         weight = log_ratio(present, terms).exp().clamp(max=self.cap)
@@ -238,50 +244,32 @@ class TruncatedImportance:
 
 
 @dataclass(frozen=True, slots=True)
-class WithKL:
+class WithKL(LossAround):
     """Another loss plus how far a token's probability is from what it was when the Learner was made, as `kl` estimates
     it (arXiv:2402.03300 eq. 3 and 4)."""
 
-    loss: PolicyLoss
     coefficient: float = 0.001
     estimator: KL = "k3"
     keeps_zeros: ClassVar[bool] = True
 
     @property
-    def aggregation(self) -> AggregationName:
-        return self.loss.aggregation
-
-    @property
     def needs(self) -> frozenset[str]:
         return self.loss.needs | {"reference"}
-
-    @property
-    def couples(self) -> Coupling:
-        return self.loss.couples
 
     def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
         return self.loss(logprobs, terms) + self.coefficient * kl(logprobs, terms.extras["reference"], self.estimator)
 
 
 @dataclass(frozen=True, slots=True)
-class WithEntropy:
+class WithEntropy(LossAround):
     """Another loss less the entropy of the distribution that each token was sampled from (arXiv:1602.01783 sec. 4)."""
 
-    loss: PolicyLoss
     coefficient: float = 0.001
     keeps_zeros: ClassVar[bool] = True
 
     @property
-    def aggregation(self) -> AggregationName:
-        return self.loss.aggregation
-
-    @property
     def needs(self) -> frozenset[str]:
         return self.loss.needs | {"entropy"}
-
-    @property
-    def couples(self) -> Coupling:
-        return self.loss.couples
 
     def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
         return self.loss(logprobs, terms) - self.coefficient * terms.extras["entropy"]
