@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,14 +146,52 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replaces a file as a whole, or leaves it as it was. What is no file, such as /dev/stdout, is written to."""
-    if path.exists() and not path.is_file():
-        path.write_text(text, encoding="utf-8")
-        return
-    part = path.with_name(path.name + ".part")
-    try:
+    with whole(path) as part:
         part.write_text(text, encoding="utf-8")
-        sync(part)
+        if part != path:
+            sync(part)
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A place beside `path` for a file or a folder that replaces it in the end; an error leaves `path` as it was.
+
+    What is neither file nor folder, such as /dev/stdout, is itself that place.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        yield path
+        return
+    part = path.with_name(f"{path.name}.part")
+    remove(part)
+    try:
+        yield part
+        if part.is_dir():
+            _replace_folder(path, part)
+        else:
+            part.replace(path)
+    except BaseException:
+        remove(part)
+        raise
+
+
+def _replace_folder(path: Path, part: Path) -> None:
+    """Renames `part` to `path`; the folder that was there steps aside first, because only an empty one is replaced."""
+    former = path.with_name(f"{path.name}.former")
+    remove(former)
+    try:
+        if path.exists():
+            path.replace(former)
         part.replace(path)
     except BaseException:
-        part.unlink(missing_ok=True)
+        if former.exists() and not path.exists():
+            former.replace(path)
         raise
+    remove(former)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, a link, or a folder with all that is in it, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

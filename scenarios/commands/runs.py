@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ..errors import ScenarioError
-from ..folders import begun, whole
+from ..folders import begun
 from ..modules import bring_module
 from ..terminal import UsageError, console, say, told
 
@@ -131,6 +131,7 @@ def export_trees(
     Example: treegym runs export runs/first --format openai --out sft.jsonl --stage trained --term exact=1:
     """
     from ...agents.exchange import EXCHANGES
+    from ...agents.store.folder import whole
     from ...agents.store.records import json_line
 
     where = _where(stage, steps, env, returns, term, rollouts)
