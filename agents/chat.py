@@ -22,7 +22,7 @@ class ChatRenderer:
 
     `ends` are further tokens that end a turn, as a model's generation config lists them. `settings` go to the chat
     template: {"enable_thinking": False}, {"date_string": "26 Jul 2024"}. Raises ValueError, one line, for templates
-    with which the policy's tokens would not be the ones that the model sees.
+    that would show the model other tokens than the policy sampled.
     """
 
     def __init__(
@@ -40,15 +40,15 @@ class ChatRenderer:
         self._any_special = re.compile("|".join(map(re.escape, self._specials)))
         self._opened, self._opening = self._beginning()
         end, self._closing = self._ending()
-        self.end_of_turn: int = self._encode(end)[0]  # what the template ends a turn with
-        self.ends = frozenset((self.end_of_turn, *ends))  # any of these does
+        self.end_of_turn: int = self._encode(end)[0]  # the token that the template ends a turn with
+        self.ends = frozenset((self.end_of_turn, *ends))  # any of these ends one
         turns = {*self._within(self._header()), *tokenizer.convert_ids_to_tokens(sorted(self.ends))}
-        # a reply may have the tokens in which the template writes calls, and not those in which it writes turns
+        # a reply may contain special tokens that the template writes calls with, not those that it writes turns with
         self._foreign = [token for token in self._specials if token in turns or token not in self._template.source]
 
     @property
     def reading(self) -> tuple[str, ...]:
-        """How the chat template is read where treegym does not take it as it is: phrases for people."""
+        """Where chats are not what the template would make of them: a phrase for people for each departure."""
         template = self._template
         phrases = {
             "tool results as user messages": "tool" not in template.roles,
@@ -65,7 +65,7 @@ class ChatRenderer:
         return self._encode(self._template.render(self._plain(messages), generation=True))
 
     def observation(self, messages: Sequence[Message], *, ended: bool) -> tuple[int, ...]:
-        """Tokens from the policy's last to its next turn; `ended`: it gave a token that ends a turn itself."""
+        """Tokens between the policy's last turn and its next; `ended`: the policy itself sampled an end of turn."""
         text = self._template.around(self._plain(messages), generation=True)[1]
         if ended:
             text = text.partition(self._within(text)[0])[2]
@@ -79,7 +79,7 @@ class ChatRenderer:
         """Whether the last token completes one of the stop texts."""
         if not stop or not token_ids:
             return False
-        longest = 1 + max(len(text.encode()) for text in stop)  # tokens that it can lie in, if each has a byte of it
+        longest = 1 + max(len(text.encode()) for text in stop)  # in tokens: each holds a byte or more
         tail = list(token_ids[-longest:])
         return any(text in self._decode(tail) and text not in self._decode(tail[:-1]) for text in stop)
 
@@ -89,7 +89,10 @@ class ChatRenderer:
         return self._opened + self._decode(said)
 
     def reply(self, text: str) -> tuple[int, ...]:
-        """Tokens of a reply that somebody else wrote, ended; begun as the template begins one without thoughts."""
+        """Tokens of a reply that the policy did not sample, with its end of turn.
+
+        The reply begins as the template begins one without thoughts.
+        """
         tag, begun = self._opened.strip(), _TAG.match(self._opening)
         if tag and text.startswith(tag):
             text = text.removeprefix(tag).removeprefix("\n")
@@ -108,7 +111,7 @@ class ChatRenderer:
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def _encode_after(self, text: str) -> tuple[int, ...]:
-        """Tokens of a text that follows a special token: at the very beginning some tokenizers put a space first."""
+        """Tokens of a text that follows a special token; some tokenizers put a space before a text on its own."""
         end = str(self.tokenizer.convert_ids_to_tokens(self.end_of_turn))
         return self._encode(end + text)[1:]
 
@@ -128,9 +131,9 @@ class ChatRenderer:
         opened = tag.group() if tag else ""
         if begun.startswith(header):
             return opened, begun.removeprefix(header)
-        if opened and begun.startswith(header.rstrip()):  # what it opens is closed at once
+        if opened and begun.startswith(header.rstrip()):  # the template closes the tag at once
             return opened, begun.removeprefix(header.rstrip())
-        if header.startswith(begun):  # the template leaves the rest of its header out before past replies
+        if header.startswith(begun):  # past replies stand without the rest of the header
             return opened, f"\n</{opened.strip()[1:]}\n\n" if opened else ""
         raise self._refusal("begins replies otherwise than it asks for them")
 

@@ -50,7 +50,7 @@ class Stopped(Exception):
 def run_to_end(coroutine: Coroutine[Any, Any, T]) -> T:
     """What the coroutine returns. A notebook's event loop runs already; there the coroutine gets a thread of its own.
 
-    KeyboardInterrupt cancels the coroutine and is raised once that has ended.
+    KeyboardInterrupt cancels the coroutine and is raised once it has ended.
     """
     try:
         asyncio.get_running_loop()
@@ -61,7 +61,7 @@ def run_to_end(coroutine: Coroutine[Any, Any, T]) -> T:
 
 def _in_thread(coroutine: Coroutine[Any, Any, T]) -> T:
     begun: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = []
-    waited_for = threading.Event()  # nothing runs before its end, and an interrupt of it, is waited for
+    waited_for = threading.Event()  # set inside `try`: an interrupt cancels whatever has begun
 
     async def main() -> T:
         task = asyncio.current_task()
@@ -73,7 +73,7 @@ def _in_thread(coroutine: Coroutine[Any, Any, T]) -> T:
         waited_for.wait()
         return asyncio.run(main())
 
-    with ThreadPoolExecutor(1) as pool:  # which waits for the thread
+    with ThreadPoolExecutor(1) as pool:  # leaving it waits for the thread
         try:
             future = pool.submit(contextvars.copy_context().run, work)
             waited_for.set()

@@ -23,9 +23,9 @@ class Completion:
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()  # nats, under the distribution sampled from
     entropies: tuple[float, ...] = ()  # nats, of that distribution; empty when not asked for
-    stop_reason: StopReason = "stop"  # it gave an end token or a stop text; "length": cut at max_tokens
-    weights_version: int = 0  # of the weights that its first token was sampled with
-    last_weights_version: int | None = None  # of its last token; None: the same
+    stop_reason: StopReason = "stop"  # "stop": ended by an end token or a stop text; "length": cut at max_tokens
+    weights_version: int = 0  # version of the weights that sampled its first token
+    last_weights_version: int | None = None  # that sampled its last token; None: the same
 
 
 class Context:
@@ -67,8 +67,8 @@ class Sampling:
     max_tokens: int = 64  # per turn
     max_context: int = 2048  # tokens of an episode; a turn that would not fit is not begun
     max_calls: int | None = None  # tool calls of an episode; the turn that reaches them is its last
-    entropy: bool = False
-    entropy_top: int = 0  # over so many of the likeliest tokens, not renormalised; 0: the whole distribution
+    entropy: bool = False  # whether completions have entropies
+    entropy_top: int = 0  # entropies sum over this many of the likeliest tokens, not renormalised; 0: over all
     stop: tuple[str, ...] = ()  # a turn ends with the token that completes one of these texts, which stays in it
 
     def __post_init__(self) -> None:
@@ -104,7 +104,7 @@ class TextPolicy(Protocol):
     async def act(self, messages: Sequence[Message], env: TextEnv, seed: int) -> str:
         """The next action after these messages; `env` is in the state they led to and is not to be changed.
 
-        Whoever looks at `env` does so before the first await: it may be stepped then.
+        A policy looks at `env` before its first await only: from then on another rollout may step it.
         """
         ...
 
@@ -131,7 +131,7 @@ class WeightSync(Protocol):
         ...
 
     async def push(self, model: PreTrainedModel, version: int) -> None:
-        """Takes over the model's present weights, which its completions name by this version from now on."""
+        """Takes over the model's present weights; from now on completions name them by this version."""
         ...
 
 

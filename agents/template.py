@@ -14,9 +14,9 @@ from ..envs import Message
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-DATE = datetime(2025, 1, 1)  # of every episode: a prompt must not change overnight
+DATE = datetime(2025, 1, 1)  # the day of every episode: a prompt must not change overnight
 _TODAY = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
-_ROLES = (("system", "tool"), ("system",), ("tool",), ())  # that a template may have besides user and assistant
+_ROLES = (("system", "tool"), ("system",), ("tool",), ())  # besides user and assistant; the first that a template has
 _ASK = Message("user", "Ask.")
 _THOUGHT, _REPLY = "Thought{}.", "Reply{}."  # stand for what an assistant may write; no template has these words
 
@@ -25,8 +25,8 @@ class ChatTemplate:
     """Renders chats of system, user, assistant and tool messages by the template of a tokenizer.
 
     Where the template has no tool role, results become user messages; where it has no system role, the system text
-    opens the first user message. User messages that then follow each other are one. `roles` are those it has.
-    ValueError, one line, when a growing chat changes what was rendered before.
+    opens the first user message. User messages that then follow each other become one. `roles` are those that the
+    template has. Raises ValueError, one line, when a growing chat changes what was rendered before.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, Any]) -> None:
@@ -41,7 +41,7 @@ class ChatTemplate:
         if "strftime_now(" in self.source:
             raise ValueError(f"{self.name}: its chat template writes today's date in a way that cannot be fixed")
         self.roles: tuple[str, ...] = ()
-        self.joins = False  # adjacent user messages
+        self.joins = False  # whether adjacent user messages become one
         self.joins = not self._shows([Message("user", "First."), Message("user", "Second.")])
         self._settle()
 
@@ -62,14 +62,14 @@ class ChatTemplate:
         """What comes before and after a reply to a user, when `messages` follow it."""
         reply = _REPLY.format(0)
         text = self.render([_ASK, Message("assistant", reply), *messages], generation=generation)
-        before, found, after = text.partition(reply)
-        if not found:
+        before, shown, after = text.partition(reply)
+        if not shown:
             raise ValueError(f"{self.name}: its chat template does not show what an assistant says")
         return before, after
 
     @property
     def drops_thinking(self) -> bool:
-        """Whether the template leaves the thinking of earlier turns out; in an episode it stays, as it was said."""
+        """Whether the template leaves the thinking of earlier turns out; an episode keeps it, as it was said."""
         thought, reply = _THOUGHT.format(0), _REPLY.format(0)
         said = Message("assistant", f"<think>\n{thought}\n</think>\n\n{reply}")
         return thought not in self.render([_ASK, said, _ASK], generation=True)
@@ -96,7 +96,7 @@ class ChatTemplate:
         raise ValueError(f"{self.name}: {fault}")
 
     def _fault(self) -> str:
-        """Why a growing chat is not its turns one after the other; empty when it is."""
+        """Why the text of a growing chat is not that of its turns, one after the other; empty when it is."""
         tools, results = Message("tool", "Result."), [Message("tool", "One."), Message("tool", "Two.")]
         turns = [[tools], results, [Message("user", "Go on.")], [tools], [Message("user", "Why?")]]
         try:
@@ -109,7 +109,7 @@ class ChatTemplate:
         return ""
 
     def _changed(self, start: list[Message], turns: list[list[Message]]) -> str:
-        """Which of the texts before, between and after the replies of a chat is not as it was when it was new."""
+        """What is wrong where a text before, between or after replies changes as a chat goes on; empty if none does."""
         chat = [*start]
         parts = [self.render(start, generation=True)]
         for number, turn in enumerate(turns):
@@ -117,10 +117,10 @@ class ChatTemplate:
             parts.append(self.around(turn, generation=True)[1])
         whole = self.render(chat, generation=True)
         for number, (part, turn) in enumerate(zip(parts, [start, *turns], strict=True)):
-            found, _, whole = whole.partition(_REPLY.format(number)) if number < len(turns) else (whole, "", "")
+            now, _, whole = whole.partition(_REPLY.format(number)) if number < len(turns) else (whole, "", "")
             if missing := [message.role for message in turn if message.text not in part]:
                 return f"its chat template does not show the plain text of a {missing[0]} message"
-            if found != part and (number == len(turns) or not _same_but_thinking(found, part)):
+            if now != part and (number == len(turns) or not _same_but_thinking(now, part)):
                 roles = " and ".join(dict.fromkeys(message.role for message in turn))
                 return (
                     f"its chat template rewrites earlier turns (around {roles} messages), which treegym cannot follow"
@@ -136,7 +136,7 @@ class ChatTemplate:
 
 
 def _same_but_thinking(past: str, new: str) -> bool:
-    """Whether the texts before a reply are one, but for an end that the other lacks: thinking opened or empty there."""
+    """Whether two texts before a reply are equal, except that one goes on: with a thought, opened or empty."""
     past, new = past.rstrip(), new.rstrip()
     return past.startswith(new) or new.startswith(past)
 

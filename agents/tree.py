@@ -14,11 +14,11 @@ from ..envs import Message, Task
 from ..tools import ToolCall
 from .policy import Completion
 
-TurnAdvantage = float | NDArray[np.float64]  # of all of the turn's sampled tokens, or of each
+TurnAdvantage = float | NDArray[np.float64]  # one for all of the turn's sampled tokens, or one for each
 Advantages = Sequence[Sequence[TurnAdvantage]]  # [rollout][turn]
 
 ROOT = -1
-SLACK = 1e-6  # that sums of floats may be off by: ten turns of 0.1 are 0.9999999999999999
+SLACK = 1e-6  # how far sums of floats may be off: ten turns of 0.1 are 0.9999999999999999
 
 
 def is_success(value: float) -> bool:
@@ -46,16 +46,16 @@ class Node:
 
 @dataclass(slots=True)
 class Cost:
-    """What growing a tree took. What rollouts share is counted once, what was pruned is counted too."""
+    """What growing a tree took. Turns that rollouts share count once; turns that were pruned count too."""
 
     leaves: int = 0  # rollouts that ended
     sampled_tokens: int = 0
     prefill_tokens: int = 0  # of the prompt and of observations
     tool_calls: int = 0
-    repeated_tokens: int = 0  # of replies that were sampled where the same reply had been; an engine that does not
-    repeated_calls: int = 0  # join them would compute these tokens and execute these calls once more
+    repeated_tokens: int = 0  # of replies that repeat a sibling's reply; an engine that does not join equal
+    repeated_calls: int = 0  # replies would compute these tokens and execute these calls once more
     forks: int = 0  # copies of environments
-    replays: int = 0  # environments that were played again, for they cannot be copied
+    replays: int = 0  # environments that were played again because they cannot be copied
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(*(getattr(self, name) + getattr(other, name) for name in Cost.__slots__))
@@ -70,8 +70,8 @@ class RolloutTree:
     messages: tuple[Message, ...]  # the prompt as chat
     nodes: tuple[Node, ...]  # parents before their children
     leaves: tuple[int, ...]  # the last node of each rollout; equal rollouts repeat it
-    origins: tuple[int, ...] = ()  # which of its strategy's starts each rollout grew from; empty: each from its own
-    state_key: str = ""  # before the first action
+    origins: tuple[int, ...] = ()  # [rollout]: the first rollout that started from the same root; empty: each its own
+    state_key: str = ""  # of the state before the first action
     info: Mapping[str, Any] = field(default_factory=dict)  # reset's, JSON
     cost: Cost = field(default_factory=Cost)
 
@@ -99,7 +99,7 @@ class RolloutTree:
         return tuple(sum(self.nodes[i].reward for i in path) for path in self.paths)
 
     def term(self, name: str) -> tuple[float, ...]:
-        """A reward term summed along each rollout; turns that do not know it count 0."""
+        """A reward term summed along each rollout; turns without it count 0."""
         return tuple(sum(self.nodes[i].reward_terms.get(name) or 0.0 for i in path) for path in self.paths)
 
     @property
@@ -144,7 +144,7 @@ def joined(trees: Sequence[RolloutTree]) -> RolloutTree:
     rollouts.sort(key=lambda rollout: rollout[0])
     nodes: list[Node] = []
     leaves: list[int] = []
-    places: dict[tuple[Any, ...], int] = {}  # by parent, what was said, and whether the episode was cut there
+    places: dict[tuple[Any, ...], int] = {}  # nodes by parent, reply, and whether the episode was cut there
     for _, path in rollouts:
         at = ROOT
         for node in path:

@@ -24,7 +24,7 @@ from ..agents.inference.forward import device_named, native_dtype, positions
 from ..agents.models.lora import add_lora, has_lora, save_adapter
 from ..agents.models.registry import end_tokens, load, load_tokenizer
 from ..agents.policies.sampler import TransformersPolicy
-from ..agents.store.folder import write_text
+from ..agents.store.folder import whole, write_text
 from ..envs import TextEnv, ToolEnv, action_format, format_of
 from ..envs.formats.tagged import DEFAULT
 from ..tools.named import PartNotFound
@@ -32,7 +32,7 @@ from ..trainers import TaskSet, Trainer, Watcher
 from ..trainers.learner import Checkpoints
 from .changes import changed, kept, record
 from .errors import ScenarioError
-from .folders import begun, whole
+from .folders import begun
 from .modules import folders_of
 from .parts import made_with
 from .schema import Scenario, dump_scenario, environments_of, load_scenario
@@ -81,8 +81,7 @@ def train(scenario: Scenario, out: str | Path, *, resume: bool = False) -> dict[
                 write_text(file, dump_scenario(placed(settled(scenario, trainer.dtype))))
                 run.save_tokenizer(trainer.renderer.tokenizer)
                 results = trainer.train()
-            with whole(folder / "model") as part:
-                trainer.save_model(part)
+            trainer.save_model(folder / "model")
             if has_lora(trainer.model) and trainer.model.name_or_path:  # one made here is no base to come back to
                 with whole(folder / "adapter") as part:
                     save_adapter(trainer.model, part, trainer.model.name_or_path)

@@ -35,7 +35,7 @@ def arguments(library: Library, function: str) -> dict[str, Any]:
     """All that the function takes of a caller, by name, as C would read it; never to be called."""
     sizes = {**library.sizes.named(), **FREE, "threads": torch.get_num_threads()}
     given: dict[str, Any] = {}
-    for name in library._asked[function]:
+    for name in library._passed[function]:
         kind = library._functions[function][name]
         if isinstance(kind, Array):
             shape = [sizes[size] if isinstance(size, str) else size for size in kind.shape]

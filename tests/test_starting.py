@@ -17,10 +17,9 @@ import torch
 from commands import command
 
 from treegym.agents import Run
-from treegym.agents.store.folder import write_text
+from treegym.agents.store.folder import whole, write_text
 from treegym.scenarios import ScenarioError, load_scenario, train
 from treegym.scenarios.changes import FREE, changes
-from treegym.scenarios.folders import whole
 from treegym.scenarios.viewer.shelf import Shelf
 from treegym.trainers import Stopped
 

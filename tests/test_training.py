@@ -197,9 +197,9 @@ def test_the_saved_model_is_the_trained_model(
     """Adapters merged, weights rounded to the computation's dtype, and otherwise the same to the bit."""
     done, _, _ = trained
     monkeypatch.setattr(done, "dtype", dtype)
-    done.save_model(tmp_path)
-    assert {tensor.dtype for tensor in load_file(tmp_path / "model.safetensors").values()} == {dtype}
-    saved, tokenizer = load(tmp_path)
+    done.save_model(tmp_path / "model")
+    assert {tensor.dtype for tensor in load_file(tmp_path / "model" / "model.safetensors").values()} == {dtype}
+    saved, tokenizer = load(tmp_path / "model")
     assert tokenizer.chat_template == done.renderer.tokenizer.chat_template
     tokens = list(done.renderer.prompt(demonstrations(done.renderer, 1)[0].messages))
     assert tokenizer.decode(tokens) == done.renderer.tokenizer.decode(tokens)
@@ -209,6 +209,43 @@ def test_the_saved_model_is_the_trained_model(
     assert torch.equal(logits, plain_logits(rounded, tokens))
     if dtype == torch.float32:
         torch.testing.assert_close(logits, plain_logits(done.model, tokens), atol=1e-4, rtol=1e-4)
+
+
+def test_a_failure_while_a_model_is_saved_leaves_the_former_one_whole(
+    trained: tuple[Trainer, str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At any time: before the weights, between the weights and the tokenizer, and where the folders change places."""
+    done, _, _ = trained
+    best = tmp_path / "models" / "best"
+
+    def files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def interrupt(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    def interrupt_the_second(self: Path, target: Path) -> Path:
+        if self.name == "best.part":
+            raise KeyboardInterrupt
+        return self.rename(target)
+
+    done.save_model(best)
+    before = files()
+    parameter = next(p for p in done.model.parameters() if p.requires_grad)
+    monkeypatch.setattr(parameter, "data", parameter.data + 1)
+    for place, name, failure in (
+        (done.model, "save_pretrained", interrupt),
+        (done.renderer.tokenizer, "save_pretrained", interrupt),
+        (Path, "replace", interrupt_the_second),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, failure)
+            with pytest.raises(KeyboardInterrupt):
+                done.save_model(best)
+        assert files() == before
+    done.save_model(best)
+    after = files()
+    assert after.keys() == before.keys() and after != before
 
 
 def plain_logits(model: PreTrainedModel, tokens: Sequence[int]) -> Tensor:

@@ -25,15 +25,15 @@ class TaskSource(Protocol):
 
     @property
     def environments(self) -> Sequence[TaskSet]:
-        """Those that its tasks may be of."""
+        """The task sets that its tasks may be of."""
         ...
 
     def draw(self, step: int, count: int, seed: int, state: State) -> Sequence[Task]:
-        """The tasks of a step, `count` of them, the same ones whenever the arguments are; `seed` is the run's."""
+        """The `count` tasks of a step; equal arguments give equal tasks. `seed` is the run's."""
         ...
 
     def report(self, step: int, trees: Sequence[RolloutTree], state: State) -> State:
-        """The state after a step, of which these trees came; where draws depend on the step alone, as it was."""
+        """The state after a step whose tasks grew these trees; unchanged where draws depend on the step alone."""
         ...
 
 

@@ -38,6 +38,7 @@ from ..agents.inference.forward import native_dtype, positions
 from ..agents.models.lora import merged_state
 from ..agents.policies.sampler import TransformersPolicy
 from ..agents.rollouts import Chains, TooManyFailures
+from ..agents.store.folder import whole
 from ..envs import Task
 from .learner.checkpoints import Checkpoints, DamagedCheckpoint, Progress
 from .learner.learner import Learner, Optimization
@@ -117,14 +118,20 @@ class Trainer:
         return {name: Evaluation.from_json(row) for name, row in self._progress.results.items()}
 
     def save_model(self, folder: Path) -> None:
-        """The trained model and its tokenizer as a transformers directory, in the computation's dtype."""
+        """The trained model and its tokenizer as a transformers directory, in the computation's dtype.
+
+        They replace what was in the folder once they are whole.
+        """
         state = {name: tensor.to(self.dtype) for name, tensor in merged_state(self.model).items()}
         bars = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()  # writing takes a second
-        self.model.save_pretrained(folder, state_dict=state)
-        if bars:
-            logging.enable_progress_bar()
-        self.renderer.tokenizer.save_pretrained(folder)
+        try:
+            with whole(folder) as part:
+                self.model.save_pretrained(part, state_dict=state)
+                self.renderer.tokenizer.save_pretrained(part)
+        finally:
+            if bars:
+                logging.enable_progress_bar()
 
     # what stages are made of
 

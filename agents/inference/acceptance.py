@@ -17,23 +17,23 @@ from .attention import BROUGHT, tree_logits
 from .forward import slab_shape
 from .kv import KVSlab, Line, SlabAttend
 
-SHORT = 16  # tokens of a path of the first proof
-BRANCH = 6  # of these after the fork
-_CHANGES = re.compile("window|chunk|original_max_position_embeddings")  # settings that name a length ...
-_STEADY = ("default", "linear", "llama3", "yarn")  # ... after which these rotations stay the same
+SHORT = 16  # tokens per path of the first proof
+BRANCH = 6  # how many of them come after the fork
+_CHANGES = re.compile("window|chunk|original_max_position_embeddings")  # settings that hold a length ...
+_STEADY = ("default", "linear", "llama3", "yarn")  # ... after which these kinds of rotary embedding stay the same
 
 
 @dataclass(frozen=True, slots=True)
 class _Proof:
     length: int  # tokens of context up to which the model was proved
-    plain: str  # the attention that it had before
+    plain: str  # the attention implementation that it had before
 
 
 _proofs: WeakKeyDictionary[PreTrainedModel, _Proof] = WeakKeyDictionary()
 
 
 def bring_attention(model: PreTrainedModel, length: int = SHORT) -> None:
-    """Switches the model to brought attention, for contexts of up to `length` tokens.
+    """Switches the model to the attention that callers bring, for contexts of up to `length` tokens.
 
     Raises ValueError, one line, for models that cannot run on trees of that length; they stay as they were. It is
     proved on forked sequences that positions come through position_ids alone, that attention is full and causal, and
@@ -81,10 +81,10 @@ def _sizes(config: Mapping[str, Any], positions: int) -> Iterator[int]:
 
 @torch.no_grad()
 def _prove(model: PreTrainedModel, plain: str, change: int, length: int) -> None:
-    """ValueError unless two paths of `length` tokens that fork near their end are what they are on their own.
+    """ValueError unless two paths of `length` tokens that fork near their end have the logits that each has on its own.
 
-    They are computed as the learner does, in one pass, and as the sampler does: tokens from before `change`, the rest
-    up to the fork, and the two branches each onto what is cached.
+    They are computed as the learner does, in one pass, and as the sampler does: the tokens before `change`, then the
+    rest up to the fork, then both branches, each time onto the keys and values that are cached.
     """
     trunk = length - BRANCH
     vocabulary: int = model.config.get_text_config().vocab_size
@@ -111,8 +111,8 @@ def _prove(model: PreTrainedModel, plain: str, change: int, length: int) -> None
 
 def _plain_logits(model: PreTrainedModel, path: Tensor) -> Tensor:
     """Logits [BRANCH, vocabulary] at the path's end, float32."""
-    found: Any = model
-    logits: Tensor = found(input_ids=path[None], use_cache=False, logits_to_keep=BRANCH).logits[0]
+    forward: Any = model
+    logits: Tensor = forward(input_ids=path[None], use_cache=False, logits_to_keep=BRANCH).logits[0]
     return logits.float()
 
 
@@ -125,7 +125,7 @@ def _packed(model: PreTrainedModel, tokens: Tensor, trunk: int) -> Tensor:
 
 
 def _cached(model: PreTrainedModel, tokens: Tensor, start: int, trunk: int) -> Tensor:
-    """The same, from a slab whose rows the branches go on."""
+    """The same logits, where each branch goes on from a slab row that holds the trunk."""
     slab, numbers = KVSlab(*slab_shape(model), model.dtype, model.device), tokens.tolist()
     slab.reserve(2, trunk + BRANCH)
     for begin, end in ((0, start), (start, trunk)):
@@ -143,7 +143,7 @@ def _feed(model: PreTrainedModel, slab: KVSlab, lines: list[Line]) -> Tensor:
 
 
 def _stateful(model: PreTrainedModel) -> str:
-    """The kinds of its layers, as its config names them, that keep something else than keys and values."""
+    """The kinds of layers, as the config names them, that keep a state other than keys and values; empty if none."""
     kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
     return ", ".join(sorted({kind for kind in kinds if "attention" not in kind or "linear" in kind}))
 
@@ -156,7 +156,7 @@ class ForkAttend:
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         place = torch.arange(query.shape[1], device=query.device)
-        own = (place - self._trunk).div(max(self._branch, 1), rounding_mode="floor").clamp(min=-1)  # -1: the trunk
-        seen = (place[:, None] >= place) & ((own == -1) | (own[:, None] == own))
+        branch = (place - self._trunk).div(max(self._branch, 1), rounding_mode="floor").clamp(min=-1)  # -1: the trunk
+        seen = (place[:, None] >= place) & ((branch == -1) | (branch[:, None] == branch))
         key, value = (x.to(query.dtype).repeat_interleave(len(query) // len(x), 0) for x in (key, value))
         return scaled_dot_product_attention(query, key, value, seen, scale=scale)

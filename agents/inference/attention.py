@@ -83,24 +83,24 @@ def block_attention(query: Tensor, key: Tensor, value: Tensor, scale: float | No
 def block_gradients(
     gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, scale: float | None, blocks: Sequence[Block]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of query, key and value, all of one dtype, from that of what block_attention made of them."""
+    """The gradients of query, key and value, which have one dtype, from that of block_attention's result."""
     of_query, scale = torch.empty_like(query), scale or query.shape[2] ** -0.5
     wide = torch.promote_types(key.dtype, torch.float32)
     of_key, of_value = torch.zeros_like(key, dtype=wide), torch.zeros_like(value, dtype=wide)
     for block in blocks:
         rows, keys, values = block.rows, _gathered(key, block), _gathered(value, block)
         weights = _weights(query[:, rows], keys, block.mask, scale)
-        asked, given = (x[:, rows].reshape(len(key), -1, x.shape[2]) for x in (query, gradient))
-        _scatter(of_value, block, torch.bmm(weights.mT, given))
-        of_weights = torch.bmm(given, values.mT)
+        queries, gradients = (x[:, rows].reshape(len(key), -1, x.shape[2]) for x in (query, gradient))
+        _scatter(of_value, block, torch.bmm(weights.mT, gradients))
+        of_weights = torch.bmm(gradients, values.mT)
         of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
         of_query[:, rows] = torch.bmm(of_scores, keys * scale).view_as(query[:, rows])
-        _scatter(of_key, block, torch.bmm(of_scores.mT, asked * scale))
+        _scatter(of_key, block, torch.bmm(of_scores.mT, queries * scale))
     return of_query, of_key.to(key.dtype), of_value.to(value.dtype)
 
 
 def runs_flexible(query: Tensor) -> bool:
-    """Whether FlexAttention has kernels for the queries: on CUDA, in at most float32, with heads of 16 and more."""
+    """Whether FlexAttention has kernels for the queries: on CUDA, in at most float32, heads at least 16 wide."""
     return query.device.type == "cuda" and query.dtype != torch.float64 and query.shape[-1] >= 16
 
 
@@ -137,22 +137,22 @@ def _fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float
 
 
 def products_are_faster(device: torch.device) -> bool:
-    """Torch's attention multiplies a few rows of one head at a time, which on a CPU takes half as long again; on one
-    that multiplies tiles (AMX), half as long."""
+    """Whether plain matrix products are faster than torch's attention, which multiplies a few rows of one head at a
+    time: on a CPU it takes 1.5 times as long as they do, on one that multiplies tiles (AMX) half as long."""
     return device.type == "cpu" and not torch.cpu._is_amx_tile_supported()
 
 
 @lru_cache(64)  # the layers of a pass share it
-@torch.inference_mode(False)  # and so may a learner's
+@torch.inference_mode(False)  # so may a learner, whose autograd takes no inference tensors
 def _mask(queries: int, keys: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.full((queries, keys), float("-inf"), dtype=dtype, device=device).triu_(keys - queries + 1)
 
 
 class _Blocks(torch.autograd.Function):
-    """Attention on a CPU, of a block of queries and the keys that it sees at a time; see block_attention.
+    """Attention on a CPU, one block of queries and the keys that they see at a time; see block_attention.
 
-    The gradients come from products: in bfloat16 twice as fast as torch's own there, forward and backward together; in
-    float32 about as fast. Scores are at least float32, as they are there; the weights and all else are of the queries'
+    The gradients come from matrix products. Forward and backward together take half as long as torch's own attention in
+    bfloat16, and about as long in float32. As in torch's own, scores are at least float32, all else is of the queries'
     dtype.
     """
 
@@ -164,13 +164,13 @@ class _Blocks(torch.autograd.Function):
         ctx.scale, ctx.blocks = scale, blocks
         out, products = query.new_empty(*query.shape[:2], value.shape[2]), products_are_faster(query.device)
         for block in blocks:
-            asked, keys, values = query[:, block.rows], _gathered(key, block), _gathered(value, block)
+            queries, keys, values = query[:, block.rows], _gathered(key, block), _gathered(value, block)
             if products:
-                weights = _weights(asked, keys, block.mask, scale or query.shape[2] ** -0.5)
-                out[:, block.rows] = torch.bmm(weights, values).view(*asked.shape[:2], -1)
+                weights = _weights(queries, keys, block.mask, scale or query.shape[2] ** -0.5)
+                out[:, block.rows] = torch.bmm(weights, values).view(*queries.shape[:2], -1)
             else:
                 mask = pad(block.mask, (keys.shape[1] - block.mask.shape[1], 0)).to(query.dtype)
-                out[:, block.rows] = _fused(asked, keys, values, mask, scale)
+                out[:, block.rows] = _fused(queries, keys, values, mask, scale)
         return out
 
     @staticmethod
@@ -186,14 +186,14 @@ def _gathered(x: Tensor, block: Block) -> Tensor:
 
 
 def _scatter(total: Tensor, block: Block, part: Tensor) -> None:
-    """Adds to what was gathered."""
+    """Adds `part` to the keys or values of `total` that `_gathered` takes."""
     parts = torch.split(part, [run.stop - run.start for run in block.keys], dim=1)
-    for run, each in zip(block.keys, parts, strict=True):
-        total[:, run] += each
+    for run, rows in zip(block.keys, parts, strict=True):
+        total[:, run] += rows
 
 
 def _weights(query: Tensor, key: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """Of the queries [heads, n, d] over the keys [kv heads, K, d]: [kv heads, groups * n, K]."""
+    """Attention weights [kv heads, groups * n, K] of the queries [heads, n, d] over the keys [kv heads, K, d]."""
     wide = torch.promote_types(query.dtype, torch.float32)
     n = query.shape[1]
     grouped = (query.to(wide) * scale).reshape(len(key), -1, query.shape[2])

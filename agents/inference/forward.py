@@ -26,15 +26,15 @@ class Forward(Protocol):
 
     @property
     def kernels(self) -> str:
-        """What computes it: torch, or C of ours."""
+        """The name of what computes the pass: torch, or C for code of ours."""
         ...
 
     def slab(self) -> KVSlab:
-        """An empty one of the kind that a pass takes."""
+        """An empty slab of the kind that a pass takes."""
         ...
 
     def __call__(self, slab: KVSlab, lines: Sequence[Line]) -> Tensor:
-        """Logits [lines, vocabulary] after each line; its keys and values are in the slab then."""
+        """Logits [lines, vocabulary] after each line; the lines' keys and values are in the slab afterwards."""
         ...
 
     def refresh(self) -> None:
@@ -143,7 +143,7 @@ class _Linear:
             and weight.dtype in (torch.float32, native_dtype(weight.device))
         )
         if self._packed:
-            # 8 rows is the batch the layout is chosen for; it is as good up to hundreds
+            # the layout is chosen for batches of 8 rows, and is as good for hundreds
             self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, 8)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -156,9 +156,10 @@ class _Linear:
 class LlamaForward:
     """Llama, Mistral and Qwen2 blocks with merged projections and pre-packed weights in one dtype.
 
-    Weights are rounded as the learner rounds them, each by itself: a norm's that were made part of the projections
-    behind it would round otherwise, and after some updates sampler and learner would be two policies. Inside a head,
-    the two dimensions that rotary embedding turns together lie side by side, a complex number; scores are the same.
+    Weights are rounded as the learner rounds them, each tensor by itself: a norm's weights, multiplied into those of
+    the projections behind it, would round otherwise, and after some updates sampler and learner would be two policies.
+    Inside a head, the two dimensions that rotary embedding turns together lie side by side, as one complex number;
+    scores do not depend on the order of the dimensions.
     """
 
     batch_invariant: ClassVar = False
@@ -172,7 +173,7 @@ class LlamaForward:
         self._kv_heads: int = config.num_key_value_heads
         self._dim = head_dim(config)
         self._root: float = config.hidden_size**0.5
-        self._least = torch.tensor(self._root * config.rms_norm_eps**0.5, device=model.device)  # of lengths
+        self._least = torch.tensor(self._root * config.rms_norm_eps**0.5, device=model.device)  # see _normed
         self.refresh()
 
     def slab(self) -> KVSlab:
@@ -193,12 +194,12 @@ class LlamaForward:
         self._embedding = self._norm = self._head = nothing
 
     def _scale(self, norm: Any) -> Tensor:
-        """Of a vector that was divided by its length."""
+        """The norm's weights, for vectors that were divided by their length."""
         scale: Tensor = norm.weight.detach().float() * self._root
         return scale
 
     def _merge(self, *modules: torch.nn.Linear, turned: int = 0) -> Any:
-        """The modules side by side; the first ones turn by rotary embedding."""
+        """One linear layer of the modules side by side; rotary embedding turns what the first `turned` of them give."""
         weights = [merged_weight(module) for module in modules]
         biases = [module.bias.detach() for module in modules if module.bias is not None]
         weights[:turned], biases[:turned] = map(self._paired, weights[:turned]), map(self._paired, biases[:turned])
@@ -209,7 +210,7 @@ class LlamaForward:
         return _Linear(weight, bias)
 
     def _paired(self, rows: Tensor) -> Tensor:
-        """[heads · d, …], in each head row i + d / 2 behind row i."""
+        """Rows [heads · d, …] in another order: in each head, row i + d / 2 comes right after row i."""
         return rows.view(-1, 2, self._dim // 2, *rows.shape[1:]).transpose(1, 2).flatten(0, 2)
 
     def _layer(self, layer: Any) -> tuple[Any, ...]:
@@ -228,7 +229,7 @@ class LlamaForward:
         attend = SlabAttend(slab, lines)
         feed = attend.feed
         x, turns = self._embedded(feed.tokens), self._turns(feed.positions)[:, None]
-        keys, values = self._heads, self._heads + self._kv_heads  # where they begin
+        keys, values = self._heads, self._heads + self._kv_heads  # the first head of each
         for index, (norm, qkv, out, mlp_norm, gate_up, down) in enumerate(self._layers):
             heads = qkv(self._normed(x, norm)).view(len(x), -1, self._dim)  # [T, heads, d]
             turn(heads[:, :values], turns)
@@ -241,7 +242,7 @@ class LlamaForward:
         return logits
 
     def _embedded(self, tokens: Tensor) -> Tensor:
-        """[T, width], float32: so is the sum of the blocks, as the learner's."""
+        """[T, width], float32, as in the learner: the blocks add to it what they compute."""
         return embedding(tokens, self._embedding).float()
 
     def _turns(self, positions: Tensor) -> Tensor:

@@ -27,18 +27,19 @@ class Line:
 
 
 class Feed:
-    """The T tokens of some lines, one line after the other: int64 tensors [T], and [lines] of each line's last."""
+    """The T tokens of some lines, one line after the other: int64 tensors [T], and the place of each line's last token,
+    [lines]."""
 
     def __init__(self, lines: Sequence[Line], device: torch.device) -> None:
-        each = [(token, line.row, line.start + i) for line in lines for i, token in enumerate(line.tokens)]
-        self.tokens, self.rows, self.positions = torch.tensor(each, device=device).T.contiguous()
+        places = [(token, line.row, line.start + i) for line in lines for i, token in enumerate(line.tokens)]
+        self.tokens, self.rows, self.positions = torch.tensor(places, device=device).T.contiguous()
         self.last = torch.tensor([len(line.tokens) for line in lines], device=device).cumsum(0) - 1
 
 
 class KVSlab:
-    """[layers, rows, 2, kv heads, capacity, d]: a row holds one context's keys and values; made larger as needed."""
+    """[layers, rows, 2, kv heads, capacity, d]: a row holds one context's keys and values. Grows as needed."""
 
-    together: ClassVar = 1  # tokens that only move together
+    together: ClassVar = 1  # so many tokens are copied together or not at all
 
     def __init__(self, layers: int, kv_heads: int, dim: int, dtype: torch.dtype, device: torch.device) -> None:
         self._zeros = partial(_zeros, dtype=dtype, device=device)
@@ -50,7 +51,7 @@ class KVSlab:
         self.data = self._zeros(self._empty)
 
     def reserve(self, rows: int, capacity: int, keep: Iterable[tuple[int, int]] = ()) -> None:
-        """Makes room for this many rows of this many tokens; of what was written, `keep` stays: (row, tokens)."""
+        """Makes room for this many rows of this many tokens. What is kept: `keep`, as (row, number of tokens)."""
         layers, have, two, kv_heads, length, dim = self.data.shape
         if rows <= have and capacity <= length:
             return
@@ -81,8 +82,8 @@ class SlabAttend:
         self.data, device = slab.data, slab.data.device
         _, _, two, kv_heads, capacity, _ = slab.data.shape
         self.feed = feed = Feed(lines, device)
-        heads = torch.arange(two * kv_heads, device=device)  # of keys, then of values
-        firsts = (feed.rows[:, None] * len(heads) + heads) * capacity  # where theirs begin
+        heads = torch.arange(two * kv_heads, device=device)  # first those of keys, then those of values
+        firsts = (feed.rows[:, None] * len(heads) + heads) * capacity  # of each token's row and head: its first place
         self._places = (firsts + feed.positions[:, None]).flatten()  # [T · 2 · kv heads], in a layer
         ends = itertools.accumulate(len(line.tokens) for line in lines)
         self._long = [
@@ -94,7 +95,7 @@ class SlabAttend:
         decoding = [lines[i].row for i in short]
         self._short = feed.last[short]  # [n], their tokens
         self._short_rows = torch.tensor(decoding, dtype=torch.long, device=device)
-        self._dense = not self._long and decoding == [*range(len(lines))]  # token i is that of slab row i
+        self._dense = not self._long and decoding == [*range(len(lines))]  # token i belongs to slab row i
         self._width = max(decoding, default=-1) + 1
         self._depth = max((lines[i].start for i in short), default=-1) + 1
         lengths = torch.ones(self._width, dtype=torch.long, device=device)  # an idle row sees one key: no NaN
@@ -104,8 +105,8 @@ class SlabAttend:
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         slab = self.data[layer]
-        given = torch.stack((key.transpose(0, 1), value.transpose(0, 1)), dim=1)  # [T, 2, kv heads, d]
-        slab.view(-1, slab.shape[-1]).index_copy_(0, self._places, given.to(slab.dtype).flatten(0, 2))
+        new = torch.stack((key.transpose(0, 1), value.transpose(0, 1)), dim=1)  # [T, 2, kv heads, d]
+        slab.view(-1, slab.shape[-1]).index_copy_(0, self._places, new.to(slab.dtype).flatten(0, 2))
         query = query.to(slab.dtype)
         if self._dense:
             return self._decode(query, slab, scale)
@@ -122,7 +123,7 @@ class SlabAttend:
     def _decode(self, query: Tensor, slab: Tensor, scale: float | None) -> Tensor:
         """[heads, width, d] -> the same: the query of each row over its keys.
 
-        The heads that share keys are as many queries of one head.
+        Query heads that share keys become several queries of one head.
         """
         keys, values = slab[: self._width, :, :, : self._depth].unbind(1)  # [width, kv heads, depth, d]
         grouped = query.transpose(0, 1).reshape(*keys.shape[:2], -1, query.shape[2])

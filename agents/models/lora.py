@@ -23,8 +23,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-_PREFIX = "base_model.model."  # of the names in its file
-_USUAL = {  # of a config whose adapter is low-rank updates and nothing else
+_PREFIX = "base_model.model."  # of the names in an adapter's file
+_USUAL = {  # settings of an adapter that is low-rank updates and nothing else
     **{"use_dora": False, "bias": "none", "lora_bias": False},
     **{"modules_to_save": None, "trainable_token_indices": None},
 }
@@ -57,7 +57,7 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
 def attach_adapter(model: PreTrainedModel, folder: Path) -> None:
     """Freezes the weights and puts the adapter in `folder` beside them, to be trained on.
 
-    ValueError for adapters that are more than low-rank updates of layers: those can be merged only.
+    ValueError for adapters that are more than low-rank updates of layers: those can only be merged.
     """
     config = PeftConfig.from_pretrained(str(folder))
     more = [name for name, usual in _USUAL.items() if getattr(config, name, usual) != usual]
@@ -69,19 +69,19 @@ def attach_adapter(model: PreTrainedModel, folder: Path) -> None:
     config.inference_mode = False
     _inject(config, model)
     weights = load_peft_weights(str(folder), device="cpu")
-    found: Any = set_peft_model_state_dict(model, {name.removeprefix(_PREFIX): x for name, x in weights.items()})
-    if found.unexpected_keys:
-        raise ValueError(f"the adapter in {folder} is of another model: {found.unexpected_keys[0]} is nowhere in it")
+    loaded: Any = set_peft_model_state_dict(model, {name.removeprefix(_PREFIX): x for name, x in weights.items()})
+    if loaded.unexpected_keys:
+        raise ValueError(f"the adapter in {folder} is of another model: {loaded.unexpected_keys[0]} is nowhere in it")
 
 
 def save_adapter(model: PreTrainedModel, folder: Path, base: str) -> None:
     """Writes the adapter alone, as peft loads it onto `base`."""
     folder.mkdir(parents=True, exist_ok=True)
-    found: Any = model
-    config = found.peft_config["default"]
+    adapted: Any = model
+    config = adapted.peft_config["default"]
     config.base_model_name_or_path, config.inference_mode = base, True
     config.save_pretrained(str(folder))
-    weights = get_peft_model_state_dict(found, save_embedding_layers=False)
+    weights = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     named = {_PREFIX + name: tensor.detach().contiguous() for name, tensor in weights.items()}
     save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
@@ -117,7 +117,7 @@ def _inject(config: PeftConfig, model: PreTrainedModel) -> None:
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Leaves out what peft warns of although it is as it should be."""
+    """Without peft's warnings of things that are as they should be."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys")  # of fused experts
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to False")  # which it then sets right

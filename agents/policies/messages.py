@@ -36,7 +36,7 @@ def reasoning_name(message: Mapping[str, Any]) -> str:
 
 
 def _joined(content: Any) -> tuple[str, str]:
-    """The text of a message's content, and the thoughts among its parts; a part that is no text is named."""
+    """The text of a message's content, and the thoughts among its parts; a part that is no text appears as its type."""
     if not isinstance(content, list):
         return "" if content is None else str(content), ""
     texts, thoughts = [], []
@@ -69,7 +69,7 @@ def with_thinking(reasoning: str, text: str) -> str:
 
 
 def without_thinking(text: str) -> tuple[str, str]:
-    """(reasoning, text after it) of what begins with its reasoning."""
+    """(reasoning, text after it) of a text that begins with its reasoning, else ("", text)."""
     if text.lstrip().startswith(THINK) and THOUGHT in text:
         reasoning, _, text = text.partition(THOUGHT)
         return reasoning.replace(THINK, "", 1).strip(), text.strip()
@@ -79,7 +79,7 @@ def without_thinking(text: str) -> tuple[str, str]:
 def chat_rows(chat: Sequence[Message], form: ActionFormat, tools: Mapping[str, Tool]) -> Iterator[Row]:
     """The chat with the agent's calls as `tool_calls` and the results under their ids.
 
-    What the format says in the system message of how to write calls is left out.
+    The system message comes without the format's instructions for writing calls.
     """
     instructions = form.instructions(tools)
     ids: list[str] = []

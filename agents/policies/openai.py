@@ -15,11 +15,11 @@ from ..policy import Completion, Context, ContextLengthExceeded, CutReply, Sampl
 from ..rollouts.failure import FailureCause, context_exceeded
 from .messages import as_action, chat_rows, read_message, reasoning_name, with_thinking, without_thinking
 
-TIMEOUT = 120.0  # seconds of a request
+TIMEOUT = 120.0  # seconds that a request may take
 ATTEMPTS = 5
 FIRST_WAIT = 0.5  # seconds, at most, before the second attempt; each further wait may be twice as long
 LONGEST_WAIT = 60.0  # seconds that a server may ask for
-_WHOLE = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}  # else the model's folder may cut it
+_WHOLE = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}  # whatever the model's folder says
 
 
 class ServerError(ConnectionError):
@@ -31,7 +31,7 @@ class ServerError(ConnectionError):
 
 
 class Server:
-    """Requests to an OpenAI-compatible server, so many at a time.
+    """Requests to an OpenAI-compatible server, `at_once` at a time.
 
     A request is made again, after a random wait or the one that Retry-After asks for, where the connection fails, no
     answer comes in time, the server is at fault (5xx) or overrun (429). A server belongs to the event loop it is first
@@ -102,7 +102,7 @@ class Server:
 
 
 def _seconds(text: str) -> float:
-    """Of a Retry-After header; 0 where it names a date instead."""
+    """The seconds of a Retry-After header, up to LONGEST_WAIT; 0 where it names a date instead."""
     return min(float(text), LONGEST_WAIT) if text.isdecimal() else 0.0
 
 
@@ -137,8 +137,9 @@ def _stop(sampling: Sampling) -> dict[str, Any]:
 class OpenAIPolicy:
     """Samples from /completions with token ids in and out, as vLLM serves them; `renderer` has the model's tokenizer.
 
-    Log-probabilities are the server's: of the model itself, so that they are left out at temperatures other than 0
-    and 1, where others were sampled from. The server draws from its own generator, seeded by rollout and turn.
+    Log-probabilities are the server's, under the model at temperature 1. They are left out at temperatures other than 0
+    and 1, where tokens are sampled from another distribution. The server
+    draws from its own generator, seeded by rollout and turn.
     """
 
     def __init__(self, server: Server, model: str, renderer: ChatRenderer) -> None:
@@ -167,13 +168,13 @@ class OpenAIPolicy:
     def _read(self, reply: Mapping[str, Any], sampling: Sampling) -> Completion:
         try:
             choice = reply["choices"][0]
-            given = choice.get("token_ids")
-            if given is None:
+            token_ids = choice.get("token_ids")
+            if token_ids is None:
                 raise ServerError(
                     f"{self._server.url} gives no token ids with its completions, so that its tokens would have to be "
                     f"guessed from its text; vLLM does (return_token_ids). Text alone: chat+{self._server.url}"
                 )
-            tokens = tuple(int(token) for token in given)
+            tokens = tuple(int(token) for token in token_ids)
             logprobs = tuple(float(p) for p in choice["logprobs"]["token_logprobs"])
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise _strange(self._server, error) from None
@@ -192,7 +193,7 @@ class ChatPlayer:
     """Asks /chat/completions for text: for servers that take messages only.
 
     Its tokens are those of this side's tokenizer, it has no log-probabilities, and the server renders the chat its own
-    way; success can be measured so, training cannot start from it. Tool results are sent as the user's messages.
+    way: success can be measured with it, training cannot start from it. Tool results are sent as the user's messages.
 
     With `tools`, an environment's tools are sent for the server to render, calls and their results go both ways as
     `tool_calls` and the tool's messages, and a reply without a call is the answer. Calls are read in any case. The
@@ -204,7 +205,7 @@ class ChatPlayer:
     ) -> None:
         self._server, self._model, self._sampling = server, model, sampling
         self._tools, self._reasoning = tools, reasoning
-        self._reasoning_name = ""  # under which the server has its reasoning, once it had some
+        self._reasoning_name = ""  # the server's field for reasoning; empty until a reply has some
 
     async def act(self, messages: Sequence[Message], env: TextEnv, seed: int) -> str:
         inner = env.unwrapped
@@ -245,7 +246,7 @@ class ChatPlayer:
         return row
 
     def _with_reasoning(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The row with its reasoning as the server names it, where it is wanted, else without."""
+        """The row with its reasoning under the server's name for it, if that is sent back; else without."""
         reasoning = row.pop("reasoning_content", None)
         return (
             {**row, self._reasoning_name: reasoning} if reasoning and self._reasoning and self._reasoning_name else row

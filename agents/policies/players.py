@@ -13,7 +13,7 @@ from ..policy import derive_seed
 
 
 class OraclePlayer:
-    """Does what the environment's oracle says. ValueError where it knows no action."""
+    """Does what the environment's oracle says. ValueError where the oracle knows no action."""
 
     async def act(self, messages: Sequence[Message], env: TextEnv, seed: int) -> str:
         action = env.oracle()
@@ -31,7 +31,7 @@ class RandomPlayer:
     """
 
     answers: float = 0.2  # probability that a turn answers
-    malformed: float = 0.05  # that what it writes breaks off in the middle
+    malformed: float = 0.05  # probability that what it writes breaks off in the middle
 
     async def act(self, messages: Sequence[Message], env: TextEnv, seed: int) -> str:
         dice = random.Random(derive_seed(seed, len(messages)))

@@ -56,7 +56,7 @@ class _Row:
 
     @property
     def position(self) -> int:
-        """Of the next token to sample."""
+        """The position of the next token to sample."""
         return self.context.length + len(self.tokens)
 
     @property
@@ -108,8 +108,8 @@ class TransformersPolicy:
         self._device = model.device
         self._slab = self._forward.slab()
         self._spans: WeakKeyDictionary[Context, _Span] = WeakKeyDictionary()
-        self._asked: list[_Request] = []  # not yet answered
-        self._pending: list[_Request] = []  # of these, not yet in a row
+        self._unanswered: list[_Request] = []
+        self._pending: list[_Request] = []  # unanswered ones that are not yet in a row
         self._rows: list[_Row] = []
         self._callers = 0
         self._answered = False  # whether the last pass answered anybody
@@ -125,11 +125,11 @@ class TransformersPolicy:
 
     @property
     def kernels(self) -> str:
-        """What computes its passes: torch, or C of ours."""
+        """The name of what computes its passes: torch, or C for code of ours."""
         return self._forward.kernels
 
     async def push(self, model: PreTrainedModel, version: int) -> None:
-        """As refresh; the model is its own."""
+        """As refresh; `model` is the one that it samples from."""
         self.refresh(version)
 
     def refresh(self, weights_version: int) -> None:
@@ -137,7 +137,7 @@ class TransformersPolicy:
         self._forward.refresh()
         self._spans.clear()
         if not self._rows:
-            self._slab.clear()  # what is not finite in it would come through even where its weight is 0
+            self._slab.clear()  # a number that is not finite would spread even where its weight is 0
         self.weights_version = weights_version
 
     def release(self) -> None:
@@ -154,7 +154,7 @@ class TransformersPolicy:
         bring_attention(self._model, context.length + sampling.max_tokens)
         loop = asyncio.get_running_loop()
         request = _Request(context, seed, sampling, loop.create_future())
-        self._asked.append(request)
+        self._unanswered.append(request)
         self._pending.append(request)
         self._stirred.set()
         if self._server is None or self._server.done():
@@ -170,18 +170,18 @@ class TransformersPolicy:
                 self._pass()
                 await asyncio.sleep(0)
         except BaseException as error:  # whoever waits must hear of it, and nothing be left for the next loop
-            for request in self._asked:
+            for request in self._unanswered:
                 if not request.reply.done():
                     request.reply.set_exception(error)
-            self._asked, self._pending, self._rows = [], [], []
+            self._unanswered, self._pending, self._rows = [], [], []
             if not isinstance(error, Exception):
                 raise
 
     async def _gather(self, seconds: float | None) -> None:
-        """Waits until every expected caller has asked, at most so long."""
+        """Waits until every expected caller has asked, or that many seconds have passed."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while self._callers > len(self._asked):
+                while self._callers > len(self._unanswered):
                     self._stirred.clear()
                     await self._stirred.wait()
 
@@ -206,7 +206,7 @@ class TransformersPolicy:
             rows = self._draw(rows, torch.stack([*logits[: len(fed)], *(self._after(row.context) for row in ready)]))
         self._rows = [row for row in rows if not self._finish(row)]
         self._answered = len(self._rows) < len(rows)
-        self._asked = [*self._pending, *(request for row in self._rows for request in row.requests)]
+        self._unanswered = [*self._pending, *(request for row in self._rows for request in row.requests)]
 
     def _admit(self) -> tuple[list[_Row], dict[Context, list[_Row]]]:
         """Gives rows to requests: to those whose context is computed, and to new contexts."""
@@ -242,7 +242,7 @@ class TransformersPolicy:
         return ready, fresh
 
     def _free(self, rows: list[_Row]) -> Iterator[int]:
-        """Slab rows that these leave free."""
+        """Slab rows that `rows` leave free."""
         taken = {row.row for row in rows}
         return (row for row in range(self._max_rows) if row not in taken)
 
@@ -300,7 +300,7 @@ class TransformersPolicy:
         return logits
 
     def _draw(self, rows: list[_Row], logits: Tensor) -> list[_Row]:
-        """Samples a token for each request from its row's logits [rows, vocabulary]; the rows it makes of these."""
+        """Samples a token for each request from its row's logits [rows, vocabulary]; the rows that these become."""
         samplings = [row.sampling for row in rows]
         temperatures = [s.temperature or 1.0 for s in samplings]
         logits = logits.float()
@@ -362,7 +362,7 @@ def draw(logprobs: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def entropy(logprobs: Tensor, top: int = 0) -> Tensor:
-    """Nats of each row of logprobs [..., V]; of the `top` likeliest tokens alone, their probabilities as they are."""
+    """Entropies [...] of logprobs [..., V], nats; with `top`, over the likeliest tokens alone, not renormalised."""
     if top:
         logprobs = logprobs.topk(min(top, logprobs.shape[-1])).values
     return -(logprobs.exp() * logprobs).sum(-1)

@@ -58,7 +58,7 @@ class Turn:
     """A turn of a growing tree; the first one, without parent, is the prompt."""
 
     context: Context  # what the policy sees next
-    env: TextEnv | None  # in the state the turn led to; None after the end, or where a child went on with it
+    env: TextEnv | None  # in the state the turn led to; None after the end, or where a child took it over
     node: Node | None = None  # parent index not yet known
     parent: Turn | None = None
     children: dict[tuple[int, ...], asyncio.Task[Turn]] = field(default_factory=dict)
@@ -102,7 +102,7 @@ class GrowingTree:
         self.task = task
         self.root = Turn(prompt.context, prompt.env)
         self.rollouts: dict[int, Turn] = {}  # by number; the leaves of the finished tree, in this order
-        self.origins: dict[int, int] = {}  # of each of them
+        self.origins: dict[int, int] = {}  # by number too
         self.cost = Cost(prefill_tokens=prompt.context.length)
         self.prompt = prompt
         self._policy = policy
@@ -115,9 +115,9 @@ class GrowingTree:
         self._in_thread = functools.partial(in_thread, executor)
 
     async def together(self, *branches: Awaitable[T]) -> list[T]:
-        """Runs branches side by side; what they give, in their order."""
+        """Runs branches side by side and returns their results, in their order."""
         left = len(branches)
-        self._expect(max(left - 1, 0))  # the tree's own place goes to the last branch that is at work
+        self._expect(max(left - 1, 0))  # the tree itself is announced as one caller already
 
         async def run(branch: Awaitable[T]) -> T:
             nonlocal left
@@ -186,13 +186,13 @@ class GrowingTree:
         return await self.attach(turn, sample)
 
     async def _cut(self, turn: Turn) -> Turn:
-        """The end of an episode that the policy's context cannot hold; after the prompt alone, an empty reply is it."""
+        """Ends an episode that the policy's context cannot hold; where there is only a prompt, with an empty reply."""
         if turn.node is None:
             turn = await self.attach(turn, Sample(Completion("", stop_reason="length"), turn.context))
         return turn if turn.done else turn.cut(CUTS[0])
 
     def end(self, number: int, turn: Turn, origin: int | None = None) -> None:
-        """A rollout is a leaf of the finished tree."""
+        """Ends a rollout with this turn, which becomes a leaf of the finished tree."""
         self.cost.leaves += 1
         self.rollouts[number] = turn
         self.origins[number] = number if origin is None else origin
@@ -233,7 +233,7 @@ class GrowingTree:
                 messages += [Message("assistant", past.node.action.text), *past.node.messages]
         if turn.env is not None:
             text = await policy.act(messages, turn.env, seed)
-        else:  # a sibling went on with it
+        else:  # a sibling took it over
             self.cost.replays += 1
             with contextlib.closing(await self._in_thread(self._replay, turn, undo=lambda env: env.close())) as env:
                 text = await policy.act(messages, env, seed)
@@ -310,7 +310,7 @@ class GrowingTree:
         return Turn(Context(tokens, context), env, node, turn, calls=turn.calls + made)
 
     def _limit(self, tokens: int, calls: int) -> str | None:
-        """Why an episode of so many tokens and calls cannot go on."""
+        """Why an episode of so many tokens and calls cannot go on; None if it can."""
         if tokens + self._sampling.max_tokens > self._sampling.max_context:
             return "context length"
         return "call limit" if self._sampling.max_calls is not None and calls >= self._sampling.max_calls else None
@@ -361,13 +361,13 @@ def _path(turn: Turn) -> list[Turn]:
 def failure_of(
     error: BaseException, task: Task, rollout: int | None, turn: int, *, otherwise: FailureCause | None = None
 ) -> Failure | None:
-    """The error as a failure of the world. An error of an environment's code is one with the cause `otherwise`; without
-    that, as for other errors, None, and the error has a note of where it happened."""
+    """The error as a failure of the world. None for an error of code, which gets a note of where it happened. With
+    `otherwise`, an error of an environment's code is a failure too, and this its cause."""
     cause = failure_cause(error)
     if cause is None and isinstance(error, EpisodeError):
         cause = otherwise
     if cause is not None:
-        raised = error.__cause__ if isinstance(error, EpisodeError) else error  # the place is told beside it
+        raised = error.__cause__ if isinstance(error, EpisodeError) else error  # a Failure has the place itself
         text = f"{type(raised).__name__}: {raised}" if raised else str(getattr(error, "why", error))
         return Failure(task, rollout, turn, cause, text, error)
     if not isinstance(error, EpisodeError) and not hasattr(error, "__notes__"):  # siblings may raise the same one
@@ -385,7 +385,7 @@ class Prompt:
 
 
 class PromptContexts:
-    """The contexts of prompts. Prompts whose messages are the same but for the last share what comes before it as one
+    """The contexts of prompts. Prompts that differ in their last message alone share what comes before it as one
     parent context, so that a policy computes it once."""
 
     def __init__(self, renderer: ChatRenderer) -> None:
@@ -414,8 +414,8 @@ async def in_thread(
     *arguments: Any,
     undo: Callable[[T], None] = lambda value: None,
 ) -> T:
-    """The function's value, from a thread. Cancelled, it waits for the thread, which nothing can stop, and undoes what
-    it did."""
+    """The function's value, from a thread. Nothing can stop a thread: when this is cancelled, it waits for the thread
+    and has `undo` undo what was done."""
     call = functools.partial(contextvars.copy_context().run, function, *arguments)
     work: asyncio.Future[T] = asyncio.get_running_loop().run_in_executor(executor, call)
     try:
@@ -445,13 +445,13 @@ async def grow(
     at_once: int | None = None,
     skip_errors: bool = False,
 ) -> AsyncGenerator[RolloutTree | Failure, None]:
-    """Grows a tree for each task, all at once or so many at a time, and yields each tree when it is finished and each
+    """Grows a tree for each task, all at once or `at_once` at a time, and yields each tree when it is finished and each
     failure of the world when it happens; `tree.task` and `failure.task` tell which task they are of.
 
     A rollout that failed is missing from its tree, and a task of which no rollout came to its end has no tree. An error
-    of code propagates when the other trees are closed; with `skip_errors` one of an environment's code costs its tree
-    alone, and is a failure too. What environments read from outside goes over the cassette.
-    Their calls, which block, run in the executor's threads, by default in those of the event loop.
+    of code propagates once the other trees are closed. With `skip_errors`, an error of an environment's code costs its
+    tree alone, and is a failure too. What environments read from outside goes over the cassette. Their calls block, so
+    they run in the executor's threads, by default in those of the event loop.
     """
     outcomes: asyncio.Queue[RolloutTree | Failure | asyncio.Task[None]] = asyncio.Queue()
     contexts, expect = PromptContexts(renderer), expecting(policy)
@@ -517,7 +517,7 @@ async def grow_trees(
     cassette: Cassette | None = None,
 ) -> list[RolloutTree]:
     """One tree for each task, in the tasks' order, as `grow` grows them. A failure of the world raises its error."""
-    tasks = [replace(task) for task in tasks]  # told apart by identity, even where they are equal
+    tasks = [replace(task) for task in tasks]  # copies, so that equal tasks can be told apart by identity
     grown: dict[int, RolloutTree] = {}
     outcomes = grow(tasks, strategy, policy, renderer, sampling, seed=seed, cassette=cassette)
     async with contextlib.aclosing(outcomes):

@@ -1,7 +1,7 @@
 """Failures of the world: what ends one rollout and is counted, while its siblings go on.
 
-A server that is gone or does not answer, a sandbox that stopped, a machine that is out of space are such. Errors of
-code, an environment's or ours, are none: they propagate.
+Such failures are a server that is gone or does not answer, a sandbox that stopped, a machine that is out of space.
+Errors of code, an environment's or ours, are no failures: they propagate.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class TooManyFailures(Exception):
 
 
 _KINDS: tuple[tuple[type[BaseException], FailureCause | None], ...] = (
-    (SandboxUnavailable, None),  # is not installed: nothing that another try would mend
+    (SandboxUnavailable, None),  # it is not installed, which another try would not mend
     (SandboxError, FailureCause.SANDBOX),
     (ServerUnavailable, FailureCause.TOOLS),
     (TimeoutError, FailureCause.TIMEOUT),
@@ -126,7 +126,7 @@ _WORDS = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
-_LIMITS_OF_RATE = (401, 403, 404, 429)  # which speak of tokens too
+_LIMITS_OF_RATE = (401, 403, 404, 429)  # statuses whose texts may speak of tokens too
 
 
 def context_exceeded(status: int, body: str) -> bool:
@@ -150,8 +150,8 @@ def _texts(part: Any, inner: tuple[str, ...], names: tuple[str, ...]) -> Iterato
     if isinstance(part, str):
         yield part
     elif isinstance(part, list):
-        for each in part:
-            yield from _texts(each, inner, names)
+        for item in part:
+            yield from _texts(item, inner, names)
     elif isinstance(part, dict):
         yield from (part[name] for name in names if isinstance(part.get(name), str))
         for name in inner:

@@ -64,12 +64,12 @@ def played(
     """(node, environment after it, what was not as recorded) of every turn; ROOT first, for the prompt.
 
     A turn is played once where the environment can fork, else once for each branch that goes on from it. What follows
-    a divergence is left out. The environment is closed by the time the next turn is asked for, or goes on with it.
+    a divergence is left out. Look at an environment before you ask for the next turn: then it steps on or is closed.
     """
     children = Counter(node.parent for node in tree.nodes)
     first = {number: rollout for rollout, path in reversed([*enumerate(tree.paths)]) for number in path}
     env, response = open_task(tree.task, cassette, sealed=True)
-    held = {ROOT: env}  # in the states that turns still go on from
+    held = {ROOT: env}  # by node, in the states that later turns start from
     try:
         difference = strictness.first(response_of(tree), response)
         yield ROOT, env, Divergence(0, 0, difference) if difference else None
@@ -167,11 +167,11 @@ def rescore(
     live: bool = False,
     cassette: Cassette | None = None,
 ) -> RolloutTree:
-    """The tree with the terms computed anew and added to the recorded ones, of which new ones of a name take the place.
+    """The tree with these terms computed for every turn. They replace recorded terms of the same name; others stay.
 
-    Rewards are the sums of the new terms, by their weights (1.0 where `weights` does not name them), and of recorded
-    terms that `weights` names. Live terms are None unless `live`, which plays the tree again: ReplayMismatch where it
-    answers otherwise than was recorded.
+    A turn's reward is the weighted sum of the new terms (1.0 each, unless `weights` says otherwise) and of those
+    recorded terms that `weights` names. Live terms are None unless `live`, which plays the tree again: ReplayMismatch
+    where an environment answers otherwise than was recorded.
     """
     envs: Iterable[tuple[int, TextEnv | None]]
     envs = _played_alike(tree, cassette) if live else ((number, None) for number in range(len(tree.nodes)))
@@ -211,14 +211,14 @@ class Continuation:
     """A rollout strategy: the first turns of a recorded rollout, then `n` rollouts that go on from there.
 
     The recorded tokens are kept where the renderer's tokenizer reads and writes them as they were, which `same_tokens`
-    tells; else the recorded replies are put into its tokens. ReplayMismatch where the environment answers otherwise.
+    tells; otherwise the recorded replies are tokenised again. ReplayMismatch where the environment answers otherwise.
     """
 
     recorded: RolloutTree
     rollout: int
     turn: int  # after which the rollouts go on; 0: the prompt
     n: int = 8
-    recorded_end: bool = False  # go on with the recorded turns instead, once
+    recorded_end: bool = False  # instead, one rollout goes on with the recorded turns
 
     @property
     def prefix(self) -> tuple[int, ...]:
@@ -253,7 +253,7 @@ class Continuation:
         tree.end(0, turn)
 
     async def _take(self, tree: GrowingTree, turn: Turn, number: int, keep: bool) -> Turn:
-        """A recorded turn again."""
+        """Takes a recorded turn again."""
         node = self.recorded.nodes[number]
         action = node.action if keep else Completion(node.action.text, tree.renderer.reply(node.action.text))
         child = await tree.attach(turn, Sample(action, Context(action.token_ids, turn.context)))

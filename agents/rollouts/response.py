@@ -17,7 +17,7 @@ from ..tree import Node, RolloutTree
 
 _CHAT = ("messages", "reward_terms", "tool_calls")  # keys of info that have a field of their own
 LARGEST_REWARD = 1e15  # squares of rewards, and their sums over a batch, stay finite in float32
-TOLERANCE = 1e-6  # relative and absolute, of numbers in a lenient strictness
+TOLERANCE = 1e-6  # relative and absolute, between numbers that a lenient Strictness calls equal
 
 
 class EpisodeError(RuntimeError):
@@ -34,7 +34,7 @@ class ReplayMismatch(RuntimeError):
 
 
 class OutsideSource(RuntimeError):
-    """A tree that cannot be played again, for its environment reads from outside and there is no tape."""
+    """A tree cannot be played again, because its environment reads from outside and there is no tape."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Strictness:
-    """Which fields of two responses must be the same, and how much."""
+    """Which fields of two responses must be the same, and whether roughly will do."""
 
     fields: tuple[str, ...]
     lenient: bool = False  # runs of white space count as one blank, numbers as equal up to TOLERANCE
@@ -119,7 +119,7 @@ def _shown(values: Mapping[str, Any], name: str) -> str:
 
 
 def _json(value: Any) -> str:
-    """Its bytes in a store: tuples are lists there, and NaN is NaN."""
+    """The value as a store writes it: tuples are lists there, and NaN equals NaN."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False)
 
 
@@ -133,7 +133,7 @@ def response_of(recorded: Node | RolloutTree) -> Response:
 def open_task(task: Task, cassette: Cassette | None = None, *, sealed: bool = False) -> tuple[TextEnv, Response]:
     """Makes and resets the environment, which takes the answers of outside sources from the cassette.
 
-    OutsideSource where it is `sealed` and would read from one without.
+    OutsideSource where it is `sealed`, has no cassette and would read from outside.
     """
     env = task.make()
     with closed_on_error(env):
@@ -181,7 +181,7 @@ def closed_on_error(env: TextEnv) -> Iterator[None]:
 def episode_errors(task: Task, turn: int) -> Iterator[None]:
     """Errors of the task's environment at this turn (0: the reset) become an EpisodeError.
 
-    Those that say already what became of the episode stay as they are.
+    Errors that name the episode already, such as a ReplayMismatch, stay as they are.
     """
     try:
         yield

@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 from ..policy import Completion, Context, Sample
 from .engine import GrowingTree, Turn
 
-MAX_IDLE = 3  # rounds in a row after which a Budgeted strategy ends that spend nothing of what is limited
+MAX_IDLE = 3  # Budgeted gives up after this many consecutive rounds that consumed none of the limited resources
 
 
 class RolloutStrategy(Protocol):
@@ -39,7 +39,7 @@ class Chains:
 
 @dataclass(frozen=True, slots=True)
 class SomeChains:
-    """Those rollouts of Chains that have these numbers."""
+    """Of the rollouts of Chains, those with these numbers alone."""
 
     numbers: tuple[int, ...]
 
@@ -49,7 +49,7 @@ class SomeChains:
 
 @dataclass(frozen=True, slots=True)
 class FollowOracle:
-    """One rollout that the environment's oracle plays: a demonstration. ValueError where it knows no action."""
+    """One rollout that the environment's oracle plays: a demonstration. ValueError where the oracle knows none."""
 
     async def grow(self, tree: GrowingTree) -> None:
         turn = tree.root
@@ -68,17 +68,17 @@ class EntropyBranching:
 
     `roots` rollouts start from the prompt. In every round each live rollout takes a turn; then, in order, each may
     fork, with the probability `base + weight * (H - H0)`, or, given a `threshold`, where that number exceeds it. A
-    fork adds `beam - 1` rollouts, as long as there are fewer than `budget`. Where none is live and there are fewer,
-    one more starts from the prompt.
+    fork adds `beam - 1` rollouts, as long as there are fewer than `budget`. Where none is live and there are still
+    fewer, one more starts from the prompt.
 
     H is the mean entropy of the first `tokens` tokens of the turn that follows a tool result, over ln |V|, and H0 that
     of the rollout's first turn; forks go back to before the turn. `measured="call"` is the public code's way: H is
     that of the turn that made the call, and forks go on after its result.
 
-    `top` takes entropies over so many of the likeliest tokens, as it does. It also keeps, for good, the H0 of the first
-    batch it sees; `initial` is a number that stands for every H0.
+    `top` takes entropies over this many of the likeliest tokens, as the public code does. That code also keeps the H0
+    of the first batch it sees for all later ones; `initial` is a number in place of every H0.
 
-    AEPO (arXiv:2510.14545) is `penalty=0.05`: the number shrinks by that share for every round in a row in which the
+    AEPO (arXiv:2510.14545) is `penalty=0.05`: that number shrinks by that share for every round in a row in which the
     tree has grown, and a fork is drawn as its code draws it. With its `allocation=0.5` rollout 0 is played first, and
     the less unsure it was on the way the more roots there are: sigmoid(allocation * (H of its first turn - mean H of
     the others)) of the budget.
@@ -106,18 +106,18 @@ class EntropyBranching:
         ahead = [] if self.allocation is None else await self._play(tree)
         roots = self.roots_for([self._entropy(turn, tree) for turn in ahead])
         live = dict.fromkeys(range(roots), tree.root)
-        first: dict[int, float] = {}  # H0 of each rollout
-        origin: dict[int, int] = {}  # of those that are forks
+        first: dict[int, float] = {}  # H0 by rollout
+        origin: dict[int, int] = {}  # by rollout, of those that are forks
         started, streak, round = roots, 0, 0
         while live or started < self.budget:
             before = started
             if not live:
                 live[started] = tree.root
                 started += 1
-            given = {0: ahead.pop(0)} if ahead else {}
-            asked = {number: turn for number, turn in live.items() if number not in given}
-            taken = await tree.together(*(self._extend(tree, turn, number) for number, turn in asked.items()))
-            turns = given | dict(zip(asked, taken, strict=True))
+            played = {0: ahead.pop(0)} if ahead else {}
+            rest = {number: turn for number, turn in live.items() if number not in played}
+            taken = await tree.together(*(self._extend(tree, turn, number) for number, turn in rest.items()))
+            turns = played | dict(zip(rest, taken, strict=True))
             forks: dict[int, Turn] = {}
             for number, turn in turns.items():
                 entropy = self._entropy(turn, tree)
@@ -170,8 +170,8 @@ class EntropyBranching:
 
 def normalized_entropy(entropies: Sequence[float], vocabulary: int, *, total: bool = False) -> float:
     """Mean (or sum) of the entropies of tokens, nats, in units of ln(vocabulary); 0 where there are none."""
-    found = math.fsum(entropies) / math.log(vocabulary)
-    return found if total or not entropies else found / len(entropies)
+    summed = math.fsum(entropies) / math.log(vocabulary)
+    return summed if total or not entropies else summed / len(entropies)
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +231,7 @@ class TreeExpansion:
 class Budgeted:
     """Another strategy, played on the same prompt with new seeds until its rounds together reach one of the limits.
 
-    Replies count whenever they are given, also where another rollout has given the same; the last round may go beyond.
+    A reply counts each time it is given, even where a sibling gave the same one. The last round may exceed the limit.
     """
 
     strategy: RolloutStrategy

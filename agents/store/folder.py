@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,7 @@ class Run:
         return (self.path / "summary.json").exists() or self._metrics.exists()
 
     def claim(self) -> None:
-        """Nobody else writes to the run until `close`. StoreLocked where somebody does: nothing was changed then."""
+        """Keeps others from writing to the run until `close`. StoreLocked where one does; nothing has changed then."""
         self.trees.lock()
 
     def log(self, **row: Any) -> None:
@@ -50,10 +51,10 @@ class Run:
         return list(read_lines(self._metrics))
 
     def save_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """What the token ids in its trees are read with, one by one."""
-        own = getattr(tokenizer, "backend_tokenizer", None)
-        if own is not None:  # one that is written in Python has no such file
-            write_text(self.path / "tokenizer.json", own.to_str())
+        """Keeps the tokenizer as tokenizer.json, by which the token ids in the run's trees can be read."""
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is not None:  # a tokenizer that is written in Python has no such file
+            write_text(self.path / "tokenizer.json", backend.to_str())
 
     def summarize(self, summary: Mapping[str, Any]) -> None:
         write_json(self.path / "summary.json", summary)
@@ -64,7 +65,7 @@ class Run:
         return json.loads(file.read_text()) if file.exists() else None
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of metrics and trees, which are on the disk by then."""
+        """Bytes of metrics and trees, once they have been synced to the disk."""
         for written in (self._metrics, self.trees.path, self.cassette.path):
             if written.exists():
                 sync(written)
@@ -72,7 +73,7 @@ class Run:
         return {"metrics_size": metrics, "trees_size": self.trees.size}
 
     def close(self) -> None:
-        """Writes out what TensorBoard has yet to show and lets others write trees; a later `log` opens it anew."""
+        """Writes out what TensorBoard has yet to show and lets others write trees; a later `log` opens it again."""
         self.trees.close()
         if self._board is not None:
             self._board.close()
@@ -109,7 +110,7 @@ def tokenizer_file(folder: Path) -> Path:
 class Board:
     """The numbers of metric rows as TensorBoard scalars, named stage/metric; does nothing where it is not installed.
 
-    The folder is written anew from the rows so far: they are what a resumed run goes on from.
+    The folder is first written again from the rows so far, because a resumed run may have forgotten later ones.
     """
 
     def __init__(self, folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -145,14 +146,52 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replaces a file as a whole, or leaves it as it was. What is no file, such as /dev/stdout, is written to."""
-    if path.exists() and not path.is_file():
-        path.write_text(text, encoding="utf-8")
-        return
-    part = path.with_name(path.name + ".part")
-    try:
+    with whole(path) as part:
         part.write_text(text, encoding="utf-8")
-        sync(part)
+        if part != path:
+            sync(part)
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A place beside `path` for a file or a folder that replaces it in the end; an error leaves `path` as it was.
+
+    What is neither file nor folder, such as /dev/stdout, is itself that place.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        yield path
+        return
+    part = path.with_name(f"{path.name}.part")
+    remove(part)
+    try:
+        yield part
+        if part.is_dir():
+            _replace_folder(path, part)
+        else:
+            part.replace(path)
+    except BaseException:
+        remove(part)
+        raise
+
+
+def _replace_folder(path: Path, part: Path) -> None:
+    """Renames `part` to `path`; the folder that was there steps aside first, because only an empty one is replaced."""
+    former = path.with_name(f"{path.name}.former")
+    remove(former)
+    try:
+        if path.exists():
+            path.replace(former)
         part.replace(path)
     except BaseException:
-        part.unlink(missing_ok=True)
+        if former.exists() and not path.exists():
+            former.replace(path)
         raise
+    remove(former)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, a link, or a folder with all that is in it, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

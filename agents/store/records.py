@@ -2,11 +2,11 @@
 
 Schema 3 leaves out what is at its default, and writes numbers as text: "u2:", "u4:", "f4:" or "f8:", then base64 of the
 little-endian array, f8 only where f4 would change a value. What a tree says more than once is said once: a node whose
-messages or observation are those of an earlier node has that node's number in their place. What the prompts of many
-trees begin with, the system message above all, stands in one record of 64; the others name it by its offset, `opening`,
-and the messages and tokens that they share with it. So a tree takes at most one record besides its own to read, and
-damage to that one takes at most 63 others along. Schema 2 is the same without calls, speakers, values, lessons and
-advantages of tokens.
+messages or observation are those of an earlier node has that node's number in their place. The beginning that the
+prompts of many trees share, above all the system message, stands in one record of 64; the others name that record's
+offset, `opening`, and how many messages and tokens they share with it. So reading a tree takes at most one record
+besides its own, and damage to that record costs at most 63 others. Schema 2 is the same without calls, speakers,
+values, lessons and advantages of tokens.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Record:
     advantages: Numbers | None = None  # None: not recorded
     shares: bool = False  # whether it was written with another record's opening
     values: Sequence[Sequence[float]] | None = None  # [node][token], of the state before each sampled token
-    lessons: tuple[str, ...] = ()  # names of those in force
+    lessons: tuple[str, ...] = ()  # names of the lessons that were in force
 
     def __post_init__(self) -> None:
         if self.advantages is not None and [*map(len, self.advantages)] != [*map(len, self.tree.paths)]:
@@ -75,7 +75,7 @@ def plain(advantages: Advantages | Numbers) -> Numbers:
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """What later records may begin as."""
+    """A record's messages and prompt; later records name how much of their beginning they share."""
 
     messages: tuple[Message, ...]
     prompt: tuple[int, ...]
@@ -103,7 +103,7 @@ def write_record(record: Record, opening: tuple[int, Opening] | None) -> bytes:
 
 
 def _packed_advantages(turns: Sequence[float | Sequence[float]]) -> str | list[float | str]:
-    """Of turns in one text; where some have one for each token, a list with a text for each of those."""
+    """One text of all turns; where some have an advantage for each token, a list with a text for each of those."""
     numbers = [turn for turn in turns if isinstance(turn, float | int)]
     if len(numbers) == len(turns):
         return pack_floats(numbers)
@@ -124,7 +124,7 @@ def json_line(row: Mapping[str, Any]) -> bytes:
 
 
 def from_json(line: bytes) -> Any:
-    """The value of `json_line`, or of any JSON. ValueError for what is none, NaN among it."""
+    """The value of `json_line`, or of any JSON. ValueError for what is no JSON, such as a bare NaN."""
     return json.loads(line, parse_constant=_refuse, object_hook=_float if _FLOAT.encode() in line else None)
 
 
@@ -148,8 +148,8 @@ def _refuse(constant: str) -> None:
 
 
 def read_record(number: int, line: bytes, opening_at: Callable[[int], Opening]) -> Record:
-    """UnknownSchema for a newer one, ValueError and its like where the line is no record."""
-    row = json.loads(line, object_hook=_float if _FLOAT.encode() in line else None)  # older ones hold NaN as it is
+    """A line's record. UnknownSchema where it is newer than this code, ValueError and its like where it is none."""
+    row = json.loads(line, object_hook=_float if _FLOAT.encode() in line else None)  # older ones hold bare NaN
     schema = row["schema"]
     if schema not in _READERS:
         raise UnknownSchema(f"has schema {schema!r}, this treegym knows 1 to {SCHEMA}: a newer treegym reads it")
@@ -191,7 +191,7 @@ _READERS = {1: _read_first, 2: _read_later, 3: _read_later}
 
 
 def _tree_row(tree: RolloutTree, opening: tuple[int, Opening] | None) -> dict[str, Any]:
-    row: dict[str, Any] = {"task": _given(tree.task)}
+    row: dict[str, Any] = {"task": _changed(tree.task)}
     messages, prompt = tree.messages, tree.prompt
     if opening is not None:
         offset, shared = opening
@@ -204,11 +204,11 @@ def _tree_row(tree: RolloutTree, opening: tuple[int, Opening] | None) -> dict[st
     nodes = row["nodes"] = []
     for number, node in enumerate(tree.nodes):
         cells: dict[str, Any] = {} if node.parent == number - 1 else {"parent": node.parent}
-        action = cells["action"] = _given(node.action)
+        action = cells["action"] = _changed(node.action)
         for name, pack in (("token_ids", pack_ints), ("logprobs", pack_floats), ("entropies", pack_floats)):
             if name in action:
                 action[name] = pack(action[name])
-        cells |= _given(node, _OF_NODE)
+        cells |= _changed(node, _OF_NODE)
         if node.observation:
             first = seen.setdefault(node.observation, number)
             cells["observation"] = first if first < number else pack_ints(node.observation)
@@ -219,8 +219,8 @@ def _tree_row(tree: RolloutTree, opening: tuple[int, Opening] | None) -> dict[st
             cells["messages"] = first if first < number else _pairs(node.messages)
         nodes.append(cells)
     row["leaves"] = tree.leaves
-    row |= _given(tree, _OF_TREE)
-    if cost := _given(tree.cost):
+    row |= _changed(tree, _OF_TREE)
+    if cost := _changed(tree.cost):
         row["cost"] = cost
     return row
 
@@ -232,8 +232,8 @@ def _tree(row: Mapping[str, Any], opening_at: Callable[[int], Opening]) -> Rollo
         shared = opening_at(offset)
         messages, prompt = shared.messages[:same_messages] + messages, shared.prompt[:same_tokens] + prompt
     nodes: list[Node] = []
-    for number, given in enumerate(row["nodes"]):
-        cells: dict[str, Any] = {"parent": number - 1, **given}
+    for number, written in enumerate(row["nodes"]):
+        cells: dict[str, Any] = {"parent": number - 1, **written}
         action = dict(cells["action"])
         for name in ("token_ids", "logprobs", "entropies"):
             if name in action:
@@ -261,7 +261,7 @@ def _tree(row: Mapping[str, Any], opening_at: Callable[[int], Opening]) -> Rollo
     )
 
 
-def _given(value: Any, without: frozenset[str] = frozenset()) -> dict[str, Any]:
+def _changed(value: Any, without: frozenset[str] = frozenset()) -> dict[str, Any]:
     """The fields of a dataclass that are not at their default."""
     cells = {}
     for name, default in _FIELDS[type(value)]:
@@ -277,7 +277,7 @@ _FIELDS: dict[type, list[tuple[str, Any]]] = {  # with their defaults, or MISSIN
     ]
     for kind in (Task, Completion, Node, RolloutTree, Cost)
 }
-_OF_NODE = frozenset({"parent", "action", "calls"})  # what is written otherwise
+_OF_NODE = frozenset({"parent", "action", "calls"})  # fields that are written in another way
 _OF_TREE = frozenset({"task", "prompt", "messages", "nodes", "leaves", "cost"})
 
 

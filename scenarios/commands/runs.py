@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ..errors import ScenarioError
-from ..folders import begun, whole
+from ..folders import begun
 from ..modules import bring_module
 from ..terminal import UsageError, console, say, told
 from .conditions import Cause, Env, Returns, Rollouts, Stage, Steps, Success, Terms, Text, conditions, where
@@ -134,6 +134,7 @@ def export_trees(
     Example: treegym runs export runs/first --format openai --out sft.jsonl --stage trained --term exact=1:
     """
     from ...agents.exchange import EXCHANGES
+    from ...agents.store.folder import whole
     from ...agents.store.records import json_line
     from ..viewer.shelf import success_term
 

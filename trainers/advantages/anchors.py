@@ -16,14 +16,14 @@ Row = tuple[int, int]  # (rollout, turn)
 class AnchorStates:
     """A turn's discounted return against the group's turns in the same state (GiGPO, arXiv:2505.10978 sec. 3.2).
 
-    States are the same when their keys are equal or, with `similarity` below 1, when difflib calls the texts that
-    describe them at least so similar to the first one of a cluster. A state visited once gives zero.
+    States are the same when their keys are equal or, with `similarity` below 1, when the texts that describe
+    them resemble the first text of a cluster by at least that difflib ratio. A state visited once gives zero.
     """
 
     discount: float = 0.95
     norm: Norm = Norm()
     similarity: float = 1.0
-    invalid_penalty: float = 0.0  # off the return of a turn that was malformed or whose call failed
+    invalid_penalty: float = 0.0  # taken off the return of a turn that was malformed or whose call failed
 
     def __call__(self, trees: Sequence[RolloutTree]) -> list[Advantages]:
         return [self._score(tree) for tree in trees]
@@ -47,10 +47,11 @@ class AnchorStates:
 
 @dataclass(frozen=True, slots=True)
 class HistoryAnchors:
-    """Anchors with their history: a turn is compared at every number k of last states that it shares with others, and
+    """Anchors with their history: for every k, a turn is compared with the turns that share its last k states, and
     longer shared histories weigh more, (k + 1) ** alpha (HGPO, arXiv:2602.22817 and its code).
 
-    `keep_zeros=False` leaves comparisons that came out exactly zero out of the weighted mean, as most copies do.
+    `keep_zeros=False` leaves comparisons that came out exactly zero out of the weighted mean, as most copies of that
+    code do.
     """
 
     discount: float = 0.95
@@ -81,14 +82,14 @@ class HistoryAnchors:
 
 def step_returns(tree: RolloutTree, discount: float) -> list[list[float]]:
     """[rollout][turn]: discounted sum of the rewards from the turn on."""
-    found = []
+    returns = []
     for path in tree.paths:
         after, turns = 0.0, []
         for i in reversed(path):
             after = tree.nodes[i].reward + discount * after
             turns.append(after)
-        found.append(turns[::-1])
-    return found
+        returns.append(turns[::-1])
+    return returns
 
 
 def state(tree: RolloutTree, rollout: int, turn: int) -> str:
@@ -103,13 +104,13 @@ def situation(tree: RolloutTree, rollout: int, turn: int) -> str:
 
 
 def similar(texts: Sequence[str], threshold: float) -> list[int]:
-    """A cluster number a text: the first cluster whose first text it resembles, by difflib's ratio."""
+    """The cluster of each text, as a number: the first one whose first text it resembles, by difflib's ratio."""
     firsts: list[str] = []
-    found = []
+    clusters = []
     for text in texts:
         likeness = (difflib.SequenceMatcher(None, text, first).ratio() for first in firsts)
         cluster = next((i for i, ratio in enumerate(likeness) if ratio >= threshold), len(firsts))
         if cluster == len(firsts):
             firsts.append(text)
-        found.append(cluster)
-    return found
+        clusters.append(cluster)
+    return clusters

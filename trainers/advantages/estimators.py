@@ -39,7 +39,7 @@ class Norm:
     alone: Literal["zero", "raw"] = "zero"
 
     def __call__(self, values: Sequence[float], weights: Sequence[float] = ()) -> list[float]:
-        """One advantage a value; with `weights` the mean that is subtracted, not the deviation, is weighted."""
+        """One advantage for each value; with `weights` the mean that is subtracted, not the deviation, is weighted."""
         if len(values) == 1:
             return [values[0] if self.alone == "raw" else 0.0]
         if min(values) == max(values):  # their mean may be off by a rounding
@@ -58,15 +58,16 @@ class GroupRelative:
     """A rollout's return against its group's, the same for all its turns (GRPO, arXiv:2402.03300 sec. 4.1.2).
 
     The group is the task's rollouts, or those that grew from one of the strategy's starts (Tree-GRPO's trees,
-    arXiv:2509.21240). Its mean is that of all rollouts, of the others (RLOO, arXiv:2402.14740), or weighted by
-    sampled tokens (OPO, arXiv:2505.23585). `per="turn"`: a rollout counts once a turn, as in GiGPO's code.
+    arXiv:2509.21240). The baseline is the mean of all its rollouts, of the others (RLOO, arXiv:2402.14740), or the
+    mean weighted by sampled tokens (OPO, arXiv:2505.23585). `per="turn"`: a rollout counts once for each of its turns,
+    as in GiGPO's code.
     """
 
     norm: Norm = Norm()
     within: Literal["task", "origin"] = "task"
     baseline: Literal["mean", "others", "length"] = "mean"
     per: Literal["rollout", "turn"] = "rollout"
-    invalid_penalty: float = 0.0  # off the return that a turn with a malformed or failed call is scored by
+    invalid_penalty: float = 0.0  # with per="turn": taken off the return of a turn with a malformed or failed call
 
     @classmethod
     def verl(cls) -> GroupRelative:
@@ -104,7 +105,7 @@ class GroupRelative:
 class BestOnly:
     """Only the best rollout is trained, by how far it is above the second best (verl's GRPO for pass@k).
 
-    Its share of the group's best-of-k reward; ties leave nothing. Groups of one give zero.
+    This is its share of the group's best-of-k reward. Ties and groups of one give zero.
     """
 
     norm: Norm = Norm()
@@ -169,8 +170,8 @@ class Whitened:
 @dataclass(frozen=True, slots=True)
 class SharedMean:
     """A turn that several rollouts share gets the mean of their advantages: ARPO's hard assignment, arXiv:2507.19849
-    sec. 3.3. Without it, the soft one, every rollout trains the turn with its own; the two agree while nothing is
-    clipped and rollouts weigh alike."""
+    sec. 3.3. Without this, in ARPO's soft assignment, every rollout trains the turn with its own advantage; the two
+    agree while nothing is clipped and rollouts weigh alike."""
 
     of: AdvantageEstimator
 
@@ -178,11 +179,11 @@ class SharedMean:
         return [self._share(tree, rollouts) for tree, rollouts in zip(trees, self.of(trees), strict=True)]
 
     def _share(self, tree: RolloutTree, advantages: Advantages) -> Advantages:
-        found: dict[int, list[TurnAdvantage]] = {}
+        by_node: dict[int, list[TurnAdvantage]] = {}
         for path, turns in zip(tree.paths, advantages, strict=True):
             for node, advantage in zip(path, turns, strict=True):
-                found.setdefault(node, []).append(advantage)
-        means = {node: sum(values) / len(values) for node, values in found.items()}
+                by_node.setdefault(node, []).append(advantage)
+        means = {node: sum(values) / len(values) for node, values in by_node.items()}
         return [[means[node] for node in path] for path in tree.paths]
 
 
@@ -215,10 +216,10 @@ def spread(tree: RolloutTree, scores: Sequence[float]) -> Advantages:
 
 def alike(keys: Sequence[Hashable]) -> list[list[int]]:
     """Indices of equal keys, group by group, in order of appearance."""
-    found: dict[Hashable, list[int]] = {}
+    groups: dict[Hashable, list[int]] = {}
     for i, key in enumerate(keys):
-        found.setdefault(key, []).append(i)
-    return list(found.values())
+        groups.setdefault(key, []).append(i)
+    return list(groups.values())
 
 
 def num_sampled_tokens(tree: RolloutTree, rollout: int) -> int:

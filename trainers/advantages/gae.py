@@ -16,7 +16,7 @@ def gae(
     rewards: Sequence[float], values: Sequence[float], discount: float = 1.0, lam: float = 1.0
 ) -> tuple[list[float], list[float]]:
     """Advantages and returns (the critic's targets) of a rollout's sampled tokens, or turns, in order (arXiv:1506.02438
-    eq. 16). What the policy did not say is left out, so that it takes over observations what it carries back."""
+    eq. 16). Observations are left out: what is carried back from one turn goes on in the turn before it."""
     return _carry(rewards, values, range(len(values) - 1, len(values)), discount, lam)
 
 
@@ -29,7 +29,7 @@ def bi_level_gae(
     turn_discount: float = 0.95,
 ) -> tuple[list[float], list[float]]:
     """First over turns, which earn the rewards at their last tokens `ends`, then over the tokens of each turn, which
-    earns the turn's return (RAGEN, arXiv:2504.20073 sec. 3; its code sees ends only where rewards are not zero)."""
+    earns the turn's return (RAGEN, arXiv:2504.20073 sec. 3; its code finds ends by rewards that are not zero)."""
     _, turns = gae([rewards[i] for i in ends], [values[i] for i in ends], turn_discount, lam)
     earned = dict(zip(ends, turns, strict=True))
     return _carry([earned.get(i, 0.0) for i in range(len(values))], values, ends, discount, lam)
@@ -38,7 +38,7 @@ def bi_level_gae(
 def _carry(
     rewards: Sequence[float], values: Sequence[float], ends: Collection[int], discount: float, lam: float
 ) -> tuple[list[float], list[float]]:
-    """Backwards; nothing is carried over an end."""
+    """The recursion of GAE from the last entry to the first; nothing is carried over an end."""
     advantages = [0.0] * len(values)
     after = carried = 0.0
     for i in reversed(range(len(values))):

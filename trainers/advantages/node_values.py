@@ -58,11 +58,12 @@ class BackedUp:
 
 @dataclass(frozen=True, slots=True)
 class SummedLeaves:
-    """A turn's value is the sum of what the leaves below it are above the others, less the mean over the tree, over
-    the square root of their number (TreeRL, ACL 2025, as its code has it; the paper's formula is another).
+    """A leaf counts by how much its return is above the mean of the others. A turn is credited with the sum over the
+    leaves below it, less the tree's mean, divided by the square root of the number of these leaves (TreeRL, ACL 2025,
+    as its code has it; the paper's formula is another).
 
-    `level` takes the mean over "token"s, "step"s (turns), or not at all; `shrink` divides by the root of the number
-    of leaves, by the number ("uniform") or not.
+    `level`: the mean is over "token"s, over "step"s (turns), or not subtracted. `shrink`: the divisor is the square
+    root of the number of leaves, the number itself ("uniform"), or 1.
     """
 
     level: Literal["token", "step", "none"] = "token"
@@ -94,7 +95,7 @@ class PrefixGroups:
     """A rollout's return against the mean of every group that shares a prefix with it, averaged over the prefixes
     (TreePO, arXiv:2508.17445; whiten it to have the paper's scale).
 
-    Groups weigh by their size, or alike; groups of one say nothing, but a lone rollout keeps its return.
+    Groups weigh by their size, or alike; groups of one are left out, except that a lone rollout keeps its return.
     """
 
     weights: Literal["size", "equal"] = "size"
@@ -118,7 +119,7 @@ class PrefixGroups:
 
 
 def values_below(tree: RolloutTree, values: Sequence[float]) -> dict[int, list[float]]:
-    """By node, ROOT included: the values of the rollouts that go through it. Nodes of no rollout are not there."""
+    """By node, ROOT included: the values of the rollouts that go through it. Nodes without rollouts are left out."""
     below: dict[int, list[float]] = {}
     for path, value in zip(tree.paths, values, strict=True):
         for node in (ROOT, *path):

@@ -29,11 +29,11 @@ class Progress:
     weights_version: int = 0  # steps done in all stages
     results: dict[str, Any] = field(default_factory=dict)  # evaluations so far, by stage name
     best: float = -1.0  # highest success on all held-out tasks so far
-    states: dict[str, Any] = field(default_factory=dict)  # of parts that have one, JSON, by the name of their stage
+    states: dict[str, Any] = field(default_factory=dict)  # JSON that stages keep from step to step, by stage name
 
 
 class DamagedCheckpoint(StoreError):
-    """A checkpoint is not what was written, or not this model's; nothing was loaded of it."""
+    """A checkpoint is not what was written, or not this model's; nothing of it was loaded."""
 
 
 SUMS = "SHA256SUMS"  # of a checkpoint's files, as sha256sum reads it
@@ -125,7 +125,7 @@ def _check_sums(folder: Path) -> None:
 
 
 def _shards(tensors: Mapping[str, torch.Tensor], size: int = 1 << 27) -> Iterator[dict[str, torch.Tensor]]:
-    """Parts of about 128 MB, for safetensors copies a file's tensors before it writes them."""
+    """Parts of about 128 MB: safetensors copies all tensors of a file before it writes them."""
     shard: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         shard[name] = tensor.detach().contiguous()

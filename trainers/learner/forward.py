@@ -29,7 +29,8 @@ class Predict(Protocol):
 
 
 def predict_with(model: PreTrainedModel, dtype: torch.dtype, temperature: float) -> Predict:
-    """The plain way; on a CPU one of two that take less memory, the leanest where it computes the model exactly."""
+    """TransformersPredict; on a CPU, to take less memory, LlamaPredict where it computes the model exactly, else
+    LeanPredict."""
     from .cpu.llama import LlamaPredict, trains_in_place
 
     bring_attention(model)
@@ -41,8 +42,7 @@ def predict_with(model: PreTrainedModel, dtype: torch.dtype, temperature: float)
 class TransformersPredict:
     """By the model's own forward, computing in `dtype`, and by autograd alone, on any device.
 
-    So every gradient comes to its parameter as autograd brings it, which is what FSDP2 and DDP, around the model, wait
-    for.
+    FSDP2 and DDP can wrap the model, because every gradient comes to its parameter as autograd brings it.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, temperature: float) -> None:
@@ -64,7 +64,7 @@ class TransformersPredict:
 
 
 def _entropies(logprobs: Tensor) -> Tensor:
-    """Nats of each row; what cannot be drawn, however unlikely, adds 0."""
+    """Entropy of each row, nats; a token whose probability is 0 adds 0."""
     return -(logprobs.exp() * logprobs.clamp(min=torch.finfo(logprobs.dtype).min)).sum(-1)
 
 
@@ -110,9 +110,10 @@ class _Embed(torch.autograd.Function):
 
 @dataclass(frozen=True, slots=True)
 class Picked:
-    """What is wanted of logits [R, vocabulary], and its gradient; some columns at a time, in at least float32.
+    """Log-probabilities and entropies from logits [R, vocabulary], and their gradient: some columns at a time, in at
+    least float32.
 
-    `logits` gives those of some columns, so that they need not all be there at once.
+    The argument `logits` gives the columns that it is asked for, so that they need not all be there at once.
     """
 
     row: Tensor  # [P]
@@ -128,8 +129,8 @@ class Picked:
             if not columns.start:
                 picked = scaled.new_full((len(self.row),), float("nan"))
                 total, entropies = scaled.new_full((len(scaled),), float("-inf")), scaled.new_zeros(len(scaled))
-            own = self._own(columns)
-            picked[own] = scaled[self.row[own], self.target[own] - columns.start]
+            inside = self._inside(columns)
+            picked[inside] = scaled[self.row[inside], self.target[inside] - columns.start]
             before, total = total, torch.logaddexp(total, scaled.logsumexp(-1))
             if self.with_entropy:
                 share = (before - total).exp()  # of all columns before
@@ -150,22 +151,23 @@ class Picked:
         of_logprobs, of_entropies = of_logprobs / self.temperature, of_entropies / self.temperature
         summed = torch.zeros_like(total).index_add_(0, self.row, of_logprobs)
         for columns in _parts(vocabulary):
-            given = logits(columns)
-            logprobs = self._scaled(given) - total[:, None]
+            raw = logits(columns)
+            logprobs = self._scaled(raw) - total[:, None]
             if self.with_entropy:
                 slope = -summed[:, None] - (logprobs + entropies[:, None]) * of_entropies[:, None]
                 part = logprobs.exp_().mul_(slope)
             else:
                 part = logprobs.exp_().mul_(-summed[:, None])
-            own = self._own(columns)
-            part.index_put_((self.row[own], self.target[own] - columns.start), of_logprobs[own], accumulate=True)
-            yield columns, part.to(given.dtype)  # rounded once the token's own part is in it
+            inside = self._inside(columns)
+            place = self.row[inside], self.target[inside] - columns.start
+            part.index_put_(place, of_logprobs[inside], accumulate=True)
+            yield columns, part.to(raw.dtype)  # rounded once the token's own part is in it
 
     def _scaled(self, logits: Tensor) -> Tensor:
         scaled = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return scaled if self.temperature == 1 else scaled / self.temperature
 
-    def _own(self, columns: slice) -> Tensor:
+    def _inside(self, columns: slice) -> Tensor:
         """Indices of the predictions whose targets are among these columns."""
         return torch.where((self.target >= columns.start) & (self.target < columns.stop))[0]
 
@@ -175,7 +177,7 @@ def _parts(vocabulary: int) -> Iterator[slice]:
 
 
 class _Pick(torch.autograd.Function):
-    """Picked without a second [R, vocabulary] of at least float32 in memory."""
+    """What Picked computes, as one step of autograd, without a second [R, vocabulary] of at least float32 in memory."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, picked: Picked) -> tuple[Tensor, Tensor]:
@@ -186,9 +188,9 @@ class _Pick(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        logits, *found = ctx.saved_tensors
+        logits, *sums = ctx.saved_tensors
         out = torch.empty_like(logits)
-        parts = ctx.picked.gradient(lambda columns: logits[:, columns], logits.shape[1], *found, *gradients)
+        parts = ctx.picked.gradient(lambda columns: logits[:, columns], logits.shape[1], *sums, *gradients)
         for columns, part in parts:
             out[:, columns] = part
         return out, None

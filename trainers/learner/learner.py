@@ -23,7 +23,7 @@ from .forward import predict_with
 
 Column = Callable[[Pack], Tensor]  # a number for each of the pack's terms [N], without gradient
 _TOTALS = ("loss", "trained_tokens", "loss_terms", "ratio_deviation", "clip_fraction")  # metrics of every update
-_NAMES = frozenset({"sampled", "old", "reference", "entropy"})  # of what losses may need without columns
+_NAMES = frozenset({"sampled", "old", "reference", "entropy"})  # what losses may need that is no column
 _MEANS = ("ratio_deviation", "clip_fraction", "kl", "entropy")  # metrics that are means over terms
 
 
@@ -48,7 +48,7 @@ class Optimization:
 
 
 class Learner:
-    """Moves a model's weights; float32 master weights, computing in `dtype`."""
+    """Moves a model's weights. Master weights are float32; forward passes compute in `dtype`."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Learner:
         dtype: torch.dtype | None = None,  # native_dtype of the model's device
         temperature: float = 1.0,
         reference: bool = False,  # whether the present weights are kept, for losses that need the distance from them
-        columns: Mapping[str, Column] | None = None,  # by the names that losses need them by
+        columns: Mapping[str, Column] | None = None,  # by the names that losses ask for in `needs`
     ) -> None:
         self.model = model
         self.optimization = optimization
@@ -85,10 +85,9 @@ class Learner:
         """One optimiser step on the whole batch; metrics of it.
 
         ValueError where the loss needs what the learner or the batch does not have. A batch without gradient moves
-        nothing. Neither does one whose gradient is not finite: `skipped_updates` counts it, and figures of it that are
-        not finite either are given as 0. `ratio_deviation` is the mean of
-        |log ratio|, nats; `clip_fraction` the share of terms that have an advantage and yet no gradient, because the
-        loss clips them.
+        nothing. Neither does one whose gradient is not finite: `skipped_updates` counts it, and metrics of it that
+        are not finite are given as 0. `ratio_deviation` is the mean of |log ratio|, nats; `clip_fraction` the share of
+        terms that have an advantage and yet no gradient, because the loss clips them.
         """
         scored = score(batch, AGGREGATIONS[loss.aggregation], keep_zeros=loss.keeps_zeros)
         totals = self._begin(scored, loss)
@@ -135,8 +134,8 @@ class Learner:
             self._check_reference()
 
     def accumulate(self, packed: Pack, loss: PolicyLoss) -> dict[str, float]:
-        """Adds the gradient of a pack's part of the batch loss; sums over the pack. ValueError where it is longer than
-        the model can be trained on."""
+        """Adds the gradient of a pack's part of the batch loss; returns sums over the pack. ValueError where the pack
+        is longer than the model can be trained on."""
         bring_attention(self.model, int(packed.positions.max()) + 1)
         terms = self._with_columns(packed, loss.needs)
         predicted, entropies = self._predict(packed, entropy="entropy" in loss.needs)
@@ -160,8 +159,8 @@ class Learner:
             for part in group:  # terms are the tokens of its rollouts, one rollout after the other
                 for node in (node for path in part.tree.paths for node in path):
                     action = tree.nodes[node].action
-                    own = tuple(itertools.islice(logprobs, len(action.token_ids)))
-                    nodes[node] = replace(tree.nodes[node], action=replace(action, logprobs=own))
+                    now = tuple(itertools.islice(logprobs, len(action.token_ids)))
+                    nodes[node] = replace(tree.nodes[node], action=replace(action, logprobs=now))
         return replace(tree, nodes=tuple(nodes))
 
     def logprobs(self, packed: Pack) -> Tensor:
@@ -215,13 +214,13 @@ class Learner:
             raise ValueError("the loss needs a reference: make the Learner with reference=True")
 
     def _exchange(self) -> None:
-        """Reference and present weights change places."""
+        """Swaps reference and present weights."""
         for i, parameter in enumerate(self._parameters):
             parameter.data, self._reference[i] = self._reference[i], parameter.data
 
     def apply(self) -> dict[str, float]:
-        """Clips the gradients and moves the weights. Where a gradient is not finite nothing moves: what would come of
-        it is not finite either, for good."""
+        """Clips the gradients and moves the weights. Where a gradient is not finite nothing moves: the weights would
+        not be finite either, and would stay so."""
         norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
         if not norm.isfinite():
             return _unmoved(1)
@@ -231,7 +230,7 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
-        if self.model.device.type != "cpu":  # whose heap would keep the gradients' memory anyway
+        if self.model.device.type != "cpu":  # a CPU's heap would keep the gradients' memory anyway
             self.optimizer.zero_grad()
         self.step += 1
         return {"grad_norm": norm.item(), "learning_rate": rate, "skipped_updates": 0.0}

@@ -130,5 +130,5 @@ def slopes(
 
 
 def _places(batch: Sequence[Compared]) -> list[tuple[int, int]]:
-    """Of every compared rollout, which tree of the batch it is in, and which of that tree's comparisons."""
+    """For every compared rollout: (number of its tree in the batch, number of its comparison in that tree)."""
     return [(tree, group) for tree, one in enumerate(batch) for group in one.groups]

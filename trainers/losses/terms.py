@@ -34,7 +34,7 @@ def seq_mean_token_sum(lengths: Sequence[int]) -> list[float]:
 
 
 def seq_mean_token_sum_norm(lengths: Sequence[int]) -> list[float]:
-    """The same over the tokens of the longest rollout (verl since August 2026)."""
+    """The same, divided by the tokens of the longest rollout (verl since August 2026)."""
     return [1.0 / (_rollouts(lengths) * max([*lengths, 1]))] * len(lengths)
 
 
@@ -44,7 +44,7 @@ def token_sum(lengths: Sequence[int]) -> list[float]:
 
 
 def _rollouts(lengths: Sequence[int]) -> int:
-    """How many said anything."""
+    """How many rollouts said anything; at least 1."""
     return max(sum(map(bool, lengths)), 1)
 
 
@@ -207,20 +207,14 @@ class ReinforceLoss:
 
 
 @dataclass(frozen=True, slots=True)
-class TruncatedImportance:
-    """Another loss around the learner's present probabilities, times how much likelier than to the sampler a token is
-    to the learner, at most `cap`: for samplers that compute otherwise than the learner (another engine, precision)."""
+class LossAround:
+    """What a loss around another one has in common with that one."""
 
     loss: PolicyLoss
-    cap: float = 2.0
 
     @property
     def aggregation(self) -> AggregationName:
         return self.loss.aggregation
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return self.loss.needs - {"old"} | SAMPLED  # it gives the loss its old log-probabilities itself
 
     @property
     def couples(self) -> Coupling:
@@ -230,57 +224,52 @@ class TruncatedImportance:
     def keeps_zeros(self) -> bool:
         return self.loss.keeps_zeros
 
+
+@dataclass(frozen=True, slots=True)
+class TruncatedImportance(LossAround):
+    """Another loss whose ratios start from the learner's present probabilities, times each token's probability under
+    the learner over that under the sampler, at most `cap`. For samplers that compute otherwise than the learner:
+    another engine, another precision."""
+
+    cap: float = 2.0
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return self.loss.needs - {"old"} | SAMPLED  # this wrapper provides the old log-probabilities
+
     def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
-        own = logprobs.detach()
-        weight = log_ratio(own, terms).exp().clamp(max=self.cap)
-        return weight * self.loss(logprobs, replace(terms, old_logprob=own))
+        present = logprobs.detach()
+        weight = log_ratio(present, terms).exp().clamp(max=self.cap)
+        return weight * self.loss(logprobs, replace(terms, old_logprob=present))
 
 
 @dataclass(frozen=True, slots=True)
-class WithKL:
+class WithKL(LossAround):
     """Another loss plus how far a token's probability is from what it was when the Learner was made, as `kl` estimates
     it (arXiv:2402.03300 eq. 3 and 4)."""
 
-    loss: PolicyLoss
     coefficient: float = 0.001
     estimator: KL = "k3"
     keeps_zeros: ClassVar[bool] = True
 
     @property
-    def aggregation(self) -> AggregationName:
-        return self.loss.aggregation
-
-    @property
     def needs(self) -> frozenset[str]:
         return self.loss.needs | {"reference"}
-
-    @property
-    def couples(self) -> Coupling:
-        return self.loss.couples
 
     def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
         return self.loss(logprobs, terms) + self.coefficient * kl(logprobs, terms.extras["reference"], self.estimator)
 
 
 @dataclass(frozen=True, slots=True)
-class WithEntropy:
+class WithEntropy(LossAround):
     """Another loss less the entropy of the distribution that each token was sampled from (arXiv:1602.01783 sec. 4)."""
 
-    loss: PolicyLoss
     coefficient: float = 0.001
     keeps_zeros: ClassVar[bool] = True
 
     @property
-    def aggregation(self) -> AggregationName:
-        return self.loss.aggregation
-
-    @property
     def needs(self) -> frozenset[str]:
         return self.loss.needs | {"entropy"}
-
-    @property
-    def couples(self) -> Coupling:
-        return self.loss.couples
 
     def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
         return self.loss(logprobs, terms) - self.coefficient * terms.extras["entropy"]

@@ -26,14 +26,14 @@ from ....tools.artefacts import cached_directory
 from ..forward import head_dim, is_plain_llama
 
 OPTIONS = ("-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
-KEYS = 128  # and values of a slab that lie together
+KEYS = 128  # so many keys, or values, of a slab lie together
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What native.h is compiled for."""
+    """The sizes of a model, which native.h is compiled for."""
 
     width: int
     hidden: int
@@ -48,7 +48,7 @@ class Sizes:
         return cls(config.hidden_size, config.intermediate_size, *heads, dtype == torch.bfloat16)
 
     def are_tiled(self) -> bool:
-        """Whether they are multiples of what native.h takes at a time."""
+        """Whether the widths are multiples of what native.h takes at a time."""
         return not (self.width % 32 or self.hidden % 32 or self.dim % 32)
 
     @property
@@ -57,15 +57,15 @@ class Sizes:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of what C calls real: weights, keys and values."""
+        """The dtype of what C calls real: weights, keys and values."""
         return torch.bfloat16 if self.bfloat16 else torch.float32
 
     def named(self) -> dict[str, int]:
-        """What the shape of an Array can name."""
+        """The sizes that the shape of an Array can name."""
         seen = self.heads * self.dim
         wider, widest = max(self.width, seen), max(self.qkv, self.hidden)
-        known = {"qkv": self.qkv, "seen": seen, "inner": 2 * self.hidden, "pairs": self.dim // 2}
-        return asdict(self) | known | {"wider": wider, "widest": widest}
+        derived = {"qkv": self.qkv, "seen": seen, "inner": 2 * self.hidden, "pairs": self.dim // 2}
+        return asdict(self) | derived | {"wider": wider, "widest": widest}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Array:
     """What C takes as a pointer: numbers of one dtype on a CPU, rows one after the other."""
 
     dtype: torch.dtype | None  # None: what C calls real
-    shape: tuple[int | str, ...]  # a name is a size of the model, or stands for one size in all of a call
+    shape: tuple[int | str, ...]  # a name is a size of the model, or the same size everywhere in a call
     apart: str = ""  # the name of the distance between rows, where these need not touch
     pointers: bool = False  # whether the numbers are addresses of Pointers
 
@@ -99,7 +99,7 @@ class Pointers:
 
 
 # The parameters after the number of threads, in C's order. A number that a shape names is read from the tensors, so
-# that C is told no other size than they have.
+# that C is told no size that they do not have.
 Parameters = Mapping[str, Array | type[c_int | c_int64 | c_float]]
 
 
@@ -116,28 +116,28 @@ class Library:
 
     def __init__(self, source: Source, sizes: Sizes, loaded: CDLL) -> None:
         self.sizes, self._named, self._file, self._loaded = sizes, sizes.named(), source.file.name, loaded
-        self._functions = {name: each for name, each in source.functions.items() if hasattr(loaded, name)}
-        self._asked = {name: _asked(parameters) for name, parameters in self._functions.items()}
+        self._functions = {name: taken for name, taken in source.functions.items() if hasattr(loaded, name)}
+        self._passed = {name: _passed(parameters) for name, parameters in self._functions.items()}
         for name, parameters in self._functions.items():
-            function = getattr(loaded, name)  # kept by the library: an item would be made anew each time
+            function = getattr(loaded, name)  # the library keeps it; `loaded[name]` would be a new object each time
             function.argtypes = [c_int, *(c_void_p if isinstance(x, Array) else x for x in parameters.values())]
             function.restype = None
 
     def has(self, function: str) -> bool:
-        """Whether it was compiled: what a processor has no instructions for is left out."""
+        """Whether the function was compiled: one that this processor has no instructions for is left out."""
         return function in self._functions
 
     def constant(self, name: str) -> int:
         return c_int.in_dll(self._loaded, name).value
 
-    def call(self, function: str, *given: Tensor | Pointers | float) -> None:
-        """Calls C with tensors, and with the numbers that no shape names, in its order; they are held until it returns.
+    def call(self, function: str, *arguments: Tensor | Pointers | float) -> None:
+        """Calls C with tensors and with the numbers that no shape names, in C's order. It holds the tensors meanwhile.
 
         ValueError for a tensor of another dtype, shape, layout or device than C would read.
         """
         parameters, threads = self._functions[function], torch.get_num_threads()
         sizes, values = self._named | {"threads": threads}, dict[str, float]()
-        for name, value in zip(self._asked[function], given, strict=True):
+        for name, value in zip(self._passed[function], arguments, strict=True):
             kind, place = parameters[name], f"{function}: {name}"
             if not isinstance(kind, Array) and isinstance(value, int | float):
                 values[name] = value
@@ -151,7 +151,8 @@ class Library:
         )
 
     def address(self, place: str, tensor: Tensor, kind: Array, sizes: dict[str, int]) -> int:
-        """Where the tensor lies. ValueError, with the place, if it is not of the kind; `sizes` learns new names."""
+        """The tensor's address. ValueError, with the place, if it is not of the kind; sizes that its shape names for
+        the first time are added to `sizes`."""
         dtype, shape = kind.dtype or self.sizes.dtype, kind.shape
         fits = tensor.dim() == len(shape) and all(
             have == (sizes.setdefault(want, have) if isinstance(want, str) else want)
@@ -179,8 +180,8 @@ class Library:
         return Pointers(rows)
 
 
-def _asked(parameters: Parameters) -> list[str]:
-    """The names of all but the numbers that shapes name."""
+def _passed(parameters: Parameters) -> list[str]:
+    """The names of the parameters that a caller passes: all but the numbers that shapes name."""
     arrays = [kind for kind in parameters.values() if isinstance(kind, Array)]
     measured = {name for kind in arrays for name in (*kind.shape, kind.apart)}
     return [name for name, kind in parameters.items() if isinstance(kind, Array) or name not in measured]
@@ -191,11 +192,11 @@ def compiled(source: Source, sizes: Sizes, options: Sequence[str] = OPTIONS) -> 
 
     Raises OSError, SubprocessError or, for a CC that is no command, ValueError.
     """
-    amx = torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()  # which asks the kernel for leave
+    amx = torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()  # which asks the kernel for permission
     values = [f"-D{name.upper()}={int(value)}" for name, value in (asdict(sizes) | {"amx": amx, "keys": KEYS}).items()]
     command = [*shlex.split(os.environ.get("CC") or "cc"), *options, *values]
     place = ["-I", str(Path(__file__).parent), str(source.file)]
-    text = _run([*command, "-E", "-dD", "-P", *place])  # with what compiler and processor define
+    text = _run([*command, "-E", "-dD", "-P", *place])  # with the macros that compiler and processor define
     key = hashlib.sha256(text + "\0".join(command).encode()).hexdigest()[:32]
 
     def build(folder: Path) -> None:
@@ -213,18 +214,18 @@ _choices: WeakKeyDictionary[PreTrainedModel, KernelChoice] = WeakKeyDictionary()
 
 
 def choose_kernels(model: PreTrainedModel, choice: KernelChoice) -> None:
-    """What the model's forwards and learners that are made from now on compute with.
+    """Chooses what the model's forwards and learners compute with, those that are made from now on.
 
-    `torch` compiles nothing; with `c` they raise ValueError where C of ours cannot do it; `auto`, which is the default,
-    is C where that can be and torch elsewhere.
+    With `torch` nothing is compiled. With `c` they raise ValueError where C of ours cannot compute the model. With
+    `auto`, the default, they compute in C where it can, with torch elsewhere.
     """
     _choices[model] = choice
 
 
 def library_for(source: Source, model: PreTrainedModel, dtype: torch.dtype, without: str) -> Library | None:
-    """The source for this model, or None where torch computes, by choice or because C cannot.
+    """The source compiled for this model, or None where torch computes, by choice or because C cannot.
 
-    For want of a C compiler a warning then says what that costs: `without`. ValueError where `c` was chosen.
+    Where compiling fails, a warning says what that costs: `without`. ValueError where `c` was chosen and cannot be.
     """
     choice = _choices.get(model, "auto")
     reason = "torch was chosen" if choice == "torch" else _unfit(model, dtype)
@@ -243,7 +244,7 @@ def library_for(source: Source, model: PreTrainedModel, dtype: torch.dtype, with
 
 
 def _unfit(model: PreTrainedModel, dtype: torch.dtype) -> str | None:
-    """Why the C is not for this model, if it is not."""
+    """Why C of ours cannot compute this model; None if it can."""
     if model.device.type != "cpu":
         return f"they are for a CPU, and the model is on {model.device}"
     if not is_plain_llama(model):

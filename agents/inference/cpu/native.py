@@ -17,7 +17,7 @@ from ..forward import Forward, LlamaForward, TransformersForward, is_plain_llama
 from ..kv import Feed, KVSlab, Line
 from .compiler import KEYS, Array, Library, Source, floats, library_for, pointers, reals
 
-LAYER = 10  # pointers: two norms, and the weights and biases of four linear layers
+LAYER = 10  # pointers of a layer: two norms, and the weights and biases of four linear layers
 SLAB = reals("layers", "slab_rows", 2, "kv_heads", "capacity", "dim")
 SOURCE = Source(
     Path(__file__).with_name("native.c"),
@@ -64,8 +64,8 @@ CHUNK = 256  # tokens of a pass at a time: what is computed of them stays in the
 
 
 def forward_for(model: PreTrainedModel, dtype: torch.dtype) -> Forward:
-    """NativeForward, where there is a C compiler, or LlamaForward, if they compute the model exactly; else
-    TransformersForward."""
+    """TransformersForward, unless the leaner ones compute the model exactly: then NativeForward, or LlamaForward where
+    there is no C compiler or torch was chosen."""
     bring_attention(model)
     library = library_for(SOURCE, model, dtype, "sampling takes up to three times as long")
     if not is_plain_llama(model):
@@ -104,8 +104,8 @@ def _check_room(slab: KVSlab, row: int, position: int) -> None:
 
 
 class NativeForward(LlamaForward):
-    """LlamaForward in C. What a token gets does not depend, to the bit, on what else the pass feeds, if that is
-    finite."""
+    """LlamaForward in C. A token's logits do not depend, to the bit, on the other lines of the pass, as long as those
+    stay finite."""
 
     batch_invariant: ClassVar = True
     kernels: ClassVar = "C"
@@ -138,13 +138,13 @@ class NativeForward(LlamaForward):
         self._table = self._head_table = nothing
 
     def _linear(self, outputs: int, inputs: int) -> tuple[Array, Array]:
-        """A weight, as _laid_out lays it out, and its bias."""
+        """What C takes for a linear layer: its weight, as _laid_out lays it out, and its bias."""
         words = inputs * self._library.sizes.dtype.itemsize // 4
         return Array(torch.int32, (outputs // self._tile, words, self._tile)), reals(outputs)
 
     def _laid_out(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The weight as tiles [outputs / tile, inputs / step, tile] of 4 bytes, which hold `step` of them."""
-        if missing := -len(weight) % self._tile:  # zeros fill the last one
+        """The weight as tiles [outputs / tile, inputs / step, tile] of words of 4 bytes, each with `step` inputs."""
+        if missing := -len(weight) % self._tile:  # zeros fill the last tile
             weight, bias = pad(weight, (0, 0, 0, missing)), None if bias is None else pad(bias, (0, missing))
         words = weight.view(torch.int32)
         return words.view(-1, self._tile, words.shape[1]).transpose(1, 2).contiguous(), bias

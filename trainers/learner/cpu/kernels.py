@@ -15,7 +15,7 @@ from ....agents.inference.cpu.compiler import Array, Library, Parameters, Source
 from ....agents.inference.forward import rotate
 from ...packing import Segment, TreeAttend, last_seers
 
-SPAN = 32  # keys at a time: kernels.c takes room for a whole number of them
+SPAN = 32  # keys at a time; rooms hold a whole number of spans
 _NORM: Parameters = {"n": c_int, "least": c_float, "x": floats("n", "width"), "weight": floats("width")}
 _PASS: Parameters = {
     "tokens": c_int,
@@ -76,8 +76,9 @@ Heads = tuple[int, int, int]  # of queries, of keys, and the width d of one
 
 
 class Kernels(Protocol):
-    """Of one pass over T packed tokens: x and `above` [T, width] at least float32, all else in `dtype`; contiguous, but
-    for the gradients that weights learn by, whose rows may be apart."""
+    """What one pass over T packed tokens computes. x and `above`, the gradient that comes from the layers above,
+    [T, width], are at least float32, all else is in `dtype`. All are contiguous, except that the rows of the gradients
+    that `learn` takes may be apart."""
 
     dtype: torch.dtype
 
@@ -86,12 +87,12 @@ class Kernels(Protocol):
         ...
 
     def norm_backward(self, x: Tensor, norm: Any, gradient: Tensor, above: Tensor) -> Tensor:
-        """`above` and the gradient of x, from that of what it gave; adds the norm's own."""
+        """`above` plus the gradient of x, from that of the norm's result; adds up the gradient of the norm's weight."""
         ...
 
     def attend(self, joint: Tensor) -> tuple[Tensor, Tensor]:
-        """joint [T, QKV]: queries, keys and values side by side, not yet turned -> seen [T, heads * d], and what else
-        the gradient is computed from."""
+        """joint [T, QKV]: queries, keys and values side by side, not yet turned -> seen [T, heads * d], and what
+        else `attend_backward` needs."""
         ...
 
     def attend_backward(self, joint: Tensor, seen: Tensor, kept: Tensor, gradient: Tensor) -> Tensor:
@@ -103,7 +104,7 @@ class Kernels(Protocol):
         ...
 
     def gate_backward(self, inner: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """What it gave, again, and the gradient of inner."""
+        """What `gate` gave, computed again, and the gradient of inner."""
         ...
 
     def learn(self, total: Tensor, gradient: Tensor, inputs: Tensor) -> None:
@@ -112,7 +113,7 @@ class Kernels(Protocol):
 
 
 class TorchKernels:
-    """On any device, in any dtype."""
+    """Kernels by torch, on any device, in any dtype."""
 
     def __init__(
         self, dtype: torch.dtype, heads: Heads, segments: Sequence[Segment], tables: tuple[Tensor, Tensor]
@@ -188,14 +189,15 @@ def _add_product(total: Tensor, gradient: Tensor, inputs: Tensor) -> None:
 
 
 def gradient_of(parameter: Tensor) -> Tensor:
-    """To add to."""
+    """The parameter's gradient, to add to; zeros at first."""
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
     return parameter.grad
 
 
 class NativeKernels:
-    """On a CPU, x and weights in float32, all else in that or bfloat16; each reads and writes its tensors once."""
+    """Kernels in C, on a CPU: x and weights in float32, all else in that or bfloat16. Each reads and writes its tensors
+    once."""
 
     def __init__(
         self,
@@ -219,12 +221,12 @@ class NativeKernels:
 
     def norm_backward(self, x: Tensor, norm: Any, gradient: Tensor, above: Tensor) -> Tensor:
         out, sums = torch.empty_like(x), x.new_empty(torch.get_num_threads(), x.shape[1])
-        given = gradient, above, sums, gradient_of(norm.weight)
-        self._library.call("norm_backward", norm.variance_epsilon, x, norm.weight, *given, out)
+        gradients = gradient, above, sums, gradient_of(norm.weight)
+        self._library.call("norm_backward", norm.variance_epsilon, x, norm.weight, *gradients, out)
         return out
 
     def attend(self, joint: Tensor) -> tuple[Tensor, Tensor]:
-        """What is kept is lengths [heads, T], float32: the log of what the weights of attention were divided by."""
+        """What `attend_backward` needs is lengths [heads, T], float32: the log of each softmax's normaliser."""
         heads, _, dim = self._heads
         seen, lengths = joint.new_empty(len(joint), heads * dim), self._turns.new_empty(heads, len(joint))
         rooms = [self._room(joint) for _ in range(2)]
@@ -234,8 +236,8 @@ class NativeKernels:
     def attend_backward(self, joint: Tensor, seen: Tensor, kept: Tensor, gradient: Tensor) -> Tensor:
         within, rooms = torch.empty_like(joint), [self._room(joint) for _ in range(3)]
         sums = self._turns.new_empty(torch.get_num_threads(), len(self._until), 2, self._heads[2])
-        given = self._until, self._turns, joint, seen, kept, gradient
-        self._library.call("attend_backward", *given, *rooms, sums, within)
+        inputs = self._until, self._turns, joint, seen, kept, gradient
+        self._library.call("attend_backward", *inputs, *rooms, sums, within)
         return within
 
     def gate(self, inner: Tensor) -> Tensor:
@@ -249,7 +251,7 @@ class NativeKernels:
         return out, within
 
     def learn(self, total: Tensor, gradient: Tensor, inputs: Tensor) -> None:
-        """In C where it multiplies tiles; sums are then exact to float32."""
+        """In C where the processor multiplies tiles; sums are then exact to float32."""
         if not self._library.has("learn") or total.shape[0] % SPAN or total.shape[1] % SPAN:
             _add_product(total, gradient, inputs)
             return

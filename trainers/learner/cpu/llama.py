@@ -24,16 +24,16 @@ from .kernels import SOURCE, Kernels, NativeKernels, TorchKernels, gradient_of
 
 def trains_in_place(model: PreTrainedModel) -> bool:
     """Whether LlamaPredict can stand in for the model's own pass: all weights are trained, none of them adapters."""
-    found: Any = model
+    llama: Any = model
     return (
         is_plain_llama(model)
         and all(p.requires_grad for p in model.parameters())
-        and not any(part.bias is not None for x in found.model.layers for part in (x.self_attn.o_proj, x.mlp.down_proj))
+        and not any(part.bias is not None for x in llama.model.layers for part in (x.self_attn.o_proj, x.mlp.down_proj))
     )
 
 
 class LlamaPredict:
-    """By a pass of its own, computing in `dtype`; on a CPU with kernels in C, where there is a compiler."""
+    """Predictions by a pass of its own, computing in `dtype`; with kernels in C where there is a compiler."""
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype, temperature: float) -> None:
         self._model: Any = model
@@ -51,8 +51,8 @@ class LlamaPredict:
             x = _apply(_Attention, x, layer.input_layernorm, layer.self_attn, kernels)
             x = _apply(_FeedForward, x, layer.post_attention_layernorm, layer.mlp, kernels)
         picked = Picked(packed.row, packed.target, self._temperature, entropy)
-        found: tuple[Tensor, Tensor] = _apply(_Head, x[packed.rows], core.norm, self._model.lm_head, kernels, picked)
-        return found
+        out: tuple[Tensor, Tensor] = _apply(_Head, x[packed.rows], core.norm, self._model.lm_head, kernels, picked)
+        return out
 
     def _kernels(self, packed: Pack, tables: tuple[Tensor, Tensor]) -> Kernels:
         """tables: cosines and sines [1, T, d]."""
@@ -126,7 +126,7 @@ class _FeedForward(torch.autograd.Function):
 class _Head(torch.autograd.Function):
     """Log-probabilities [P] and entropies [R] after the last norm and the output layer, at [R, width].
 
-    The logits, of all tensors the widest, are never all there.
+    The logits, the widest of all tensors, are never in memory as a whole.
     """
 
     @staticmethod
@@ -141,15 +141,15 @@ class _Head(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
-        x, *found = ctx.saved_tensors
+        x, *sums = ctx.saved_tensors
         kernels, weight = ctx.kernels, ctx.head.weight
         inputs, weights = kernels.norm(x, ctx.norm), _columns(ctx.head, kernels.dtype)
         below = torch.zeros_like(x)
-        for columns, part in ctx.picked.gradient(_logits(inputs, weights), len(weight), *found, *gradients):
+        for columns, part in ctx.picked.gradient(_logits(inputs, weights), len(weight), *sums, *gradients):
             kernels.learn(gradient_of(weight)[columns], part, inputs)
             below += part @ weights(columns)
-        given = below.to(kernels.dtype)
-        return kernels.norm_backward(x, ctx.norm, given, torch.zeros_like(x)), None, None, None, None
+        gradient = below.to(kernels.dtype)
+        return kernels.norm_backward(x, ctx.norm, gradient, torch.zeros_like(x)), None, None, None, None
 
 
 def _logits(inputs: Tensor, weights: Callable[[slice], Tensor]) -> Logits:
@@ -157,7 +157,7 @@ def _logits(inputs: Tensor, weights: Callable[[slice], Tensor]) -> Logits:
 
 
 def _columns(head: nn.Linear, dtype: torch.dtype) -> Callable[[slice], Tensor]:
-    """The weights of some columns of logits; those asked for last are kept."""
+    """The weights of some columns of logits; the last ones that were asked for are kept."""
     cast = lru_cache(1)(lambda start, stop: head.weight.detach()[start:stop].to(dtype))
     return lambda columns: cast(columns.start, columns.stop)
 
