@@ -15,7 +15,7 @@ from ....agents.inference.cpu.compiler import Array, Library, Parameters, Source
 from ....agents.inference.forward import rotate
 from ...packing import Segment, TreeAttend, last_seers
 
-SPAN = 32  # keys at a time; rooms hold a whole number of spans
+SPAN = 32  # keys at a time; the buffers of kernels.c hold a whole multiple of it
 _NORM: Parameters = {"n": c_int, "least": c_float, "x": floats("n", "width"), "weight": floats("width")}
 _PASS: Parameters = {
     "tokens": c_int,
