@@ -9,6 +9,7 @@ import json
 import math
 import random
 import re
+import threading
 import time
 from dataclasses import replace
 from typing import Any
@@ -42,6 +43,7 @@ from treegym.agents.rollouts import (
     Turn,
     verify,
 )
+from treegym.agents.rollouts.engine import in_thread
 from treegym.agents.rollouts.strategies import MAX_IDLE
 from treegym.envs import LookupEnv, Message, Task
 
@@ -315,6 +317,24 @@ def test_every_environment_is_closed(
         grow(policy, renderer, strategy, max_tokens=5)
     assert {id(env) for env in opened} == {id(env) for env in closed}
     assert len(closed) == len(opened)
+
+
+def test_what_a_thread_opened_is_closed_however_often_it_is_cancelled() -> None:
+    closed, let_go = [], threading.Event()
+
+    async def main() -> None:
+        opening = asyncio.create_task(in_thread(None, lambda: let_go.wait(10), undo=closed.append))
+        for _ in range(3):
+            await asyncio.sleep(0.01)
+            opening.cancel()
+        await asyncio.sleep(0.01)
+        assert not opening.done() and not closed
+        let_go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+
+    asyncio.run(main())
+    assert closed == [True]
 
 
 def test_a_task_that_cannot_be_opened_closes_the_others(

@@ -421,7 +421,9 @@ async def in_thread(
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
-        await asyncio.wait([work])
+        while not work.done():
+            with contextlib.suppress(asyncio.CancelledError):  # each rollout that waits for a turn cancels it once
+                await asyncio.wait([work])
         if not work.cancelled() and work.exception() is None:
             undo(work.result())
         raise
