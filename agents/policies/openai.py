@@ -12,10 +12,11 @@ from ..policy import Completion, Context, CutReply, Sample, Sampling, derive_see
 from ..serving.client import Server, ServerError
 from .messages import as_action, chat_rows, read_message, reasoning_name, with_thinking, without_thinking
 
-_WHOLE = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}  # whatever the model's folder says
+UNCUT = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}  # whatever the model's folder says
 
 
-def _strange(server: Server, error: Exception) -> ServerError:
+def strange(server: Server, error: Exception) -> ServerError:
+    """What is said where an answer lacks what it should have."""
     return ServerError(f"{server.url} answered in another shape: {type(error).__name__}: {error}")
 
 
@@ -55,7 +56,7 @@ class OpenAIPolicy:
             "ignore_eos": True,  # the turn ends with the renderer's tokens alone
             "stop_token_ids": sorted(self._renderer.ends),
             "skip_special_tokens": False,
-            **_WHOLE,
+            **UNCUT,
             **_stop(sampling),
         }
         completion = self._read(await self._server.ask("completions", body, again=aborted), sampling)
@@ -73,7 +74,7 @@ class OpenAIPolicy:
             tokens = tuple(int(token) for token in token_ids)
             logprobs = tuple(float(p) for p in choice["logprobs"]["token_logprobs"])
         except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise _strange(self._server, error) from None
+            raise strange(self._server, error) from None
         if not tokens or len(logprobs) != len(tokens):
             raise ServerError(f"{self._server.url} gave {len(tokens)} tokens and {len(logprobs)} log-probabilities")
         ended = self._renderer.ended(tokens) or self._renderer.stopped(tokens, sampling.stop)
@@ -126,7 +127,7 @@ class ChatPlayer:
             self._reasoning_name = reasoning_name(choice["message"]) or self._reasoning_name
             cut = choice.get("finish_reason") == "length"
         except (LookupError, TypeError, AttributeError) as error:
-            raise _strange(self._server, error) from None
+            raise strange(self._server, error) from None
         text = message.get("content", "")
         if form and (message.get("tool_calls") or (native and not cut)):
             text = as_action(message, form, tools)

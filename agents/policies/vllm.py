@@ -1,0 +1,249 @@
+"""VLLMPolicy: a model that vLLM serves, sampled token by token, which takes over a learner's weights."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from ..chat import ChatRenderer
+from ..policy import Completion, Context, Sample, Sampling, derive_seed
+from ..rollouts.failure import FailureCause
+from ..serving.client import Server, ServerError
+from .openai import UNCUT, aborted, strange
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+GENERATE = "inference/v1/generate"  # which `--enable-scale-out` opens
+GONE = (FailureCause.CONNECTION, FailureCause.TIMEOUT, FailureCause.SERVER)  # after which another server is asked
+PROBE = (1, 2, 3)  # token ids that every model has
+
+
+class ServerRefused(ValueError):
+    """A server that cannot do what a run needs, with the way out."""
+
+
+Push = Callable[[Server, "PreTrainedModel", int], Awaitable[str]]
+"""Gives a server the model's weights under a version; the name of the model to ask for from then on."""
+
+
+@dataclass(slots=True, eq=False)
+class _Host:
+    """A server, and what is known of it."""
+
+    server: Server
+    model: str  # the name to ask for
+    busy: int = 0  # requests under way
+    gone: bool = False  # since it last took weights
+
+
+class VLLMPolicy:
+    """Samples from vLLM's `/inference/v1/generate`: token ids in, token ids and their log-probabilities out.
+
+    All rollouts of a tree ask one server, the least busy when the tree began, so that they share their prefix there. If
+    it is gone its trees go on at another. Requests have seeds of their own, and the version of the weights as salt of
+    the prefix cache: keys and values of older weights cannot be hit.
+    """
+
+    repeatable = False  # a server batches as requests come, and the last digits follow
+
+    def __init__(
+        self,
+        servers: Sequence[Server],
+        model: str,
+        renderer: ChatRenderer,
+        *,
+        push: Push | None = None,  # None: the servers' weights stay as they are
+        hop: float = 10.0,  # seconds of patience with one of several servers before its trees go to another
+    ) -> None:
+        if not servers:
+            raise ValueError("a policy needs a server")
+        self.renderer = renderer
+        self.weights_version = 0
+        self._hosts = [_Host(server, model) for server in servers]
+        self._push, self._hop = push, hop
+        self._pushed = False
+        self._places: WeakKeyDictionary[Context, _Host] = WeakKeyDictionary()  # of prompts
+        self._sessions: WeakKeyDictionary[Context, str] = WeakKeyDictionary()
+        self._count = 0
+
+    async def sample(self, context: Context, seed: int, sampling: Sampling) -> Sample:
+        if sampling.entropy and not sampling.entropy_top:
+            raise ServerRefused(
+                "entropies over all tokens would take megabytes for each of them from a server: set the strategy's "
+                "`top` to a number of likeliest tokens, such as 20"
+            )
+        body = {
+            "token_ids": context.tokens(),
+            "cache_salt": str(self.weights_version),
+            "sampling_params": {
+                "max_tokens": sampling.max_tokens,
+                "temperature": sampling.temperature,
+                "seed": derive_seed(seed, context.length),
+                "logprobs": sampling.entropy_top if sampling.entropy else 0,
+                "ignore_eos": True,  # the turn ends with the renderer's tokens alone
+                "stop_token_ids": sorted(self.renderer.ends),
+                "skip_special_tokens": False,
+                **UNCUT,
+                **({"stop": list(sampling.stop)} if sampling.stop else {}),
+            },
+        }
+        host, reply = await self._ask(context, body)
+        completion = self._read(host, reply, sampling)
+        return Sample(completion, Context(completion.token_ids, context))
+
+    async def _ask(self, context: Context, body: dict[str, Any]) -> tuple[_Host, dict[str, Any]]:
+        """The answer of the tree's server, or of another one where that is gone."""
+        prompt = self._prompt(context)
+        while True:
+            host = self._places[prompt]
+            others = [each for each in self._hosts if each is not host and not each.gone]
+            host.busy += 1
+            try:
+                return host, await host.server.ask(
+                    GENERATE,
+                    {**body, "model": host.model},
+                    headers={"X-Session-ID": self._sessions[prompt]},
+                    patience=min(self._hop, host.server.patience) if others else None,
+                    again=aborted,
+                )
+            except ServerError as error:
+                if error.cause not in GONE or not others:
+                    raise
+                host.gone = True
+                self._places[prompt] = min(others, key=lambda each: each.busy)
+            finally:
+                host.busy -= 1
+
+    def _prompt(self, context: Context) -> Context:
+        """The context at which the tree of this one began, with a place at a server."""
+        spans = context.lineage()
+        known = next((span for span in reversed(spans) if span in self._places), None)
+        if known is not None and not self._places[known].gone:
+            return known
+        alive = [host for host in self._hosts if not host.gone] or self._hosts
+        prompt = known or context
+        self._places[prompt] = min(alive, key=lambda host: host.busy)
+        self._count += 1
+        self._sessions.setdefault(prompt, f"treegym-{id(self):x}-{self._count}")
+        return prompt
+
+    def _read(self, host: _Host, reply: Mapping[str, Any], sampling: Sampling) -> Completion:
+        try:
+            choice = reply["choices"][0]
+            tokens = tuple(int(token) for token in choice["token_ids"])
+            rows = choice["logprobs"]["content"]
+            logprobs = tuple(float(row["logprob"]) for row in rows)
+            entropies = tuple(_entropy(row, sampling.entropy_top) for row in rows) if sampling.entropy else ()
+            first, last = _versions(choice, self.weights_version)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise strange(host.server, error) from None
+        if not tokens or len(logprobs) != len(tokens):
+            raise ServerError(f"{host.server.url} gave {len(tokens)} tokens and {len(logprobs)} log-probabilities")
+        ended = self.renderer.ended(tokens) or self.renderer.stopped(tokens, sampling.stop)
+        return Completion(
+            text=self.renderer.text(tokens),
+            token_ids=tokens,
+            logprobs=logprobs,
+            entropies=entropies,
+            stop_reason="stop" if ended else "length",
+            weights_version=first,
+            last_weights_version=None if last == first else last,
+        )
+
+    # weights
+
+    def release(self) -> None:
+        """The servers keep their memory: a push goes over what is there."""
+
+    async def push(self, model: PreTrainedModel, version: int) -> None:
+        """Gives every server the model's weights; one that cannot be reached is gone until the next push.
+
+        Does nothing where the servers have this version. Raises what the last of them raised where none took it.
+        """
+        if self._push is None:
+            raise ServerRefused("the servers were opened to play: no way was given to push weights to them")
+        if self._pushed and version == self.weights_version and not any(host.gone for host in self._hosts):
+            return
+        failure: Exception | None = None
+        for host in self._hosts:
+            try:
+                host.model = await self._push(host.server, model, version)
+                host.gone = False
+            except ServerError as error:
+                host.gone, failure = True, error
+        if failure and all(host.gone for host in self._hosts):
+            raise failure
+        self.weights_version, self._pushed = version, True
+
+    async def close(self) -> None:
+        for host in self._hosts:
+            await host.server.close()
+
+    # what the servers can do
+
+    async def check(self, sampling: Sampling, *, entropy_top: int = 0) -> None:
+        """Asks every server once what it can do. ServerRefused, in one line, with what to start it with instead."""
+        for host in self._hosts:
+            await self._check(host, sampling, entropy_top)
+
+    async def _check(self, host: _Host, sampling: Sampling, entropy_top: int) -> None:
+        url = host.server.url
+        models = {row["id"]: row for row in (await host.server.ask("v1/models"))["data"]}
+        if host.model not in models:
+            raise ServerRefused(f"{url} serves {', '.join(models)}, not {host.model}")
+        longest = models[host.model].get("max_model_len")
+        if longest is not None and longest < sampling.max_context:
+            raise ServerRefused(
+                f"{url} takes {longest} tokens, sampling.max_context is {sampling.max_context}: start it with "
+                f"--max-model-len {sampling.max_context}, or set sampling.max_context={longest}"
+            )
+        first = await self._probe(host, temperature=1.0)
+        if sampling.temperature not in (0.0, 1.0):
+            other = await self._probe(host, temperature=sampling.temperature)
+            if math.isclose(first, other, abs_tol=1e-6):
+                raise ServerRefused(
+                    f"{url} gives log-probabilities of temperature 1, and sampling.temperature is "
+                    f"{sampling.temperature:g}: start it with --logprobs-mode processed_logprobs"
+                )
+        if entropy_top:
+            await self._probe(host, logprobs=entropy_top)
+
+    async def _probe(self, host: _Host, *, temperature: float = 1.0, logprobs: int = 1) -> float:
+        """The log-probability, nats, of the likeliest token after PROBE."""
+        params = {"max_tokens": 1, "temperature": temperature, "logprobs": logprobs, "seed": 0, **UNCUT}
+        body = {"model": host.model, "token_ids": list(PROBE), "sampling_params": params}
+        try:
+            reply = await host.server.ask(GENERATE, body, again=aborted)
+        except ServerError as error:
+            raise ServerRefused(_advice(str(error))) from error
+        [row] = reply["choices"][0]["logprobs"]["content"]
+        return float(max(each["logprob"] for each in row["top_logprobs"]))
+
+
+def _advice(fault: str) -> str:
+    """A refusal with the way out, where that is known."""
+    if found := re.search(r"logprobs.*?(?:max allowed|maximum)\D*(\d+)", fault, re.IGNORECASE):
+        return f"{fault}: start it with --max-logprobs, or take entropies over at most {found[1]} tokens"
+    if re.search(r"answered 40[34]", fault):
+        return f"{fault}: start vLLM with --enable-scale-out"
+    return fault
+
+
+def _entropy(row: Mapping[str, Any], top: int) -> float:
+    """The entropy, nats, over the likeliest tokens, by their ids: two tokens may have one text."""
+    likeliest = {int(each["token_id"]): float(each["logprob"]) for each in row["top_logprobs"]}
+    ranked = sorted(likeliest.values(), reverse=True)[:top]  # the sampled token is listed too, whatever its rank
+    return -sum(math.exp(logprob) * logprob for logprob in ranked)
+
+
+def _versions(choice: Mapping[str, Any], present: int) -> tuple[int, int]:
+    """The versions of the weights that made the first and the last token."""
+    spans = sorted(choice.get("weight_versions") or (), key=lambda span: int(span["start"]))
+    named = [str(span["version"]) for span in spans]
+    known = [int(name) if name.isdecimal() else present for name in named] or [present]
+    return known[0], known[-1]

@@ -1,0 +1,292 @@
+"""VLLMPolicy before servers that speak vLLM's protocol and have a model of this process behind them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("httpx2", reason="pip install 'treegym[search]'")
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from treegym.agents import ChatRenderer, Context, RolloutTree, Sample, Sampling, TokenPolicy, derive_seed, grow_trees
+from treegym.agents.models.nano import build_nano
+from treegym.agents.policies.sampler import TransformersPolicy
+from treegym.agents.policies.vllm import ServerRefused, VLLMPolicy
+from treegym.agents.rollouts import Chains, EntropyBranching
+from treegym.agents.serving import Server, ServerError
+from treegym.envs import Task, lookup
+from treegym.tools.search.server import bind
+
+TASKS = [Task("treegym/Lookup-v0", seed) for seed in range(3)]
+SAMPLING = Sampling(max_tokens=6)
+Handler = Callable[[dict[str, Any], dict[str, str]], Awaitable[Response]]
+
+
+@pytest.fixture(scope="module")
+def nano() -> tuple[TransformersPolicy, ChatRenderer]:
+    model, tokenizer = build_nano(lookup.vocabulary())
+    renderer = ChatRenderer(tokenizer)
+    return TransformersPolicy(model, renderer, dtype=torch.float32), renderer
+
+
+class Fake:
+    """What vLLM answers, from a policy in this process; notes what it was asked, and by which session."""
+
+    def __init__(
+        self, policy: TokenPolicy, *, model: str = "nano", longest: int = 4096, processed: bool = True
+    ) -> None:
+        self.policy, self.model, self.longest, self.processed = policy, model, longest, processed
+        self.seen: list[dict[str, Any]] = []
+        self.sessions: list[str] = []
+        self.faults: list[Response] = []  # answered first
+        self.version, self.down = 0, False
+        self.url = ""
+
+    async def models(self, request: Request) -> Response:
+        return JSONResponse({"data": [{"id": self.model, "max_model_len": self.longest}]})
+
+    async def generate(self, request: Request) -> Response:
+        body = await request.json()
+        if self.down:
+            return JSONResponse({"error": "down"}, 503)
+        if self.faults:
+            return self.faults.pop(0)
+        self.seen.append(body)
+        self.sessions.append(request.headers.get("X-Session-ID", ""))
+        params = body["sampling_params"]
+        top = params["logprobs"]
+        if top > 20:
+            return JSONResponse({"error": {"message": f"logprobs of {top}, greater than max allowed: 20"}}, 400)
+        heat = params["temperature"] if self.processed else 1.0
+        sampling = Sampling(temperature=heat, max_tokens=params["max_tokens"], entropy=top > 0)
+        sample = await self.policy.sample(Context(tuple(body["token_ids"])), params["seed"], sampling)
+        completion = sample.completion
+        rows = zip(completion.token_ids, completion.logprobs, strict=True)
+        content = [{"token_id": t, "logprob": p, "top_logprobs": spread(t, p, top)} for t, p in rows]
+        versions = [{"version": str(self.version), "start": 0, "end": len(content)}]
+        choice = {"token_ids": list(completion.token_ids), "logprobs": {"content": content}, "finish_reason": "stop"}
+        return JSONResponse({"choices": [{**choice, "weight_versions": versions}]})
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[Fake]:
+        routes = [
+            Route("/v1/models", self.models),
+            Route("/inference/v1/generate", self.generate, methods=["POST"]),
+        ]
+        with bind("127.0.0.1", 0) as listener:
+            listener.listen()
+            server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), log_level="critical", lifespan="off"))
+            thread = threading.Thread(target=server.run, args=([listener],))
+            thread.start()
+            self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            try:
+                yield self
+            finally:
+                server.should_exit = True
+                thread.join()
+
+
+def spread(token: int, logprob: float, top: int) -> list[dict[str, Any]]:
+    """The sampled token first, then `top` others of a half each of what is left."""
+    rest = 1 - math.exp(logprob)
+    others = [{"token_id": token + i, "logprob": math.log(rest / 2**i + 1e-12)} for i in range(1, top + 1)]
+    return [{"token_id": token, "logprob": logprob}, *others] if top else []
+
+
+def run(*fakes: Fake, task: Callable[[VLLMPolicy], Awaitable[Any]], renderer: ChatRenderer, **settings: Any) -> Any:
+    """What the task gives with a policy before these servers."""
+
+    async def main() -> Any:
+        servers = [Server(fake.url, patience=settings.pop("patience", 1.0)) for fake in fakes]
+        policy = VLLMPolicy(servers, "nano", renderer, **settings)
+        try:
+            return await task(policy)
+        finally:
+            await policy.close()
+
+    return asyncio.run(main())
+
+
+def growing(renderer: ChatRenderer, sampling: Sampling = SAMPLING) -> Callable[[VLLMPolicy], Awaitable[Any]]:
+    return lambda policy: grow_trees(TASKS, Chains(3), policy, renderer, sampling, seed=1)
+
+
+class SeededByTurn:
+    """Draws as a server is told to."""
+
+    def __init__(self, policy: TokenPolicy) -> None:
+        self._policy = policy
+
+    async def sample(self, context: Context, seed: int, sampling: Sampling) -> Sample:
+        return await self._policy.sample(context, derive_seed(seed, context.length), sampling)
+
+
+def said(trees: list[RolloutTree]) -> list[list[tuple[int, ...]]]:
+    return [[tree.tokens(path) for path in tree.paths] for tree in trees]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_a_served_model_plays_as_it_does_here(
+    nano: tuple[TransformersPolicy, ChatRenderer], temperature: float
+) -> None:
+    policy, renderer = nano
+    sampling = Sampling(max_tokens=6, temperature=temperature)
+    with Fake(policy).listening() as fake:
+        fake.version = 7
+        trees = run(fake, task=growing(renderer, sampling), renderer=renderer)
+    here = asyncio.run(grow_trees(TASKS, Chains(3), SeededByTurn(policy), renderer, sampling, seed=1))
+    assert said(trees) == said(here)
+    for one, other in zip(trees, here, strict=True):
+        for a, b in zip(one.nodes, other.nodes, strict=True):
+            assert a.action.logprobs == pytest.approx(b.action.logprobs, abs=1e-4)
+            assert a.action.weights_version == 7 and a.action.last_weights_version is None
+    assert fake.seen[0]["sampling_params"]["stop_token_ids"] == [renderer.end_of_turn]
+    assert {body["cache_salt"] for body in fake.seen} == {"0"} and {body["model"] for body in fake.seen} == {"nano"}
+
+
+def test_a_tree_asks_one_server_and_goes_on_at_another_when_that_is_gone(
+    nano: tuple[TransformersPolicy, ChatRenderer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("treegym.agents.serving.client.FIRST_WAIT", 0.0)
+    policy, renderer = nano
+    with Fake(policy).listening() as one, Fake(policy).listening() as other:
+        trees = run(one, other, task=growing(renderer), renderer=renderer)
+        assert one.seen and other.seen
+        assert not set(one.sessions) & set(other.sessions) and len({*one.sessions, *other.sessions}) == len(TASKS)
+
+        class Dies(list[str]):
+            def append(self, session: str) -> None:
+                super().append(session)
+                one.down = len(self) >= 4
+
+        one.sessions, asked = Dies(), len(other.seen)
+        again = run(one, other, task=growing(renderer), renderer=renderer, hop=0.1)
+    assert said(again) == said(trees) and len(one.sessions) == 4
+    assert len(other.seen) - asked == sum(len(path) for tree in trees for path in tree.paths) - 4
+
+
+def test_a_server_that_is_alone_and_gone_ends_its_branches_after_patience(
+    nano: tuple[TransformersPolicy, ChatRenderer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("treegym.agents.serving.client.FIRST_WAIT", 0.0)
+    with Fake(nano[0]).listening() as fake:
+        fake.down = True
+        with pytest.raises(ServerError, match=r"answered 503: down; .* attempts"):
+            run(fake, task=growing(nano[1]), renderer=nano[1], patience=0.2)
+
+
+def test_passing_faults_change_nothing(
+    nano: tuple[TransformersPolicy, ChatRenderer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An aborted request, a reply that is cut, 429 and 500 are asked again with the same seed."""
+    monkeypatch.setattr("treegym.agents.serving.client.FIRST_WAIT", 0.0)
+    policy, renderer = nano
+    choice = {"token_ids": [5], "logprobs": {"content": [{"token_id": 5, "logprob": -1.0}]}, "finish_reason": "abort"}
+    with Fake(policy).listening() as fake:
+        trees = run(fake, task=growing(renderer), renderer=renderer)
+        fake.faults = [
+            JSONResponse({"choices": [choice]}),
+            Response('{"choices": [{"token_', media_type="application/json"),
+            JSONResponse({}, 429),
+            JSONResponse({}, 500),
+        ]
+        again = run(fake, task=growing(renderer), renderer=renderer)
+    assert again == trees
+
+
+def test_entropies_sum_over_the_likeliest_tokens_by_their_ids(nano: tuple[TransformersPolicy, ChatRenderer]) -> None:
+    policy, renderer = nano
+    sampling = Sampling(max_tokens=4, entropy=True, entropy_top=3)
+    with Fake(policy).listening() as fake:
+        sample = run(fake, task=lambda p: p.sample(Context((5, 6)), 0, sampling), renderer=renderer)
+        for token, logprob, entropy in zip(
+            sample.completion.token_ids, sample.completion.logprobs, sample.completion.entropies, strict=True
+        ):
+            listed = sorted((row["logprob"] for row in spread(token, logprob, 3)), reverse=True)[:3]
+            assert entropy == pytest.approx(-sum(math.exp(p) * p for p in listed))
+        with pytest.raises(ServerRefused, match="set the strategy's `top`"):
+            run(
+                fake,
+                task=lambda p: grow_trees(TASKS[:1], EntropyBranching(1, 2), p, renderer, SAMPLING),
+                renderer=renderer,
+            )
+
+
+@pytest.mark.parametrize(
+    ("settings", "sampling", "entropy_top", "says"),
+    [
+        ({"model": "other"}, SAMPLING, 0, "serves other, not nano"),
+        ({"longest": 100}, SAMPLING, 0, r"takes 100 tokens, sampling.max_context is 2048: start it with --max-model"),
+        ({"processed": False}, Sampling(temperature=0.5), 0, "start it with --logprobs-mode processed_logprobs"),
+        ({}, SAMPLING, 50, r"start it with --max-logprobs, or take entropies over at most 20 tokens"),
+    ],
+)
+def test_what_a_server_cannot_do_is_said_in_one_line(
+    settings: dict[str, Any],
+    sampling: Sampling,
+    entropy_top: int,
+    says: str,
+    nano: tuple[TransformersPolicy, ChatRenderer],
+) -> None:
+    with Fake(nano[0], **settings).listening() as fake, pytest.raises(ServerRefused, match=says) as refused:
+        run(fake, task=lambda policy: policy.check(sampling, entropy_top=entropy_top), renderer=nano[1])
+    assert "\n" not in str(refused.value)
+
+
+def test_a_server_that_can_do_all_is_taken(nano: tuple[TransformersPolicy, ChatRenderer]) -> None:
+    with Fake(nano[0]).listening() as fake:
+        run(
+            fake,
+            task=lambda policy: policy.check(Sampling(temperature=0.5), entropy_top=20),
+            renderer=nano[1],
+        )
+        fake.faults = [JSONResponse({"detail": "Not Found"}, 404)]
+        with pytest.raises(ServerRefused, match="start vLLM with --enable-scale-out"):
+            run(fake, task=lambda policy: policy.check(SAMPLING), renderer=nano[1])
+
+
+def test_a_push_that_is_there_is_none_and_a_lost_server_is_no_end(
+    nano: tuple[TransformersPolicy, ChatRenderer],
+) -> None:
+    """Weights go to every server once a version; trees that begin afterwards carry it as salt and as version."""
+    policy, renderer = nano
+    pushed: list[tuple[str, int]] = []
+    broken: set[str] = set()
+
+    async def push(server: Server, model: Any, version: int) -> str:
+        if server.url in broken:
+            raise ServerError(f"{server.url} cannot be reached")
+        pushed.append((server.url, version))
+        return f"nano-{version}"
+
+    async def steps(served: VLLMPolicy) -> None:
+        model: Any = None
+        await served.push(model, 0)
+        await served.push(model, 0)
+        assert pushed == [(one.url, 0), (other.url, 0)]
+        broken.add(one.url)
+        await served.push(model, 1)
+        assert pushed[2:] == [(other.url, 1)] and served.weights_version == 1
+        await grow_trees(TASKS, Chains(2), served, renderer, SAMPLING)
+        assert not one.seen and {(body["model"], body["cache_salt"]) for body in other.seen} == {("nano-1", "1")}
+        broken.clear()
+        await served.push(model, 1)  # for the one that has come back
+        assert pushed[3:] == [(one.url, 1), (other.url, 1)]
+        broken.update((one.url, other.url))
+        with pytest.raises(ServerError):
+            await served.push(model, 2)
+        assert served.weights_version == 1
+
+    with Fake(policy).listening() as one, Fake(policy).listening() as other:
+        run(one, other, task=steps, renderer=renderer, push=push)
