@@ -57,6 +57,25 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
+class Serving:
+    """Where a training run samples: in this process, or at vLLM servers, to which every step's weights are pushed."""
+
+    __pydantic_config__ = _STRICT
+    engine: Literal["process", "vllm"] = "process"
+    urls: tuple[str, ...] = ()  # of servers that run, such as http://127.0.0.1:8000; none: one is started
+    start: Mapping[str, Any] = field(default_factory=dict)  # more flags of `vllm serve`, such as {max-num-seqs: 64}
+    sync: Literal["files", "lora", "nccl"] = "files"  # how weights get to a server
+    pause: Literal["wait", "keep"] = "wait"  # what becomes of turns under way while weights change
+    patience: Annotated[float, Field(gt=0)] = 180.0  # seconds that a server is asked again for while it is away
+
+    def __post_init__(self) -> None:
+        if self.engine == "process" and (self.urls or self.start):
+            raise ValueError("urls and start are of servers: they go with engine: vllm")
+        if self.urls and self.start:
+            raise ValueError("servers at urls are started by whoever runs them: start goes without urls")
+
+
+@dataclass(frozen=True, slots=True)
 class AlgorithmChoice:
     """An algorithm by name, or `module:Name` of a function that makes one, its parameters, and parts that replace its
     own, written as `build_part` reads them."""
@@ -104,6 +123,7 @@ class Scenario:
     __pydantic_config__ = _STRICT
     environment: TaskSet
     model: Model = Model()
+    serving: Serving = Serving()
     algorithm: AlgorithmChoice = AlgorithmChoice()
     sampling: Sampling = Sampling()
     warmup: Warmup = Warmup()
