@@ -8,7 +8,7 @@ import math
 import os
 import resource
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from ..agents.inference.forward import device_named, native_dtype, positions
 from ..agents.models.lora import add_lora, has_lora, save_adapter
 from ..agents.models.registry import end_tokens, load, load_tokenizer
 from ..agents.policies.sampler import TransformersPolicy
+from ..agents.rollouts.response import act, episode_errors, open_task
 from ..agents.store.folder import whole, write_text
 from ..envs import TextEnv, ToolEnv, action_format, format_of
 from ..envs.formats.tagged import DEFAULT
@@ -282,7 +283,7 @@ def _quotas(system: Path) -> Iterator[float]:
 
 def load_model(scenario: Scenario) -> tuple[PreTrainedModel, ChatRenderer]:
     """The scenario's model and what renders its chats. ScenarioError where there is none."""
-    texts = vocabulary(scenario) if scenario.model.name == "nano" else ()
+    texts = [*vocabulary(scenario)] if scenario.model.name == "nano" else []
     lora = scenario.model.weights == "lora"
     with refusing("model.device"):
         device: Any = device_named(scenario.model.device)
@@ -324,18 +325,20 @@ def refusing(place: str) -> Iterator[None]:
         raise ScenarioError(f"{place}: {reason if ours else f'{type(error).__name__}: {reason}'}") from error
 
 
-def vocabulary(scenario: Scenario) -> Iterable[str]:
-    """What a model made from scratch must be able to read: some of the environment's episodes."""
-    environment = scenario.environment
+def vocabulary(scenario: Scenario) -> Iterator[str]:
+    """What a model made from scratch must be able to read: some of the environment's episodes. EpisodeError."""
     for number in range(200):
-        env = environment.task("train", "vocabulary", number).make()
-        _, info = env.reset(seed=number, options=dict(environment.train))
-        done = False
-        while not done:
-            yield from (message.text for message in info["messages"])
-            action = env.oracle()
-            if action is None:
-                break
-            yield action
-            _, _, terminated, truncated, info = env.step(action)
-            done = terminated or truncated
+        task = replace(scenario.environment.task("train", "vocabulary", number), seed=number)
+        turn = 0
+        with episode_errors(task, turn):
+            env, response = open_task(task)
+        with contextlib.closing(env):
+            while True:
+                yield from (message.text for message in response.messages)
+                turn += 1
+                with episode_errors(task, turn):
+                    action = None if response.over else env.oracle()
+                    if action is None:
+                        break
+                    response = act(env, action)
+                yield action

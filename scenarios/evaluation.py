@@ -23,7 +23,7 @@ from .errors import ScenarioError
 from .folders import begun
 from .modules import folders_of
 from .person import Left
-from .policies import OpenedPolicy, open_policy, speaking
+from .policies import OpenedPolicy, as_part, open_policy, speaking
 from .schema import Scenario, dump_scenario
 from .terminal import console, say
 from .watch import show_repeats, summary
@@ -112,7 +112,7 @@ async def _play(scenario: Scenario, setting: Setting, tasks: Sequence[Task], out
 
 def _recorded(opened: OpenedPolicy, scenario: Scenario, setting: Setting) -> Scenario:
     """The scenario with what plays; a resumed evaluation opens the same."""
-    folders = (*placed(scenario).look_in, *folders_of(setting.policy))
+    folders = (*placed(scenario).look_in, *folders_of(as_part(setting.policy)))
     return replace(scenario, model=opened.scenario.model, look_in=tuple(dict.fromkeys(folders)))
 
 

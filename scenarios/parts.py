@@ -108,8 +108,7 @@ def _of_module(kind: Any, name: str, fields: Any, place: str) -> Any:
     if not callable(found):
         raise ScenarioError(f"{place}: {name} is a {type(found).__name__}; name a class or a function")
     if kind in (trainers.AdvantageEstimator, Credit) and not isinstance(found, type):
-        _, *known = fields_of(found).items()  # the first takes the trees
-        made = functools.partial(found, **_checked(dict(known), fields, f"{place}.{name}"))
+        made = _estimator(found, name, fields, place)
     else:
         made = _make(found, fields, f"{place}.{name}")
     kinds = _alternatives(kind)
@@ -117,6 +116,20 @@ def _of_module(kind: Any, name: str, fields: Any, place: str) -> Any:
     if lacking := [method for method in _METHODS[meant] if not hasattr(made, method)]:
         raise ScenarioError(f"{place}: {name} makes no {meant.__name__}: it has no {lacking[0]}")
     return made
+
+
+def _estimator(function: Any, name: str, fields: Any, place: str) -> Any:
+    """A function of trees as an AdvantageEstimator, its fields bound."""
+    parameters = [*fields_of(function).items()]
+    if not parameters:
+        raise ScenarioError(f"{place}: {name} takes nothing; an AdvantageEstimator is called with the trees of a step")
+    checked = _checked(dict(parameters[1:]), fields, f"{place}.{name}")
+    try:
+        inspect.signature(function).bind([], **checked)
+    except TypeError as error:
+        example = ", ".join(f"{parameter}: …" for parameter, _ in parameters[1:])
+        raise ScenarioError(f"{place}: {name}: {error}; write {{{name!r}: {{{example}}}}}") from error
+    return functools.partial(function, **checked)
 
 
 def check_wrappers(spelled: Sequence[Any], field: str) -> None:
@@ -156,7 +169,9 @@ def made_with(written: Any, place: str, **given: Any) -> Any:
     try:
         return make(**wanted, **checked)
     except (TypeError, ValueError, ImportError, OSError) as error:
-        raise ScenarioError(f"{place}: {str(error).partition('__init__() ')[2] or error}") from error
+        why = str(error).partition("__init__() ")[2] or error
+        hint = f"; it is given {', '.join(given)}, and its fields: {{{name!r}: {{field: value}}}}"
+        raise ScenarioError(f"{place}: {why}{hint if isinstance(error, TypeError) else ''}") from error
 
 
 def _named(written: Any, place: str) -> tuple[str, Any]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 
 from ..agents import ChatRenderer, Policy, Sampling, TextPolicy, TokenPolicy
 from ..agents.models.registry import load_end_tokens, load_tokenizer
@@ -36,7 +39,7 @@ CHAT = ("chat+", "tools+", "reasoning+")  # before the address of a server that 
 NAMES = (
     "a directory of a run or a model, a model's name, http://HOST:PORT/v1#MODEL, chat+http://…, tools+http://…, "
     "oracle, random, human, "
-    "scripted:FILE.py, module:Name"
+    "scripted:FILE.py, module:Name or FILE.py:Name, alone or with fields: {FILE.py:Name: {field: value}}"
 )
 
 
@@ -74,9 +77,19 @@ def open_policy(name: str | None, scenario: Scenario, tokenizer: str | None = No
         return OpenedPolicy(ScriptedPolicy(renderer, script), renderer, in_words, rows, scenario, _nothing)
     if name and name.startswith(("http://", "https://", *CHAT)):
         return _served(name, scenario, sampling, _renderer(scenario, tokenizer))
-    if name and split_name(name)[0] and not Path(name).exists():
+    if name and (name.startswith("{") or (split_name(name)[0] and not Path(name).exists())):
         return _of_module(name, scenario, sampling, tokenizer)
     return _local(scenario if name is None else replace(scenario, model=replace(scenario.model, name=name)), sampling)
+
+
+def as_part(name: str | None) -> Any:
+    """A policy as a scenario writes parts: `{file.py:Name: {field: value}}` is YAML, anything else is a name."""
+    if not name or not name.startswith("{"):
+        return name
+    try:
+        return yaml.safe_load(name)
+    except yaml.YAMLError as error:
+        raise ScenarioError(f"--policy {name}: not YAML: {str(error).splitlines()[0]}") from error
 
 
 def speaking(scenario: Scenario, name: str | None, tokenizer: str | None = None) -> Scenario:
@@ -97,8 +110,14 @@ def speaking(scenario: Scenario, name: str | None, tokenizer: str | None = None)
 def _of_module(name: str, scenario: Scenario, sampling: Sampling, tokenizer: str | None) -> OpenedPolicy:
     """The policy that `module:Name` makes, of the renderer and of the scenario's model where it wants them."""
     renderer = _renderer(scenario, tokenizer)
-    given = {"renderer": lambda: renderer, "scenario": lambda: scenario, "model": lambda: load_model(scenario)[0]}
-    policy = made_with(name, f"--policy {name}", **given)
+    loaded = functools.cache(lambda: load_model(scenario)[0])
+    given = {
+        "renderer": lambda: renderer,
+        "scenario": lambda: scenario,
+        "model": loaded,
+        "dtype": lambda: computing(scenario, loaded()),
+    }
+    policy = made_with(as_part(name), f"--policy {name}", **given)
     rows = scenario.model.max_rows
     if isinstance(policy, TokenPolicy):
         return OpenedPolicy(policy, renderer, sampling, rows, scenario, _nothing)
@@ -147,7 +166,7 @@ def _address(name: str) -> tuple[list[str], str]:
 
 def _renderer(scenario: Scenario, name: str | None) -> ChatRenderer:
     name = name or scenario.model.name
-    texts = vocabulary(scenario) if name == "nano" else ()
+    texts = [*vocabulary(scenario)] if name == "nano" else []
     with refusing(f"--tokenizer {name}"):
         tokenizer = load_tokenizer(name, texts=texts, seed=scenario.seed)
         return ChatRenderer(tokenizer, ends=load_end_tokens(name), settings=scenario.model.template)

@@ -28,6 +28,7 @@ from ..trainers import (
     TaskSource,
     Warmup,
 )
+from ..trainers.losses.terms import NEEDS
 from .errors import ScenarioError, say, suggest
 from .modules import as_folders, import_named, part_named
 from .parts import Credit, Loss, build_part, check_wrappers, fields_of, validate
@@ -111,9 +112,15 @@ class AlgorithmChoice:
         given = {name: kind for name, kind in parts.items() if getattr(self, name) is not None}
         built = {name: build_part(kind, getattr(self, name), f"algorithm.{name}") for name, kind in given.items()}
         try:
-            return replace(algorithm, **built)
+            algorithm = replace(algorithm, **built)
         except ValueError as error:  # parts that do not go together
             raise ScenarioError(f"algorithm: {error}") from error
+        if columns := sorted(algorithm.loss.needs - NEEDS):
+            raise ScenarioError(
+                f"algorithm.loss: {type(algorithm.loss).__name__} needs the column {columns[0]!r}; a scenario has "
+                f"{', '.join(sorted(NEEDS))}, others go to a Learner that is made in Python"
+            )
+        return algorithm
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,3 +121,19 @@ def test_the_policy_hears_of_every_version(
     )
     assert list(versions) == sorted(versions) and versions[-1] == 6  # four steps of the warm-up, two of the improvement
     assert list(requests) == sorted(requests) and requests[0] > 0
+
+
+def test_the_rule_of_the_page_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = PAGE.partition("`rule.py`:\n\n")[2].splitlines()
+    code = "\n".join(
+        line[4:]
+        for line in lines[: lines.index("    treegym eval lookup --policy '{rule.py:Rule: {word: blue}}' --tasks 20")]
+    )
+    (tmp_path / "rule.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    words = ("--policy", "{rule.py:Rule: {word: blue}}", "--tasks", "20")
+    status, _, said = command(capsys, "eval", "lookup", *words, "--out", "out")
+    assert status == 0, said
+    assert {tree.nodes[0].action.text for _, tree in Run(tmp_path / "out").trees} == {"<lookup>blue</lookup>"}

@@ -12,7 +12,7 @@ from .advantages.estimators import AdvantageEstimator, GroupRelative, Norm, Shar
 from .advantages.node_values import BackedUp
 from .losses.comparisons import Comparisons
 from .losses.sums import SumLoss
-from .losses.terms import AggregationName, ClippedLoss, PolicyLoss
+from .losses.terms import AggregationName, ClippedLoss, PolicyLoss, check_loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,8 @@ class Algorithm:
     loss: PolicyLoss | SumLoss
 
     def __post_init__(self) -> None:
+        if not isinstance(self.loss, SumLoss):
+            check_loss(self.loss)
         makes = self.advantage.makes if isinstance(self.advantage, Comparisons) else "advantage"
         takes = self.loss.couples if isinstance(self.loss, SumLoss) else "advantage"
         if makes != takes:

@@ -7,6 +7,7 @@ import contextlib
 import contextvars
 import copy
 import functools
+import inspect
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Executor
@@ -104,6 +105,7 @@ class GrowingTree:
         self.rollouts: dict[int, Turn] = {}  # by number; the leaves of the finished tree, in this order
         self.origins: dict[int, int] = {}  # by number too
         self.cost = Cost(prefill_tokens=prompt.context.length)
+        self.failed = False  # whether a rollout failed
         self.prompt = prompt
         self._policy = policy
         self._expect = expecting(policy)
@@ -116,6 +118,8 @@ class GrowingTree:
 
     async def together(self, *branches: Awaitable[T]) -> list[T]:
         """Runs branches side by side and returns their results, in their order."""
+        if any(not inspect.isawaitable(branch) for branch in branches):
+            raise TypeError("together takes branches one by one: `await tree.together(*branches)`")
         left = len(branches)
         self._expect(max(left - 1, 0))  # the tree itself is announced as one caller already
 
@@ -153,6 +157,7 @@ class GrowingTree:
             failure = failure_of(error, self.task, number, turn.depth + 1)
             if failure is None:
                 raise
+            self.failed = True
             self._on_failure(failure)
             return turn
         self.end(number, turn, origin)
@@ -192,7 +197,10 @@ class GrowingTree:
         return turn if turn.done else turn.cut(CUTS[0])
 
     def end(self, number: int, turn: Turn, origin: int | None = None) -> None:
-        """Ends a rollout with this turn, which becomes a leaf of the finished tree."""
+        """Ends a rollout with this turn, which becomes a leaf of the finished tree. ValueError where one of this number
+        has ended before."""
+        if number in self.rollouts:
+            raise ValueError(f"rollout {number} has ended before: each rollout of a tree has a number of its own")
         self.cost.leaves += 1
         self.rollouts[number] = turn
         self.origins[number] = number if origin is None else origin
@@ -222,7 +230,7 @@ class GrowingTree:
 
     async def _sample(self, turn: Turn, seed: int, sampling: Sampling) -> Sample:
         if isinstance(self._policy, TokenPolicy):
-            return await self._policy.sample(turn.context, seed, sampling)
+            return await answered(self._policy.sample(turn.context, seed, sampling), Sample, self._policy, "sample")
         return await self._written(self._policy, turn, seed)
 
     async def _written(self, policy: TextPolicy, turn: Turn, seed: int) -> Sample:
@@ -232,11 +240,11 @@ class GrowingTree:
             if past.node is not None:
                 messages += [Message("assistant", past.node.action.text), *past.node.messages]
         if turn.env is not None:
-            text = await policy.act(messages, turn.env, seed)
+            text = await answered(policy.act(messages, turn.env, seed), str, policy, "act")
         else:  # a sibling took it over
             self.cost.replays += 1
             with contextlib.closing(await self._in_thread(self._replay, turn, undo=lambda env: env.close())) as env:
-                text = await policy.act(messages, env, seed)
+                text = await answered(policy.act(messages, env, seed), str, policy, "act")
         cut = isinstance(text, CutReply)
         text = encodable(text)
         tokens = self.renderer.reply(text)[: -1 if cut else None]  # without the one that ends a turn
@@ -349,6 +357,17 @@ class GrowingTree:
         for child in turn.children.values():
             if child.done() and not child.cancelled() and child.exception() is None:
                 yield from self._grown(child.result())
+
+
+async def answered(answer: Awaitable[T], kind: type[T], part: Any, method: str) -> T:
+    """What a user's method gives. TypeError, with its name, where it is no coroutine or gives something else."""
+    name = f"{type(part).__name__}.{method}"
+    if not inspect.isawaitable(answer):
+        raise TypeError(f"{name} must be `async def`: it returned {type(answer).__name__}")
+    value = await answer
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} returned {type(value).__name__}, not {kind.__name__}")
+    return value
 
 
 def _path(turn: Turn) -> list[Turn]:
@@ -470,9 +489,19 @@ async def grow(
             task, await open_prompt(task), policy, renderer, sampling, seed, outcomes.put_nowait, cassette, executor
         )
         try:
-            await strategy.grow(tree)
+            try:
+                await answered(strategy.grow(tree), type(None), strategy, "grow")
+            except Exception as error:
+                if not isinstance(error, EpisodeError) and not hasattr(error, "__notes__"):
+                    error.add_note(f"in {type(strategy).__name__}.grow, a tree of {task.env}, seed {task.seed}")
+                raise
             if tree.rollouts:
                 outcomes.put_nowait(tree.finish())
+            elif not tree.failed:
+                raise ValueError(
+                    f"{type(strategy).__name__}.grow ended no rollout of {task.env}, seed {task.seed}: "
+                    "await tree.rollout(…), or call tree.end(number, turn) after tree.extend"
+                )
         finally:
             tree.close()
 

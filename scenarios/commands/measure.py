@@ -36,7 +36,8 @@ def eval_command(
             "--policy",
             "--model",
             help="The directory of a run or a model, a name, oracle, random, human, scripted:FILE.py, or a server: "
-            "http://HOST:PORT/v1#MODEL (vLLM), chat+http://… (text only), tools+http://… (its own tool calls). "
+            "http://HOST:PORT/v1#MODEL (vLLM), chat+http://… (text only), tools+http://… (its own tool calls); or one "
+            "of yours: FILE.py:Name, with fields '{FILE.py:Name: {field: value}}'. "
             "Default: the run's or the scenario's model.",
         ),
     ] = None,

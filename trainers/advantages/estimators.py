@@ -25,6 +25,27 @@ class AdvantageEstimator(Protocol):
         ...
 
 
+def credited(estimator: AdvantageEstimator, trees: Sequence[RolloutTree]) -> list[Advantages]:
+    """What an estimator gives for the trees. ValueError, with its name, where that is not [tree][rollout][turn]."""
+    name = getattr(getattr(estimator, "func", estimator), "__name__", type(estimator).__name__)  # of a function, bound
+    given = estimator(trees)
+    if not isinstance(given, Sequence) or len(given) != len(trees):
+        told = f"{len(given)}" if isinstance(given, Sequence) else f"a {type(given).__name__}"
+        raise ValueError(f"{name} gave {told} for {len(trees)} trees; advantages are [tree][rollout][turn]")
+    for number, (tree, rollouts) in enumerate(zip(trees, given, strict=True)):
+        wanted = [*map(len, tree.paths)]
+        try:
+            lengths = [*map(len, rollouts)]
+        except TypeError:
+            lengths = []
+        if lengths != wanted:
+            turns = f"{len(lengths)} rollouts of {lengths} turns" if lengths else "something else than lists of turns"
+            raise ValueError(f"{name} gave {turns} for tree {number}, which has rollouts of {wanted} turns")
+        if not all(np.isfinite(turn).all() for turns_ in rollouts for turn in turns_):
+            raise ValueError(f"{name} gave an advantage that is not finite, for tree {number}")
+    return list(given)
+
+
 @dataclass(frozen=True, slots=True)
 class Norm:
     """From the values of a group to advantages: mean 0 and, with `divide`, deviation 1.

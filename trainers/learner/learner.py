@@ -16,14 +16,13 @@ from ...agents.inference.acceptance import bring_attention
 from ...agents.inference.forward import native_dtype
 from ..losses.comparisons import Compared
 from ..losses.sums import SumLoss, slopes
-from ..losses.terms import AGGREGATIONS, PolicyLoss, kl
+from ..losses.terms import AGGREGATIONS, NEEDS, PolicyLoss, kl
 from ..packing import Pack, ScoredTree, Terms, check_recorded, pack, score, split
 from .checkpoints import DamagedCheckpoint
 from .forward import predict_with
 
 Column = Callable[[Pack], Tensor]  # a number for each of the pack's terms [N], without gradient
 _TOTALS = ("loss", "trained_tokens", "loss_terms", "ratio_deviation", "clip_fraction")  # metrics of every update
-_NAMES = frozenset({"sampled", "old", "reference", "entropy"})  # what losses may need that is no column
 _MEANS = ("ratio_deviation", "clip_fraction", "kl", "entropy")  # metrics that are means over terms
 
 
@@ -65,7 +64,7 @@ class Learner:
         self.temperature = temperature or 1.0  # of the sampler, whose distribution is the policy
         self.step = 0
         self.columns = columns or {}
-        if taken := sorted(self.columns.keys() & _NAMES):
+        if taken := sorted(self.columns.keys() & NEEDS):
             raise ValueError(f"columns: {taken[0]!r} is a name of the learner's own; take another")
         dtype = dtype or native_dtype(model.device)
         self._terms_dtype = torch.promote_types(dtype, torch.float32)
@@ -124,7 +123,7 @@ class Learner:
 
     def check(self, loss: PolicyLoss | SumLoss) -> None:
         """ValueError where the loss needs what this learner does not have."""
-        known = (_NAMES | self.columns.keys()) - ({"entropy"} if isinstance(loss, SumLoss) else set())
+        known = (NEEDS | self.columns.keys()) - ({"entropy"} if isinstance(loss, SumLoss) else set())
         if unknown := sorted(loss.needs - known):
             raise ValueError(
                 f"{type(loss).__name__} needs {unknown[0]!r}, which the learner does not have; it has "
@@ -143,7 +142,10 @@ class Learner:
         logprobs.retain_grad()
         if "entropy" in loss.needs:
             terms = replace(terms, extras={**terms.extras, "entropy": entropies[packed.row[terms.logprob]]})
-        value = (loss(logprobs, terms) * terms.weight).sum()
+        losses = loss(logprobs, terms)
+        if losses.shape != logprobs.shape:
+            raise ValueError(f"{type(loss).__name__} gave losses of shape {[*losses.shape]}, not {[*logprobs.shape]}")
+        value = (losses * terms.weight).sum()
         value.backward()  # type: ignore[no-untyped-call]
         gradient = torch.zeros_like(logprobs) if logprobs.grad is None else logprobs.grad
         return {"loss": value.item()} | _measured(packed, terms, logprobs.detach(), gradient)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ KL = Literal["k1", "abs", "k2", "k3", "k1+", "k3+"]
 Coupling = Literal["token", "turn", "rollout"]
 NOTHING: frozenset[str] = frozenset()
 SAMPLED = frozenset({"sampled"})
+NEEDS = frozenset({"sampled", "old", "reference", "entropy"})  # what every learner has for losses
 
 
 def token_mean(lengths: Sequence[int]) -> list[float]:
@@ -90,6 +91,16 @@ class PolicyLoss(Protocol):
     def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
         """logprobs [N], nats, of the terms under the present weights -> losses [N]."""
         ...
+
+
+def check_loss(loss: PolicyLoss) -> None:
+    """ValueError where a loss has no such aggregation, or couples what there is not."""
+    for field, value, known in (
+        ("aggregation", loss.aggregation, tuple(AGGREGATIONS)),
+        ("couples", loss.couples, get_args(Coupling)),
+    ):
+        if value not in known:
+            raise ValueError(f"{type(loss).__name__}.{field} is {value!r}; it can be {', '.join(known)}")
 
 
 @dataclass(frozen=True, slots=True)
