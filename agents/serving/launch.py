@@ -146,14 +146,15 @@ class VLLMServer:
         deadline = time.monotonic() + patience
         while not _healthy(self.url):
             if not self.alive:
-                raise self._error("died while it started", FailureCause.CRASHED)
+                raise self.died("died while it started")
             if time.monotonic() > deadline:
-                raise self._error(f"is not healthy after {patience:g} s", FailureCause.TIMEOUT)
+                raise self.died(f"is not healthy after {patience:g} s", FailureCause.TIMEOUT)
             time.sleep(0.5)
 
-    def _error(self, what: str, cause: FailureCause) -> ServerError:
+    def died(self, how: str, cause: FailureCause = FailureCause.CRASHED) -> ServerError:
+        """The error of a server that is no use any more: what is wrong with it, and the last lines of its log."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-LINES:]
-        return ServerError("\n".join([f"the vLLM server at {self.url} {what}; the end of its log:", *lines]), cause)
+        return ServerError("\n".join([f"the vLLM server at {self.url} {how}; the end of its log:", *lines]), cause)
 
     def stop(self) -> None:
         """Ends every process of the server. Stopping again does nothing."""

@@ -142,7 +142,7 @@ class Lora:
         if not has_lora(model):
             raise ValueError("sync: lora pushes an adapter, and the model has none; sync: files pushes whole weights")
         draft = Path(tempfile.mkdtemp(dir=self._room.name))
-        save_adapter(model, draft, model.name_or_path)
+        save_adapter(model, draft, str(model.name_or_path))
         digest = hashlib.sha256((draft / "adapter_model.safetensors").read_bytes()).hexdigest()[:8]
         folder = draft.with_name(f"v{version}-{digest}")
         if folder.exists():
