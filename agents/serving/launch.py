@@ -128,7 +128,8 @@ class VLLMServer:
             start_new_session=True,  # Ctrl-C in the terminal is for this process, which then ends the server
         )
         assert self._guard.stdout
-        self.pid = int(self._guard.stdout.readline() or 0)  # of the process that answers, and of the session
+        with self._guard.stdout as told:
+            self.pid = int(told.readline() or 0)  # of the process that answers, and of the session
 
     @property
     def alive(self) -> bool:

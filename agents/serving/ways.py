@@ -9,6 +9,7 @@ import os
 import shutil
 import socket
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,8 +32,11 @@ async def begin(server: Server, seconds: float) -> None:
     """Starts an update. One that was broken off between its phases is ended first."""
     try:
         await told(server, "start_weight_update", seconds)
-    except ServerError:
-        await told(server, "finish_weight_update", seconds)
+    except ServerError as error:
+        try:
+            await told(server, "finish_weight_update", seconds)
+        except ServerError:
+            raise error from None
         await told(server, "start_weight_update", seconds)
 
 
@@ -118,7 +122,7 @@ def _without_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-@dataclass(slots=True)
+@dataclass(eq=False)
 class Lora:
     """An adapter under a new name for each version, so that no older prefix can be hit and nobody has to wait.
 
@@ -126,10 +130,11 @@ class Lora:
     """
 
     kept: int = 2  # at least `max_lag` + 2, and no more than the server's --max-loras
-    _room: tempfile.TemporaryDirectory[str] = field(
-        default_factory=lambda: tempfile.TemporaryDirectory(prefix="treegym-adapters-"), repr=False
-    )
+    _room: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="treegym-adapters-")), repr=False)
     _loaded: dict[str, list[str]] = field(default_factory=dict, repr=False)  # by the server's URL, oldest first
+
+    def __post_init__(self) -> None:
+        weakref.finalize(self, shutil.rmtree, self._room, ignore_errors=True)  # at the latest when the process ends
 
     @property
     def pauses(self) -> bool:
@@ -141,7 +146,7 @@ class Lora:
 
         if not has_lora(model):
             raise ValueError("sync: lora pushes an adapter, and the model has none; sync: files pushes whole weights")
-        draft = Path(tempfile.mkdtemp(dir=self._room.name))
+        draft = Path(tempfile.mkdtemp(dir=self._room))
         save_adapter(model, draft, str(model.name_or_path))
         digest = hashlib.sha256((draft / "adapter_model.safetensors").read_bytes()).hexdigest()[:8]
         folder = draft.with_name(f"v{version}-{digest}")
@@ -161,7 +166,7 @@ class Lora:
         for name in loaded[: -self.kept]:
             await self._unload(server, name, seconds)
             if not any(name in names for names in self._loaded.values()):
-                shutil.rmtree(Path(self._room.name) / name, ignore_errors=True)
+                shutil.rmtree(self._room / name, ignore_errors=True)
 
     async def _unload(self, server: Server, name: str, seconds: float) -> None:
         await server.tell("v1/unload_lora_adapter", {"lora_name": name}, timeout=seconds, patience=0)
