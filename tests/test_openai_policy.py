@@ -460,10 +460,10 @@ def prompt(task: Task) -> Sequence[dict[str, str]]:
     return [{"role": message.role, "content": message.text} for message in messages]
 
 
-VLLM = os.environ.get("TREEGYM_VLLM", "")  # http://127.0.0.1:8000/v1#MODEL, which serves smollm2 in float32
+VLLM = os.environ.get("TREEGYM_VLLM_URL", "")  # http://127.0.0.1:8000/v1#MODEL, which serves smollm2 in float32
 
 
-@pytest.mark.skipif(not VLLM, reason="TREEGYM_VLLM names no vLLM server of smollm2, as http://HOST:PORT/v1#MODEL")
+@pytest.mark.skipif(not VLLM, reason="TREEGYM_VLLM_URL names no vLLM server of smollm2, as http://HOST:PORT/v1#MODEL")
 def test_vllm_samples_what_this_process_would() -> None:
     model, tokenizer = load("smollm2")
     renderer = ChatRenderer(tokenizer)

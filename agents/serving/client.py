@@ -6,8 +6,9 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Self
 
 from ..policy import ContextLengthExceeded
 from ..rollouts.failure import FailureCause, context_exceeded
@@ -60,7 +61,7 @@ class Server:
             import httpx2
         except ImportError:
             raise ImportError("asking a server needs httpx2: pip install 'treegym[search]'") from None
-        self.url, self.timeout = url.rstrip("/"), timeout
+        self.url, self.timeout, self._key = url.rstrip("/"), timeout, key
         self.patience = PATIENCE if patience is None else patience
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         limits = httpx2.Limits(max_connections=at_once, max_keepalive_connections=at_once, keepalive_expiry=KEPT_ALIVE)
@@ -77,6 +78,7 @@ class Server:
         timeout: float | None = None,
         patience: float | None = None,
         again: Callable[[Mapping[str, Any]], bool] = _never,
+        read: Callable[[str, str], dict[str, Any]] | None = None,  # _object
     ) -> dict[str, Any]:
         """The JSON object that answers a POST of `body`, or a GET without one. ServerError.
 
@@ -89,7 +91,8 @@ class Server:
         for attempt in range(1, 1 << 30):
             try:
                 async with self._slots:
-                    reply = await self._once(f"{self.url}/{path}", body, headers, timeout or self.timeout)
+                    text = await self._once(f"{self.url}/{path}", body, headers, timeout or self.timeout)
+                reply = (read or _object)(text, f"{self.url}/{path}")
                 if again(reply):
                     raise Passing(f"{self.url}/{path} aborted the request", FailureCause.SERVER)
                 return reply
@@ -100,9 +103,13 @@ class Server:
                 await asyncio.sleep(wait)
         raise AssertionError("patience ends before")
 
+    async def tell(self, path: str, body: Mapping[str, Any], **more: Any) -> None:
+        """As `ask`, where it does not matter what is answered, only that the request is done."""
+        await self.ask(path, body, read=lambda text, url: {}, **more)
+
     async def _once(
         self, url: str, body: Mapping[str, Any] | None, headers: Mapping[str, str] | None, timeout: float
-    ) -> dict[str, Any]:
+    ) -> str:
         import httpx2
 
         more: dict[str, Any] = {"headers": dict(headers or {}), "timeout": timeout}
@@ -117,7 +124,7 @@ class Server:
             raise ServerError(f"{url}: {error}", FailureCause.REFUSED) from None
         status = reply.status_code
         if status == 200:
-            return _object(reply.text, url)
+            return str(reply.text)
         fault = f"{url} answered {status}: {_reason(reply.text)}"
         if context_exceeded(status, reply.text):
             raise ContextLengthExceeded(fault)
@@ -125,6 +132,15 @@ class Server:
             raise ServerError(fault, FailureCause.REFUSED)
         cause = FailureCause.OVERRUN if status == 429 else FailureCause.SERVER
         raise Passing(fault, cause, _seconds(reply.headers.get("Retry-After", "")))
+
+    @asynccontextmanager
+    async def aside(self) -> AsyncIterator[Self]:
+        """The same server, with connections of its own, which are closed in the end."""
+        other = type(self)(self.url, key=self._key, timeout=self.timeout, patience=self.patience)
+        try:
+            yield other
+        finally:
+            await other.close()
 
     async def close(self) -> None:
         await self._client.aclose()
