@@ -135,6 +135,18 @@ class WeightSync(Protocol):
         ...
 
 
+@runtime_checkable
+class Served(Protocol):
+    """A policy with connections, or with servers of its own: opened in the event loop that it plays in, and closed
+    there."""
+
+    async def open(self, sampling: Sampling) -> None:
+        """Brings it up. Raises where it cannot sample so."""
+        ...
+
+    async def close(self) -> None: ...
+
+
 class ContextLengthExceeded(Exception):
     """The policy cannot reply: the context is as long as its model takes, or leaves no room."""
 

@@ -58,7 +58,7 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
-class Serving:
+class ServingChoice:
     """Where a training run samples: in this process, or at vLLM servers, to which every step's weights are pushed."""
 
     __pydantic_config__ = _STRICT
@@ -130,7 +130,7 @@ class Scenario:
     __pydantic_config__ = _STRICT
     environment: TaskSet
     model: Model = Model()
-    serving: Serving = Serving()
+    serving: ServingChoice = ServingChoice()
     algorithm: AlgorithmChoice = AlgorithmChoice()
     sampling: Sampling = Sampling()
     warmup: Warmup = Warmup()

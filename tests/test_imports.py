@@ -52,8 +52,8 @@ ORDER = {
     "factsearch household lookup maze code math check",
     "agents": "policy template models chat tree inference loop rollouts store evaluation serving policies exchange",
     "trainers": "checks packing advantages tasks curriculum losses algorithms learner stages plan training",
-    "scenarios": "errors terminal charts folders viewer modules person secret watch parts schema changes tasks build "
-    "policies evaluation comparison commands",
+    "scenarios": "errors terminal charts folders viewer modules person secret watch parts schema changes tasks "
+    "serving build policies evaluation comparison commands",
 }
 
 

@@ -25,6 +25,7 @@ from ..agents import (
     RolloutTree,
     Run,
     Sampling,
+    Served,
     Stopped,
     TokenPolicy,
     Watcher,
@@ -109,13 +110,22 @@ class Trainer:
     async def _train(self) -> dict[str, Evaluation]:
         """All stages in one event loop, so that a policy or an environment may keep a connection over the whole run."""
         self._restore()
+        served = self.policy if isinstance(self.policy, Served) else None
+        async with contextlib.AsyncExitStack() as stack:
+            if served:
+                stack.push_async_callback(served.close)
+                await served.open(self.plan.sampling)
+                self._stale = True  # whatever weights it has
+            await self._carry_out()
+        return {name: Evaluation.from_json(row) for name, row in self._progress.results.items()}
+
+    async def _carry_out(self) -> None:
         with ThreadPoolExecutor(self.plan.environment_threads, "environment") as self._threads:
             while self._progress.stage < len(self.plan.stages):
                 await self.plan.stages[self._progress.stage].run(self)
                 self._learner = None
                 gc.collect()  # an optimiser refers to itself, and holds twice the weights
                 self._progress.stage, self._progress.step = self._progress.stage + 1, 0
-        return {name: Evaluation.from_json(row) for name, row in self._progress.results.items()}
 
     def save_model(self, folder: Path) -> None:
         """The trained model and its tokenizer as a transformers directory, in the computation's dtype.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from ..chat import ChatRenderer
 from ..policy import Completion, Context, Sample, Sampling, derive_seed
 from ..rollouts.failure import FailureCause
 from ..serving.client import Server, ServerError
+from ..serving.owned import Owned
 from .openai import UNCUT, aborted, strange
 
 if TYPE_CHECKING:
@@ -57,16 +59,19 @@ class VLLMPolicy:
         model: str,
         renderer: ChatRenderer,
         *,
+        owned: Owned | None = None,  # a server that `open` starts, and that is started anew when it is gone
         push: Push | None = None,  # None: the servers' weights stay as they are
         hop: float = 10.0,  # seconds of patience with one of several servers before its trees go to another
     ) -> None:
-        if not servers:
-            raise ValueError("a policy needs a server")
+        if bool(servers) == bool(owned):
+            raise ValueError("a policy needs servers that run, or one of its own")
         self.renderer = renderer
         self.weights_version = 0
         self._hosts = [_Host(server, model) for server in servers]
+        self._name, self._owned = model, owned
         self._push, self._hop = push, hop
-        self._pushed = False
+        self._pushed: PreTrainedModel | None = None  # what the servers have the weights of
+        self._mending = asyncio.Lock()
         self._places: WeakKeyDictionary[Context, _Host] = WeakKeyDictionary()  # of prompts
         self._sessions: WeakKeyDictionary[Context, str] = WeakKeyDictionary()
         self._count = 0
@@ -112,12 +117,25 @@ class VLLMPolicy:
                     again=aborted,
                 )
             except ServerError as error:
-                if error.cause not in GONE or not others:
+                if error.cause not in GONE or not (others or self._owned):
                     raise
-                host.gone = True
-                self._places[prompt] = min(others, key=lambda each: each.busy)
+                if others:
+                    host.gone = True
+                    self._places[prompt] = min(others, key=lambda each: each.busy)
+                else:
+                    await self._mended(host, host.server)
             finally:
                 host.busy -= 1
+
+    async def _mended(self, host: _Host, server: Server) -> None:
+        """Starts the owned server anew, with the present weights, unless another rollout has done so meanwhile."""
+        assert self._owned
+        async with self._mending:
+            if host.server is not server:
+                return
+            host.server, host.model = await self._owned.start(), self._name
+            if self._push and self._pushed:
+                host.model = await self._push(host.server, self._pushed, self.weights_version)
 
     def _prompt(self, context: Context) -> Context:
         """The context at which the tree of this one began, with a place at a server."""
@@ -169,20 +187,38 @@ class VLLMPolicy:
             raise ServerRefused("the servers were opened to play: no way was given to push weights to them")
         if self._pushed and version == self.weights_version and not any(host.gone for host in self._hosts):
             return
+        self._pushed = model
         failure: Exception | None = None
         for host in self._hosts:
             try:
-                host.model = await self._push(host.server, model, version)
+                try:
+                    host.model = await self._push(host.server, model, version)
+                except ServerError:
+                    if not self._owned:
+                        raise
+                    host.server = await self._owned.start()
+                    host.model = await self._push(host.server, model, version)
                 host.gone = False
             except ServerError as error:
                 host.gone, failure = True, error
         if failure and all(host.gone for host in self._hosts):
             raise failure
-        self.weights_version, self._pushed = version, True
+        self.weights_version = version
+
+    # opening and closing
+
+    async def open(self, sampling: Sampling, *, entropy_top: int = 0) -> None:
+        """Starts the owned server, and asks every server once what it can do. ServerRefused, ServerError."""
+        if self._owned:
+            self._hosts = [_Host(await self._owned.start(), self._name)]
+        await self.check(sampling, entropy_top=entropy_top)
 
     async def close(self) -> None:
-        for host in self._hosts:
-            await host.server.close()
+        if self._owned:
+            await self._owned.stop()
+        else:
+            for host in self._hosts:
+                await host.server.close()
 
     # what the servers can do
 

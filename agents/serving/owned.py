@@ -1,0 +1,45 @@
+"""Owned: a vLLM server of this process, started when it is needed and anew when it is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from .client import Server
+from .launch import PATIENCE, Serving, VLLMServer, launch
+
+
+class Owned:
+    """Starts a server, asks it through a client of its own, and ends it.
+
+    `stop` it: a server that is not stopped ends with this process.
+    """
+
+    def __init__(
+        self, serving: Serving, *, at_once: int = 32, patience: float | None = None, start: float = PATIENCE
+    ) -> None:
+        """`patience` is that of requests, `start` the seconds in which the server must be healthy."""
+        self.serving = serving
+        self._at_once, self._patience, self._start = at_once, patience, start
+        self._running: VLLMServer | None = None
+        self._client: Server | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether the server's process runs."""
+        return self._running is not None and self._running.alive
+
+    async def start(self) -> Server:
+        """A client of a server that has just been started; one that ran before is ended. ServerError."""
+        await self.stop()
+        self._running = await asyncio.to_thread(launch, self.serving, self._start)
+        self._client = Server(self._running.url, key=self.serving.key, at_once=self._at_once, patience=self._patience)
+        return self._client
+
+    async def stop(self) -> None:
+        if self._client:
+            with contextlib.suppress(RuntimeError):  # its event loop has ended
+                await self._client.close()
+        if self._running:
+            await asyncio.to_thread(self._running.stop)
+        self._client = self._running = None
