@@ -70,7 +70,8 @@ class VLLMPolicy:
         self._hosts = [_Host(server, model) for server in servers]
         self._name, self._owned = model, owned
         self._push, self._hop = push, hop
-        self._pushed: PreTrainedModel | None = None  # what the servers have the weights of
+        self._model: PreTrainedModel | None = None  # what the servers have the weights of
+        self._pushed: int | None = None  # their version
         self._mending = asyncio.Lock()
         self._places: WeakKeyDictionary[Context, _Host] = WeakKeyDictionary()  # of prompts
         self._sessions: WeakKeyDictionary[Context, str] = WeakKeyDictionary()
@@ -134,8 +135,8 @@ class VLLMPolicy:
             if host.server is not server:
                 return
             host.server, host.model = await self._owned.start(), self._name
-            if self._push and self._pushed:
-                host.model = await self._push(host.server, self._pushed, self.weights_version)
+            if self._push and self._model is not None:
+                host.model = await self._push(host.server, self._model, self.weights_version)
 
     def _prompt(self, context: Context) -> Context:
         """The context at which the tree of this one began, with a place at a server."""
@@ -185,9 +186,9 @@ class VLLMPolicy:
         """
         if self._push is None:
             raise ServerRefused("the servers were opened to play: no way was given to push weights to them")
-        if self._pushed and version == self.weights_version and not any(host.gone for host in self._hosts):
+        if version == self._pushed and not any(host.gone for host in self._hosts):
             return
-        self._pushed = model
+        self._model = model
         failure: Exception | None = None
         for host in self._hosts:
             try:
@@ -203,7 +204,7 @@ class VLLMPolicy:
                 host.gone, failure = True, error
         if failure and all(host.gone for host in self._hosts):
             raise failure
-        self.weights_version = version
+        self.weights_version = self._pushed = version
 
     # opening and closing
 
