@@ -28,10 +28,12 @@ from treegym.agents import (
     RolloutTree,
     Sampling,
     grow_trees,
+    joined,
 )
 from treegym.agents.models.nano import build_nano
 from treegym.agents.policies import ScriptedPolicy
 from treegym.agents.policies.sampler import TransformersPolicy
+from treegym.agents.policy import Sample
 from treegym.agents.rollouts import (
     Budgeted,
     Chains,
@@ -82,6 +84,50 @@ def test_equal_tokens_share_their_turns(renderer: ChatRenderer) -> None:
         assert [node.parent for node in tree.nodes].count(ROOT) == 1  # all began alike
         assert len(tree.leaves) == 6 and len(tree.nodes) == 3  # then two different answers
         assert all(len(path) == 2 for path in tree.paths)
+
+
+class Drifting:
+    """Takes a lookup, then answers. Every other rollout is sampled by newer weights, from its start or from the last
+    token of each reply on."""
+
+    def __init__(self, renderer: ChatRenderer, *, midway: bool) -> None:
+        self._scripted = ScriptedPolicy(
+            renderer,
+            lambda text, seed: "<answer>red</answer>" if text.count("assistant") > 1 else "<lookup>red</lookup>",
+        )
+        self._midway = midway
+        self._rollouts: dict[int, int] = {}  # by seed
+
+    async def sample(self, context: Context, seed: int, sampling: Sampling) -> Sample:
+        sample = await self._scripted.sample(context, seed, sampling)
+        rollout = self._rollouts.setdefault(seed, len(self._rollouts))
+        version = rollout % 2
+        said = replace(
+            sample.completion,
+            logprobs=(-1.0 - version,) * len(sample.completion.token_ids),
+            weights_version=0 if self._midway else version,
+            last_weights_version=version if self._midway or rollout > 2 else None,  # None: the first token's
+        )
+        return replace(sample, completion=said)
+
+
+@pytest.mark.parametrize("can_fork", [True, False])
+@pytest.mark.parametrize("midway", [True, False])
+def test_siblings_of_different_versions_are_two_turns(
+    renderer: ChatRenderer, midway: bool, can_fork: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every rollout keeps the log-probabilities that it was sampled with, in the tree and wherever the tree goes."""
+    monkeypatch.setattr(LookupEnv, "can_fork", can_fork)
+    [tree] = asyncio.run(grow_trees(TASKS[:1], Chains(6), Drifting(renderer, midway=midway), renderer, Sampling()))
+    assert len(tree.nodes) == 4 and tree.leaves == (1, 3, 1, 3, 1, 3)  # two chains, which three rollouts each share
+    assert len({tree.tokens(path) for path in tree.paths}) == 1
+    for rollout, path in enumerate(tree.paths):
+        assert {logprob for i in path for logprob in tree.nodes[i].action.logprobs} == {-1.0 - rollout % 2}
+    assert tree.cost.sampled_tokens == tree.num_sampled_tokens == tree.cost.repeated_tokens / 2
+    assert RolloutTree.from_json(json.loads(json.dumps(tree.to_json()))) == tree
+    assert not verify(tree)
+    parts = [replace(tree, leaves=tree.leaves[i::2], origins=tree.origins[i::2]) for i in range(2)]
+    assert (joined(parts).nodes, joined(parts).leaves) == (tree.nodes, tree.leaves)
 
 
 STRATEGIES = [
@@ -515,7 +561,7 @@ def test_the_unsurest_turns_are_taken_again_fewer_siblings_first(renderer: ChatR
 
     tree: Any = Tree()
     tree.root = root
-    root.children[(9,)] = root.children[(8,)] = root.children[(7,)] = None  # type: ignore[assignment]  # other trees'
+    root.children |= dict.fromkeys(["a", "b", "c"], None)  # type: ignore[arg-type]  # other trees'
     for crowding, order in ((0.0, [root, root, first, root]), (0.8, [first, root, root, root])):
         strategy = TreeExpansion(1, 4, 1, choose="unsure", crowding=crowding)
         assert strategy._starts(tree, 0, 0) == order  # the parents of the turns, the prompt itself last

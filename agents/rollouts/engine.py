@@ -9,7 +9,7 @@ import copy
 import functools
 import inspect
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -31,7 +31,7 @@ from ..policy import (
     TokenPolicy,
     derive_seed,
 )
-from ..tree import ROOT, Cost, Node, RolloutTree, tool_results
+from ..tree import ROOT, Cost, Node, RolloutTree, tool_results, turn_key
 from .failure import Failure, FailureCause, failure_cause
 from .response import (
     STATE,
@@ -62,7 +62,7 @@ class Turn:
     env: TextEnv | None  # in the state the turn led to; None after the end, or where a child took it over
     node: Node | None = None  # parent index not yet known
     parent: Turn | None = None
-    children: dict[tuple[int, ...], asyncio.Task[Turn]] = field(default_factory=dict)
+    children: dict[Hashable, asyncio.Task[Turn]] = field(default_factory=dict)  # by turn_key
     calls: int = 0  # tool results on the way here
     last: Turn | None = None  # this turn as the end of an episode that is ended from outside
 
@@ -217,16 +217,16 @@ class GrowingTree:
         return derive_seed(self._seed, self.task.seed, *parts)
 
     async def attach(self, turn: Turn, sample: Sample) -> Turn:
-        """Steps the environment with a sampled reply. Siblings with the same tokens are one turn:
-        tasks carry their randomness, so the episode would be the same to the byte."""
-        tokens = sample.completion.token_ids
-        if tokens in turn.children:
-            child = await turn.children[tokens]
-            self.cost.repeated_tokens += len(tokens)
+        """Steps the environment with a sampled reply. Siblings with the same tokens, sampled by the same versions of
+        the weights, are one turn: tasks carry their randomness, so the episode would be the same to the byte."""
+        key = turn_key(sample.completion)
+        if key in turn.children:
+            child = await turn.children[key]
+            self.cost.repeated_tokens += len(sample.completion.token_ids)
             self.cost.repeated_calls += tool_results(child.node.messages) if child.node else 0
             return child
-        turn.children[tokens] = asyncio.create_task(self._step(turn, sample.completion, sample.context))
-        return await turn.children[tokens]
+        turn.children[key] = asyncio.create_task(self._step(turn, sample.completion, sample.context))
+        return await turn.children[key]
 
     async def _sample(self, turn: Turn, seed: int, sampling: Sampling) -> Sample:
         if isinstance(self._policy, TokenPolicy):

@@ -14,7 +14,7 @@ from ...agents.evaluation import TaskOutcome
 from ..advantages.estimators import credited
 from ..checks import STRICT, at_least
 from ..curriculum import TaskSource, Uniform
-from ..learner.learner import Learner, Optimization
+from ..learner.learner import NEAR, Learner, Optimization
 from ..losses.comparisons import Comparisons
 from ..losses.sums import SumLoss
 
@@ -81,8 +81,10 @@ class Improvement:
         """The step's optimiser steps; means of their metrics, sums of their counts. Without advantages the algorithm
         compares rollouts.
 
-        `sampler_deviation` is the mean distance, nats, of the learner's log-probabilities from the sampler's before the
-        first of them.
+        The mismatch of sampler and learner is measured before the first optimiser step. `sampler_deviation` and
+        `sampler_deviation_max` are the mean and the maximum, over sampled tokens, of the absolute difference of their
+        log-probabilities, nats. `sampler_ratios_off` is the share of tokens that the learner finds less than 0.9 or
+        more than 1.1 times as likely as the sampler did.
         """
         algorithm, parts = trainer.plan.algorithm, self.updates_per_step
         trainer.rest_policy()
@@ -97,9 +99,9 @@ class Improvement:
             scored = list(zip(trees, advantages or [], strict=True))
             rows = [learner.update(scored[i::parts], algorithm.loss) for i in range(parts)]
         counts = {"trained_tokens", "loss_terms", "skipped_updates"}
-        metrics = {name: (sum if name in counts else fmean)(row[name] for row in rows) for name in rows[0]}
-        apart = rows[0]["ratio_deviation"] if trees is sampled else _distance(sampled, trees)
-        return metrics | {"sampler_deviation": apart}
+        names = [name for name in rows[0] if name not in ("ratio_deviation_max", "ratios_off")]
+        metrics = {name: (sum if name in counts else fmean)(row[name] for row in rows) for name in names}
+        return metrics | (_mismatch(rows[0]) if trees is sampled else _distance(sampled, trees))
 
 
 def _describe(trees: Sequence[RolloutTree], terms: Sequence[str]) -> dict[str, Any]:
@@ -139,9 +141,24 @@ def _truncated(trees: Sequence[RolloutTree]) -> dict[str, float]:
     return {cause: count / len(ends) for cause, count in sorted(causes.items())}
 
 
-def _distance(before: Sequence[RolloutTree], after: Sequence[RolloutTree]) -> float:
-    """Mean absolute difference of the log-probabilities of all sampled tokens, nats, where they were recorded."""
+def _mismatch(first: Mapping[str, float]) -> dict[str, float]:
+    """The mismatch of sampler and learner, from the metrics of a step's first update."""
+    return {
+        "sampler_deviation": first["ratio_deviation"],
+        "sampler_deviation_max": first.get("ratio_deviation_max", 0.0),
+        "sampler_ratios_off": first.get("ratios_off", 0.0),
+    }
+
+
+def _distance(before: Sequence[RolloutTree], after: Sequence[RolloutTree]) -> dict[str, float]:
+    """The mismatch of sampler and learner, from trees with the sampler's log-probabilities (`before`) and the same
+    trees with the learner's (`after`). Tokens whose log-probability the sampler did not record are left out."""
     pairs = (pair for pair in zip(before, after, strict=True))
     nodes = ((one, two) for a, b in pairs for one, two in zip(a.nodes, b.nodes, strict=True) if one.action.logprobs)
-    apart = [abs(x - y) for one, two in nodes for x, y in zip(one.action.logprobs, two.action.logprobs, strict=True)]
-    return fmean(apart) if apart else 0.0
+    change = [y - x for one, two in nodes for x, y in zip(one.action.logprobs, two.action.logprobs, strict=True)]
+    apart = [abs(x) for x in change]
+    return {
+        "sampler_deviation": fmean(apart) if apart else 0.0,
+        "sampler_deviation_max": max(apart, default=0.0),
+        "sampler_ratios_off": fmean(not NEAR[0] <= x <= NEAR[1] for x in change) if change else 0.0,
+    }
