@@ -175,7 +175,8 @@ class GrowingTree:
     async def extend(self, turn: Turn, number: int, *, entropy: bool = False, entropy_top: int = 0) -> Turn:
         """One more turn, sampled from the policy, with the entropies of its tokens if they are wanted.
 
-        Where the prompt leaves no room for a reply, the reply is empty, and its turn the last.
+        Where the prompt leaves no room for a reply, the reply is empty, and its turn the last. When the tree's time is
+        over, the turn to extend is the last one, truncated.
         """
         if self._limit(turn.context.length, 0) == "context length":
             return await self._cut(turn)
