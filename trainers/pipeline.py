@@ -36,7 +36,7 @@ class Grown:
     tasks: Sequence[Task]
     by_task: dict[int, RolloutTree] = field(default_factory=dict)  # by the task's place in `tasks`
     failures: list[Failure] = field(default_factory=list)
-    over: bool = False  # whether every task has come to its end
+    over: bool = False  # whether every task has come to its end, and no more of them failed than may
 
     def add(self, outcome: RolloutTree | Failure) -> None:
         if isinstance(outcome, Failure):
@@ -91,7 +91,7 @@ class Pipeline:
         self.overlaps = max_lag > 0 and bool(getattr(trainer.policy, "own_weights", False))
 
     async def take(self, step: int) -> Grown:
-        """The outcomes of a step's tasks. Steps that may begin under the present weights begin before."""
+        """What came of a step's tasks. First the trees begin of all steps that may begin under the present weights."""
         await self._trainer.push()
         for begun in range(step, min(step + self._max_lag + 1, self._steps)):
             if begun not in self._growing:
@@ -102,15 +102,14 @@ class Pipeline:
         return self._trainer.ahead.pop(step)
 
     async def learn(self, work: Callable[[], T]) -> T:
-        """What the learner's work returns; it moves the weights. Trees go on growing where that is possible."""
+        """What `work` returns, which moves the weights: in a thread where trees grow meanwhile."""
         if self.overlaps:
             return await in_thread(None, work)
         self._trainer.rest_policy()
         return work()
 
     def lag(self, trees: Sequence[RolloutTree]) -> dict[str, float]:
-        """How many versions older than the present weights those were that the turns were sampled with; empty where
-        trees never lag."""
+        """How many versions older than the learner's the weights were that sampled the turns; empty at `max_lag` 0."""
         if not self._max_lag:
             return {}
         turns = [node.action for tree in trees for node in tree.nodes if node.action.token_ids]

@@ -80,9 +80,7 @@ class Trainer:
         self._stale = False  # whether the policy has yet to take over the learner's weights
         self._saved_at = time.monotonic()
         self._threads: ThreadPoolExecutor | None = None
-        self.ahead: dict[
-            int, Grown
-        ] = {}  # trees of the stage's next steps, by step; checkpoints keep the finished ones
+        self.ahead: dict[int, Grown] = {}  # of the stage's next steps, by step; checkpoints keep the finished trees
 
     def train(self) -> dict[str, Evaluation]:
         """Evaluations by stage name. Stopped when the watcher asked for it."""
@@ -200,8 +198,8 @@ class Trainer:
                 if watch and isinstance(outcome, RolloutTree):
                     self.watcher.advance()
         grown.failures.sort(key=lambda one: (one.task.seed, one.rollout or 0))  # not by when they came
-        grown.over = True
         self._check(grown)
+        grown.over = True
 
     def _check(self, grown: Grown) -> None:
         failed, all_tasks = grown.failed_tasks, len(grown.tasks)
