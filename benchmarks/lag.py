@@ -28,18 +28,19 @@ ROOT = Path(__file__).parent.parent
 RUNS = ROOT / "runs" / "lag"
 PAGE = ROOT / "docs" / "results" / "lag.md"
 LAGS = (0, 1, 4, 8)
-STEPS = 40
+STEPS = 30
 COMMON = (
     "threads=1",
-    "environment.settings={hops: [2, 3]}",
+    "environment.settings={hops: [1, 2]}",
     "algorithm={name: grpo, parameters: {n: 8}}",
-    "warmup.epochs=1",
+    "warmup.demonstrations=400",
     f"improvement.steps={STEPS}",
+    "improvement.tasks_per_step=4",
     "heldout={tasks: 200, untrained: 0}",
 )
 HEAD = f"""# What a lag costs
 
-`python benchmarks/lag.py`: a tiny model on Lookup (two and three links), GRPO with 8 rollouts a task and 8 tasks a
+`python benchmarks/lag.py`: a tiny model on Lookup (one and two links), GRPO with 8 rollouts a task and 4 tasks a
 step, {STEPS} steps, `ClippedLoss` against the log-probabilities of the sampler. With `improvement.max_lag: k` the trees
 of a step are k versions of the weights old when they are trained, those of the first k steps as old as there are
 versions. Every lag goes on from the same warmed-up policy of its seed. Success is on 200 held-out tasks: of a seed with

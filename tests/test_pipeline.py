@@ -38,7 +38,7 @@ from treegym.agents.rollouts import FailureCause
 from treegym.envs import Message, Task, lookup
 from treegym.trainers import HeldOut, Improvement, Learner, Optimization, Plan, TaskSet, Trainer, Uniform, Warmup, grpo
 from treegym.trainers.learner import Checkpoints
-from treegym.trainers.pipeline import Grown, read, written
+from treegym.trainers.pipeline import Grown, read_ahead, write_ahead
 
 ONE_HOP = TaskSet("treegym/Lookup-v0", {"hops": [1]})
 WARM = 12  # steps of the warm-up, after which rollouts of a task have different returns
@@ -240,7 +240,7 @@ def test_finished_trees_of_a_stopped_run_are_trained_and_the_others_grow_again(
     with pytest.raises(Stopped):
         first.train()
     first.run.close()
-    kept = read(Checkpoints(first.run).read("ahead.jsonl"))
+    kept = read_ahead(Checkpoints(first.run).read("ahead.jsonl"))
     assert {step: [*grown.by_task] for step, grown in kept.items()} == {1: [0], 2: []}
     monkeypatch.setattr(Learner, "update", update)
 
@@ -273,11 +273,11 @@ def test_what_is_written_of_later_steps_is_read_again() -> None:
     tasks = [Task("tests/None-v0", seed, {"of": [1.5]}, wrappers=(("Hints", {"n": 1}),)) for seed in (1, 1, 2)]
     over = Grown(tasks, {2: tree(tasks[2]), 0: tree(tasks[0], float("-inf"))}, [failed(tasks[1])], True)
     partly = Grown(tasks, {1: tree(tasks[1])}, [failed(tasks[0]), failed(tasks[1])])
-    again = read(written({4: over, 5: partly}))
+    again = read_ahead(write_ahead({4: over, 5: partly}))
     assert again[4] == over and again[4].told() == over.told()
     assert again[5] == replace(partly, failures=[failed(tasks[1])])
     assert again[5].missing == [tasks[0], tasks[2]]
-    assert read(b"") == {}
+    assert read_ahead(b"") == {}
 
 
 def test_equal_tasks_of_a_step_have_a_tree_each() -> None:

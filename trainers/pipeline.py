@@ -142,7 +142,7 @@ class Pipeline:
 # in a checkpoint: a line for each step, then one for each of its trees
 
 
-def written(ahead: Mapping[int, Grown]) -> bytes:
+def write_ahead(ahead: Mapping[int, Grown]) -> bytes:
     """The finished trees of steps to come, and their tasks. Nothing is kept of a task that is under way."""
     lines = []
     for step, grown in sorted(ahead.items()):
@@ -155,8 +155,8 @@ def written(ahead: Mapping[int, Grown]) -> bytes:
     return b"".join(lines)
 
 
-def read(lines: bytes) -> dict[int, Grown]:
-    """What was written, by step."""
+def read_ahead(lines: bytes) -> dict[int, Grown]:
+    """What `write_ahead` wrote, by step."""
     ahead: dict[int, Grown] = {}
     for line in lines.split(b"\n")[:-1]:
         row = from_json(line)

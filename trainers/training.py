@@ -41,7 +41,7 @@ from ..agents.store.folder import whole
 from ..envs import Task
 from .learner.checkpoints import Checkpoints, DamagedCheckpoint, Progress
 from .learner.learner import Learner, Optimization
-from .pipeline import Grown, read, written
+from .pipeline import Grown, read_ahead, write_ahead
 from .plan import Plan
 
 AHEAD = "ahead.jsonl"  # the file of a checkpoint that holds the trees of steps to come
@@ -286,7 +286,7 @@ class Trainer:
 
     def _save(self) -> None:
         tensors = {f"model.{name}": p for name, p in self.model.named_parameters() if p.requires_grad}
-        files = {AHEAD: written(self.ahead)} if self.ahead else {}
+        files = {AHEAD: write_ahead(self.ahead)} if self.ahead else {}
         self._checkpoints.save(self._progress, tensors | (self._learner.tensors() if self._learner else {}), files)
         self._saved_at = time.monotonic()
 
@@ -302,7 +302,7 @@ class Trainer:
         self.model.load_state_dict(weights, strict=False)
         self._restored = {name: x for name, x in tensors.items() if not name.startswith("model.")}
         self._stale = True
-        self.ahead = read(self._checkpoints.read(AHEAD))
+        self.ahead = read_ahead(self._checkpoints.read(AHEAD))
 
 
 def _trim() -> None:
