@@ -123,7 +123,11 @@ class Lockstep(Protocol):
 
 @runtime_checkable
 class WeightSync(Protocol):
-    """What a trainer needs of a policy, beside its samples, to improve it: new weights go to it after every step."""
+    """What a trainer needs of a policy, beside its samples, to improve it: new weights go to it after every step.
+
+    A policy that samples with weights of its own, as a server does, says `own_weights = True`. It is then asked for
+    samples while the model's weights move, and `push` comes while it samples, where `improvement.max_lag` is above 0.
+    """
 
     def release(self) -> None:
         """Gives back the memory of weights and caches: the weights are about to move. `push` comes before the next

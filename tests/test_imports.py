@@ -51,7 +51,7 @@ ORDER = {
     "envs": "base rewards spaces formats toolparts toolenv fresh problems wrappers task "
     "factsearch household lookup maze code math check",
     "agents": "policy template models chat tree inference loop rollouts store evaluation serving policies exchange",
-    "trainers": "checks packing advantages tasks curriculum losses algorithms learner stages plan training",
+    "trainers": "checks packing advantages tasks curriculum losses algorithms learner pipeline stages plan training",
     "scenarios": "errors terminal charts folders viewer modules person secret watch parts schema changes tasks "
     "serving build policies evaluation comparison commands",
 }

@@ -23,13 +23,16 @@ from treegym.agents import (
     Completion,
     Context,
     Cost,
+    Failure,
     Node,
     RolloutStrategy,
     RolloutTree,
+    Sample,
     Sampling,
     grow_trees,
     joined,
 )
+from treegym.agents import grow as stream
 from treegym.agents.models.nano import build_nano
 from treegym.agents.policies import ScriptedPolicy
 from treegym.agents.policies.sampler import TransformersPolicy
@@ -39,6 +42,7 @@ from treegym.agents.rollouts import (
     Chains,
     EntropyBranching,
     EpisodeError,
+    FailureCause,
     FollowOracle,
     ReplayMismatch,
     TreeExpansion,
@@ -565,3 +569,83 @@ def test_the_unsurest_turns_are_taken_again_fewer_siblings_first(renderer: ChatR
     for crowding, order in ((0.0, [root, root, first, root]), (0.8, [first, root, root, root])):
         strategy = TreeExpansion(1, 4, 1, choose="unsure", crowding=crowding)
         assert strategy._starts(tree, 0, 0) == order  # the parents of the turns, the prompt itself last
+
+
+# the time of a tree
+
+
+class Stalls:
+    """Answers so many times, then no more: the event loop's clock jumps ahead instead."""
+
+    def __init__(self, renderer: ChatRenderer, answers: int) -> None:
+        self.script = ScriptedPolicy(renderer, lambda text, seed: f"<lookup>{'red' if seed % 3 else 'blue'}</lookup>")
+        self.answers = answers
+
+    async def sample(self, context: Context, seed: int, sampling: Sampling) -> Sample:
+        self.answers -= 1
+        if self.answers < 0:
+            loop: Any = asyncio.get_running_loop()
+            loop.time = lambda: time.monotonic() + 1000
+            await asyncio.Event().wait()
+        return await self.script.sample(context, seed, sampling)
+
+
+@pytest.mark.parametrize("answers", [0, 1, 3, 9, 17])
+@each_strategy
+def test_when_its_time_is_over_a_tree_ends_with_what_it_has(
+    strategy: RolloutStrategy, answers: int, renderer: ChatRenderer
+) -> None:
+    """Rollouts end at their last turn, those without one fail. No turn is played after that, and a replay agrees."""
+
+    async def all_of() -> list[RolloutTree | Failure]:
+        policy = Stalls(renderer, answers)
+        growing = stream(TASKS[:1], strategy, policy, renderer, Sampling(), tree_seconds=600)
+        return [outcome async for outcome in growing]
+
+    outcomes = asyncio.run(all_of())
+    trees = [outcome for outcome in outcomes if isinstance(outcome, RolloutTree)]
+    failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
+    assert {(failure.cause, failure.turn) for failure in failures} <= {(FailureCause.TIMEOUT, 1)}
+    assert len(trees) == 1 if answers > 6 else trees or failures  # the seventh reply is some rollout's second one
+    assert answers or not trees
+    for tree in trees:
+        causes = [tree.nodes[leaf].info["cause"] for leaf in tree.leaves]
+        assert set(causes) <= {"time limit", "turn limit"} and ("time limit" in causes or answers == 17)
+        assert len(tree.nodes) <= 2 * answers and not verify(tree)
+        assert len(tree.leaves) + len(failures) <= 6 + isinstance(strategy, Budgeted)
+
+
+def test_the_policy_s_own_time_out_is_a_failure_of_its_rollout(renderer: ChatRenderer) -> None:
+    """It is not taken for the end of the tree's time."""
+
+    class Impatient(Stalls):
+        async def sample(self, context: Context, seed: int, sampling: Sampling) -> Sample:
+            raise TimeoutError("no answer")
+
+    async def all_of() -> list[Any]:
+        growing = stream(TASKS[:1], Chains(2), Impatient(renderer, 0), renderer, Sampling(), tree_seconds=600)
+        return [outcome async for outcome in growing]
+
+    assert [outcome.error for outcome in asyncio.run(all_of())] == ["TimeoutError: no answer"] * 2
+
+
+def test_equal_replies_of_different_weights_are_two_turns(renderer: ChatRenderer) -> None:
+    """Otherwise a rollout would be trained with the log-probabilities of another one's weights."""
+
+    class Pushed(Stalls):
+        async def sample(self, context: Context, seed: int, sampling: Sampling) -> Sample:
+            self.answers += 1
+            sample = await self.script.sample(context, 1, sampling)
+            said = replace(sample.completion, logprobs=(-1.0,) * len(sample.completion.token_ids))
+            if self.answers > 2:
+                said = replace(said, weights_version=1, logprobs=(-2.0,) * len(said.token_ids))
+            return replace(sample, completion=said)
+
+    async def all_of() -> list[Any]:
+        growing = stream(TASKS[:1], Chains(4), Pushed(renderer, 0), renderer, Sampling(max_calls=1))
+        return [outcome async for outcome in growing]
+
+    [tree] = asyncio.run(all_of())
+    assert [tree.nodes[leaf].action.weights_version for leaf in tree.leaves] == [0, 0, 1, 1]
+    assert [tree.nodes[leaf].action.logprobs[0] for leaf in tree.leaves] == [-1.0, -1.0, -2.0, -2.0]
+    assert len(tree.nodes) == 2 and not verify(tree)

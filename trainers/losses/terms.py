@@ -97,12 +97,12 @@ class PolicyLoss(Protocol):
 
 def check_loss(loss: PolicyLoss) -> None:
     """ValueError where a loss has no such aggregation, or couples what there is not."""
-    for field, value, known in (
+    for name, value, known in (
         ("aggregation", loss.aggregation, tuple(AGGREGATIONS)),
         ("couples", loss.couples, get_args(Coupling)),
     ):
         if value not in known:
-            raise ValueError(f"{type(loss).__name__}.{field} is {value!r}; it can be {', '.join(known)}")
+            raise ValueError(f"{type(loss).__name__}.{name} is {value!r}; it can be {', '.join(known)}")
 
 
 @dataclass(frozen=True, slots=True)
