@@ -36,7 +36,6 @@ from treegym.agents import grow as stream
 from treegym.agents.models.nano import build_nano
 from treegym.agents.policies import ScriptedPolicy
 from treegym.agents.policies.sampler import TransformersPolicy
-from treegym.agents.policy import Sample
 from treegym.agents.rollouts import (
     Budgeted,
     Chains,
