@@ -6,6 +6,7 @@ import asyncio
 import copy
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -34,7 +35,7 @@ ACTS_AS_VLLM = """
 import http.server, os, signal, subprocess, sys
 if "--die" in sys.argv:
     print("first line"); print("no such model"); sys.exit(3)
-signal.signal(signal.SIGTERM, signal.SIG_DFL)
+open(sys.argv[0] + ".pid", "w").write(str(os.getpid()))
 for _ in range(2):  # an engine and a worker
     subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -88,6 +89,24 @@ time.sleep(600)
         assert len(guard.members(session)) == 3
         owner.kill()
     assert gone(session)
+
+
+def test_treegym_serve_shows_command_and_address_and_ctrl_c_ends_all_of_it(executable: str, tmp_path: Path) -> None:
+    arguments = [sys.executable, "-m", "treegym", "serve", str(tmp_path), "--vllm", executable, "--port", "0"]
+    with subprocess.Popen([*arguments, "--", "--extra"], stdout=subprocess.PIPE, text=True) as command:
+        assert command.stdout
+        shown, log, address = (command.stdout.readline() for _ in range(3))
+        session = int(Path(f"{executable}.pid").read_text())
+        assert f"{executable} serve {tmp_path}" in shown and shown.endswith("--extra\n")
+        assert "log is" in log and "at http://127.0.0.1:" in address
+        command.send_signal(signal.SIGINT)
+        assert command.stdout.read() == "stopped\n"
+    assert command.returncode == 0 and guard.members(session) == []
+
+
+def test_a_port_that_is_taken_is_refused(executable: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="cannot listen on 127"):
+        launch(Serving("model", executable=executable, port=taken.getsockname()[1]))
 
 
 def test_a_process_that_is_deaf_to_sigterm_is_killed() -> None:

@@ -209,11 +209,11 @@ class Nccl:
         world = (await server.ask("get_world_size", timeout=seconds))["world_size"] + 1
         try:
             await asyncio.wait_for(asyncio.to_thread(self._send, control, model, world), seconds)
-        except (RuntimeError, TimeoutError) as error:  # of NCCL
-            raise ServerError(f"{server.url}: weights over NCCL: {error!r}", FailureCause.TIMEOUT) from error
-        except BaseException:
+        except BaseException as error:
             self._engines.pop(server.url, None)  # a group of processes that failed cannot be used again
-            raise
+            if not isinstance(error, RuntimeError | TimeoutError):
+                raise
+            raise ServerError(f"{server.url}: weights over NCCL: {error!r}", FailureCause.TIMEOUT) from error
 
     def _send(self, control: _Control, model: PreTrainedModel, world: int) -> None:
         from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
