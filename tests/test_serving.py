@@ -24,6 +24,7 @@ pytest.importorskip("httpx2", reason="pip install 'treegym[search]'")
 
 from treegym.agents.models.lora import add_lora
 from treegym.agents.models.nano import build_nano
+from treegym.agents.rollouts.failure import FailureCause
 from treegym.agents.serving import Server, ServerError, guard
 from treegym.agents.serving.launch import EXECUTABLE, EXTENSION, Serving, launch
 from treegym.agents.serving.probe import Check, continuation_logprobs
@@ -208,6 +209,8 @@ class ActsAsVLLM(Server):
                 return {"success": True}
             case "v1/load_lora_adapter":
                 self.adapters.append(body["lora_name"])
+            case "v1/unload_lora_adapter" if body["lora_name"] not in self.adapters:
+                raise ServerError("http://acts answered 404: no such adapter", FailureCause.REFUSED)
             case "v1/unload_lora_adapter":
                 self.adapters.remove(body["lora_name"])
             case "inference/v1/generate":
@@ -325,6 +328,8 @@ def test_adapters_get_a_name_for_each_version_and_the_last_ones_stay(server: Act
     names = [asyncio.run(push(server, way, model, version)) for version in (1, 2, 2, 3)]
     assert [name.partition("-")[0] for name in names] == ["v1", "v2", "v2", "v3"] and names[1] == names[2]
     assert server.adapters == [names[1], names[3]]
+    server.adapters.clear()  # it was started anew
+    assert server.adapters == [asyncio.run(push(server, way, model, version)) for version in (3, 4)]
     assert not [path for path in server.paths if path.startswith(("pause", "resume"))]
     with pytest.raises(ValueError, match="the model has none; sync: files"):
         asyncio.run(push(server, way, nano, 4))
@@ -349,8 +354,6 @@ def test_nccl_is_refused_without_cuda() -> None:
 
 
 def test_a_server_that_takes_no_weights_is_told_so(server: ActsAsVLLM, nano: PreTrainedModel) -> None:
-    from treegym.agents.rollouts import FailureCause
-
     def refuse(path: str) -> None:
         raise ServerError(f"http://acts/{path} answered 404: Not Found", FailureCause.REFUSED)
 
