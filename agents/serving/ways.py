@@ -126,8 +126,7 @@ def _without_bars() -> Iterator[None]:
 class Lora:
     """An adapter under a new name for each version, so that no older prefix can be hit and nobody has to wait.
 
-    The name holds the version and a digest of the adapter's weights and of the folder that they are in. The server keeps
-    the last `kept` versions.
+    The name holds the version and a digest of the adapter's weights and their folder. The last `kept` versions stay.
     """
 
     kept: int = 2  # at least `max_lag` + 2, and no more than the server's --max-loras
