@@ -63,6 +63,7 @@ class Serving:
         """The command line that serves at this port."""
         words = [self._executable(), "serve", self.model, "--host", self.host, "--port", str(port)]
         words += ["--dtype", self.dtype, "--max-model-len", str(self.max_model_len), "--enable-scale-out"]
+        words += ["--disable-uvicorn-access-log"]  # a line for each request: gigabytes in a long run
         words += ["--worker-extension-cls", "treegym_vllm.Reports", "--scheduler-cls", "treegym_vllm.CheckingScheduler"]
         words += ["--weight-transfer-config", json.dumps({"backend": self.transfer})]
         if self.name:
@@ -164,9 +165,8 @@ class VLLMServer:
             self._guard.wait(3 * guard.PATIENCE)
         except subprocess.TimeoutExpired:
             self._guard.kill()
-            self._guard.wait()
-        if self.pid:
-            guard.end(self.pid)  # where the guard itself was killed
+        if self._guard.wait() < 0 and self.pid:  # the guard was killed
+            guard.end(self.pid)
         self._room.cleanup()
 
     def __enter__(self) -> Self:
