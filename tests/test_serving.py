@@ -6,6 +6,7 @@ import asyncio
 import copy
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ pytest.importorskip("httpx2", reason="pip install 'treegym[search]'")
 
 from treegym.agents.models.lora import add_lora
 from treegym.agents.models.nano import build_nano
+from treegym.agents.rollouts.failure import FailureCause
 from treegym.agents.serving import Server, ServerError, guard
 from treegym.agents.serving.launch import EXECUTABLE, EXTENSION, Serving, launch
 from treegym.agents.serving.probe import Check, continuation_logprobs
@@ -34,7 +36,7 @@ ACTS_AS_VLLM = """
 import http.server, os, signal, subprocess, sys
 if "--die" in sys.argv:
     print("first line"); print("no such model"); sys.exit(3)
-signal.signal(signal.SIGTERM, signal.SIG_DFL)
+open(sys.argv[0] + ".pid", "w").write(str(os.getpid()))
 for _ in range(2):  # an engine and a worker
     subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -74,6 +76,12 @@ def test_what_outlives_a_killed_server_is_ended(executable: str) -> None:
         assert gone(server.pid)
 
 
+def test_a_server_whose_guard_is_killed_is_stopped_all_the_same(executable: str) -> None:
+    with launch(Serving("model", executable=executable)) as server:
+        server._guard.kill()
+    assert guard.members(server.pid) == []
+
+
 def test_a_server_ends_with_the_process_that_started_it(executable: str) -> None:
     code = f"""
 import sys, time
@@ -88,6 +96,24 @@ time.sleep(600)
         assert len(guard.members(session)) == 3
         owner.kill()
     assert gone(session)
+
+
+def test_treegym_serve_shows_command_and_address_and_ctrl_c_ends_all_of_it(executable: str, tmp_path: Path) -> None:
+    arguments = [sys.executable, "-m", "treegym", "serve", str(tmp_path), "--vllm", executable, "--port", "0"]
+    with subprocess.Popen([*arguments, "--", "--extra"], stdout=subprocess.PIPE, text=True) as command:
+        assert command.stdout
+        shown, log, address = (command.stdout.readline() for _ in range(3))
+        session = int(Path(f"{executable}.pid").read_text())
+        assert f"{executable} serve {tmp_path}" in shown and shown.endswith("--extra\n")
+        assert "log is" in log and "at http://127.0.0.1:" in address
+        command.send_signal(signal.SIGINT)
+        assert command.stdout.read().endswith("stopped\n")  # after an interrupted line, which rich writes again
+    assert command.returncode == 0 and guard.members(session) == []
+
+
+def test_a_port_that_is_taken_is_refused(executable: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="cannot listen on 127"):
+        launch(Serving("model", executable=executable, port=taken.getsockname()[1]))
 
 
 def test_a_process_that_is_deaf_to_sigterm_is_killed() -> None:
@@ -189,6 +215,8 @@ class ActsAsVLLM(Server):
                 return {"success": True}
             case "v1/load_lora_adapter":
                 self.adapters.append(body["lora_name"])
+            case "v1/unload_lora_adapter" if body["lora_name"] not in self.adapters:
+                raise ServerError("http://acts answered 404: no such adapter", FailureCause.REFUSED)
             case "v1/unload_lora_adapter":
                 self.adapters.remove(body["lora_name"])
             case "inference/v1/generate":
@@ -306,6 +334,8 @@ def test_adapters_get_a_name_for_each_version_and_the_last_ones_stay(server: Act
     names = [asyncio.run(push(server, way, model, version)) for version in (1, 2, 2, 3)]
     assert [name.partition("-")[0] for name in names] == ["v1", "v2", "v2", "v3"] and names[1] == names[2]
     assert server.adapters == [names[1], names[3]]
+    server.adapters.clear()  # it was started anew
+    assert server.adapters == [asyncio.run(push(server, way, model, version)) for version in (3, 4)]
     assert not [path for path in server.paths if path.startswith(("pause", "resume"))]
     with pytest.raises(ValueError, match="the model has none; sync: files"):
         asyncio.run(push(server, way, nano, 4))
@@ -330,8 +360,6 @@ def test_nccl_is_refused_without_cuda() -> None:
 
 
 def test_a_server_that_takes_no_weights_is_told_so(server: ActsAsVLLM, nano: PreTrainedModel) -> None:
-    from treegym.agents.rollouts import FailureCause
-
     def refuse(path: str) -> None:
         raise ServerError(f"http://acts/{path} answered 404: Not Found", FailureCause.REFUSED)
 

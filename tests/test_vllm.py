@@ -70,8 +70,8 @@ def add_noise(model: PreTrainedModel, seed: int, only: str = "") -> None:
 
 
 @asynccontextmanager
-async def connected(url: str, kind: type[Server] = Server) -> AsyncIterator[Server]:
-    server = kind(url)
+async def connected(url: str, kind: type[Server] = Server, at_once: int = 32) -> AsyncIterator[Server]:
+    server = kind(url, at_once=at_once)
     try:
         yield server
     finally:
@@ -183,14 +183,14 @@ def test_a_request_that_is_kept_goes_on_with_the_new_weights(served: VLLMServer,
             await push(server, Files(), model, first := next(versions))
             old = copy.deepcopy(model)
             add_noise(model, 6)
-            request = asyncio.create_task(continued(server, "smollm2", prompt, 500))
+            request = asyncio.create_task(continued(server, "smollm2", prompt, 400))
             await asyncio.sleep(1)
             await push(server, Files(), model, second := next(versions), pause="keep")
             reply = await request
             spans = reply["choices"][0]["weight_versions"]
             assert [span["version"] for span in spans] == [str(first), str(second)]
             turn = spans[1]["start"]
-            assert turn == spans[0]["end"] > 0 and spans[1]["end"] == 500
+            assert turn == spans[0]["end"] > 0 and spans[1]["end"] == 400
             assert deviation(reply, old, prompt, 0, turn) < TOLERANCE
             assert deviation(reply, model, prompt, turn) < TOLERANCE
 
@@ -274,7 +274,7 @@ def test_a_push_that_fails_is_reported_and_nobody_is_answered_until_a_whole_one(
     prompt = prefix_of(7)
 
     async def scenario() -> None:
-        async with connected(served.url, kind) as faulty, connected(served.url) as server:
+        async with connected(served.url, kind) as faulty, connected(served.url, at_once=1) as server:
             await push(server, Files(), model, next(versions))
             old = copy.deepcopy(model)
             add_noise(model, 8, only)

@@ -18,12 +18,13 @@ from pathlib import Path
 
 PATIENCE = 10.0  # seconds that a process has to end itself after SIGTERM
 LOOK = 0.25  # seconds between two looks at what is left
+PROCESSES = Path("/proc")
 
 
 def members(session: int) -> list[int]:
     """The processes of a session, and of the process group of the same number, that have not ended."""
     found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
+    for stat in PROCESSES.glob("[0-9]*/stat"):
         with suppress(OSError):
             state, _, *groups = stat.read_text().rpartition(")")[2].split()[:4]
             if state not in "ZX" and str(session) in groups:
@@ -34,7 +35,7 @@ def members(session: int) -> list[int]:
 def end(session: int, patience: float = PATIENCE) -> None:
     """Ends every process of the session: SIGTERM first, SIGKILL for what is left after `patience` seconds."""
     for number, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, PATIENCE)):
-        with suppress(ProcessLookupError, PermissionError):  # without /proc the group is all that is known
+        with suppress(ProcessLookupError, PermissionError):
             os.killpg(session, number)
         deadline, told = time.monotonic() + seconds, set[int]()
         while left := members(session):
@@ -45,6 +46,8 @@ def end(session: int, patience: float = PATIENCE) -> None:
                     os.kill(process, number)
             told.update(left)
             time.sleep(LOOK)
+        if not left and PROCESSES.is_dir():  # without it, as on a Mac, nobody knows what is left of the group
+            return
 
 
 def main(owner: int, log: str, command: list[str]) -> int:

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +63,7 @@ class Serving:
         """The command line that serves at this port."""
         words = [self._executable(), "serve", self.model, "--host", self.host, "--port", str(port)]
         words += ["--dtype", self.dtype, "--max-model-len", str(self.max_model_len), "--enable-scale-out"]
+        words += ["--disable-uvicorn-access-log"]  # a line for each request: gigabytes in a long run
         words += ["--worker-extension-cls", "treegym_vllm.Reports", "--scheduler-cls", "treegym_vllm.CheckingScheduler"]
         words += ["--weight-transfer-config", json.dumps({"backend": self.transfer})]
         if self.name:
@@ -114,7 +114,7 @@ class VLLMServer:
     """
 
     def __init__(self, serving: Serving) -> None:
-        port = serving.port or _free_port(serving.host)
+        port = _free_port(serving.host, serving.port)
         self.serving, self.command = serving, serving.command(port)
         self.url = f"http://{f'[{serving.host}]' if ':' in serving.host else serving.host}:{port}"
         self._room = tempfile.TemporaryDirectory(prefix="treegym-vllm-", ignore_cleanup_errors=True)
@@ -133,14 +133,14 @@ class VLLMServer:
 
     @property
     def alive(self) -> bool:
-        """Whether the process that answers still runs."""
-        return self._guard.poll() is None and self.pid in guard.members(self.pid)
+        """Whether the server has not ended, with all of its processes."""
+        return self._guard.poll() is None
 
     def shown(self) -> str:
         """The command as a shell takes it, with the variables that the server needs."""
         hidden = {"VLLM_API_KEY": "..."} if self.serving.key else {}
         variables = {**self.serving.environment(), **hidden}
-        return shlex.join([*(f"{name}={value}" for name, value in variables.items()), *self.command])
+        return shlex.join(["env", *(f"{name}={value}" for name, value in variables.items()), *self.command])
 
     def wait(self, patience: float = PATIENCE) -> None:
         """Returns when the server is healthy. ServerError where it dies, or `patience` seconds pass before."""
@@ -165,9 +165,8 @@ class VLLMServer:
             self._guard.wait(3 * guard.PATIENCE)
         except subprocess.TimeoutExpired:
             self._guard.kill()
-            self._guard.wait()
-        if self.pid:
-            guard.end(self.pid)  # where the guard itself was killed
+        if self._guard.wait() < 0 and self.pid:  # the guard was killed
+            guard.end(self.pid)
         self._room.cleanup()
 
     def __enter__(self) -> Self:
@@ -189,15 +188,21 @@ def launch(serving: Serving, patience: float = PATIENCE) -> VLLMServer:
 
 
 def _healthy(url: str) -> bool:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with urllib.request.urlopen(f"{url}/health", timeout=5) as reply:
+        with direct.open(f"{url}/health", timeout=5) as reply:
             return bool(reply.status == 200)
-    except (urllib.error.URLError, OSError):
+    except OSError:
         return False
 
 
-def _free_port(host: str) -> int:
+def _free_port(host: str, port: int) -> int:
+    """The port, or with 0 any one, if nobody listens there. OSError: another server would be taken for this one."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise OSError(f"cannot listen on {host}, port {port}: {error.strerror}; port 0 takes a free one") from error
+        free: int = probe.getsockname()[1]
+        return free

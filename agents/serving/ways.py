@@ -126,7 +126,7 @@ def _without_bars() -> Iterator[None]:
 class Lora:
     """An adapter under a new name for each version, so that no older prefix can be hit and nobody has to wait.
 
-    The name holds the version and a digest of the adapter. The server keeps the last `kept` versions.
+    The name holds the version and a digest of the adapter's weights and their folder. The last `kept` versions stay.
     """
 
     kept: int = 2  # at least `max_lag` + 2, and no more than the server's --max-loras
@@ -148,8 +148,9 @@ class Lora:
             raise ValueError("sync: lora pushes an adapter, and the model has none; sync: files pushes whole weights")
         draft = Path(tempfile.mkdtemp(dir=self._room))
         save_adapter(model, draft, str(model.name_or_path))
-        digest = hashlib.sha256((draft / "adapter_model.safetensors").read_bytes()).hexdigest()[:8]
-        folder = draft.with_name(f"v{version}-{digest}")
+        digest = hashlib.sha256((draft / "adapter_model.safetensors").read_bytes())
+        digest.update(str(self._room).encode())  # an adapter of a process that has ended may have lost its files
+        folder = draft.with_name(f"v{version}-{digest.hexdigest()[:8]}")
         if folder.exists():
             shutil.rmtree(draft)
         else:
@@ -169,7 +170,11 @@ class Lora:
                 shutil.rmtree(self._room / name, ignore_errors=True)
 
     async def _unload(self, server: Server, name: str, seconds: float) -> None:
-        await server.tell("v1/unload_lora_adapter", {"lora_name": name}, timeout=seconds, patience=0)
+        try:
+            await server.tell("v1/unload_lora_adapter", {"lora_name": name}, timeout=seconds, patience=0)
+        except ServerError as error:
+            if error.cause != FailureCause.REFUSED:  # a server that was started anew does not know it
+                raise
         self._loaded[server.url].remove(name)
 
 
@@ -209,11 +214,11 @@ class Nccl:
         world = (await server.ask("get_world_size", timeout=seconds))["world_size"] + 1
         try:
             await asyncio.wait_for(asyncio.to_thread(self._send, control, model, world), seconds)
-        except (RuntimeError, TimeoutError) as error:  # of NCCL
-            raise ServerError(f"{server.url}: weights over NCCL: {error!r}", FailureCause.TIMEOUT) from error
-        except BaseException:
+        except BaseException as error:
             self._engines.pop(server.url, None)  # a group of processes that failed cannot be used again
-            raise
+            if not isinstance(error, RuntimeError | TimeoutError):
+                raise
+            raise ServerError(f"{server.url}: weights over NCCL: {error!r}", FailureCause.TIMEOUT) from error
 
     def _send(self, control: _Control, model: PreTrainedModel, world: int) -> None:
         from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory

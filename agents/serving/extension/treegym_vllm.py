@@ -22,6 +22,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader import get_model_loader
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.request import Request
 
@@ -51,7 +52,15 @@ class FileTransfer(WeightTransferEngine[WeightTransferInitInfo, Folder]):
 
     def start_weight_update(self) -> None:
         self.sent, self.loaded = [], set()
+        self._forget()
         initialize_layerwise_reload(self.model)
+
+    def _forget(self) -> None:
+        """Puts back what an update that broke off has left: tensors of it would be loaded beside those of the next."""
+        for layer in self.model.modules():
+            info = get_layerwise_info(layer)
+            info.loaded_weights, info.load_numel = [], 0
+        finalize_layerwise_reload(self.model, self.model_config)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         self.receive_weights(self.parse_update_info(update_info))
