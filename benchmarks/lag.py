@@ -77,9 +77,9 @@ def success(summary: Mapping[str, Any], stage: str = "trained") -> float:
 
 
 def mean_interval(values: Sequence[float], sign: str = "") -> str:
-    """The mean, and its 95% interval where there are several values."""
+    """The mean, and its 95% interval where there are three values or more."""
     mean = fmean(values)
-    if len(values) < 2:
+    if len(values) < 3:
         return f"{mean:{sign}.1%}"
     half = float(student.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
     return f"{mean:{sign}.1%} ({mean - half:{sign}.1%} to {mean + half:{sign}.1%})"
@@ -91,7 +91,9 @@ def one(value: Mapping[str, float]) -> str:
 
 def table(start: str, lags: Sequence[int]) -> list[str]:
     """A row for each lag, with a column for each seed."""
-    runs = {lag: summaries(start, f"lag-{lag}") for lag in lags}
+    runs = {lag: found for lag in lags if (found := summaries(start, f"lag-{lag}"))}
+    if not runs:
+        return ["No run is finished."]
     seeds = sorted(set().union(*runs.values()))
     lines = [
         f"| lag | {' | '.join(f'seed {seed}' for seed in seeds)} | mean | less lag 0 | deviation, nats | clipped |",
@@ -103,7 +105,8 @@ def table(start: str, lags: Sequence[int]) -> list[str]:
     lines.append(f"| warmed up | {' | '.join(cells)} | {before} | | | |")
     for lag, found in runs.items():
         cells = [one(found[seed]["stages"]["trained"]["success"]) if seed in found else "-" for seed in seeds]
-        apart = [success(found[seed]) - success(runs[lags[0]][seed]) for seed in found if seed in runs[lags[0]]]
+        present = runs.get(0, {})
+        apart = [success(found[seed]) - success(present[seed]) for seed in found if seed in present]
         less = mean_interval(apart, "+") if lag and apart else ""
         means = [fmean(summary["improvement"][name] for summary in found.values()) for name in MEANS]
         told = f"{mean_interval([*map(success, found.values())])} | {less} | {means[0]:.4f} | {means[1]:.2%}"
