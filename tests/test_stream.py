@@ -35,7 +35,7 @@ from treegym.agents import (
 from treegym.agents.models.nano import build_nano
 from treegym.agents.policies import ScriptedPolicy
 from treegym.agents.policies.sampler import TransformersPolicy
-from treegym.agents.rollouts import Chains, FailureCause, FollowOracle, TooManyFailures, TreeExpansion
+from treegym.agents.rollouts import Budgeted, Chains, FailureCause, FollowOracle, TooManyFailures, TreeExpansion
 from treegym.agents.rollouts.engine import PromptContexts
 from treegym.envs import LookupEnv, Message, Task, TextEnv, lookup
 from treegym.scenarios.viewer.shelf import Shelf
@@ -273,7 +273,7 @@ def outcomes(nano: tuple[Any, ChatRenderer], strategy: RolloutStrategy) -> tuple
 
 
 @pytest.mark.parametrize("turn", [0, 1])
-@pytest.mark.parametrize("strategy", [Chains(2), TreeExpansion(2, 2, 1)], ids=str)
+@pytest.mark.parametrize("strategy", [Chains(2), TreeExpansion(2, 2, 1), Budgeted(Chains(2), leaves=4)], ids=str)
 @pytest.mark.parametrize(
     ("error", "cause"),
     [

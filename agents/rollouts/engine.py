@@ -172,6 +172,7 @@ class GrowingTree:
         part = copy.copy(self)
         part.rollouts, part.origins, part._seed = {}, {}, self.seed("round", round)
         await strategy.grow(part)
+        self.failed |= part.failed
         base = max(self.rollouts, default=-1) + 1
         self.rollouts |= {base + number: turn for number, turn in part.rollouts.items()}
         self.origins |= {base + number: base + origin for number, origin in part.origins.items()}
