@@ -52,6 +52,7 @@ class VLLMPolicy:
     """
 
     repeatable = False  # a server batches as requests come, and the last digits follow
+    own_weights = True  # it can sample while the learner's weights move
 
     def __init__(
         self,
