@@ -36,7 +36,7 @@ def served_policy(scenario: Scenario, model: PreTrainedModel, renderer: ChatRend
     pushed = functools.partial(push, way=ways[serving.sync](), pause=serving.pause)
     rows = scenario.model.max_rows
     if not serving.urls:
-        options = _options(scenario, model, dtype)
+        options = _options(scenario, model, renderer, dtype)
         owned = Owned(options, at_once=rows, patience=serving.patience)
         return VLLMPolicy((), NAME, renderer, owned=owned, push=_ordered(pushed))
     addresses = [url.partition("#") for url in serving.urls]
@@ -57,11 +57,11 @@ def _ordered(pushed: Any) -> Any:
     return call
 
 
-def _options(scenario: Scenario, model: PreTrainedModel, dtype: torch.dtype) -> Serving:
+def _options(scenario: Scenario, model: PreTrainedModel, renderer: ChatRenderer, dtype: torch.dtype) -> Serving:
     """How a server of the model's own is started; its weights are in a folder that lives as long as this process."""
     lora = scenario.serving.sync == "lora"
     return Serving(
-        str(model.name_or_path) if lora else _saved(model, dtype),
+        str(model.name_or_path) if lora else _saved(model, renderer, dtype),
         name=NAME,
         dtype=str(dtype).removeprefix("torch."),
         max_model_len=scenario.sampling.max_context,
@@ -72,9 +72,11 @@ def _options(scenario: Scenario, model: PreTrainedModel, dtype: torch.dtype) -> 
     )
 
 
-def _saved(model: PreTrainedModel, dtype: torch.dtype) -> str:
+def _saved(model: PreTrainedModel, renderer: ChatRenderer, dtype: torch.dtype) -> str:
+    """A directory that vLLM can serve: the model in the dtype that it computes in, adapters merged."""
     folder = tempfile.TemporaryDirectory(prefix="treegym-served-", ignore_cleanup_errors=True)
     model.save_pretrained(folder.name, state_dict={name: x.to(dtype) for name, x in merged_state(model).items()})
+    renderer.tokenizer.save_pretrained(folder.name)
     _FOLDERS.append(folder)
     return folder.name
 
