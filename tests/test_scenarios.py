@@ -374,7 +374,7 @@ def test_from_training_to_evaluation(scenario: Path, tmp_path: Path, capsys: pyt
     (folder / "[b]some-2").mkdir()
     (folder / "[b]some-2" / "scenario.yaml").write_text("seed: 1")
     listed = command(capsys, "runs", str(folder))[1]
-    lines = {line.split("│")[1].strip(): line for line in listed.splitlines() if "some-" in line}
+    lines = {line.split()[0]: line for line in listed.splitlines() if "some-" in line}
     assert "unfinished" in lines["[b]some-2"]
     assert " finished" in lines["some-1"] and f"{trained['mean']:.1%}" in lines["some-1"]
     assert "no runs in" in command(capsys, "runs", str(tmp_path / "nix"))[1]
