@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...agents import Advantages, Cost, Evaluation, RolloutTree, derive_seed
 from ...agents.evaluation import TaskOutcome
-from ..advantages.estimators import credited
+from ..advantages.estimators import advantages_of
 from ..checks import STRICT, at_least
 from ..curriculum import TaskSource, Uniform
 from ..learner.learner import Learner, Optimization
@@ -64,7 +64,7 @@ class Improvement:
             grown = await trainer.grow(tasks, algorithm.rollout, plan.sampling, derive_seed(plan.seed, "rollout", step))
             trees, end = grown.trees, time.monotonic()
             credit = algorithm.advantage
-            advantages = None if isinstance(credit, Comparisons) else credited(credit, trees)
+            advantages = None if isinstance(credit, Comparisons) else advantages_of(credit, trees)
             metrics = self._update(trainer, learner, trees, advantages)
             described = _describe(trees, [terms.get(tree.task.env, plan.environment.success) for tree in trees])
             seconds = {"rollout": end - start, "update": time.monotonic() - end}
