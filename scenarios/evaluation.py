@@ -82,7 +82,7 @@ def evaluate_scenario(scenario: Scenario, setting: Setting, out: Path, watcher: 
         raise ScenarioError(f"nothing was played: {evaluation.stopped_by or by_cause(evaluation.failures)}")
     result: dict[str, Any] = json.loads((out / "results.json").read_text(encoding="utf-8"))
     _save_chart(out / "results.svg", result)
-    success = evaluation.success._asdict()
+    success = [task.share for task in evaluation.tasks]  # of each task, in the order in which they were drawn
     Run(out).summarize(summary({"model": evaluation}, success=success, figures=result))
     return result
 

@@ -255,7 +255,7 @@ class GrowingTree:
 
     async def _sample(self, turn: Turn, seed: int, sampling: Sampling) -> Sample:
         if isinstance(self._policy, TokenPolicy):
-            return await answered(self._policy.sample(turn.context, seed, sampling), Sample, self._policy, "sample")
+            return await result_of(self._policy.sample(turn.context, seed, sampling), Sample, self._policy, "sample")
         return await self._written(self._policy, turn, seed)
 
     async def _written(self, policy: TextPolicy, turn: Turn, seed: int) -> Sample:
@@ -265,11 +265,11 @@ class GrowingTree:
             if past.node is not None:
                 messages += [Message("assistant", past.node.action.text), *past.node.messages]
         if turn.env is not None:
-            text = await answered(policy.act(messages, turn.env, seed), str, policy, "act")
+            text = await result_of(policy.act(messages, turn.env, seed), str, policy, "act")
         else:  # a sibling took it over
             self.cost.replays += 1
             with contextlib.closing(await self._in_thread(self._replay, turn, undo=lambda env: env.close())) as env:
-                text = await answered(policy.act(messages, env, seed), str, policy, "act")
+                text = await result_of(policy.act(messages, env, seed), str, policy, "act")
         cut = isinstance(text, CutReply)
         text = encodable(text)
         tokens = self.renderer.reply(text)[: -1 if cut else None]  # without the one that ends a turn
@@ -384,7 +384,7 @@ class GrowingTree:
                 yield from self._grown(child.result())
 
 
-async def answered(answer: Awaitable[T], kind: type[T], part: Any, method: str) -> T:
+async def result_of(answer: Awaitable[T], kind: type[T], part: Any, method: str) -> T:
     """What a user's method gives. TypeError, with its name, where it is no coroutine or gives something else."""
     name = f"{type(part).__name__}.{method}"
     if not inspect.isawaitable(answer):
@@ -519,7 +519,7 @@ async def grow(
         )  # fmt: skip
         try:
             try:
-                await answered(strategy.grow(tree), type(None), strategy, "grow")
+                await result_of(strategy.grow(tree), type(None), strategy, "grow")
             except Exception as error:
                 if not isinstance(error, EpisodeError) and not hasattr(error, "__notes__"):
                     error.add_note(f"in {type(strategy).__name__}.grow, a tree of {task.env}, seed {task.seed}")

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from ..errors import ScenarioError
 from ..folders import begun
@@ -61,9 +62,13 @@ def list_runs(folder: Annotated[Path, typer.Argument(help="The folder that holds
             faults.append(f"{path / 'summary.json'} cannot be read: {told(error)}")
     longest_first = sorted((successes for _, _, successes, _ in lines), key=len, reverse=True)
     stages = dict.fromkeys(stage for successes in longest_first for stage in successes)
-    table = Table("run", "state", *map(escape, stages), "gain (95%)")
-    for name, state, successes, gain in lines:
-        table.add_row(escape(name), state, *(successes.get(stage, "-") for stage in stages), gain)
+    columns = [Column(escape(stage), min_width=6, overflow="fold") for stage in stages]
+    state = Column("state", min_width=len("unfinished"), overflow="fold")
+    name = Column("run", min_width=10, overflow="fold")
+    gain = Column("gain (95%)", min_width=12, overflow="fold")
+    table = Table(name, state, *columns, gain, box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    for title, came_of, successes, change in lines:
+        table.add_row(escape(title), came_of, *(successes.get(stage, "-") for stage in stages), change)
     console.print(table if lines else f"no runs in {folder}")
     for fault in faults:
         say(fault)
@@ -75,7 +80,11 @@ def _came_of(run: Run) -> tuple[str, dict[str, str], str]:
 
     summary, failures = run.summary(), count_failures(run.path)
     stages = summary["stages"] if summary else {}
-    successes = {stage: f"{result['success']['mean']:.1%}" for stage, result in stages.items()}
+    successes = {
+        stage: f"{result['success']['mean']:.1%}"
+        for stage, result in stages.items()
+        if stage != "demonstrations"  # which are the oracle's
+    }
     gain = summary and summary["gain"]
     change = f"{gain['mean']:+.1%} ({gain['low']:+.1%} … {gain['high']:+.1%})" if gain else "-"
     state = "finished" if summary else "unfinished"

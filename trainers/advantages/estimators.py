@@ -25,7 +25,7 @@ class AdvantageEstimator(Protocol):
         ...
 
 
-def credited(estimator: AdvantageEstimator, trees: Sequence[RolloutTree]) -> list[Advantages]:
+def advantages_of(estimator: AdvantageEstimator, trees: Sequence[RolloutTree]) -> list[Advantages]:
     """What an estimator gives for the trees. ValueError, with its name, where that is not [tree][rollout][turn]."""
     name = getattr(getattr(estimator, "func", estimator), "__name__", type(estimator).__name__)  # of a function, bound
     given = estimator(trees)

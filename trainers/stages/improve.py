@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ...agents import Advantages, Cost, Evaluation, RolloutTree
 from ...agents.evaluation import TaskOutcome
 from ...envs import Task
-from ..advantages.estimators import credited
+from ..advantages.estimators import advantages_of
 from ..checks import STRICT, at_least
 from ..curriculum import TaskSource, Uniform
 from ..learner.learner import NEAR, Learner, Optimization
@@ -82,7 +82,7 @@ class Improvement:
         start = time.monotonic()
         grown = await pipeline.take(step)
         trees, end = grown.trees, time.monotonic()
-        advantages = None if isinstance(credit, Comparisons) else credited(credit, trees)
+        advantages = None if isinstance(credit, Comparisons) else advantages_of(credit, trees)
         metrics = await pipeline.learn(lambda: self._update(trainer, learner, trees, advantages))
         terms = {environment.id: environment.success for environment in source.environments}
         described = _describe(trees, [terms.get(tree.task.env, plan.environment.success) for tree in trees])
