@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -15,7 +14,7 @@ import pytest
 import torch
 
 pytest.importorskip("httpx2", reason="pip install 'treegym[search]'")
-import uvicorn
+from listening import listening
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -54,16 +53,8 @@ def serving(answer: Answer) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         return await answer(seen[-1])
 
     routes = [Route("/v1/completions", post, methods=["POST"]), Route("/v1/chat/completions", post, methods=["POST"])]
-    with bind("127.0.0.1", 0) as listener:
-        listener.listen()
-        server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), log_level="critical", lifespan="off"))
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1", seen
-        finally:
-            server.should_exit = True
-            thread.join()
+    with listening(Starlette(routes=routes)) as url:
+        yield f"{url}/v1", seen
 
 
 def completions(policy: TokenPolicy) -> Answer:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import threading
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 import torch
 
 pytest.importorskip("httpx2", reason="pip install 'treegym[search]'")
-import uvicorn
+from listening import listening
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -26,7 +25,6 @@ from treegym.agents.policies.vllm import ServerRefused, VLLMPolicy
 from treegym.agents.rollouts import Chains, EntropyBranching
 from treegym.agents.serving import Server, ServerError
 from treegym.envs import Task, lookup
-from treegym.tools.search.server import bind
 
 TASKS = [Task("treegym/Lookup-v0", seed) for seed in range(3)]
 SAMPLING = Sampling(max_tokens=6)
@@ -73,7 +71,7 @@ class Fake:
         sample = await self.policy.sample(Context(tuple(body["token_ids"])), params["seed"], sampling)
         completion = sample.completion
         rows = zip(completion.token_ids, completion.logprobs, strict=True)
-        content = [{"token_id": t, "logprob": p, "top_logprobs": spread(t, p, top)} for t, p in rows]
+        content = [{"token_id": t, "logprob": p, "top_logprobs": spread(t, p, top, heat)} for t, p in rows]
         versions = [{"version": str(self.version), "start": 0, "end": len(content)}]
         choice = {"token_ids": list(completion.token_ids), "logprobs": {"content": content}, "finish_reason": "stop"}
         return JSONResponse({"choices": [{**choice, "weight_versions": versions}]})
@@ -84,23 +82,14 @@ class Fake:
             Route("/v1/models", self.models),
             Route("/inference/v1/generate", self.generate, methods=["POST"]),
         ]
-        with bind("127.0.0.1", 0) as listener:
-            listener.listen()
-            server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), log_level="critical", lifespan="off"))
-            thread = threading.Thread(target=server.run, args=([listener],))
-            thread.start()
-            self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            try:
-                yield self
-            finally:
-                server.should_exit = True
-                thread.join()
+        with listening(Starlette(routes=routes)) as self.url:
+            yield self
 
 
-def spread(token: int, logprob: float, top: int) -> list[dict[str, Any]]:
-    """The sampled token first, then `top` others of a half each of what is left."""
-    rest = 1 - math.exp(logprob)
-    others = [{"token_id": token + i, "logprob": math.log(rest / 2**i + 1e-12)} for i in range(1, top + 1)]
+def spread(token: int, logprob: float, top: int, heat: float = 1.0) -> list[dict[str, Any]]:
+    """So many tokens, as vLLM lists them: the sampled one first, then the likeliest, here each a step more likely
+    than it is."""
+    others = [{"token_id": token + i, "logprob": logprob + (top - i) / heat} for i in range(1, top)]
     return [{"token_id": token, "logprob": logprob}, *others] if top else []
 
 
@@ -210,10 +199,8 @@ def test_entropies_sum_over_the_likeliest_tokens_by_their_ids(nano: tuple[Transf
     sampling = Sampling(max_tokens=4, entropy=True, entropy_top=3)
     with Fake(policy).listening() as fake:
         sample = run(fake, task=lambda p: p.sample(Context((5, 6)), 0, sampling), renderer=renderer)
-        for token, logprob, entropy in zip(
-            sample.completion.token_ids, sample.completion.logprobs, sample.completion.entropies, strict=True
-        ):
-            listed = sorted((row["logprob"] for row in spread(token, logprob, 3)), reverse=True)[:3]
+        for logprob, entropy in zip(sample.completion.logprobs, sample.completion.entropies, strict=True):
+            listed = [logprob + 3, logprob + 2, logprob + 1]  # not the sampled one, which is less likely
             assert entropy == pytest.approx(-sum(math.exp(p) * p for p in listed))
         with pytest.raises(ServerRefused, match="set the strategy's `top`"):
             run(
@@ -229,7 +216,7 @@ def test_entropies_sum_over_the_likeliest_tokens_by_their_ids(nano: tuple[Transf
         ({"model": "other"}, SAMPLING, 0, "serves other, not nano"),
         ({"longest": 100}, SAMPLING, 0, r"takes 100 tokens, sampling.max_context is 2048: start it with --max-model"),
         ({"processed": False}, Sampling(temperature=0.5), 0, "start it with --logprobs-mode processed_logprobs"),
-        ({}, SAMPLING, 50, r"start it with --max-logprobs, or take entropies over at most 20 tokens"),
+        ({}, SAMPLING, 50, r"start it with --max-logprobs, or take entropies over at most 19 tokens"),
     ],
 )
 def test_what_a_server_cannot_do_is_said_in_one_line(
@@ -248,7 +235,7 @@ def test_a_server_that_can_do_all_is_taken(nano: tuple[TransformersPolicy, ChatR
     with Fake(nano[0]).listening() as fake:
         run(
             fake,
-            task=lambda policy: policy.check(Sampling(temperature=0.5), entropy_top=20),
+            task=lambda policy: policy.check(Sampling(temperature=0.5), entropy_top=19),
             renderer=nano[1],
         )
         fake.faults = [JSONResponse({"detail": "Not Found"}, 404)]

@@ -82,7 +82,7 @@ class VLLMPolicy:
         if sampling.entropy and not sampling.entropy_top:
             raise ServerRefused(
                 "entropies over all tokens would take megabytes for each of them from a server: set the strategy's "
-                "`top` to a number of likeliest tokens, such as 20"
+                "`top` to a number of likeliest tokens, such as 16"
             )
         body = {
             "token_ids": context.tokens(),
@@ -91,7 +91,7 @@ class VLLMPolicy:
                 "max_tokens": sampling.max_tokens,
                 "temperature": sampling.temperature,
                 "seed": derive_seed(seed, context.length),
-                "logprobs": sampling.entropy_top if sampling.entropy else 0,
+                "logprobs": sampling.entropy_top + 1 if sampling.entropy else 0,  # _likeliest
                 "ignore_eos": True,  # the turn ends with the renderer's tokens alone
                 "stop_token_ids": sorted(self.renderer.ends),
                 "skip_special_tokens": False,
@@ -240,43 +240,53 @@ class VLLMPolicy:
                 f"{url} takes {longest} tokens, sampling.max_context is {sampling.max_context}: start it with "
                 f"--max-model-len {sampling.max_context}, or set sampling.max_context={longest}"
             )
-        first = await self._probe(host, temperature=1.0)
+        await self._probe(host, 1)
         if sampling.temperature not in (0.0, 1.0):
-            other = await self._probe(host, temperature=sampling.temperature)
-            if math.isclose(first, other, abs_tol=1e-6):
+            gap = await self._probe(host)
+            heated = await self._probe(host, temperature=sampling.temperature)
+            if abs(heated - gap) < abs(heated - gap / sampling.temperature):
                 raise ServerRefused(
                     f"{url} gives log-probabilities of temperature 1, and sampling.temperature is "
                     f"{sampling.temperature:g}: start it with --logprobs-mode processed_logprobs"
                 )
         if entropy_top:
-            await self._probe(host, logprobs=entropy_top)
+            await self._probe(host, entropy_top)
 
-    async def _probe(self, host: _Host, *, temperature: float = 1.0, logprobs: int = 1) -> float:
-        """The log-probability, nats, of the likeliest token after PROBE."""
-        params = {"max_tokens": 1, "temperature": temperature, "logprobs": logprobs, "seed": 0, **UNCUT}
+    async def _probe(self, host: _Host, top: int = 5, *, temperature: float = 1.0) -> float:
+        """How far the likeliest token after PROBE is from the last of the `top` likeliest, nats. A temperature divides
+        it."""
+        params = {"max_tokens": 1, "temperature": temperature, "logprobs": top + 1, "seed": 0, **UNCUT}
         body = {"model": host.model, "token_ids": list(PROBE), "sampling_params": params}
         try:
             reply = await host.server.ask(GENERATE, body, again=aborted)
         except ServerError as error:
             raise ServerRefused(_advice(str(error))) from error
         [row] = reply["choices"][0]["logprobs"]["content"]
-        return float(max(each["logprob"] for each in row["top_logprobs"]))
+        likeliest = _likeliest(row, top)
+        return likeliest[0] - likeliest[-1]
 
 
 def _advice(fault: str) -> str:
     """A refusal with the way out, where that is known."""
     if found := re.search(r"logprobs.*?(?:max allowed|maximum)\D*(\d+)", fault, re.IGNORECASE):
-        return f"{fault}: start it with --max-logprobs, or take entropies over at most {found[1]} tokens"
+        return f"{fault}: start it with --max-logprobs, or take entropies over at most {int(found[1]) - 1} tokens"
     if re.search(r"answered 40[34]", fault):
         return f"{fault}: start vLLM with --enable-scale-out"
     return fault
 
 
+def _likeliest(row: Mapping[str, Any], top: int) -> list[float]:
+    """The log-probabilities of the likeliest tokens, by ids, for two tokens may have one text.
+
+    One more must have been asked for: among as many as were asked for is the sampled token, whatever its rank.
+    """
+    found = {int(each["token_id"]): float(each["logprob"]) for each in row["top_logprobs"]}
+    return sorted(found.values(), reverse=True)[:top]
+
+
 def _entropy(row: Mapping[str, Any], top: int) -> float:
-    """The entropy, nats, over the likeliest tokens, by their ids: two tokens may have one text."""
-    likeliest = {int(each["token_id"]): float(each["logprob"]) for each in row["top_logprobs"]}
-    ranked = sorted(likeliest.values(), reverse=True)[:top]  # the sampled token is listed too, whatever its rank
-    return -sum(math.exp(logprob) * logprob for logprob in ranked)
+    """The entropy, nats, over the likeliest tokens."""
+    return -sum(math.exp(logprob) * logprob for logprob in _likeliest(row, top))
 
 
 def _versions(choice: Mapping[str, Any], present: int) -> tuple[int, int]:

@@ -47,6 +47,7 @@ class Serving:
     transfer: Literal["files", "nccl"] = "files"  # how pushes of full weights reach it
     lora_rank: int = 0  # the highest rank of adapters; 0: it takes none
     max_loras: int = 2  # adapters in use at a time, at least `max_lag` + 2
+    max_logprobs: int = 65  # of a token: one more than entropies may sum over
     processed_logprobs: bool = False  # log-probabilities after temperature, which temperatures other than 1 need
     device: Literal["auto", "cpu", "gpu"] = "auto"
     cache: int = 2  # GiB of keys and values, on a CPU
@@ -63,6 +64,7 @@ class Serving:
         """The command line that serves at this port."""
         words = [self._executable(), "serve", self.model, "--host", self.host, "--port", str(port)]
         words += ["--dtype", self.dtype, "--max-model-len", str(self.max_model_len), "--enable-scale-out"]
+        words += ["--max-logprobs", str(self.max_logprobs)]
         words += ["--disable-uvicorn-access-log"]  # a line for each request: gigabytes in a long run
         words += ["--worker-extension-cls", "treegym_vllm.Reports", "--scheduler-cls", "treegym_vllm.CheckingScheduler"]
         words += ["--weight-transfer-config", json.dumps({"backend": self.transfer})]

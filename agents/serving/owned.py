@@ -21,25 +21,25 @@ class Owned:
         """`patience` is that of requests, `start` the seconds in which the server must be healthy."""
         self.serving = serving
         self._at_once, self._patience, self._start = at_once, patience, start
-        self._running: VLLMServer | None = None
+        self.running: VLLMServer | None = None
         self._client: Server | None = None
 
     @property
     def alive(self) -> bool:
         """Whether the server's process runs."""
-        return self._running is not None and self._running.alive
+        return self.running is not None and self.running.alive
 
     async def start(self) -> Server:
         """A client of a server that has just been started; one that ran before is ended. ServerError."""
         await self.stop()
-        self._running = await asyncio.to_thread(launch, self.serving, self._start)
-        self._client = Server(self._running.url, key=self.serving.key, at_once=self._at_once, patience=self._patience)
+        self.running = await asyncio.to_thread(launch, self.serving, self._start)
+        self._client = Server(self.running.url, key=self.serving.key, at_once=self._at_once, patience=self._patience)
         return self._client
 
     async def stop(self) -> None:
         if self._client:
             with contextlib.suppress(RuntimeError):  # its event loop has ended
                 await self._client.close()
-        if self._running:
-            await asyncio.to_thread(self._running.stop)
-        self._client = self._running = None
+        if self.running:
+            await asyncio.to_thread(self.running.stop)
+        self._client = self.running = None
