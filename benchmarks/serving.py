@@ -28,6 +28,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command has it; importing treegym after torch is too late
+
 import torch
 from task import PROMPT_TOKENS
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
