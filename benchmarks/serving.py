@@ -67,7 +67,8 @@ TITLE = """# A model in vLLM
 
 `python benchmarks/serving.py`: SmolLM2-135M in a vLLM server on the CPU, started as `treegym serve` starts it, beside
 the engine in the process. One server runs at a time, and while one side is timed the other idles. A ratio is the median
-of its rounds, with the lowest and the highest; other figures are medians.
+of its rounds, with the lowest and the highest; other figures are medians. The engine in the process computes on all
+cores; vLLM leaves one to its scheduler, as is its default, and computes on the others.
 """
 
 Row = dict[str, Any]
@@ -190,7 +191,8 @@ async def _speed(policy: TokenPolicy, contexts: Sequence[Context], sampling: Sam
 async def blocks(bench: Bench, kind: Kind, server: CountingServer) -> None:
     """Servers with blocks of 32 and of 128 tokens, in bfloat16, one after the other, grow the same trees on FactSearch,
     one tree at a time. Computed are the tokens of prompts that were not in the prefix cache, which a new salt empties
-    for every tree. Unique tokens are those of a tree, each once. A ratio is of one tree."""
+    for every tree. Unique tokens are those of a tree, each once. The model is untrained and seldom calls the tool, so
+    that half of them are its own, which need no computing as a prompt. A ratio is of one tree."""
     policy = VLLMPolicy([server], NAME, ChatRenderer(bench.tokenizer))
     for round in range(bench.sizes.tasks + 1):
         for name, strategy in STRATEGIES.items():
@@ -199,8 +201,9 @@ async def blocks(bench: Bench, kind: Kind, server: CountingServer) -> None:
             trees, seconds = await _grown(bench, policy, bench.tasks(round)[:1], strategy)
             computed, unique = server.computed - before, trees[0].num_unique_tokens
             if round:  # the first one warms up
-                measured = {"computed": computed, "unique": unique, "seconds": seconds, "share": computed / unique}
-                bench.note("blocks", strategy=name, block=kind.block, round=round, **measured)
+                counted = {"computed": computed, "unique": unique, "sampled": trees[0].num_sampled_tokens}
+                figures = {**counted, "share": computed / unique, "seconds": seconds}
+                bench.note("blocks", strategy=name, block=kind.block, round=round, **figures)
 
 
 async def pushes(bench: Bench, kind: Kind, server: CountingServer) -> None:
@@ -240,8 +243,8 @@ async def mismatch(bench: Bench, kind: Kind, server: CountingServer) -> None:
         trees, _ = await _grown(bench, policy, bench.tasks(0), Chains(4))
         scored = [(tree, [[1.0] * len(path) for path in tree.paths]) for tree in trees]
         found = learner.update(scored, ClippedLoss())  # with a rate of 0 no weight moves
-        measured = {"mean": found["ratio_deviation"], "max": found["ratio_deviation_max"], "off": found["ratios_off"]}
-        bench.note("mismatch", engine=name, dtype=kind.dtype, tokens=found["loss_terms"], **measured)
+        figures = {"mean": found["ratio_deviation"], "max": found["ratio_deviation_max"], "off": found["ratios_off"]}
+        bench.note("mismatch", engine=name, dtype=kind.dtype, tokens=found["loss_terms"], **figures)
 
 
 async def _grown(
