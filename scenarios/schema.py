@@ -63,7 +63,7 @@ class ServingChoice:
 
     __pydantic_config__ = _STRICT
     engine: Literal["process", "vllm"] = "process"
-    urls: tuple[str, ...] = ()  # of servers that run, such as http://127.0.0.1:8000; none: one is started
+    urls: tuple[str, ...] = ()  # of servers that run, http://127.0.0.1:8000#MODEL say; none: one is started
     start: Mapping[str, Any] = field(default_factory=dict)  # more flags of `vllm serve`, such as {max-num-seqs: 64}
     sync: Literal["files", "lora", "nccl"] = "files"  # how weights get to a server
     pause: Literal["wait", "keep"] = "wait"  # what becomes of turns under way while weights change

@@ -26,7 +26,7 @@ from treegym.agents.models.lora import add_lora
 from treegym.agents.models.nano import build_nano
 from treegym.agents.rollouts.failure import FailureCause
 from treegym.agents.serving import Server, ServerError, guard
-from treegym.agents.serving.launch import EXECUTABLE, EXTENSION, Serving, launch
+from treegym.agents.serving.launch import EXECUTABLE, EXTENSION, ServerOptions, launch
 from treegym.agents.serving.probe import Check, continuation_logprobs
 from treegym.agents.serving.sync import PushFailed, push
 from treegym.agents.serving.ways import Files, Lora, Nccl
@@ -64,20 +64,20 @@ def gone(session: int) -> bool:
 
 
 def test_a_stopped_server_leaves_no_process(executable: str) -> None:
-    with launch(Serving("model", executable=executable)) as server:
+    with launch(ServerOptions("model", executable=executable)) as server:
         assert server.alive and len(guard.members(server.pid)) == 3
     assert guard.members(server.pid) == [] and not server.alive
     server.stop()
 
 
 def test_what_outlives_a_killed_server_is_ended(executable: str) -> None:
-    with launch(Serving("model", executable=executable)) as server:
+    with launch(ServerOptions("model", executable=executable)) as server:
         os.kill(server.pid, signal.SIGKILL)
         assert gone(server.pid)
 
 
 def test_a_server_whose_guard_is_killed_is_stopped_all_the_same(executable: str) -> None:
-    with launch(Serving("model", executable=executable)) as server:
+    with launch(ServerOptions("model", executable=executable)) as server:
         server._guard.kill()
     assert guard.members(server.pid) == []
 
@@ -85,8 +85,8 @@ def test_a_server_whose_guard_is_killed_is_stopped_all_the_same(executable: str)
 def test_a_server_ends_with_the_process_that_started_it(executable: str) -> None:
     code = f"""
 import sys, time
-from treegym.agents.serving.launch import Serving, launch
-print(launch(Serving("model", executable={executable!r})).pid, flush=True)
+from treegym.agents.serving.launch import ServerOptions, launch
+print(launch(ServerOptions("model", executable={executable!r})).pid, flush=True)
 time.sleep(600)
 """
     owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
@@ -113,7 +113,7 @@ def test_treegym_serve_shows_command_and_address_and_ctrl_c_ends_all_of_it(execu
 
 def test_a_port_that_is_taken_is_refused(executable: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="cannot listen on 127"):
-        launch(Serving("model", executable=executable, port=taken.getsockname()[1]))
+        launch(ServerOptions("model", executable=executable, port=taken.getsockname()[1]))
 
 
 def test_a_process_that_is_deaf_to_sigterm_is_killed() -> None:
@@ -128,27 +128,29 @@ def test_a_process_that_is_deaf_to_sigterm_is_killed() -> None:
 
 def test_a_server_that_dies_says_why(executable: str) -> None:
     with pytest.raises(ServerError, match=r"died while it started; the end of its log:\nfirst line\nno such model$"):
-        launch(Serving("model", executable=executable, more=("--die",)))
+        launch(ServerOptions("model", executable=executable, more=("--die",)))
 
 
 def test_without_vllm_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(EXECUTABLE, "/nowhere/vllm")
     with pytest.raises(FileNotFoundError, match=r"no executable '/nowhere/vllm': install vLLM .* TREEGYM_VLLM"):
-        launch(Serving("model"))
+        launch(ServerOptions("model"))
 
 
 def test_the_command_line_is_what_pushes_and_a_cpu_need(executable: str) -> None:
-    command = Serving("model", executable=executable, max_model_len=4096, device="cpu").command(1)
+    command = ServerOptions("model", executable=executable, max_model_len=4096, device="cpu").command(1)
     options = dict(pairwise(command))
     assert options["--host"] == "127.0.0.1" and options["--block-size"] == "32"
     assert {"--enforce-eager", "--no-enable-chunked-prefill", "--enable-scale-out"} <= set(command)
     assert int(options["--max-num-batched-tokens"]) >= 4096
     assert "--enable-lora" not in command and "--logprobs-mode" not in command
-    more = Serving("model", executable=executable, device="gpu", lora_rank=9, max_loras=6, processed_logprobs=True)
+    more = ServerOptions(
+        "model", executable=executable, device="gpu", lora_rank=9, max_loras=6, processed_logprobs=True
+    )
     options = dict(pairwise(more.command(1)))
     assert options["--max-lora-rank"] == "16" and options["--max-loras"] == "6"
     assert options["--logprobs-mode"] == "processed_logprobs" and "--block-size" not in options
-    secret = Serving("model", executable=executable, key="secret")
+    secret = ServerOptions("model", executable=executable, key="secret")
     assert not any("secret" in word for word in secret.command(1))
     assert secret.environment()["VLLM_API_KEY"] == "secret" and secret.environment()["PYTHONPATH"] == str(EXTENSION)
     assert [file.name for file in EXTENSION.glob("*.py")] in (

@@ -80,7 +80,7 @@ class Server:
         again: Callable[[Mapping[str, Any]], bool] = _never,
         read: Callable[[str, str], dict[str, Any]] | None = None,  # _object
     ) -> dict[str, Any]:
-        """The JSON object that answers a POST of `body`, or a GET without one. ServerError.
+        """The JSON object that answers a POST of `body`, or a GET without one. ServerError, also where this is closed.
 
         A reply for which `again` holds does not count, and is asked for again. `timeout` and `patience`, seconds, may
         differ from the server's. ContextLengthExceeded where the server says that the conversation is too long for its
@@ -113,6 +113,8 @@ class Server:
         import httpx2
 
         more: dict[str, Any] = {"headers": dict(headers or {}), "timeout": timeout}
+        if self._client.is_closed:
+            raise ServerError(f"{url}: its connections were closed", FailureCause.CONNECTION)
         try:
             reply = await (self._client.get(url, **more) if body is None else self._client.post(url, json=body, **more))
         except httpx2.TimeoutException:
