@@ -51,17 +51,21 @@ def served_policy(scenario: Scenario, model: PreTrainedModel, renderer: ChatRend
 
 
 def _way(scenario: Scenario, model: PreTrainedModel) -> Way:
-    match scenario.serving.sync:
+    choice = scenario.serving
+    folder = Path(choice.folder).absolute() if choice.folder else None
+    if folder and not folder.is_dir():
+        raise ScenarioError(f"serving.folder: {folder} is no directory: it must be there, for the servers as well")
+    match choice.sync:
         case "lora":
             if not has_lora(model):
                 raise ScenarioError("serving.sync: lora pushes adapters: set model.weights to lora, or sync to files")
-            return Lora(kept=_versions(scenario))
+            return Lora(_versions(scenario), folder)
         case "nccl":
             try:
-                return Nccl()
+                return Nccl(choice.address)
             except ValueError as error:
                 raise ScenarioError(f"serving.{error}") from error
-    return Files()
+    return Files(folder)
 
 
 def _versions(scenario: Scenario) -> int:

@@ -27,6 +27,7 @@ from treegym.agents.models.nano import build_nano
 from treegym.agents.rollouts.failure import FailureCause
 from treegym.agents.serving import Server, ServerError, guard
 from treegym.agents.serving.launch import EXECUTABLE, EXTENSION, ServerOptions, launch
+from treegym.agents.serving.owned import Owned
 from treegym.agents.serving.probe import Check, continuation_logprobs
 from treegym.agents.serving.sync import PushFailed, push
 from treegym.agents.serving.ways import Files, Lora, Nccl
@@ -42,6 +43,8 @@ for _ in range(2):  # an engine and a worker
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200); self.end_headers()
+if "--deaf" in sys.argv:
+    import time; time.sleep(600)
 port = int(sys.argv[sys.argv.index("--port") + 1])
 http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
 """
@@ -109,6 +112,36 @@ def test_treegym_serve_shows_command_and_address_and_ctrl_c_ends_all_of_it(execu
         command.send_signal(signal.SIGINT)
         assert command.stdout.read().endswith("stopped\n")  # after an interrupted line, which rich writes again
     assert command.returncode == 0 and guard.members(session) == []
+
+
+def test_a_start_that_nobody_waits_for_any_more_leaves_no_process(executable: str) -> None:
+    async def main() -> int:
+        owned = Owned(ServerOptions("model", executable=executable, more=("--deaf",)))
+        starting = asyncio.create_task(owned.start())
+        while owned._running is None or len(guard.members(owned._running.pid)) < 3:
+            await asyncio.sleep(0.01)
+        session = owned._running.pid
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        assert starting.cancelled()
+        return session
+
+    assert guard.members(asyncio.run(main())) == []
+
+
+def test_a_request_to_a_closed_server_fails_as_one_that_is_gone() -> None:
+    """Another rollout may close it, and start another, while this one waits for its next attempt."""
+
+    async def main() -> None:
+        server = Server("http://127.0.0.1:9", patience=60.0)
+        asking = asyncio.create_task(server.ask("anything"))
+        await asyncio.sleep(0.05)
+        await server.close()
+        with pytest.raises(ServerError, match="its connections were closed") as closed:
+            await asking
+        assert closed.value.cause == FailureCause.CONNECTION
+
+    asyncio.run(main())
 
 
 def test_a_port_that_is_taken_is_refused(executable: str) -> None:
@@ -341,6 +374,25 @@ def test_adapters_get_a_name_for_each_version_and_the_last_ones_stay(server: Act
     assert not [path for path in server.paths if path.startswith(("pause", "resume"))]
     with pytest.raises(ValueError, match="the model has none; sync: files"):
         asyncio.run(push(server, way, nano, 4))
+
+
+def test_an_adapter_whose_load_was_done_but_not_answered_is_loaded_again(
+    server: ActsAsVLLM, nano: PreTrainedModel
+) -> None:
+    model, lost = copy.deepcopy(nano), list[str]()
+    add_lora(model, 2, 4, seed=0)
+
+    def answer(path: str, body: dict[str, Any]) -> dict[str, Any]:
+        if path == "v1/load_lora_adapter" and body["lora_name"] in server.adapters:
+            raise ServerError("http://acts answered 400: it has already been loaded", FailureCause.REFUSED)
+        reply = ActsAsVLLM.answer(server, path, body)
+        if path == "v1/load_lora_adapter" and not lost:
+            lost.append(path)
+            raise ServerError("http://acts has not answered", FailureCause.TIMEOUT)
+        return reply
+
+    server.answer = answer  # type: ignore[method-assign]
+    assert server.adapters == [asyncio.run(push(server, Lora(), model, 1))] and lost
 
 
 def test_what_a_killed_process_left_in_shared_memory_is_removed(

@@ -87,6 +87,7 @@ def test_the_folder_that_is_served_lasts_as_long_as_its_policy(nano: tuple[PreTr
         ({"serving": ServingChoice("vllm", urls=("http://a:1",))}, "serving.urls: write http://HOST:PORT#MODEL"),
         ({"serving": ServingChoice("vllm", urls=("http://a:1/v1#m",))}, "serving.urls: .* without /v1"),
         ({"serving": ServingChoice("vllm", urls=("http://a:1#m", "http://b:1#n"))}, "the same MODEL at each"),
+        ({"serving": ServingChoice("vllm", folder="/nowhere")}, "serving.folder: /nowhere is no directory"),
         ({"model": Model("nano", policy="mine:Policy")}, "model.policy: with serving.engine: vllm the servers sample"),
         ({"algorithm": AlgorithmChoice("arpo")}, "algorithm.rollout: entropies over all tokens .* {top: 20}"),
     ],
@@ -97,6 +98,19 @@ def test_what_cannot_be_had_is_refused_in_one_line(
     with pytest.raises(ScenarioError, match=says) as refused:
         policy(replace(LOOKUP, **changes), nano)
     assert "\n" not in str(refused.value)
+
+
+def test_weights_are_written_where_other_machines_find_them(
+    nano: tuple[PreTrainedModel, ChatRenderer], tmp_path: Path
+) -> None:
+    add_lora(nano[0], 2, 2, seed=0)
+    policies = [
+        policy(replace(LOOKUP, serving=ServingChoice("vllm", sync="lora", folder=str(tmp_path))), nano)
+        for _ in range(2)
+    ]
+    assert len([*tmp_path.glob("treegym-adapters-*")]) == 2
+    policies.clear()
+    assert not [*tmp_path.glob("treegym-adapters-*")]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA")

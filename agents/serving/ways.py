@@ -113,10 +113,12 @@ class Lora:
     """
 
     kept: int = 2  # at least `max_lag` + 2, and no more than the server's --max-loras
-    _room: Path = field(default_factory=lambda: scratch("adapters"), repr=False)
+    folder: Path | None = None  # in which they are written; None: the one for temporary files
+    _room: Path = field(init=False, repr=False)
     _loaded: dict[str, list[str]] = field(default_factory=dict, repr=False)  # by the server's URL, oldest first
 
     def __post_init__(self) -> None:
+        self._room = scratch("adapters", self.folder)
         weakref.finalize(self, shutil.rmtree, self._room, ignore_errors=True)  # at the latest when the process ends
 
     @property
