@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
@@ -123,11 +124,7 @@ class Lockstep(Protocol):
 
 @runtime_checkable
 class WeightSync(Protocol):
-    """What a trainer needs of a policy, beside its samples, to improve it: new weights go to it after every step.
-
-    A policy that samples with weights of its own, as a server does, says `own_weights = True`. It is then asked for
-    samples while the model's weights move, and `push` comes while it samples, where `improvement.max_lag` is above 0.
-    """
+    """What a trainer needs of a policy, beside its samples, to improve it: new weights go to it after every step."""
 
     def release(self) -> None:
         """Gives back the memory of weights and caches: the weights are about to move. `push` comes before the next
@@ -136,6 +133,16 @@ class WeightSync(Protocol):
 
     async def push(self, model: PreTrainedModel, version: int) -> None:
         """Takes over the model's present weights; from now on completions name them by this version."""
+        ...
+
+
+@runtime_checkable
+class OwnWeights(Protocol):
+    """A policy that samples with weights of its own, as a server does. Where `improvement.max_lag` is above 0, it is
+    asked for samples while the model's weights move, and `push` comes while it samples."""
+
+    def moving(self) -> AbstractAsyncContextManager[None]:
+        """Entered while the model's weights move. The policy must not read them from then on until `push`."""
         ...
 
 

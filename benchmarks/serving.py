@@ -42,7 +42,7 @@ from treegym.agents.policies.sampler import TransformersPolicy
 from treegym.agents.policies.vllm import GENERATE, Push, VLLMPolicy
 from treegym.agents.rollouts import Chains, TreeExpansion
 from treegym.agents.serving import Server
-from treegym.agents.serving.launch import Serving, launch
+from treegym.agents.serving.launch import ServerOptions, launch
 from treegym.agents.serving.sync import Way, push
 from treegym.agents.serving.ways import Files, Lora
 from treegym.envs import Task
@@ -93,9 +93,9 @@ class Kind:
     block: int = 32
     lora_rank: int = 0
 
-    def serving(self) -> Serving:
+    def serving(self) -> ServerOptions:
         more = ("--block-size", str(self.block), "--enable-prompt-tokens-details")
-        return Serving(
+        return ServerOptions(
             str(fetch(NAME)),
             name=NAME,
             dtype=self.dtype,

@@ -26,6 +26,8 @@ FREE = (
     "max_failures",
     "model.max_rows",
     "on_failure",
+    "serving.address",
+    "serving.folder",
     "serving.patience",
     "serving.pause",
     "serving.start",

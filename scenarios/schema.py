@@ -63,9 +63,11 @@ class ServingChoice:
 
     __pydantic_config__ = _STRICT
     engine: Literal["process", "vllm"] = "process"
-    urls: tuple[str, ...] = ()  # of servers that run, such as http://127.0.0.1:8000; none: one is started
+    urls: tuple[str, ...] = ()  # of servers that run, http://127.0.0.1:8000#MODEL say; none: one is started
     start: Mapping[str, Any] = field(default_factory=dict)  # more flags of `vllm serve`, such as {max-num-seqs: 64}
     sync: Literal["files", "lora", "nccl"] = "files"  # how weights get to a server
+    folder: str = ""  # in which files and adapters are written, where servers find them too; "": this machine's own
+    address: str = "127.0.0.1"  # of this machine, as the servers reach it for nccl
     pause: Literal["wait", "keep"] = "wait"  # what becomes of turns under way while weights change
     patience: Annotated[float, Field(gt=0)] = 180.0  # seconds that a server is asked again for while it is away
 

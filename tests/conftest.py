@@ -23,10 +23,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def served() -> Iterator[VLLMServer]:
     """SmolLM2 in float32, which takes adapters too."""
     from treegym.agents.models.registry import fetch
-    from treegym.agents.serving.launch import Serving, launch
+    from treegym.agents.serving.launch import ServerOptions, launch
 
     more = ("--max-num-seqs", "16", "--enable-prompt-tokens-details")
-    serving = Serving(
+    serving = ServerOptions(
         str(fetch("smollm2")), name="smollm2", dtype="float32", max_model_len=1024, lora_rank=8, more=more
     )
     with launch(serving) as server:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,7 @@ def test_a_draw_knows_the_reports_of_steps_more_than_max_lag_before(tmp_path: Pa
 class Beside:
     """Samples from a copy of the learner's model, as a server does; `gate` is awaited before each reply."""
 
-    own_weights = True
+    moved = False  # whether the learner's weights may be others than those of the last push
     released = 0
 
     def __init__(self, gate: Callable[[Beside, int], Any]) -> None:
@@ -138,7 +139,13 @@ class Beside:
     def release(self) -> None:
         self.released += 1
 
+    @contextlib.asynccontextmanager
+    async def moving(self) -> AsyncIterator[None]:
+        self.moved = True
+        yield
+
     async def push(self, model: PreTrainedModel, version: int) -> None:
+        self.moved = False
         self.copy.load_state_dict(model.state_dict())
         self.policy.refresh(version)
 
@@ -170,7 +177,8 @@ def test_the_learner_waits_for_no_tree_of_a_later_step(tmp_path: Path) -> None:
 
 
 def test_trees_grow_while_the_learner_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Step 1 is sampled in the middle of the update of step 0, and the policy is not asked to let go of its weights."""
+    """Step 1 is sampled in the middle of the update of step 0. The policy is told of it, and is not asked to let
+    go of its weights."""
     update, working, sampled, policies = Learner.update, threading.Event(), threading.Event(), []
     later = seeds(1, 0, 1)
 
@@ -181,6 +189,7 @@ def test_trees_grow_while_the_learner_works(tmp_path: Path, monkeypatch: pytest.
             sampled.set()
 
     def slow_update(self: Learner, *arguments: Any, **named: Any) -> Any:
+        assert policies[0].moved
         working.set()
         assert sampled.wait(PATIENCE)
         return update(self, *arguments, **named)

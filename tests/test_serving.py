@@ -26,7 +26,8 @@ from treegym.agents.models.lora import add_lora
 from treegym.agents.models.nano import build_nano
 from treegym.agents.rollouts.failure import FailureCause
 from treegym.agents.serving import Server, ServerError, guard
-from treegym.agents.serving.launch import EXECUTABLE, EXTENSION, Serving, launch
+from treegym.agents.serving.launch import EXECUTABLE, EXTENSION, ServerOptions, launch
+from treegym.agents.serving.owned import Owned
 from treegym.agents.serving.probe import Check, continuation_logprobs
 from treegym.agents.serving.sync import PushFailed, push
 from treegym.agents.serving.ways import Files, Lora, Nccl
@@ -42,6 +43,8 @@ for _ in range(2):  # an engine and a worker
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200); self.end_headers()
+if "--deaf" in sys.argv:
+    import time; time.sleep(600)
 port = int(sys.argv[sys.argv.index("--port") + 1])
 http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
 """
@@ -64,20 +67,20 @@ def gone(session: int) -> bool:
 
 
 def test_a_stopped_server_leaves_no_process(executable: str) -> None:
-    with launch(Serving("model", executable=executable)) as server:
+    with launch(ServerOptions("model", executable=executable)) as server:
         assert server.alive and len(guard.members(server.pid)) == 3
     assert guard.members(server.pid) == [] and not server.alive
     server.stop()
 
 
 def test_what_outlives_a_killed_server_is_ended(executable: str) -> None:
-    with launch(Serving("model", executable=executable)) as server:
+    with launch(ServerOptions("model", executable=executable)) as server:
         os.kill(server.pid, signal.SIGKILL)
         assert gone(server.pid)
 
 
 def test_a_server_whose_guard_is_killed_is_stopped_all_the_same(executable: str) -> None:
-    with launch(Serving("model", executable=executable)) as server:
+    with launch(ServerOptions("model", executable=executable)) as server:
         server._guard.kill()
     assert guard.members(server.pid) == []
 
@@ -85,8 +88,8 @@ def test_a_server_whose_guard_is_killed_is_stopped_all_the_same(executable: str)
 def test_a_server_ends_with_the_process_that_started_it(executable: str) -> None:
     code = f"""
 import sys, time
-from treegym.agents.serving.launch import Serving, launch
-print(launch(Serving("model", executable={executable!r})).pid, flush=True)
+from treegym.agents.serving.launch import ServerOptions, launch
+print(launch(ServerOptions("model", executable={executable!r})).pid, flush=True)
 time.sleep(600)
 """
     owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
@@ -111,9 +114,39 @@ def test_treegym_serve_shows_command_and_address_and_ctrl_c_ends_all_of_it(execu
     assert command.returncode == 0 and guard.members(session) == []
 
 
+def test_a_start_that_nobody_waits_for_any_more_leaves_no_process(executable: str) -> None:
+    async def main() -> int:
+        owned = Owned(ServerOptions("model", executable=executable, more=("--deaf",)))
+        starting = asyncio.create_task(owned.start())
+        while owned.running is None or len(guard.members(owned.running.pid)) < 3:
+            await asyncio.sleep(0.01)
+        session = owned.running.pid
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        assert starting.cancelled()
+        return session
+
+    assert guard.members(asyncio.run(main())) == []
+
+
+def test_a_request_to_a_closed_server_fails_as_one_that_is_gone() -> None:
+    """Another rollout may close it, and start another, while this one waits for its next attempt."""
+
+    async def main() -> None:
+        server = Server("http://127.0.0.1:9", patience=60.0)
+        asking = asyncio.create_task(server.ask("anything"))
+        await asyncio.sleep(0.05)
+        await server.close()
+        with pytest.raises(ServerError, match="its connections were closed") as closed:
+            await asking
+        assert closed.value.cause == FailureCause.CONNECTION
+
+    asyncio.run(main())
+
+
 def test_a_port_that_is_taken_is_refused(executable: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="cannot listen on 127"):
-        launch(Serving("model", executable=executable, port=taken.getsockname()[1]))
+        launch(ServerOptions("model", executable=executable, port=taken.getsockname()[1]))
 
 
 def test_a_process_that_is_deaf_to_sigterm_is_killed() -> None:
@@ -128,27 +161,29 @@ def test_a_process_that_is_deaf_to_sigterm_is_killed() -> None:
 
 def test_a_server_that_dies_says_why(executable: str) -> None:
     with pytest.raises(ServerError, match=r"died while it started; the end of its log:\nfirst line\nno such model$"):
-        launch(Serving("model", executable=executable, more=("--die",)))
+        launch(ServerOptions("model", executable=executable, more=("--die",)))
 
 
 def test_without_vllm_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(EXECUTABLE, "/nowhere/vllm")
     with pytest.raises(FileNotFoundError, match=r"no executable '/nowhere/vllm': install vLLM .* TREEGYM_VLLM"):
-        launch(Serving("model"))
+        launch(ServerOptions("model"))
 
 
 def test_the_command_line_is_what_pushes_and_a_cpu_need(executable: str) -> None:
-    command = Serving("model", executable=executable, max_model_len=4096, device="cpu").command(1)
+    command = ServerOptions("model", executable=executable, max_model_len=4096, device="cpu").command(1)
     options = dict(pairwise(command))
     assert options["--host"] == "127.0.0.1" and options["--block-size"] == "32"
     assert {"--enforce-eager", "--no-enable-chunked-prefill", "--enable-scale-out"} <= set(command)
     assert int(options["--max-num-batched-tokens"]) >= 4096
     assert "--enable-lora" not in command and "--logprobs-mode" not in command
-    more = Serving("model", executable=executable, device="gpu", lora_rank=9, max_loras=6, processed_logprobs=True)
+    more = ServerOptions(
+        "model", executable=executable, device="gpu", lora_rank=9, max_loras=6, processed_logprobs=True
+    )
     options = dict(pairwise(more.command(1)))
     assert options["--max-lora-rank"] == "16" and options["--max-loras"] == "6"
     assert options["--logprobs-mode"] == "processed_logprobs" and "--block-size" not in options
-    secret = Serving("model", executable=executable, key="secret")
+    secret = ServerOptions("model", executable=executable, key="secret")
     assert not any("secret" in word for word in secret.command(1))
     assert secret.environment()["VLLM_API_KEY"] == "secret" and secret.environment()["PYTHONPATH"] == str(EXTENSION)
     assert [file.name for file in EXTENSION.glob("*.py")] in (
@@ -339,6 +374,25 @@ def test_adapters_get_a_name_for_each_version_and_the_last_ones_stay(server: Act
     assert not [path for path in server.paths if path.startswith(("pause", "resume"))]
     with pytest.raises(ValueError, match="the model has none; sync: files"):
         asyncio.run(push(server, way, nano, 4))
+
+
+def test_an_adapter_whose_load_was_done_but_not_answered_is_loaded_again(
+    server: ActsAsVLLM, nano: PreTrainedModel
+) -> None:
+    model, lost = copy.deepcopy(nano), list[str]()
+    add_lora(model, 2, 4, seed=0)
+
+    def answer(path: str, body: dict[str, Any]) -> dict[str, Any]:
+        if path == "v1/load_lora_adapter" and body["lora_name"] in server.adapters:
+            raise ServerError("http://acts answered 400: it has already been loaded", FailureCause.REFUSED)
+        reply = ActsAsVLLM.answer(server, path, body)
+        if path == "v1/load_lora_adapter" and not lost:
+            lost.append(path)
+            raise ServerError("http://acts has not answered", FailureCause.TIMEOUT)
+        return reply
+
+    server.answer = answer  # type: ignore[method-assign]
+    assert server.adapters == [asyncio.run(push(server, Lora(), model, 1))] and lost
 
 
 def test_what_a_killed_process_left_in_shared_memory_is_removed(

@@ -31,7 +31,7 @@ from treegym.agents.models.registry import load, load_tokenizer
 from treegym.agents.policies.vllm import ServerRefused, VLLMPolicy
 from treegym.agents.rollouts import Chains, TreeExpansion
 from treegym.agents.serving import Server, guard
-from treegym.agents.serving.launch import Serving, VLLMServer, launch
+from treegym.agents.serving.launch import ServerOptions, VLLMServer, launch
 from treegym.agents.serving.owned import Owned
 from treegym.agents.serving.probe import continuation_logprobs
 from treegym.agents.serving.sync import Load, PushFailed, push
@@ -51,12 +51,20 @@ def facts(number: int) -> list[Task]:
 
 
 def played(
-    urls: Sequence[str], model: str, renderer: ChatRenderer, task: Step, *, push: Any = None, **server: Any
+    urls: Sequence[str],
+    model: str,
+    renderer: ChatRenderer,
+    task: Step,
+    *,
+    push: Any = None,
+    entropy_top: int = 0,
+    **server: Any,
 ) -> Any:
     """What the task gives with a policy before these servers."""
 
     async def main() -> Any:
-        policy = VLLMPolicy([Server(url, **server) for url in urls], model, renderer, push=push, hop=2.0)
+        servers = [Server(url, **server) for url in urls]
+        policy = VLLMPolicy(servers, model, renderer, push=push, entropy_top=entropy_top, hop=2.0)
         try:
             return await task(policy)
         finally:
@@ -200,9 +208,9 @@ def nano(tmp_path_factory: pytest.TempPathFactory) -> tuple[PreTrainedModel, Cha
     return model, ChatRenderer(tokenizer)
 
 
-def serving(model: PreTrainedModel, **settings: Any) -> Serving:
+def serving(model: PreTrainedModel, **settings: Any) -> ServerOptions:
     more = ("--max-num-seqs", "16")
-    return Serving(
+    return ServerOptions(
         str(model.name_or_path), name="nano", dtype="float32", max_model_len=512, cache=1, more=more, **settings
     )
 
@@ -328,7 +336,7 @@ def test_what_a_server_cannot_do_is_refused_before_anything_is_asked_of_it(
 ) -> None:
     def refusal(name: str, sampling: Sampling, entropy_top: int = 0) -> str:
         with pytest.raises(ServerRefused) as refused:
-            played([small.url], name, nano[1], lambda p: p.open(sampling, entropy_top=entropy_top))
+            played([small.url], name, nano[1], lambda policy: policy.open(sampling), entropy_top=entropy_top)
         return str(refused.value)
 
     assert refusal("other", TURNS).endswith("serves nano, not other")

@@ -22,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from treegym.agents.models.lora import add_lora, merged_state
 from treegym.agents.serving import Server, ServerError, guard
-from treegym.agents.serving.launch import Serving, VLLMServer, launch
+from treegym.agents.serving.launch import ServerOptions, VLLMServer, launch
 from treegym.agents.serving.sync import Load, PushFailed, push
 from treegym.agents.serving.ways import Files, Lora
 
@@ -287,7 +287,7 @@ def kills(pid: int) -> type[Server]:
 
 def test_a_server_killed_between_start_and_finish_fails_the_push_and_leaves_no_process(tiny: PreTrainedModel) -> None:
     more = ("--skip-tokenizer-init", "--max-num-seqs", "16")
-    server = launch(Serving(str(tiny.name_or_path), dtype="float32", max_model_len=512, cache=1, more=more))
+    server = launch(ServerOptions(str(tiny.name_or_path), dtype="float32", max_model_len=512, cache=1, more=more))
     try:
 
         async def scenario() -> None:

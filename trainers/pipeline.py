@@ -4,7 +4,7 @@ The trees of step s begin once the weights of step s - max_lag are in place, and
 most `max_lag` versions old when it is trained, none is thrown away, and none is left out for being slow. Each step
 trains the trees of its own tasks, in the order of the tasks.
 
-A policy with weights of its own (`own_weights`), such as a server's, samples while the learner works in a thread. A
+A policy with weights of its own (`OwnWeights`), such as a server's, samples while the learner works in a thread. A
 policy that shares the model's weights cannot. There all trees of step s grow under the weights of step s - max_lag,
 before those move: the lag is the same, and the run is repeatable.
 """
@@ -12,12 +12,13 @@ before those move: the lag is the same, and the run is repeatable.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..agents import Failure, RolloutTree, derive_seed
+from ..agents import Failure, OwnWeights, RolloutTree, derive_seed
 from ..agents.rollouts import FailureCause
 from ..agents.rollouts.engine import in_thread
 from ..agents.store.records import Record, from_json, json_line, read_record, write_record
@@ -88,7 +89,8 @@ class Pipeline:
         self._trainer, self._steps, self._draw = trainer, steps, draw
         self._max_lag, self._tree_seconds = max_lag, tree_seconds
         self._growing: dict[int, asyncio.Task[None]] = {}  # by step
-        self.overlaps = max_lag > 0 and bool(getattr(trainer.policy, "own_weights", False))
+        self._own = trainer.policy if isinstance(trainer.policy, OwnWeights) else None
+        self.overlaps = max_lag > 0 and self._own is not None
 
     async def take(self, step: int) -> Grown:
         """What came of a step's tasks. First the trees begin of all steps that may begin under the present weights."""
@@ -103,10 +105,10 @@ class Pipeline:
 
     async def learn(self, work: Callable[[], T]) -> T:
         """What `work` returns, which moves the weights: in a thread where trees grow meanwhile."""
-        if self.overlaps:
-            return await in_thread(None, work)
-        self._trainer.rest_policy()
-        return work()
+        if not self.overlaps:
+            self._trainer.rest_policy()
+        async with self._own.moving() if self._own else contextlib.nullcontext():
+            return await in_thread(None, work) if self.overlaps else work()
 
     def lag(self, trees: Sequence[RolloutTree]) -> dict[str, float]:
         """How many versions older than the learner's the weights were that sampled the turns; empty at `max_lag` 0."""

@@ -56,6 +56,7 @@ class Server:
         at_once: int = 32,
         timeout: float = TIMEOUT,
         patience: float | None = None,  # PATIENCE
+        alive: Callable[[], bool] = lambda: True,  # patience ends where the server's process has
     ) -> None:
         try:
             import httpx2
@@ -63,6 +64,7 @@ class Server:
             raise ImportError("asking a server needs httpx2: pip install 'treegym[search]'") from None
         self.url, self.timeout, self._key = url.rstrip("/"), timeout, key
         self.patience = PATIENCE if patience is None else patience
+        self._alive = alive
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         limits = httpx2.Limits(max_connections=at_once, max_keepalive_connections=at_once, keepalive_expiry=KEPT_ALIVE)
         self._client = httpx2.AsyncClient(timeout=timeout, limits=limits, headers=headers)
@@ -80,7 +82,7 @@ class Server:
         again: Callable[[Mapping[str, Any]], bool] = _never,
         read: Callable[[str, str], dict[str, Any]] | None = None,  # _object
     ) -> dict[str, Any]:
-        """The JSON object that answers a POST of `body`, or a GET without one. ServerError.
+        """The JSON object that answers a POST of `body`, or a GET without one. ServerError, also where this is closed.
 
         A reply for which `again` holds does not count, and is asked for again. `timeout` and `patience`, seconds, may
         differ from the server's. ContextLengthExceeded where the server says that the conversation is too long for its
@@ -98,7 +100,7 @@ class Server:
                 return reply
             except Passing as passing:
                 wait = passing.wait + self._random.uniform(0, min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT))
-                if time.monotonic() + wait - begun > patience:
+                if time.monotonic() + wait - begun > patience or not self._alive():
                     raise ServerError(f"{passing}; {attempt} attempts", passing.cause) from None
                 await asyncio.sleep(wait)
         raise AssertionError("patience ends before")
@@ -113,6 +115,8 @@ class Server:
         import httpx2
 
         more: dict[str, Any] = {"headers": dict(headers or {}), "timeout": timeout}
+        if self._client.is_closed:
+            raise ServerError(f"{url}: its connections were closed", FailureCause.CONNECTION)
         try:
             reply = await (self._client.get(url, **more) if body is None else self._client.post(url, json=body, **more))
         except httpx2.TimeoutException:

@@ -30,7 +30,7 @@ _QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 
 
 @dataclass(frozen=True, slots=True)
-class Serving:
+class ServerOptions:
     """What a vLLM server serves, and how it is started.
 
     Whoever reaches its port can give it other weights and stop it: the development endpoints that pushes need ask for
@@ -70,9 +70,7 @@ class Serving:
         words += ["--weight-transfer-config", json.dumps({"backend": self.transfer})]
         if self.name:
             words += ["--served-model-name", self.name]
-        if (
-            self.on_cpu
-        ):  # split over two passes, a prompt with a seed ends vLLM 0.32: "CPU Generator does not use offset"
+        if self.on_cpu:  # a prompt with a seed that two passes share ends vLLM 0.32: CPU Generator does not use offset
             words += ["--enforce-eager", "--block-size", str(BLOCK), "--no-enable-chunked-prefill"]
             words += ["--max-num-batched-tokens", str(max(self.max_model_len, 2048))]
         if self.lora_rank:
@@ -115,10 +113,10 @@ class VLLMServer:
     the memory. So the server runs in a session of its own, under a guard (`guard.py`) that ends every process of it.
     """
 
-    def __init__(self, serving: Serving) -> None:
-        port = _free_port(serving.host, serving.port)
-        self.serving, self.command = serving, serving.command(port)
-        self.url = f"http://{f'[{serving.host}]' if ':' in serving.host else serving.host}:{port}"
+    def __init__(self, options: ServerOptions) -> None:
+        port = _free_port(options.host, options.port)
+        self.options, self.command = options, options.command(port)
+        self.url = f"http://{f'[{options.host}]' if ':' in options.host else options.host}:{port}"
         self._room = tempfile.TemporaryDirectory(prefix="treegym-vllm-", ignore_cleanup_errors=True)
         self.log = Path(self._room.name) / "log"
         guarded = [sys.executable, "-I", str(guard.__file__), str(os.getpid()), str(self.log), *self.command]
@@ -126,7 +124,7 @@ class VLLMServer:
             guarded,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, **serving.environment()},
+            env={**os.environ, **options.environment()},
             start_new_session=True,  # Ctrl-C in the terminal is for this process, which then ends the server
         )
         assert self._guard.stdout
@@ -140,8 +138,8 @@ class VLLMServer:
 
     def shown(self) -> str:
         """The command as a shell takes it, with the variables that the server needs."""
-        hidden = {"VLLM_API_KEY": "..."} if self.serving.key else {}
-        variables = {**self.serving.environment(), **hidden}
+        hidden = {"VLLM_API_KEY": "..."} if self.options.key else {}
+        variables = {**self.options.environment(), **hidden}
         return shlex.join(["env", *(f"{name}={value}" for name, value in variables.items()), *self.command])
 
     def wait(self, patience: float = PATIENCE) -> None:
@@ -178,9 +176,9 @@ class VLLMServer:
         self.stop()
 
 
-def launch(serving: Serving, patience: float = PATIENCE) -> VLLMServer:
+def launch(options: ServerOptions, patience: float = PATIENCE) -> VLLMServer:
     """A healthy server, which takes one to three minutes. The caller stops it. ServerError."""
-    server = VLLMServer(serving)
+    server = VLLMServer(options)
     try:
         server.wait(patience)
     except BaseException:

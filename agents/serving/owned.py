@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from typing import Any
 
 from .client import Server
-from .launch import PATIENCE, Serving, VLLMServer, launch
+from .launch import PATIENCE, ServerOptions, VLLMServer
 
 
 class Owned:
@@ -16,24 +17,25 @@ class Owned:
     """
 
     def __init__(
-        self, serving: Serving, *, at_once: int = 32, patience: float | None = None, start: float = PATIENCE
+        self, options: ServerOptions, *, at_once: int = 32, patience: float | None = None, start: float = PATIENCE
     ) -> None:
         """`patience` is that of requests, `start` the seconds in which the server must be healthy."""
-        self.serving = serving
+        self.options = options
         self._at_once, self._patience, self._start = at_once, patience, start
         self.running: VLLMServer | None = None
         self._client: Server | None = None
 
-    @property
-    def alive(self) -> bool:
-        """Whether the server's process runs."""
-        return self.running is not None and self.running.alive
-
     async def start(self) -> Server:
         """A client of a server that has just been started; one that ran before is ended. ServerError."""
         await self.stop()
-        self.running = await asyncio.to_thread(launch, self.serving, self._start)
-        self._client = Server(self.running.url, key=self.serving.key, at_once=self._at_once, patience=self._patience)
+        self.running = running = VLLMServer(self.options)
+        try:
+            await asyncio.to_thread(running.wait, self._start)
+        except BaseException:  # nobody waits for it any more
+            await self.stop()
+            raise
+        settings: dict[str, Any] = {"key": self.options.key, "at_once": self._at_once, "patience": self._patience}
+        self._client = Server(running.url, **settings, alive=lambda: running.alive)
         return self._client
 
     async def stop(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import importlib.util
-import os
 import shutil
 import socket
 import tempfile
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..rollouts.failure import FailureCause
 from .client import Server, ServerError
+from .scratch import scratch
 from .sync import Load, told
 
 if TYPE_CHECKING:  # torch takes seconds to import
@@ -25,7 +25,6 @@ if TYPE_CHECKING:  # torch takes seconds to import
     from transformers import PreTrainedModel
 
 SHARED = Path("/dev/shm")
-_MARK = "treegym-weights-"
 
 
 async def begin(server: Server, seconds: float) -> None:
@@ -60,11 +59,13 @@ class Files:
 
         state = merged_state(model)
         room = self.folder or _room(sum(tensor.nbytes for tensor in state.values()))
-        _sweep(room)
-        with tempfile.TemporaryDirectory(prefix=f"{_MARK}{os.getpid()}-", dir=room) as name:
+        folder = scratch("weights", room)
+        try:
             with _without_bars():
-                model.save_pretrained(name, state_dict=state)
-            yield Load(folder=Path(name), names=_names(Path(name)))
+                model.save_pretrained(folder, state_dict=state)
+            yield Load(folder=folder, names=_names(folder))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     async def load(self, server: Server, load: Load, model: PreTrainedModel, version: int, seconds: float) -> None:
         await begin(server, seconds)
@@ -90,24 +91,6 @@ def _room(size: int) -> Path:
     return Path(tempfile.gettempdir())
 
 
-def _sweep(room: Path) -> None:
-    """Removes what processes left that were killed in a push: nothing else would give the shared memory back."""
-    for folder in room.glob(f"{_MARK}*"):
-        owner = folder.name.removeprefix(_MARK).partition("-")[0]
-        if owner.isdecimal() and not _runs(int(owner)):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 @contextmanager
 def _without_bars() -> Iterator[None]:
     """Without the progress bars of transformers: writing takes a second."""
@@ -130,10 +113,12 @@ class Lora:
     """
 
     kept: int = 2  # at least `max_lag` + 2, and no more than the server's --max-loras
-    _room: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="treegym-adapters-")), repr=False)
+    folder: Path | None = None  # in which they are written; None: the one for temporary files
+    _room: Path = field(init=False, repr=False)
     _loaded: dict[str, list[str]] = field(default_factory=dict, repr=False)  # by the server's URL, oldest first
 
     def __post_init__(self) -> None:
+        self._room = scratch("adapters", self.folder)
         weakref.finalize(self, shutil.rmtree, self._room, ignore_errors=True)  # at the latest when the process ends
 
     @property
@@ -159,11 +144,11 @@ class Lora:
 
     async def load(self, server: Server, load: Load, model: PreTrainedModel, version: int, seconds: float) -> None:
         loaded = self._loaded.setdefault(server.url, [])
-        if load.model in loaded:  # by an attempt that failed later
+        if load.model in loaded:  # an attempt failed, perhaps after the server had loaded it
             await self._unload(server, load.model, seconds)
+        loaded.append(load.model)
         body = {"lora_name": load.model, "lora_path": str(load.folder)}
         await server.tell("v1/load_lora_adapter", body, timeout=seconds, patience=0)
-        loaded.append(load.model)
         for name in loaded[: -self.kept]:
             await self._unload(server, name, seconds)
             if not any(name in names for names in self._loaded.values()):

@@ -52,10 +52,10 @@ def serve_command(
 
     Example: TREEGYM_VLLM=vllm/bin/vllm treegym serve smollm2 --dtype float32 --port 8000 -- --max-num-seqs 32
     """
-    from ...agents.serving.launch import Serving, VLLMServer
+    from ...agents.serving.launch import ServerOptions, VLLMServer
 
     folder = _folder(model)
-    serving = Serving(
+    options = ServerOptions(
         folder,
         name=name or model,
         executable=vllm,
@@ -71,11 +71,11 @@ def serve_command(
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends it as Ctrl-C does
     try:
-        with VLLMServer(serving) as server:
+        with VLLMServer(options) as server:
             say(server.shown())
             say(f"starting; its log is {server.log}")
             server.wait(patience)
-            say(f"{serving.name} at {server.url}; Ctrl-C ends")
+            say(f"{options.name} at {server.url}; Ctrl-C ends")
             while server.alive:
                 time.sleep(0.5)
             raise server.died("is gone")
