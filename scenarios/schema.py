@@ -132,12 +132,12 @@ class Scenario:
     __pydantic_config__ = _STRICT
     environment: TaskSet
     model: Model = Model()
-    serving: ServingChoice = ServingChoice()
     algorithm: AlgorithmChoice = AlgorithmChoice()
     sampling: Sampling = Sampling()
     warmup: Warmup = Warmup()
     improvement: Improvement = Improvement()
     heldout: HeldOut = HeldOut()
+    serving: ServingChoice = ServingChoice()
     stages: tuple[Any, ...] = ()  # parts; by default evaluations around the warm-up and the improvement
     seed: int = 0
     checkpoint_every: Annotated[float, Field(gt=0)] = 120.0  # seconds

@@ -433,9 +433,9 @@ def killing(pid: int, moment: Callable[[], bool]) -> Iterator[None]:
         os.kill(pid, 0)
 
 
-def process_of(session: int, name: str) -> int:
-    """The process of a server's session that calls itself so."""
-    [found] = [pid for pid in guard.members(session) if name in Path(f"/proc/{pid}/cmdline").read_text()]
+def worker_of(session: int) -> int:
+    """The process of a server that computes."""
+    [found] = [pid for pid in guard.members(session) if "VLLM::Worker" in Path(f"/proc/{pid}/cmdline").read_text()]
     return found
 
 
@@ -484,9 +484,9 @@ def test_a_server_of_ones_own_is_started_anew_with_the_present_weights(
     async def task() -> None:
         await policy.open(TURNS)
         await policy.push(model, 21)
-        for name in ("Worker", "vllm serve"):
+        for process in (worker_of, int):  # a session has the number of its first process
             steps.clear()
-            with killing(process_of(session(), name), lambda: len(steps) >= 4):
+            with killing(process(session()), lambda: len(steps) >= 4):
                 assert whole(trees := await rollouts(policy), steps, 21)
             assert max(off(model, tree) for tree in trees) < TOLERANCE
         KilledOnce.pid = session()

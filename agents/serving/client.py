@@ -99,7 +99,8 @@ class Server:
                     raise Passing(f"{self.url}/{path} aborted the request", FailureCause.SERVER)
                 return reply
             except Passing as passing:
-                wait = passing.wait + self._random.uniform(0, min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT))
+                longest = min(FIRST_WAIT * 2.0 ** min(attempt - 1, 30), LONGEST_WAIT)
+                wait = passing.wait + self._random.uniform(0, longest)
                 if time.monotonic() + wait - begun > patience or not self._alive():
                     raise ServerError(f"{passing}; {attempt} attempts", passing.cause) from None
                 await asyncio.sleep(wait)
