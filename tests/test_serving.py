@@ -21,6 +21,11 @@ import torch
 from transformers import PreTrainedModel
 
 pytest.importorskip("httpx2", reason="pip install 'treegym[search]'")
+from listening import listening
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from treegym.agents.models.lora import add_lora
 from treegym.agents.models.nano import build_nano
@@ -420,3 +425,25 @@ def test_a_server_that_takes_no_weights_is_told_so(server: ActsAsVLLM, nano: Pre
     server.spoil = refuse
     with pytest.raises(ServerError, match="404: Not Found; `treegym serve` starts servers that take weights"):
         asyncio.run(push(server, Files(), nano, 1))
+
+
+def test_a_request_that_is_made_once_has_a_connection_of_its_own() -> None:
+    ports = []
+
+    async def health(request: Request) -> Response:
+        assert request.client
+        ports.append(request.client.port)
+        return JSONResponse({})
+
+    async def asked(url: str) -> None:
+        server = Server(url)
+        for _ in range(2):
+            await server.ask("health")
+        async with server.aside() as control:
+            for _ in range(2):
+                await control.ask("health")
+        await server.close()
+
+    with listening(Starlette(routes=[Route("/health", health)])) as url:
+        asyncio.run(asked(url))
+    assert ports[0] == ports[1] and len(set(ports)) == 3

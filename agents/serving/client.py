@@ -57,6 +57,7 @@ class Server:
         timeout: float = TIMEOUT,
         patience: float | None = None,  # PATIENCE
         alive: Callable[[], bool] = lambda: True,  # patience ends where the server's process has
+        kept_alive: float = KEPT_ALIVE,
     ) -> None:
         try:
             import httpx2
@@ -66,7 +67,8 @@ class Server:
         self.patience = PATIENCE if patience is None else patience
         self._alive = alive
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        limits = httpx2.Limits(max_connections=at_once, max_keepalive_connections=at_once, keepalive_expiry=KEPT_ALIVE)
+        kept = at_once if kept_alive else 0
+        limits = httpx2.Limits(max_connections=at_once, max_keepalive_connections=kept, keepalive_expiry=kept_alive)
         self._client = httpx2.AsyncClient(timeout=timeout, limits=limits, headers=headers)
         self._slots = asyncio.Semaphore(at_once)
         self._random = random.Random()
@@ -140,8 +142,11 @@ class Server:
 
     @asynccontextmanager
     async def aside(self) -> AsyncIterator[Self]:
-        """The same server, with connections of its own, which are closed in the end."""
-        other = type(self)(self.url, key=self._key, timeout=self.timeout, patience=self.patience)
+        """The same server, with a connection of its own for each request.
+
+        After an error of its code (500) uvicorn closes the connection: a request that is made once must not meet that.
+        """
+        other = type(self)(self.url, key=self._key, timeout=self.timeout, patience=self.patience, kept_alive=0.0)
         try:
             yield other
         finally:
