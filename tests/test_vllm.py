@@ -24,7 +24,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from transformers import PreTrainedModel
 
-from treegym.agents import ChatRenderer, RolloutStrategy, RolloutTree, Run, Sampling, grow_trees
+from treegym.agents import ChatRenderer, Context, RolloutStrategy, RolloutTree, Run, Sampling, grow_trees
 from treegym.agents.models.lora import add_lora
 from treegym.agents.models.nano import build_nano
 from treegym.agents.models.registry import load, load_tokenizer
@@ -113,14 +113,14 @@ def test_sampled_tokens_have_the_log_probabilities_of_torch_and_do_not_depend_on
     assert max(off(smollm2, tree) for tree in eight) < TOLERANCE
 
 
+def metric(url: str, name: str) -> float:
+    text = httpx2.get(f"{url}/metrics").text
+    return sum(map(float, re.findall(rf"^vllm:{name}{{.*}} (.*)$", text, re.MULTILINE)))
+
+
 def asked(url: str) -> tuple[float, float]:
     """Tokens of prompts that the server was asked for since it began, and those of them that were in its cache."""
-    text = httpx2.get(f"{url}/metrics").text
-    queries, hits = (
-        sum(map(float, re.findall(rf"^vllm:prefix_cache_{name}_total{{.*}} (.*)$", text, re.MULTILINE)))
-        for name in ("queries", "hits")
-    )
-    return queries, hits
+    return metric(url, "prefix_cache_queries_total"), metric(url, "prefix_cache_hits_total")
 
 
 @pytest.mark.parametrize("strategy", [Chains(8), TreeExpansion(1, 3, 1)], ids=["chains", "expansion"])
@@ -143,6 +143,20 @@ def test_a_shared_prefix_is_computed_once(
     assert queries - hits <= 1.2 * tree.num_unique_tokens
     _, few, found = grown(Chains(1), 1_002)
     assert found / few < hits / queries
+
+
+def test_a_server_works_no_more_on_what_nobody_waits_for(served: VLLMServer, renderer: ChatRenderer) -> None:
+    async def task(policy: VLLMPolicy) -> None:
+        sampling = Sampling(max_tokens=900, max_context=1000)
+        asking = [asyncio.create_task(policy.sample(Context((5, 6)), i, sampling)) for i in range(3)]
+        await asyncio.sleep(2)
+        assert metric(served.url, "num_requests_running") == 3
+        for request in asking:
+            request.cancel()
+        await asyncio.sleep(2)
+        assert metric(served.url, "num_requests_running") == 0
+
+    played([served.url], "smollm2", renderer, task)
 
 
 # training SmolLM2
