@@ -1,6 +1,6 @@
 """A vLLM server beside the engine of this process, what its blocks save, and what a push costs, as ratios.
 
-    python benchmarks/serving.py                        # every part: some twenty minutes on two idle cores
+    python benchmarks/serving.py                        # every part: 24 minutes on two cores that had other work too
     python benchmarks/serving.py --parts speed blocks   # these parts; the page keeps what it has of the others
     python benchmarks/serving.py --report               # the page alone, from the figures that there are
     python benchmarks/serving.py --quick                # few tokens and one round, for a look; writes nothing
