@@ -118,6 +118,12 @@ def metric(url: str, name: str) -> float:
     return sum(map(float, re.findall(rf"^vllm:{name}{{.*}} (.*)$", text, re.MULTILINE)))
 
 
+async def until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not holds():
+            await asyncio.sleep(0.1)
+
+
 def asked(url: str) -> tuple[float, float]:
     """Tokens of prompts that the server was asked for since it began, and those of them that were in its cache."""
     return metric(url, "prefix_cache_queries_total"), metric(url, "prefix_cache_hits_total")
@@ -148,13 +154,13 @@ def test_a_shared_prefix_is_computed_once(
 def test_a_server_works_no_more_on_what_nobody_waits_for(served: VLLMServer, renderer: ChatRenderer) -> None:
     async def task(policy: VLLMPolicy) -> None:
         sampling = Sampling(max_tokens=900, max_context=1000)
+        done = metric(served.url, "request_success_total")
         asking = [asyncio.create_task(policy.sample(Context((5, 6)), i, sampling)) for i in range(3)]
-        await asyncio.sleep(2)
-        assert metric(served.url, "num_requests_running") == 3
+        await until(lambda: metric(served.url, "num_requests_running") == 3)
         for request in asking:
             request.cancel()
-        await asyncio.sleep(2)
-        assert metric(served.url, "num_requests_running") == 0
+        await until(lambda: metric(served.url, "num_requests_running") == 0)
+        assert metric(served.url, "request_success_total") == done  # none was carried to its end
 
     played([served.url], "smollm2", renderer, task)
 
