@@ -599,7 +599,7 @@ def test_when_its_time_is_over_a_tree_ends_with_what_it_has(
     async def all_of() -> list[RolloutTree | Failure]:
         policy = Stalls(renderer, answers)
         growing = stream(TASKS[:1], strategy, policy, renderer, Sampling(), tree_seconds=600)
-        return [outcome async for outcome in growing]
+        return [outcome async for _, outcome in growing]
 
     outcomes = asyncio.run(all_of())
     trees = [outcome for outcome in outcomes if isinstance(outcome, RolloutTree)]
@@ -623,7 +623,7 @@ def test_the_policy_s_own_time_out_is_a_failure_of_its_rollout(renderer: ChatRen
 
     async def all_of() -> list[Any]:
         growing = stream(TASKS[:1], Chains(2), Impatient(renderer, 0), renderer, Sampling(), tree_seconds=600)
-        return [outcome async for outcome in growing]
+        return [outcome async for _, outcome in growing]
 
     assert [outcome.error for outcome in asyncio.run(all_of())] == ["TimeoutError: no answer"] * 2
 
@@ -642,9 +642,18 @@ def test_equal_replies_of_different_weights_are_two_turns(renderer: ChatRenderer
 
     async def all_of() -> list[Any]:
         growing = stream(TASKS[:1], Chains(4), Pushed(renderer, 0), renderer, Sampling(max_calls=1))
-        return [outcome async for outcome in growing]
+        return [outcome async for _, outcome in growing]
 
     [tree] = asyncio.run(all_of())
     assert [tree.nodes[leaf].action.weights_version for leaf in tree.leaves] == [0, 0, 1, 1]
     assert [tree.nodes[leaf].action.logprobs[0] for leaf in tree.leaves] == [-1.0, -1.0, -2.0, -2.0]
     assert len(tree.nodes) == 2 and not verify(tree)
+
+
+def test_equal_tasks_have_a_tree_each(renderer: ChatRenderer) -> None:
+    async def numbers() -> list[int]:
+        policy = nano_policy(renderer)
+        growing = stream([TASKS[0], TASKS[0]], Chains(1), policy, renderer, Sampling(max_tokens=5))
+        return [number async for number, _ in growing]
+
+    assert sorted(asyncio.run(numbers())) == [0, 1]

@@ -37,7 +37,7 @@ from ..agents.evaluation import TaskOutcome
 from ..agents.inference.forward import native_dtype, positions
 from ..agents.models.lora import merged_state
 from ..agents.policies.sampler import TransformersPolicy
-from ..agents.rollouts import Chains, TooManyFailures
+from ..agents.rollouts import Chains, Recall, TooManyFailures
 from ..agents.store.folder import whole
 from ..envs import Task
 from .learner.checkpoints import Checkpoints, DamagedCheckpoint, Progress
@@ -167,6 +167,7 @@ class Trainer:
         *,
         at_once: int | None = None,
         watch: bool = False,
+        recall: Recall | None = None,
     ) -> Grown:
         """Trees of the tasks, by the policy with the present weights. `watch`: the watcher hears of each.
 
@@ -175,7 +176,7 @@ class Trainer:
         """
         await self.push()
         grown = Grown(tasks)
-        await self.fill(grown, strategy, sampling, seed, at_once=at_once, watch=watch)
+        await self.fill(grown, strategy, sampling, seed, at_once=at_once, watch=watch, recall=recall)
         return grown
 
     async def push(self) -> None:
@@ -195,19 +196,21 @@ class Trainer:
         at_once: int | None = None,
         watch: bool = False,
         tree_seconds: float | None = None,
+        recall: Recall | None = None,
     ) -> None:
         """Grows the trees that are missing, by the policy with the weights that it has, and raises what `grow` does."""
+        places = grown.missing
         outcomes = grow(
-            grown.missing, strategy, self.policy, self.renderer, sampling,
+            [grown.tasks[place] for place in places], strategy, self.policy, self.renderer, sampling,
             seed=seed, cassette=self.run.cassette, executor=self._threads, at_once=at_once,
-            skip_errors=self.plan.on_failure == "skip", tree_seconds=tree_seconds,
+            skip_errors=self.plan.on_failure == "skip", tree_seconds=tree_seconds, recall=recall,
         )  # fmt: skip
         async with contextlib.aclosing(outcomes):
-            async for outcome in outcomes:
-                grown.add(outcome)
+            async for number, outcome in outcomes:
+                grown.add(places[number], outcome)
                 if watch and isinstance(outcome, RolloutTree):
                     self.watcher.advance()
-        grown.failures.sort(key=lambda one: (one.task.seed, one.rollout or 0))  # not by when they came
+        grown.failures.sort(key=lambda one: (one[1].task.seed, one[1].rollout or 0))  # not by when they came
         self._check(grown)
         grown.over = True
 
@@ -217,7 +220,7 @@ class Trainer:
             raise TooManyFailures(
                 f"{failed} of {all_tasks} tasks failed, more than max_failures allows ({self.plan.max_failures:g} of "
                 f"them, and never all); the first: {grown.told()['failures'][0]}"
-            ) from grown.failures[0].raised
+            ) from grown.failures[0][1].raised
 
     def keep_result(self, name: str, result: Evaluation) -> None:
         """Keeps an evaluation for the summary, under this name."""
