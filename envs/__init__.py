@@ -14,11 +14,12 @@ from .household import HouseholdEnv
 from .lookup import LookupEnv
 from .math.env import PythonMathEnv
 from .maze import MazeEnv
+from .notes import Note, own_text, with_notes
 from .problems import ProblemEnv
 from .rewards import exact_match, normalize_answer, token_f1
 from .task import Task
 from .toolenv import Exchange, ToolEnv
-from .wrappers import Hint, Step, StepPenalty, TextWrapper, TurnLimit
+from .wrappers import Hint, Step, StepPenalty, TextWrapper, TurnLimit, WithNotes
 
 __all__ = [
     "Action",
@@ -34,6 +35,7 @@ __all__ = [
     "LookupEnv",
     "MazeEnv",
     "Message",
+    "Note",
     "OpenAIFormat",
     "ProblemEnv",
     "PythonMathEnv",
@@ -46,13 +48,16 @@ __all__ = [
     "TextWrapper",
     "ToolEnv",
     "TurnLimit",
+    "WithNotes",
     "action_format",
     "check_env",
     "exact_match",
     "format_of",
     "normalize_answer",
+    "own_text",
     "registered",
     "token_f1",
+    "with_notes",
 ]
 
 _ENVS = {
