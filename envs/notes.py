@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
+
+from ..tools import ToolCall
 
 MAX_TEXT, MAX_WHEN = 400, 200  # characters
 HEADING = "Notes of earlier attempts; they may be wrong:"  # of the list in the prompt
@@ -100,3 +103,14 @@ def _end_of_own(lines: Sequence[str]) -> int:
     while first > 1 and lines[first - 1].startswith(ITEM):
         first -= 1
     return first - 2 if 3 <= first < end and [*lines[first - 2 : first]] == ["", HEADING] else end
+
+
+def advice(calls: Sequence[ToolCall]) -> str:
+    """These calls as the text of a note: `call choose(choice="red")`. Empty where there is none, or no line could hold
+    them."""
+    told = ", ".join(f"{call.name}({_arguments(call)})" for call in calls)
+    return "" if not told or why_not_a_line(f"call {told}", MAX_TEXT) else f"call {told}"
+
+
+def _arguments(call: ToolCall) -> str:
+    return ", ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in call.arguments.items())

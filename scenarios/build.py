@@ -21,6 +21,7 @@ from ..agents.inference.acceptance import bring_attention
 from ..agents.inference.cpu.compiler import choose_kernels, library_for
 from ..agents.inference.cpu.native import SOURCE
 from ..agents.inference.forward import device_named, native_dtype, positions
+from ..agents.memory import LessonStore, Memory, Reflector
 from ..agents.models.lora import add_lora, has_lora, save_adapter
 from ..agents.models.registry import end_tokens, load, load_tokenizer
 from ..agents.policies.sampler import TransformersPolicy
@@ -35,7 +36,7 @@ from .changes import changed, kept, record
 from .errors import ScenarioError
 from .folders import begun
 from .modules import folders_of
-from .parts import made_with
+from .parts import build_part, made_with
 from .schema import Scenario, dump_scenario, environments_of, load_scenario
 from .serving import served_policy
 from .terminal import say, told
@@ -46,6 +47,7 @@ NOT_REPEATABLE = (
     "long tools take; model.lockstep=true has every pass wait for all rollouts"
 )
 
+LESSONS = "lessons.sqlite"  # the file of a run that has its lessons
 SERVED = "repeated, this run may end otherwise: what else a server computes meanwhile changes last bits"
 
 
@@ -129,9 +131,31 @@ def build_trainer(scenario: Scenario, run: Run, watcher: Watcher) -> Trainer:
             run,
             watcher,
             policy=policy,
+            memory=load_memory(scenario, run.path, renderer),
             dtype=dtype,
             max_rows=scenario.model.max_rows,
         )
+
+
+def load_memory(scenario: Scenario, folder: Path, renderer: ChatRenderer) -> Memory | None:
+    """The memory of a run in a folder, with the lessons that the scenario has it begin with. ScenarioError."""
+    choice = scenario.memory
+    if choice is None:
+        return None
+    written = choice.reflector
+    reflector = None if written is None else build_part(Reflector, written, "memory.reflector")
+    path = folder / LESSONS
+    begun = Checkpoints(Run(folder)).restore() is not None
+    if not begun:
+        path.unlink(missing_ok=True)
+    with refusing("memory.store"):
+        store = LessonStore(path, author="training")
+        if choice.store and not begun:
+            store.import_(Path(choice.store))
+    return Memory(
+        store, reflector, choice.tokens, choice.doubt, choice.place,
+        count_tokens=lambda text: len(renderer.tokenizer.encode(text, add_special_tokens=False)),
+    )  # fmt: skip
 
 
 def computation(trainer: Trainer) -> str:

@@ -43,14 +43,18 @@ from treegym.agents.rollouts import (
     EpisodeError,
     FailureCause,
     FollowOracle,
+    Recall,
     ReplayMismatch,
+    Response,
     TreeExpansion,
     Turn,
     verify,
 )
 from treegym.agents.rollouts.engine import in_thread
 from treegym.agents.rollouts.strategies import MAX_IDLE
-from treegym.envs import LookupEnv, Message, Task
+from treegym.envs import LookupEnv, Message, Task, TextEnv
+from treegym.envs.notes import Note, with_notes
+from treegym.envs.task import Wrappers
 
 TASKS = [Task("treegym/Lookup-v0", seed) for seed in range(3)]
 
@@ -657,3 +661,26 @@ def test_equal_tasks_have_a_tree_each(renderer: ChatRenderer) -> None:
         return [number async for number, _ in growing]
 
     assert sorted(asyncio.run(numbers())) == [0, 1]
+
+
+@pytest.mark.parametrize("can_fork", [True, False])
+def test_what_recall_puts_around_a_task_stands_in_its_tree(
+    renderer: ChatRenderer, can_fork: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tree replays from its task alone, and is that of a task which had the wrappers from the first."""
+    monkeypatch.setattr(LookupEnv, "can_fork", can_fork)
+
+    def recall(task: Task, env: TextEnv, response: Response) -> Wrappers:
+        note = Note(f"Look {response.info['hops']} times.", id=str(env.unwrapped.np_random_seed))  # it has been reset
+        return with_notes([note]), ("TurnLimit", {"turns": 2})
+
+    def grown(task: Task, recall: Recall | None = None) -> RolloutTree:
+        policy, strategy = nano_policy(renderer), TreeExpansion(2, 3, 1)
+        [tree] = asyncio.run(grow_trees([task], strategy, policy, renderer, Sampling(max_tokens=5), recall=recall))
+        return tree
+
+    noted = grown(Task("treegym/Lookup-v0", 3, {"hops": [3]}), recall)
+    assert noted.task == Task("treegym/Lookup-v0", 3, {"hops": [3]}, wrappers=noted.task.wrappers)
+    assert noted.messages[-1].text.endswith("Look 3 times.") and noted.info["notes"] == ["3"]
+    assert max(map(len, noted.paths)) == 2 and len(noted.leaves) > 2
+    assert not verify(noted) and grown(noted.task) == noted

@@ -133,8 +133,11 @@ class Pipeline:
         if not grown.over:
             plan = self._trainer.plan
             seed = derive_seed(plan.seed, "rollout", step)
-            seconds = self._tree_seconds
-            await self._trainer.fill(grown, plan.algorithm.rollout, plan.sampling, seed, tree_seconds=seconds)
+            memory = self._trainer.memory
+            await self._trainer.fill(
+                grown, plan.algorithm.rollout, plan.sampling, seed,
+                tree_seconds=self._tree_seconds, recall=memory.recall if memory else None,
+            )  # fmt: skip
 
 
 # in a checkpoint: a line for each step, then one for each of its trees
