@@ -1,13 +1,17 @@
-"""Lesson memory: what rollouts have taught, told to later ones, measured, and retired where it does not help."""
+"""Lesson memory: what rollouts have taught, kept with its evidence, and told to agents in later episodes."""
 
-from .curate import Add, Delete, Keep, Merge, Operation, Outcome, Update, curate, merged, read_operations
-from .lesson import Effect, Evidence, Lesson, LessonRefused
+from .curate import Add, Delete, Keep, Merge, Operation, Outcome, Reading, Update, curate, merged, read_operations
+from .lesson import IN_FORCE, Effect, Evidence, Lesson, LessonRefused, State
 from .memory import Memory, told
+from .ranking import ByMeaning, Ranker, by_words
 from .reflect import Contrast, Reflector, Seen, lessons_of
-from .store import LessonStore
+from .store import Change, LessonStore
 
 __all__ = [
+    "IN_FORCE",
     "Add",
+    "ByMeaning",
+    "Change",
     "Contrast",
     "Delete",
     "Effect",
@@ -20,9 +24,13 @@ __all__ = [
     "Merge",
     "Operation",
     "Outcome",
+    "Ranker",
+    "Reading",
     "Reflector",
     "Seen",
+    "State",
     "Update",
+    "by_words",
     "curate",
     "lessons_of",
     "merged",
