@@ -11,6 +11,7 @@ from .formats.families import HermesFormat
 from .formats.tagged import OpenAIFormat, TaggedFormat, action_format, format_of
 from .formats.text import FencedFormat, ReactFormat
 from .household import HouseholdEnv
+from .houserules import HouseRulesEnv
 from .lookup import LookupEnv
 from .math.env import PythonMathEnv
 from .maze import MazeEnv
@@ -31,6 +32,7 @@ __all__ = [
     "FormatError",
     "HermesFormat",
     "Hint",
+    "HouseRulesEnv",
     "HouseholdEnv",
     "LookupEnv",
     "MazeEnv",
@@ -63,6 +65,7 @@ __all__ = [
 _ENVS = {
     "treegym/Code-v0": f"{__name__}.code.env:CodeEnv",
     "treegym/FactSearch-v0": f"{__name__}.factsearch.env:FactSearchEnv",
+    "treegym/HouseRules-v0": f"{__name__}.houserules:HouseRulesEnv",
     "treegym/Household-v0": f"{__name__}.household:HouseholdEnv",
     "treegym/Lookup-v0": f"{__name__}.lookup:LookupEnv",
     "treegym/Maze-v0": f"{__name__}.maze:MazeEnv",

@@ -29,6 +29,7 @@ from ..agents.rollouts.response import act, episode_errors, open_task
 from ..agents.store.folder import whole, write_text
 from ..envs import TextEnv, ToolEnv, action_format, format_of
 from ..envs.formats.tagged import DEFAULT
+from ..envs.notes import listed, mentioned
 from ..tools.named import PartNotFound
 from ..trainers import TaskSet, Trainer, Watcher
 from ..trainers.learner import Checkpoints
@@ -355,13 +356,15 @@ def refusing(place: str) -> Iterator[None]:
 
 
 def vocabulary(scenario: Scenario) -> Iterator[str]:
-    """What a model made from scratch must be able to read: some of the environment's episodes. EpisodeError."""
+    """What a model made from scratch must be able to read: some of the environment's episodes, and what an expert would
+    write down of them. EpisodeError."""
     for number in range(200):
         task = replace(scenario.environment.task("train", "vocabulary", number), seed=number)
         turn = 0
         with episode_errors(task, turn):
             env, response = open_task(task)
         with contextlib.closing(env):
+            yield listed(env.notes()) + mentioned(env.notes())
             while True:
                 yield from (message.text for message in response.messages)
                 turn += 1
