@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from ..tools import ToolError, tool
-from .notes import Note
+from ..tools import ToolCall, ToolError, tool
+from .notes import Note, advice
 from .toolenv import ToolEnv
 
 SITES = (
@@ -94,8 +94,7 @@ class HouseRulesEnv(ToolEnv):
         return "You are through."
 
     def _describe(self) -> str:
-        *most, last = CHOICES
-        return f"{_opening(self.site, self.route[len(self.choices)])} {', '.join(most)} or {last}."
+        return question(self.site, self.route[len(self.choices)])
 
     def score(self, answer: str) -> dict[str, float]:
         right = sum(made == self._rule(station) for made, station in zip(self.choices, self.route, strict=False))
@@ -108,7 +107,8 @@ class HouseRulesEnv(ToolEnv):
         return [self.site, self.route, self.rules]
 
     def notes(self) -> Sequence[Note]:
-        return [Note(f"Choose {self._rule(station)}.", _opening(self.site, station)) for station in STATIONS]
+        calls = {station: ToolCall("choose", {"choice": self._rule(station)}) for station in STATIONS}
+        return [Note(advice([call]), question(self.site, station)) for station, call in calls.items()]
 
     def oracle(self) -> str | None:
         if self.over:
@@ -136,9 +136,10 @@ def checksum(*parts: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest())
 
 
-def _opening(site: str, station: str) -> str:
-    """Opens what is said at a station of a site, and nothing else."""
-    return f"At {site} {station} choose"
+def question(site: str, station: str) -> str:
+    """What is asked at a station of a site, in the same words whenever it is passed."""
+    *most, last = CHOICES
+    return f"At {site} {station} choose {', '.join(most)} or {last}."
 
 
 def _first_sites(number: int, least: int) -> Sequence[str]:

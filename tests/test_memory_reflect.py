@@ -186,7 +186,6 @@ def test_notes_are_no_part_of_what_was_read() -> None:
 
 
 def test_an_advice_is_one_line_or_none() -> None:
-    assert advice([call("a"), ToolCall("look", {"at": 'the "lamp"', "n": 2})]) == (
-        'call choose(choice="a"), look(at="the \\"lamp\\"", n=2)'
-    )
-    assert advice([]) == advice([call("x" * 500)]) == ""
+    calls = [call("a"), ToolCall("look", {"at": 'the "lamp"', "n": 2}), ToolCall("wait", {})]
+    assert advice(calls) == 'choose a, then look(at="the \\"lamp\\"", n=2), then wait'
+    assert advice([]) == advice([call("x" * 500)]) == advice([call("a\nb")]) == ""
