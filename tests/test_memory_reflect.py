@@ -57,8 +57,12 @@ LEFT, RIGHT = advice([call("left")]), advice([call("right")])
 
 
 def reflected(trees: Sequence[RolloutTree], known: Sequence[Lesson] = (), **settings: float) -> list[Operation]:
+    async def ask(messages: Sequence[Message], seed: int) -> str:
+        raise AssertionError("no model is needed")
+
     batch = [Seen("runs/a", number, each) for number, each in enumerate(trees)]
-    return asyncio.run(Contrast(**settings).reflect(batch, known))  # type: ignore[arg-type]
+    reflection = asyncio.run(Contrast(**settings).reflect(batch, known, ask))  # type: ignore[arg-type]
+    return [operation for group in reflection.groups for operation in group]
 
 
 def lessons_at_the_gate(operations: Sequence[Operation]) -> list[Lesson]:
