@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from ..tools import ToolError, tool
-from .notes import Note
+from ..tools import ToolCall, ToolError, tool
+from .notes import Note, advice
 from .toolenv import ToolEnv
 
 SITES = (
@@ -95,7 +95,7 @@ class HouseRulesEnv(ToolEnv):
 
     def _describe(self) -> str:
         *most, last = CHOICES
-        return f"{_opening(self.site, self.route[len(self.choices)])} {', '.join(most)} or {last}."
+        return f"Choose {', '.join(most)} or {last}. {_place(self.site, self.route[len(self.choices)])}"
 
     def score(self, answer: str) -> dict[str, float]:
         right = sum(made == self._rule(station) for made, station in zip(self.choices, self.route, strict=False))
@@ -108,7 +108,8 @@ class HouseRulesEnv(ToolEnv):
         return [self.site, self.route, self.rules]
 
     def notes(self) -> Sequence[Note]:
-        return [Note(f"Choose {self._rule(station)}.", _opening(self.site, station)) for station in STATIONS]
+        right = {station: ToolCall("choose", {"choice": self._rule(station)}) for station in STATIONS}
+        return [Note(advice([call]), _place(self.site, station)) for station, call in right.items()]
 
     def oracle(self) -> str | None:
         if self.over:
@@ -136,9 +137,9 @@ def checksum(*parts: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest())
 
 
-def _opening(site: str, station: str) -> str:
-    """Opens what is said at a station of a site, and nothing else."""
-    return f"At {site} {station} choose"
+def _place(site: str, station: str) -> str:
+    """The sentence that is said at a station of a site, and nowhere else."""
+    return f"You are at {site} {station}."
 
 
 def _first_sites(number: int, least: int) -> Sequence[str]:
