@@ -94,7 +94,8 @@ class HouseRulesEnv(ToolEnv):
         return "You are through."
 
     def _describe(self) -> str:
-        return question(self.site, self.route[len(self.choices)])
+        *most, last = CHOICES
+        return f"Choose {', '.join(most)} or {last}. {_place(self.site, self.route[len(self.choices)])}"
 
     def score(self, answer: str) -> dict[str, float]:
         right = sum(made == self._rule(station) for made, station in zip(self.choices, self.route, strict=False))
@@ -107,8 +108,8 @@ class HouseRulesEnv(ToolEnv):
         return [self.site, self.route, self.rules]
 
     def notes(self) -> Sequence[Note]:
-        calls = {station: ToolCall("choose", {"choice": self._rule(station)}) for station in STATIONS}
-        return [Note(advice([call]), question(self.site, station)) for station, call in calls.items()]
+        right = {station: ToolCall("choose", {"choice": self._rule(station)}) for station in STATIONS}
+        return [Note(advice([call]), _place(self.site, station)) for station, call in right.items()]
 
     def oracle(self) -> str | None:
         if self.over:
@@ -136,10 +137,9 @@ def checksum(*parts: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest())
 
 
-def question(site: str, station: str) -> str:
-    """What is asked at a station of a site, in the same words whenever it is passed."""
-    *most, last = CHOICES
-    return f"At {site} {station} choose {', '.join(most)} or {last}."
+def _place(site: str, station: str) -> str:
+    """The sentence that is said at a station of a site, and nowhere else."""
+    return f"You are at {site} {station}."
 
 
 def _first_sites(number: int, least: int) -> Sequence[str]:

@@ -62,7 +62,7 @@ def test_what_is_said_at_a_station_of_a_site_is_the_same_whenever_it_is_met() ->
         env = HouseRulesEnv(stations=6, sites=3)
         text, _ = env.reset(seed=seed)
         for station in env.route:
-            said.setdefault(text.splitlines()[-1].rpartition("At ")[2], set()).add((env.site, station))
+            said.setdefault(text.splitlines()[-1].partition("Choose ")[2], set()).add((env.site, station))
             text, *_ = env.step("<choose>red</choose>")
         assert text == "You are through."
     assert len(said) == 3 * 6 and all(len(places) == 1 for places in said.values())
@@ -143,9 +143,9 @@ def test_the_expert_s_notes_lead_to_the_right_choices(place: Any) -> None:
         assert len(bare.notes()) == len(STATIONS)
         env = replace(task, wrappers=(with_notes(bare.notes(), place),)).make()
         text, info = env.reset(seed=seed, options=dict(task.options))
-        listed = dict(re.findall(r'When you read "(.*)": choose (\w+)', text))
+        listed = dict(re.findall(r'When you read "(.*)": call choose\(choice="(\w+)"\)', text))
         while text != "You are through.":
-            [told] = re.findall(r"be wrong: choose (\w+)", text) or [
+            [told] = re.findall(r'be wrong: call choose\(choice="(\w+)"\)', text) or [
                 choice for phrase, choice in listed.items() if phrase in own_text(text)
             ]
             text, *_, info = env.step(f"<choose>{told}</choose>")
@@ -175,7 +175,7 @@ def test_the_same_problem_has_the_same_state_whichever_seed_drew_it() -> None:
 def test_nano_reads_every_word_of_it_and_of_its_notes_as_one_token() -> None:
     scenario = load_scenario("maze", ["environment={id: treegym/HouseRules-v0}", "warmup.settings={}"])
     _, tokenizer = build_nano(vocabulary(scenario))
-    for seed in range(200):
+    for seed in range(100):
         bare = start(seed)
         for place in PLACES:
             wrappers = (with_notes(bare.notes(), place),)
@@ -184,8 +184,8 @@ def test_nano_reads_every_word_of_it_and_of_its_notes_as_one_token() -> None:
             while action := env.oracle():
                 texts += [action, env.step(action)[0]]
             for text in texts:
-                words = len(text.split()) + sum(map(text.count, ('"', ":", ".", ",", ";", "\n", "<", ">", "-")))
-                assert len(tokenizer(text)["input_ids"]) <= words
+                pieces = {re.sub("[^a-zA-Z]", "", piece) for piece in tokenizer.tokenize(text)}
+                assert {*re.findall("[a-zA-Z]+", text)} <= pieces
 
 
 @pytest.mark.parametrize(
