@@ -284,7 +284,7 @@ class LessonStore:
     def _changes(self, which: str, value: int) -> list[Change]:
         columns = "number, time, author, kind, lesson, fields, reason"
         rows = self._rows(f"SELECT {columns} FROM changes WHERE {which} ORDER BY number", value)
-        return [Change(*cells, json.loads(fields), reason) for *cells, fields, reason in rows]
+        return [Change(*row[:5], fields=json.loads(row[5]), reason=row[6]) for row in rows]
 
     def recall(
         self,
