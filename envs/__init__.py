@@ -11,14 +11,16 @@ from .formats.families import HermesFormat
 from .formats.tagged import OpenAIFormat, TaggedFormat, action_format, format_of
 from .formats.text import FencedFormat, ReactFormat
 from .household import HouseholdEnv
+from .houserules import HouseRulesEnv
 from .lookup import LookupEnv
 from .math.env import PythonMathEnv
 from .maze import MazeEnv
+from .notes import Note, own_text, with_notes
 from .problems import ProblemEnv
 from .rewards import exact_match, normalize_answer, token_f1
 from .task import Task
 from .toolenv import Exchange, ToolEnv
-from .wrappers import Hint, Step, StepPenalty, TextWrapper, TurnLimit
+from .wrappers import Hint, Step, StepPenalty, TextWrapper, TurnLimit, WithNotes
 
 __all__ = [
     "Action",
@@ -30,10 +32,12 @@ __all__ = [
     "FormatError",
     "HermesFormat",
     "Hint",
+    "HouseRulesEnv",
     "HouseholdEnv",
     "LookupEnv",
     "MazeEnv",
     "Message",
+    "Note",
     "OpenAIFormat",
     "ProblemEnv",
     "PythonMathEnv",
@@ -46,18 +50,22 @@ __all__ = [
     "TextWrapper",
     "ToolEnv",
     "TurnLimit",
+    "WithNotes",
     "action_format",
     "check_env",
     "exact_match",
     "format_of",
     "normalize_answer",
+    "own_text",
     "registered",
     "token_f1",
+    "with_notes",
 ]
 
 _ENVS = {
     "treegym/Code-v0": f"{__name__}.code.env:CodeEnv",
     "treegym/FactSearch-v0": f"{__name__}.factsearch.env:FactSearchEnv",
+    "treegym/HouseRules-v0": f"{__name__}.houserules:HouseRulesEnv",
     "treegym/Household-v0": f"{__name__}.household:HouseholdEnv",
     "treegym/Lookup-v0": f"{__name__}.lookup:LookupEnv",
     "treegym/Maze-v0": f"{__name__}.maze:MazeEnv",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -11,6 +11,7 @@ import gymnasium
 
 from ..tools import Cassette
 from ..tools.protocol import encodable
+from .notes import Note
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +56,7 @@ class TextEnv(gymnasium.Env[str, str]):
     def oracle(self) -> str | None:
         """An expert's next action, or None where none is known."""
         return None
+
+    def notes(self) -> Sequence[Note]:
+        """What an expert would write down of this task's world, after reset; empty where nothing is known."""
+        return ()

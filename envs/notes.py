@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from ..tools import ToolCall
 
 MAX_TEXT, MAX_WHEN = 400, 200  # characters
+HEADING = "Notes of earlier attempts; they may be wrong:"  # of the list in the prompt
+MENTION = "Note of an earlier attempt; it may be wrong: "  # opens the line of a note that is told alone
+ITEM = "- "
+
+Place = Literal["turn", "prompt"]  # where notes with a phrase are told: behind what they speak of, or all in the prompt
+PLACES: tuple[Place, ...] = ("turn", "prompt")
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # Unicode's controls, formats, surrogates and ends of lines
 _JOINERS = "\u200c\u200d"  # formats that words of some scripts need
 
@@ -37,3 +48,69 @@ def why_not_a_line(text: str, most: int) -> str:
     if (found := next(unseen, None)) is not None:
         return f"has the control character U+{ord(found):04X}: write one line without such"
     return ""
+
+
+def read_notes(spelled: Sequence[Note | Mapping[str, str]]) -> tuple[Note, ...]:
+    """The notes, each once, where some may be written as JSON has them. ValueError for other spellings."""
+    if isinstance(spelled, str | Mapping) or not isinstance(spelled, Sequence):
+        raise ValueError(f"notes are a list, such as [{{text: …}}], not {spelled!r:.80}")
+    return tuple(dict.fromkeys(map(_read_note, spelled)))
+
+
+def _read_note(spelled: Any) -> Note:
+    if isinstance(spelled, Note):
+        return spelled
+    if not isinstance(spelled, Mapping) or not {"text"} <= spelled.keys() <= {field.name for field in fields(Note)}:
+        raise ValueError(
+            f"write a note as {{text: …, when: …, id: …}}, where text alone is needed, not {spelled!r:.80}"
+        )
+    return Note(**spelled)
+
+
+def with_notes(notes: Sequence[Note], place: Place = "turn") -> tuple[str, dict[str, Any]]:
+    """The entry of a task's wrappers that tells these notes, as JSON."""
+    written = [{name: value for name, value in asdict(note).items() if value} for note in notes]
+    return "WithNotes", {"notes": written, "place": place}
+
+
+def listed(notes: Sequence[Note]) -> str:
+    """What stands behind a prompt to tell these notes; empty without notes."""
+    lines = (f'When you read "{note.when}": {note.text}' if note.when else note.text for note in notes)
+    return "\n\n" + "\n".join([HEADING, *(ITEM + line for line in lines)]) if notes else ""
+
+
+def mentioned(notes: Iterable[Note]) -> str:
+    """What stands behind an observation in which the notes' phrases occur."""
+    return "".join(f"\n{MENTION}{note.text}" for note in notes)
+
+
+def own_text(text: str) -> str:
+    """What the environment itself said, without the notes behind it."""
+    lines = text.split("\n")
+    while (end := _end_of_own(lines)) < len(lines):
+        del lines[end:]
+    return "\n".join(lines)
+
+
+def _end_of_own(lines: Sequence[str]) -> int:
+    """How many lines there are before the last notes, which are lines of MENTION or a list."""
+    end = len(lines)
+    while end > 1 and lines[end - 1].startswith(MENTION):
+        end -= 1
+    if end < len(lines):
+        return end
+    first = end
+    while first > 1 and lines[first - 1].startswith(ITEM):
+        first -= 1
+    return first - 2 if 3 <= first < end and [*lines[first - 2 : first]] == ["", HEADING] else end
+
+
+def advice(calls: Sequence[ToolCall]) -> str:
+    """These calls as the text of a note: `call choose(choice="red")`. Empty where there is none, or no line could hold
+    them."""
+    told = ", ".join(f"{call.name}({_arguments(call)})" for call in calls)
+    return "" if not told or why_not_a_line(f"call {told}", MAX_TEXT) else f"call {told}"
+
+
+def _arguments(call: ToolCall) -> str:
+    return ", ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in call.arguments.items())

@@ -14,8 +14,9 @@ from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 from ..tools import Cassette
 from ..tools.named import call_with, named, split_name
 from .base import Message, TextEnv
+from .notes import PLACES, Note, Place, listed, mentioned, read_notes
 from .rewards import RewardTerms, added, weighed
-from .toolenv import TURN_LIMIT, forked, observation_of
+from .toolenv import TURN_LIMIT, digest, forked, observation_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,10 @@ class TextWrapper(gymnasium.Wrapper[str, str, str, str], TextEnv):
     # the environment
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
-        observation, info = self.env.reset(seed=seed, options=options)
+        return self.begun(*self.env.reset(seed=seed, options=options))
+
+    def begun(self, observation: str, info: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """What `reset` returns where that of `env` has returned this; so one can wrap what has been reset already."""
         before = _messages(observation, info)
         messages = tuple(self.start(before))
         self.over = False
@@ -114,6 +118,9 @@ class TextWrapper(gymnasium.Wrapper[str, str, str, str], TextEnv):
 
     def oracle(self) -> str | None:
         return None if self.over else self.env.oracle()
+
+    def notes(self) -> Sequence[Note]:
+        return self.env.notes()
 
 
 class Hint(TextWrapper):
@@ -157,7 +164,62 @@ class TurnLimit(TextWrapper):
         return TURN_LIMIT if self.turn >= self.turns else None
 
 
-WRAPPERS: Mapping[str, type[TextWrapper]] = {kind.__name__: kind for kind in (Hint, StepPenalty, TurnLimit)}
+class WithNotes(TextWrapper):
+    """Tells notes of earlier attempts, each once an episode, behind what the environment says.
+
+    Notes without a phrase stand in a list in the prompt; the others follow the first message of reset or step in which
+    their phrase stands. With the place "prompt" all stand in the list. `own_text` takes them off again. The `info` of
+    reset and step has under "notes" the ids of those that were told with it.
+    """
+
+    shared = TextWrapper.shared | {"given"}
+
+    def __init__(
+        self, env: gymnasium.Env[str, str], notes: Sequence[Note | Mapping[str, str]], place: Place = "turn"
+    ) -> None:
+        super().__init__(env)
+        if place not in PLACES:
+            raise ValueError(f"notes in the place {place!r}: expected one of {', '.join(PLACES)}")
+        self.given, self.place = read_notes(notes), place
+        self.left = self.now = self.since = tuple[Note, ...]()  # not told yet; told last; told after reset
+
+    def begun(self, observation: str, info: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        observation, info = super().begun(observation, info)
+        return observation, self._noted(info)
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = super().step(action)
+        return observation, reward, terminated, truncated, self._noted(info)
+
+    def start(self, messages: Sequence[Message]) -> Sequence[Message]:
+        first = tuple(note for note in self.given if self.place == "prompt" or not note.when)
+        self.left, self.since = tuple(note for note in self.given if note not in first), ()
+        due = self._due(messages)
+        self.now = (*first, *due)
+        return _behind(messages, listed(first) + mentioned(due))
+
+    def tell(self, step: Step) -> Sequence[Message]:
+        self.now = () if step.over else self._due(step.messages)
+        self.since += self.now
+        return _behind(step.messages, mentioned(self.now))
+
+    def state_key(self) -> str:
+        """The environment's key, with the notes that steps have brought; those of reset belong to the task."""
+        key = super().state_key()
+        return digest([key, sorted([note.when, note.text] for note in self.since)]) if self.since else key
+
+    def _due(self, messages: Sequence[Message]) -> tuple[Note, ...]:
+        """The notes whose phrase stands in the messages; they are not told again."""
+        said = observation_of(messages)
+        due = tuple(note for note in self.left if note.when in said)
+        self.left = tuple(note for note in self.left if note not in due)
+        return due
+
+    def _noted(self, info: dict[str, Any]) -> dict[str, Any]:
+        return {**info, "notes": [*info.get("notes", ()), *(note.id for note in self.now)]} if self.now else info
+
+
+WRAPPERS: Mapping[str, type[TextWrapper]] = {kind.__name__: kind for kind in (Hint, StepPenalty, TurnLimit, WithNotes)}
 
 
 def wrapped(env: TextEnv, name: str, arguments: Mapping[str, Any]) -> TextEnv:
@@ -217,3 +279,8 @@ def _messages(observation: str, info: Mapping[str, Any]) -> tuple[Message, ...]:
 
 def _told(observation: str, before: tuple[Message, ...], messages: tuple[Message, ...]) -> str:
     return observation if messages == before else observation_of(messages)
+
+
+def _behind(messages: Sequence[Message], text: str) -> Sequence[Message]:
+    """The messages with the text behind the last one."""
+    return [*messages[:-1], replace(messages[-1], text=messages[-1].text + text)] if text else messages

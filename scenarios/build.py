@@ -21,6 +21,7 @@ from ..agents.inference.acceptance import bring_attention
 from ..agents.inference.cpu.compiler import choose_kernels, library_for
 from ..agents.inference.cpu.native import SOURCE
 from ..agents.inference.forward import device_named, native_dtype, positions
+from ..agents.memory import LessonStore, Memory, Reflector
 from ..agents.models.lora import add_lora, has_lora, save_adapter
 from ..agents.models.registry import end_tokens, load, load_tokenizer
 from ..agents.policies.sampler import TransformersPolicy
@@ -28,6 +29,7 @@ from ..agents.rollouts.response import act, episode_errors, open_task
 from ..agents.store.folder import whole, write_text
 from ..envs import TextEnv, ToolEnv, action_format, format_of
 from ..envs.formats.tagged import DEFAULT
+from ..envs.notes import listed, mentioned
 from ..tools.named import PartNotFound
 from ..trainers import TaskSet, Trainer, Watcher
 from ..trainers.learner import Checkpoints
@@ -35,7 +37,7 @@ from .changes import changed, kept, record
 from .errors import ScenarioError
 from .folders import begun
 from .modules import folders_of
-from .parts import made_with
+from .parts import build_part, made_with
 from .schema import Scenario, dump_scenario, environments_of, load_scenario
 from .serving import served_policy
 from .terminal import say, told
@@ -46,6 +48,7 @@ NOT_REPEATABLE = (
     "long tools take; model.lockstep=true has every pass wait for all rollouts"
 )
 
+LESSONS = "lessons.sqlite"  # the file of a run that has its lessons
 SERVED = "repeated, this run may end otherwise: what else a server computes meanwhile changes last bits"
 
 
@@ -129,9 +132,31 @@ def build_trainer(scenario: Scenario, run: Run, watcher: Watcher) -> Trainer:
             run,
             watcher,
             policy=policy,
+            memory=load_memory(scenario, run.path, renderer),
             dtype=dtype,
             max_rows=scenario.model.max_rows,
         )
+
+
+def load_memory(scenario: Scenario, folder: Path, renderer: ChatRenderer) -> Memory | None:
+    """The memory of a run in a folder, with the lessons that the scenario has it begin with. ScenarioError."""
+    choice = scenario.memory
+    if choice is None:
+        return None
+    written = choice.reflector
+    reflector = None if written is None else build_part(Reflector, written, "memory.reflector")
+    path = folder / LESSONS
+    begun = Checkpoints(Run(folder)).restore() is not None
+    if not begun:
+        path.unlink(missing_ok=True)
+    with refusing("memory.store"):
+        store = LessonStore(path, author="training")
+        if choice.store and not begun:
+            store.import_(Path(choice.store))
+    return Memory(
+        store, reflector, choice.tokens, choice.doubt, choice.place,
+        count_tokens=lambda text: len(renderer.tokenizer.encode(text, add_special_tokens=False)),
+    )  # fmt: skip
 
 
 def computation(trainer: Trainer) -> str:
@@ -331,13 +356,15 @@ def refusing(place: str) -> Iterator[None]:
 
 
 def vocabulary(scenario: Scenario) -> Iterator[str]:
-    """What a model made from scratch must be able to read: some of the environment's episodes. EpisodeError."""
+    """What a model made from scratch must be able to read: some of the environment's episodes, and what an expert would
+    write down of them. EpisodeError."""
     for number in range(200):
         task = replace(scenario.environment.task("train", "vocabulary", number), seed=number)
         turn = 0
         with episode_errors(task, turn):
             env, response = open_task(task)
         with contextlib.closing(env):
+            yield listed(env.notes()) + mentioned(env.notes())
             while True:
                 yield from (message.text for message in response.messages)
                 turn += 1

@@ -15,7 +15,7 @@ from typing import Any, get_args, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from .. import agents, trainers
-from ..agents import rollouts
+from ..agents import memory, rollouts
 from ..envs.wrappers import find_wrapper
 from ..tools.named import PartNotFound, split_name, written
 from ..trainers import advantages, losses
@@ -60,6 +60,7 @@ LOSSES: dict[str, type] = {
 SOURCES: dict[str, type] = {kind.__name__: kind for kind in (trainers.Curriculum, trainers.Mixture, trainers.Uniform)}
 STAGES: dict[str, type] = {kind.__name__: kind for kind in (trainers.Evaluate, trainers.Improvement, trainers.Warmup)}
 COMPARISONS: dict[str, type] = {kind.__name__: kind for kind in (losses.Groups, losses.Siblings)}
+REFLECTORS: dict[str, type] = {kind.__name__: kind for kind in (memory.Contrast,)}
 SUM_LOSSES: dict[str, type] = {kind.__name__: kind for kind in (losses.DpoLoss, losses.GvpoLoss)}
 Credit = trainers.AdvantageEstimator | losses.Comparisons  # what stands at algorithm.advantage
 Loss = trainers.PolicyLoss | losses.SumLoss  # what stands at algorithm.loss
@@ -69,6 +70,7 @@ _METHODS: dict[Any, tuple[str, ...]] = {  # that make something a part of the ki
     losses.Comparisons: ("compare", "makes"),
     trainers.PolicyLoss: ("__call__", "aggregation", "needs", "couples", "keeps_zeros"),
     losses.SumLoss: ("of_sums", "needs", "couples"),
+    memory.Reflector: ("reflect",),
     trainers.TaskSource: ("draw", "report"),
     trainers.Stage: ("name", "run"),
 }
@@ -78,13 +80,14 @@ _KINDS: dict[Any, Mapping[str, type]] = {
     trainers.PolicyLoss: LOSSES,
     Credit: ADVANTAGES | COMPARISONS,
     Loss: LOSSES | SUM_LOSSES,
+    memory.Reflector: REFLECTORS,
     trainers.TaskSource: SOURCES,
     trainers.Stage: STAGES,
 }
 
 
 def build_part(kind: Any, written: Any, place: str) -> Any:
-    """A part of a kind (RolloutStrategy, Credit, Loss, TaskSource, Stage) from what stands at `place`.
+    """A part of a kind (RolloutStrategy, Credit, Loss, Reflector, TaskSource, Stage) from what stands at `place`.
 
     `GroupRelative`, or `{GroupRelative: {within: origin}}`; of `Sum` a list of weights and parts,
     `{Sum: [[1.0, GroupRelative], [0.5, AnchorStates]]}`. A class that a module has is made with the fields; a function

@@ -79,6 +79,18 @@ class ServingChoice:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryChoice:
+    """Lessons that are drawn from the rollouts of the improvement, and told to later ones."""
+
+    __pydantic_config__ = _STRICT
+    reflector: Any = "Contrast"  # what writes them down, a Reflector by name, with fields; null: nothing does
+    store: str = ""  # a file of lessons to begin with, as `treegym lessons export` writes it, or a run's folder
+    tokens: Annotated[int, Field(ge=0)] = 400  # of the lessons that a task is told, at most
+    doubt: Annotated[float, Field(ge=0, le=1)] = 0.1  # the share of tasks that are told all lessons but one
+    place: Literal["turn", "prompt"] = "turn"  # where they stand: behind what they speak of, or all in the prompt
+
+
+@dataclass(frozen=True, slots=True)
 class AlgorithmChoice:
     """An algorithm by name, or `module:Name` of a function that makes one, its parameters, and parts that replace its
     own, written as `build_part` reads them."""
@@ -138,6 +150,7 @@ class Scenario:
     improvement: Improvement = Improvement()
     heldout: HeldOut = HeldOut()
     serving: ServingChoice = ServingChoice()
+    memory: MemoryChoice | None = None
     stages: tuple[Any, ...] = ()  # parts; by default evaluations around the warm-up and the improvement
     seed: int = 0
     checkpoint_every: Annotated[float, Field(gt=0)] = 120.0  # seconds

@@ -147,7 +147,7 @@ def outcomes(
 
     async def collect() -> list[RolloutTree | Failure]:
         policy = ScriptedPolicy(renderer, script)
-        return [each async for each in grow(tasks, strategy, policy, renderer, Sampling(), **more)]
+        return [each async for _, each in grow(tasks, strategy, policy, renderer, Sampling(), **more)]
 
     found = asyncio.run(collect())
     trees = [each for each in found if isinstance(each, RolloutTree)]

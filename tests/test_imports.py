@@ -48,8 +48,8 @@ def test_a_room_imports_only_rooms_before_it(path: Path) -> None:
 # What a room consists of, in an order in which each part imports only parts before it.
 ORDER = {
     "tools": "named artefacts protocol deadline function cassette search calls looping sandbox mcp",
-    "envs": "base notes rewards spaces formats toolparts toolenv fresh problems wrappers task "
-    "factsearch household lookup maze code math check",
+    "envs": "notes base rewards spaces formats toolparts toolenv fresh problems wrappers task "
+    "factsearch household houserules lookup maze code math check",
     "agents": "policy template models chat tree inference loop rollouts store evaluation serving policies exchange memory",
     "trainers": "checks packing advantages tasks curriculum losses algorithms learner pipeline stages plan training",
     "scenarios": "errors terminal charts folders viewer modules person secret watch parts schema changes tasks "

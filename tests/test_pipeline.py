@@ -8,7 +8,6 @@ import copy
 import json
 import threading
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -280,22 +279,13 @@ def failed(task: Task) -> Failure:
 def test_what_is_written_of_later_steps_is_read_again() -> None:
     """Of a step that is over, all of it; of another one the finished trees, with the failures of their rollouts."""
     tasks = [Task("tests/None-v0", seed, {"of": [1.5]}, wrappers=(("Hints", {"n": 1}),)) for seed in (1, 1, 2)]
-    over = Grown(tasks, {2: tree(tasks[2]), 0: tree(tasks[0], float("-inf"))}, [failed(tasks[1])], True)
-    partly = Grown(tasks, {1: tree(tasks[1])}, [failed(tasks[0]), failed(tasks[1])])
+    over = Grown(tasks, {2: tree(tasks[2]), 0: tree(tasks[0], float("-inf"))}, [(1, failed(tasks[1]))], True)
+    partly = Grown(tasks, {1: tree(tasks[1])}, [(0, failed(tasks[0])), (1, failed(tasks[1]))])
     again = read_ahead(write_ahead({4: over, 5: partly}))
     assert again[4] == over and again[4].told() == over.told()
-    assert again[5] == replace(partly, failures=[failed(tasks[1])])
-    assert again[5].missing == [tasks[0], tasks[2]]
+    assert again[5] == replace(partly, failures=[(1, failed(tasks[1]))])
+    assert again[5].missing == [0, 2]
     assert read_ahead(b"") == {}
-
-
-def test_equal_tasks_of_a_step_have_a_tree_each() -> None:
-    tasks = [Task("tests/None-v0", 1), Task("tests/None-v0", 1)]
-    grown = Grown(tasks)
-    grown.add(tree(tasks[1]))
-    assert grown.missing == [tasks[0]] and [*grown.by_task] == [1]
-    grown.add(tree(tasks[0]))
-    assert not grown.missing and Counter(map(id, (each.task for each in grown.trees))) == Counter(map(id, tasks))
 
 
 def test_a_checkpoint_without_later_steps_has_no_file_for_them(tmp_path: Path) -> None:

@@ -43,14 +43,18 @@ from treegym.agents.rollouts import (
     EpisodeError,
     FailureCause,
     FollowOracle,
+    Recall,
     ReplayMismatch,
+    Response,
     TreeExpansion,
     Turn,
     verify,
 )
 from treegym.agents.rollouts.engine import in_thread
 from treegym.agents.rollouts.strategies import MAX_IDLE
-from treegym.envs import LookupEnv, Message, Task
+from treegym.envs import LookupEnv, Message, Task, TextEnv
+from treegym.envs.notes import Note, with_notes
+from treegym.envs.task import Wrappers
 
 TASKS = [Task("treegym/Lookup-v0", seed) for seed in range(3)]
 
@@ -599,7 +603,7 @@ def test_when_its_time_is_over_a_tree_ends_with_what_it_has(
     async def all_of() -> list[RolloutTree | Failure]:
         policy = Stalls(renderer, answers)
         growing = stream(TASKS[:1], strategy, policy, renderer, Sampling(), tree_seconds=600)
-        return [outcome async for outcome in growing]
+        return [outcome async for _, outcome in growing]
 
     outcomes = asyncio.run(all_of())
     trees = [outcome for outcome in outcomes if isinstance(outcome, RolloutTree)]
@@ -623,7 +627,7 @@ def test_the_policy_s_own_time_out_is_a_failure_of_its_rollout(renderer: ChatRen
 
     async def all_of() -> list[Any]:
         growing = stream(TASKS[:1], Chains(2), Impatient(renderer, 0), renderer, Sampling(), tree_seconds=600)
-        return [outcome async for outcome in growing]
+        return [outcome async for _, outcome in growing]
 
     assert [outcome.error for outcome in asyncio.run(all_of())] == ["TimeoutError: no answer"] * 2
 
@@ -642,9 +646,41 @@ def test_equal_replies_of_different_weights_are_two_turns(renderer: ChatRenderer
 
     async def all_of() -> list[Any]:
         growing = stream(TASKS[:1], Chains(4), Pushed(renderer, 0), renderer, Sampling(max_calls=1))
-        return [outcome async for outcome in growing]
+        return [outcome async for _, outcome in growing]
 
     [tree] = asyncio.run(all_of())
     assert [tree.nodes[leaf].action.weights_version for leaf in tree.leaves] == [0, 0, 1, 1]
     assert [tree.nodes[leaf].action.logprobs[0] for leaf in tree.leaves] == [-1.0, -1.0, -2.0, -2.0]
     assert len(tree.nodes) == 2 and not verify(tree)
+
+
+def test_equal_tasks_have_a_tree_each(renderer: ChatRenderer) -> None:
+    async def numbers() -> list[int]:
+        policy = nano_policy(renderer)
+        growing = stream([TASKS[0], TASKS[0]], Chains(1), policy, renderer, Sampling(max_tokens=5))
+        return [number async for number, _ in growing]
+
+    assert sorted(asyncio.run(numbers())) == [0, 1]
+
+
+@pytest.mark.parametrize("can_fork", [True, False])
+def test_what_recall_puts_around_a_task_stands_in_its_tree(
+    renderer: ChatRenderer, can_fork: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tree replays from its task alone, and is that of a task which had the wrappers from the first."""
+    monkeypatch.setattr(LookupEnv, "can_fork", can_fork)
+
+    def recall(task: Task, env: TextEnv, response: Response) -> Wrappers:
+        note = Note(f"Look {response.info['hops']} times.", id=str(env.unwrapped.np_random_seed))  # it has been reset
+        return with_notes([note]), ("TurnLimit", {"turns": 2})
+
+    def grown(task: Task, recall: Recall | None = None) -> RolloutTree:
+        policy, strategy = nano_policy(renderer), TreeExpansion(2, 3, 1)
+        [tree] = asyncio.run(grow_trees([task], strategy, policy, renderer, Sampling(max_tokens=5), recall=recall))
+        return tree
+
+    noted = grown(Task("treegym/Lookup-v0", 3, {"hops": [3]}), recall)
+    assert noted.task == Task("treegym/Lookup-v0", 3, {"hops": [3]}, wrappers=noted.task.wrappers)
+    assert noted.messages[-1].text.endswith("Look 3 times.") and noted.info["notes"] == ["3"]
+    assert max(map(len, noted.paths)) == 2 and len(noted.leaves) > 2
+    assert not verify(noted) and grown(noted.task) == noted

@@ -35,27 +35,28 @@ COUNTDOWN, *_ = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DO
 WRAPPED, *_ = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
 
-class Notes(TextWrapper):
+class Diary(TextWrapper):
     """Keeps what was done in a list, and tells it."""
 
-    reward_weights: Mapping[str, float] = {"notes": 0.001}
+    reward_weights: Mapping[str, float] = {"entries": 0.001}
 
     def start(self, messages: Sequence[Message]) -> Sequence[Message]:
-        self.notes: list[str] = []
+        self.entries: list[str] = []
         return messages
 
     def score(self, step: Step) -> Mapping[str, float | None]:
-        self.notes.append(step.action[:20])
-        return {"notes": float(len(self.notes))} if step.over else {"notes": None}
+        self.entries.append(step.action[:20])
+        return {"entries": float(len(self.entries))} if step.over else {"entries": None}
 
     def tell(self, step: Step) -> Sequence[Message]:
-        return [*step.messages, Message("user", f"so far: {self.notes}")]
+        return [*step.messages, Message("user", f"so far: {self.entries}")]
 
 
 AROUND: list[Any] = [
     "StepPenalty",
     {"Hint": {"text": "Think first."}},
-    f"{Path(__file__).stem}:Notes",
+    {"WithNotes": {"notes": [{"text": "Take your time."}, {"text": "It was seen before.", "when": "e", "id": "1"}]}},
+    f"{Path(__file__).stem}:Diary",
     ["TurnLimit", {"turns": 40}],
 ]
 
@@ -77,12 +78,12 @@ def test_the_first_wrapper_is_the_innermost() -> None:
 
 
 def test_a_fork_has_the_state_of_the_wrapper_and_of_the_environment() -> None:
-    env = Notes(LookupEnv())
+    env = Diary(LookupEnv())
     env.reset(seed=0)
     env.step("one")
     twin = env.fork()
     twin.step("two")
-    assert (env.notes, twin.notes) == (["one"], ["one", "two"])
+    assert (env.entries, twin.entries) == (["one"], ["one", "two"])
     assert env.unwrapped is not twin.unwrapped
     assert env.unwrapped.turn == 1  # type: ignore[attr-defined]
 
@@ -191,7 +192,7 @@ def test_what_only_checks_is_left_out_and_its_checks_hold() -> None:
     with pytest.raises(gymnasium.error.ResetNeeded):
         env.step("x")
     with pytest.raises(gymnasium.error.ResetNeeded):
-        Notes(env).step("x")
+        Diary(env).step("x")
 
 
 # names
@@ -201,7 +202,7 @@ def test_what_only_checks_is_left_out_and_its_checks_hold() -> None:
     ("wrapper", "reason"),
     [
         ("Hnit", "no wrapper 'Hnit'; did you mean 'Hint'? One of your own is module:Name or path/to/file.py:Name"),
-        ("Nothing", "no wrapper 'Nothing'; there are Hint, StepPenalty, TurnLimit. One of your own is module:Name"),
+        ("Nothing", "no wrapper 'Nothing'; there are Hint, StepPenalty, TurnLimit, WithNotes. One of your own is"),
         ("Hint", "the wrapper Hint: missing a required argument: 'text'; its arguments: text"),
         ({"TurnLimit": {"turns": 0}}, "a limit of 0 turns: expected 1 or more"),
         ({"StepPenalty": {"term": "exact"}}, "StepPenalty: the term 'exact' has a weight already; name another one"),

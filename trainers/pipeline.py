@@ -36,23 +36,19 @@ class Grown:
 
     tasks: Sequence[Task]
     by_task: dict[int, RolloutTree] = field(default_factory=dict)  # by the task's place in `tasks`
-    failures: list[Failure] = field(default_factory=list)
+    failures: list[tuple[int, Failure]] = field(default_factory=list)  # with the task's place
     over: bool = False  # whether every task has come to its end, and no more of them failed than may
 
-    def add(self, outcome: RolloutTree | Failure) -> None:
+    def add(self, place: int, outcome: RolloutTree | Failure) -> None:
         if isinstance(outcome, Failure):
-            self.failures.append(outcome)
+            self.failures.append((place, outcome))
         else:
-            self.by_task[self.place(outcome.task)] = outcome
-
-    def place(self, task: Task) -> int:
-        """Of the task itself; another one may be equal."""
-        return next(i for i, one in enumerate(self.tasks) if one is task)
+            self.by_task[place] = outcome
 
     @property
-    def missing(self) -> list[Task]:
-        """Tasks without a tree."""
-        return [task for i, task in enumerate(self.tasks) if i not in self.by_task]
+    def missing(self) -> list[int]:
+        """Places of the tasks without a tree."""
+        return [place for place in range(len(self.tasks)) if place not in self.by_task]
 
     @property
     def trees(self) -> list[RolloutTree]:
@@ -65,7 +61,7 @@ class Grown:
 
     def told(self) -> dict[str, Any]:
         """What a row of the metrics tells of failures."""
-        texts = [f"{one.place}: {one.cause}: {one.error}" for one in self.failures]
+        texts = [f"{one.place}: {one.cause}: {one.error}" for _, one in self.failures]
         counts = {"failed_tasks": self.failed_tasks, "failed_rollouts": len(self.failures)}
         return {**counts, "failures": texts} if texts else {}
 
@@ -137,8 +133,11 @@ class Pipeline:
         if not grown.over:
             plan = self._trainer.plan
             seed = derive_seed(plan.seed, "rollout", step)
-            seconds = self._tree_seconds
-            await self._trainer.fill(grown, plan.algorithm.rollout, plan.sampling, seed, tree_seconds=seconds)
+            memory = self._trainer.memory
+            await self._trainer.fill(
+                grown, plan.algorithm.rollout, plan.sampling, seed,
+                tree_seconds=self._tree_seconds, recall=memory.recall if memory else None,
+            )  # fmt: skip
 
 
 # in a checkpoint: a line for each step, then one for each of its trees
@@ -148,8 +147,7 @@ def write_ahead(ahead: Mapping[int, Grown]) -> bytes:
     """The finished trees of steps to come, and their tasks. Nothing is kept of a task that is under way."""
     lines = []
     for step, grown in sorted(ahead.items()):
-        kept = [(grown.place(one.task), one) for one in grown.failures]
-        failures = [_failure_row(place, one) for place, one in kept if grown.over or place in grown.by_task]
+        failures = [_failure_row(place, one) for place, one in grown.failures if grown.over or place in grown.by_task]
         tasks = [asdict(task) for task in grown.tasks]
         lines.append(json_line({"step": step, "tasks": tasks, "failures": failures, "over": grown.over}))
         for place, tree in grown.by_task.items():
@@ -177,8 +175,10 @@ def _failure_row(place: int, failure: Failure) -> dict[str, Any]:
     return {"place": place, **named}
 
 
-def _failure(tasks: Sequence[Task], place: int, rollout: int | None, turn: int, cause: str, error: str) -> Failure:
-    return Failure(tasks[place], rollout, turn, FailureCause(cause), error, RuntimeError(error))
+def _failure(
+    tasks: Sequence[Task], place: int, rollout: int | None, turn: int, cause: str, error: str
+) -> tuple[int, Failure]:
+    return place, Failure(tasks[place], rollout, turn, FailureCause(cause), error, RuntimeError(error))
 
 
 def _no_opening(offset: int) -> Any:

@@ -35,9 +35,10 @@ from ..agents import (
 )
 from ..agents.evaluation import TaskOutcome
 from ..agents.inference.forward import native_dtype, positions
+from ..agents.memory import Memory, Seen, lessons_of
 from ..agents.models.lora import merged_state
 from ..agents.policies.sampler import TransformersPolicy
-from ..agents.rollouts import Chains, TooManyFailures
+from ..agents.rollouts import Chains, Recall, TooManyFailures
 from ..agents.store.folder import whole
 from ..envs import Task
 from .learner.checkpoints import Checkpoints, DamagedCheckpoint, Progress
@@ -45,6 +46,7 @@ from .learner.learner import Learner, Optimization
 from .pipeline import Grown, read_ahead, write_ahead
 from .plan import Plan
 
+MEMORY = "memory"  # the state of a checkpoint that holds the revision of the lessons
 AHEAD = "ahead.jsonl"  # the file of a checkpoint that holds the trees of steps to come
 
 
@@ -55,7 +57,8 @@ class LearningPolicy(TokenPolicy, WeightSync, Protocol):
 class Trainer:
     """Carries a plan out in a run directory; goes on where the directory's last checkpoint stands.
 
-    `policy` samples and takes over the learner's weights; by default the model itself does, in this process.
+    `policy` samples and takes over the learner's weights; by default the model itself does, in this process. `memory`
+    has the lessons that are told to rollouts of the improvement and of evaluations, and learns from the former.
     """
 
     def __init__(
@@ -67,10 +70,12 @@ class Trainer:
         watcher: Watcher,
         *,
         policy: LearningPolicy | None = None,
+        memory: Memory | None = None,
         dtype: torch.dtype | None = None,  # native_dtype of the model's device
         max_rows: int = 32,
     ) -> None:
         self.plan, self.model, self.renderer, self.run, self.watcher = plan, model, renderer, run, watcher
+        self.memory = memory
         self.dtype = dtype or native_dtype(model.device)
         self.policy = policy or TransformersPolicy(model, renderer, dtype=self.dtype, max_rows=max_rows)
         self.positions = positions(model) or 1 << 30  # tokens that the model can read
@@ -136,6 +141,7 @@ class Trainer:
             chosen, Chains(held.rollouts), sampling, derive_seed("evaluation"),
             at_once=max(1, self._max_rows // held.rollouts),  # more would only take memory for keys and values
             watch=True,
+            recall=self.memory.recall_all if self.memory else None,
         )  # fmt: skip
         result = Evaluation.of(grown.trees, self.plan.environment.success, time.monotonic() - start)
         if grown.failed_tasks:
@@ -167,6 +173,7 @@ class Trainer:
         *,
         at_once: int | None = None,
         watch: bool = False,
+        recall: Recall | None = None,
     ) -> Grown:
         """Trees of the tasks, by the policy with the present weights. `watch`: the watcher hears of each.
 
@@ -175,7 +182,7 @@ class Trainer:
         """
         await self.push()
         grown = Grown(tasks)
-        await self.fill(grown, strategy, sampling, seed, at_once=at_once, watch=watch)
+        await self.fill(grown, strategy, sampling, seed, at_once=at_once, watch=watch, recall=recall)
         return grown
 
     async def push(self) -> None:
@@ -195,19 +202,21 @@ class Trainer:
         at_once: int | None = None,
         watch: bool = False,
         tree_seconds: float | None = None,
+        recall: Recall | None = None,
     ) -> None:
         """Grows the trees that are missing, by the policy with the weights that it has, and raises what `grow` does."""
+        places = grown.missing
         outcomes = grow(
-            grown.missing, strategy, self.policy, self.renderer, sampling,
+            [grown.tasks[place] for place in places], strategy, self.policy, self.renderer, sampling,
             seed=seed, cassette=self.run.cassette, executor=self._threads, at_once=at_once,
-            skip_errors=self.plan.on_failure == "skip", tree_seconds=tree_seconds,
+            skip_errors=self.plan.on_failure == "skip", tree_seconds=tree_seconds, recall=recall,
         )  # fmt: skip
         async with contextlib.aclosing(outcomes):
-            async for outcome in outcomes:
-                grown.add(outcome)
+            async for number, outcome in outcomes:
+                grown.add(places[number], outcome)
                 if watch and isinstance(outcome, RolloutTree):
                     self.watcher.advance()
-        grown.failures.sort(key=lambda one: (one.task.seed, one.rollout or 0))  # not by when they came
+        grown.failures.sort(key=lambda one: (one[1].task.seed, one[1].rollout or 0))  # not by when they came
         self._check(grown)
         grown.over = True
 
@@ -217,7 +226,7 @@ class Trainer:
             raise TooManyFailures(
                 f"{failed} of {all_tasks} tasks failed, more than max_failures allows ({self.plan.max_failures:g} of "
                 f"them, and never all); the first: {grown.told()['failures'][0]}"
-            ) from grown.failures[0].raised
+            ) from grown.failures[0][1].raised
 
     def keep_result(self, name: str, result: Evaluation) -> None:
         """Keeps an evaluation for the summary, under this name."""
@@ -235,9 +244,23 @@ class Trainer:
 
     def record(
         self, trees: Sequence[RolloutTree], advantages: Sequence[Advantages] | None = None, **labels: Any
-    ) -> None:
-        for i, tree in enumerate(trees):
-            self.run.trees.append(tree, None if advantages is None else advantages[i], **labels)
+    ) -> list[int]:
+        """Writes the trees into the run's store; their numbers there."""
+        lessons = [lessons_of(tree.task) for tree in trees]
+        scored: Sequence[Advantages | None] = advantages or [None] * len(trees)
+        return [
+            self.run.trees.append(tree, each, lessons=told, **labels)
+            for tree, each, told in zip(trees, scored, lessons, strict=True)
+        ]
+
+    async def reflect(self, trees: Mapping[int, RolloutTree], reason: str) -> dict[str, Any]:
+        """Has the memory learn from trees by their number in the store; what it did, for the metrics."""
+        if self.memory is None:
+            return {}
+        batch = [Seen(str(self.run.path), number, tree) for number, tree in trees.items()]
+        counts = await self.memory.learn(batch, reason)
+        self.keep_state(MEMORY, {"revision": self.memory.store.revision})
+        return {"lessons": counts}
 
     @property
     def step(self) -> int:
@@ -276,11 +299,12 @@ class Trainer:
         for _ in range(self._progress.step):
             self.watcher.advance()
 
-    def done(self, note: str) -> None:
-        """A step's weights are in place: counts it, and saves when it is time."""
+    def done(self, note: str, *, moved: bool = True) -> None:
+        """A step has come to its end: counts it, and saves when it is time. `moved`: its weights are new ones."""
         self._progress.step += 1
-        self._progress.weights_version += 1
-        self._stale = True
+        if moved:
+            self._progress.weights_version += 1
+            self._stale = True
         self.watcher.advance(note)
         stop = self.watcher.should_stop()
         if stop or time.monotonic() - self._saved_at > self.plan.checkpoint_every:
@@ -313,6 +337,8 @@ class Trainer:
         self._restored = {name: x for name, x in tensors.items() if not name.startswith("model.")}
         self._stale = True
         self.ahead = read_ahead(self._checkpoints.read(AHEAD))
+        if self.memory and (kept := self.state(MEMORY)):
+            self.memory.store.rewind(kept["revision"])
 
 
 def _trim() -> None:

@@ -228,14 +228,13 @@ class _Playing:
         for missing, members in groups.items():
             trees: dict[int, RolloutTree] = {}  # by number of the task
             failures: dict[int, list[Failure]] = {number: [] for number in members}
-            number_of = {id(self.tasks[number]): number for number in members}
             outcomes = grow(
                 [self.tasks[number] for number in members], SomeChains(missing),
                 self.policy, self.renderer, self.sampling, seed=self.rollout_seed, cassette=self.run.cassette,
             )  # fmt: skip
             async with contextlib.aclosing(outcomes):
-                async for outcome in outcomes:
-                    number = number_of[id(outcome.task)]
+                async for place, outcome in outcomes:
+                    number = members[place]
                     if isinstance(outcome, Failure):
                         failures[number].append(outcome)
                     else:

@@ -2,7 +2,9 @@
 
 from .curate import Add, Delete, Keep, Merge, Operation, Outcome, Reading, Update, curate, merged, read_operations
 from .lesson import IN_FORCE, Effect, Evidence, Lesson, LessonRefused, State
+from .memory import Memory, told
 from .ranking import ByMeaning, Ranker, by_words
+from .reflect import Contrast, Reflector, Seen, lessons_of
 from .store import Change, LessonStore
 
 __all__ = [
@@ -10,6 +12,7 @@ __all__ = [
     "Add",
     "ByMeaning",
     "Change",
+    "Contrast",
     "Delete",
     "Effect",
     "Evidence",
@@ -17,15 +20,20 @@ __all__ = [
     "Lesson",
     "LessonRefused",
     "LessonStore",
+    "Memory",
     "Merge",
     "Operation",
     "Outcome",
     "Ranker",
     "Reading",
+    "Reflector",
+    "Seen",
     "State",
     "Update",
     "by_words",
     "curate",
+    "lessons_of",
     "merged",
     "read_operations",
+    "told",
 ]

@@ -3,7 +3,17 @@
 from .engine import GrowingTree, Turn, grow, grow_trees
 from .failure import Failure, FailureCause, TooManyFailures, failure_cause
 from .replay import Continuation, Divergence, Episode, RewardTerm, played, rescore, verify
-from .response import LENIENT, STRICT, Difference, EpisodeError, OutsideSource, ReplayMismatch, Response, Strictness
+from .response import (
+    LENIENT,
+    STRICT,
+    Difference,
+    EpisodeError,
+    OutsideSource,
+    Recall,
+    ReplayMismatch,
+    Response,
+    Strictness,
+)
 from .strategies import (
     Budgeted,
     Chains,
@@ -31,6 +41,7 @@ __all__ = [
     "FollowOracle",
     "GrowingTree",
     "OutsideSource",
+    "Recall",
     "ReplayMismatch",
     "Response",
     "RewardTerm",

@@ -36,12 +36,14 @@ from .failure import Failure, FailureCause, failure_cause
 from .response import (
     STATE,
     EpisodeError,
+    Recall,
     ReplayMismatch,
     Response,
     act,
     check_rewards,
     closed_on_error,
     episode_errors,
+    open_recalled,
     open_task,
     response_of,
 )
@@ -290,7 +292,7 @@ class GrowingTree:
     def _replay(self, turn: Turn) -> TextEnv:
         """Plays a fresh environment up to a turn. ReplayMismatch where it answers otherwise than the first time."""
         with episode_errors(self.task, 0):
-            env, response = open_task(self.task, self._cassette)
+            env, response = open_task(self.prompt.task, self._cassette)
         with closed_on_error(env):
             self._compare(0, self.prompt.response, response)
             for depth, past in enumerate(_path(turn)[1:], start=1):
@@ -359,7 +361,7 @@ class GrowingTree:
                     index[turn] = len(nodes)
                     nodes.append(replace(turn.node, parent=index[turn.parent]))
         return RolloutTree(
-            task=self.task,
+            task=self.prompt.task,
             prompt=tuple(self.prompt.context.tokens()),
             messages=self.prompt.response.messages,
             nodes=tuple(nodes),
@@ -423,6 +425,7 @@ def failure_of(
 class Prompt:
     """A task after reset."""
 
+    task: Task  # as trees record it: with what recall has put around it
     env: TextEnv
     response: Response
     context: Context
@@ -491,9 +494,10 @@ async def grow(
     at_once: int | None = None,
     skip_errors: bool = False,
     tree_seconds: float | None = None,
-) -> AsyncGenerator[RolloutTree | Failure, None]:
+    recall: Recall | None = None,
+) -> AsyncGenerator[tuple[int, RolloutTree | Failure], None]:
     """Grows a tree for each task, all at once or `at_once` at a time, and yields each tree when it is finished and each
-    failure of the world when it happens; `tree.task` and `failure.task` tell which task they are of.
+    failure of the world when it happens, with the number of its task.
 
     A rollout that failed is missing from its tree, and a task of which no rollout came to its end has no tree. An error
     of code propagates once the other trees are closed. With `skip_errors`, an error of an environment's code costs its
@@ -501,21 +505,22 @@ async def grow(
     their last turn, truncated, and those without a turn fail. What environments read from outside goes over the
     cassette. Their calls block, so they run in the executor's threads, by default in those of the event loop.
     """
-    outcomes: asyncio.Queue[RolloutTree | Failure | asyncio.Task[None]] = asyncio.Queue()
+    outcomes: asyncio.Queue[tuple[int, RolloutTree | Failure] | asyncio.Task[None]] = asyncio.Queue()
     contexts, expect = PromptContexts(renderer), expecting(policy)
     slots = asyncio.Semaphore(at_once or max(len(tasks), 1))
 
     async def open_prompt(task: Task) -> Prompt:
         with episode_errors(task, 0):
-            env, response = await in_thread(executor, open_task, task, cassette, undo=lambda opened: opened[0].close())
+            noted, env, response = await in_thread(
+                executor, open_recalled, task, recall, cassette, undo=lambda opened: opened[1].close()
+            )
         with closed_on_error(env):
-            return Prompt(env, response, contexts.context(response.messages))
+            return Prompt(noted, env, response, contexts.context(response.messages))
 
-    async def play(task: Task) -> None:
+    async def play(task: Task, tell: Callable[[RolloutTree | Failure], None]) -> None:
         ends_at = None if tree_seconds is None else asyncio.get_running_loop().time() + tree_seconds
         tree = GrowingTree(
-            task, await open_prompt(task), policy, renderer, sampling, seed, outcomes.put_nowait, cassette, executor,
-            ends_at,
+            task, await open_prompt(task), policy, renderer, sampling, seed, tell, cassette, executor, ends_at,
         )  # fmt: skip
         try:
             try:
@@ -525,7 +530,7 @@ async def grow(
                     error.add_note(f"in {type(strategy).__name__}.grow, a tree of {task.env}, seed {task.seed}")
                 raise
             if tree.rollouts:
-                outcomes.put_nowait(tree.finish())
+                tell(tree.finish())
             elif not tree.failed:
                 raise ValueError(
                     f"{type(strategy).__name__}.grow ended no rollout of {task.env}, seed {task.seed}: "
@@ -534,21 +539,24 @@ async def grow(
         finally:
             tree.close()
 
-    async def attempt(task: Task) -> None:
+    async def attempt(number: int, task: Task) -> None:
+        def tell(outcome: RolloutTree | Failure) -> None:
+            outcomes.put_nowait((number, outcome))
+
         async with slots:
             expect(1)
             try:
-                await play(task)
+                await play(task, tell)
             except Exception as error:
                 turn = error.turn if isinstance(error, EpisodeError) else 0
                 failure = failure_of(error, task, None, turn, otherwise=FailureCause.ERROR if skip_errors else None)
                 if failure is None:
                     raise
-                outcomes.put_nowait(failure)
+                tell(failure)
             finally:
                 expect(-1)
 
-    growing = [asyncio.create_task(attempt(task)) for task in tasks]
+    growing = [asyncio.create_task(attempt(number, task)) for number, task in enumerate(tasks)]
     for one in growing:
         one.add_done_callback(outcomes.put_nowait)
     try:
@@ -575,14 +583,14 @@ async def grow_trees(
     *,
     seed: int = 0,
     cassette: Cassette | None = None,
+    recall: Recall | None = None,
 ) -> list[RolloutTree]:
     """One tree for each task, in the tasks' order, as `grow` grows them. A failure of the world raises its error."""
-    tasks = [replace(task) for task in tasks]  # copies, so that equal tasks can be told apart by identity
     grown: dict[int, RolloutTree] = {}
-    outcomes = grow(tasks, strategy, policy, renderer, sampling, seed=seed, cassette=cassette)
+    outcomes = grow(tasks, strategy, policy, renderer, sampling, seed=seed, cassette=cassette, recall=recall)
     async with contextlib.aclosing(outcomes):
-        async for outcome in outcomes:
+        async for number, outcome in outcomes:
             if isinstance(outcome, Failure):
                 raise outcome.raised
-            grown[id(outcome.task)] = outcome
-    return [grown[id(task)] for task in tasks]
+            grown[number] = outcome
+    return [grown[number] for number in range(len(tasks))]

@@ -6,12 +6,15 @@ import contextlib
 import json
 import math
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ...envs import Message, Task, TextEnv
+from ...envs import Message, Task, TextEnv, TextWrapper
+from ...envs.task import Wrappers
+from ...envs.toolenv import observation_of
+from ...envs.wrappers import wrapped
 from ...tools import Cassette, ToolCall
 from ..tree import Node, RolloutTree
 
@@ -57,6 +60,9 @@ class Response:
     def cut(self, cause: str) -> Response:
         """This response as the last one of an episode that is ended from outside the environment."""
         return replace(self, truncated=True, info={**self.info, "cause": cause})
+
+
+Recall = Callable[[Task, TextEnv, Response], Wrappers]  # what is put around a task's environment, once it was reset
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +148,26 @@ def open_task(task: Task, cassette: Cassette | None = None, *, sealed: bool = Fa
         if sealed and env.outside:
             raise OutsideSource(f"{task.env} reads from {', '.join(env.outside)}, and there is no tape")
         observation, info = env.reset(seed=task.seed, options=dict(task.options))
-        return env, Response(_messages(observation, info), env.state_key(), _rest(info))
+        return env, _opened(env, observation, info)
+
+
+def open_recalled(
+    task: Task, recall: Recall | None, cassette: Cassette | None = None
+) -> tuple[Task, TextEnv, Response]:
+    """As `open_task`, within the wrappers that recall chooses; and the task that has them."""
+    env, response = open_task(task, cassette)
+    with closed_on_error(env):
+        added = recall(task, env, response) if recall else ()
+        for name, arguments in added:
+            env = wrapped(env, name, arguments)
+            assert isinstance(env, TextWrapper), f"{name} is to be put around an environment after its reset"
+            told = env.begun(observation_of(response.messages), {**response.info, "messages": list(response.messages)})
+            response = _opened(env, *told)
+        return replace(task, wrappers=(*task.wrappers, *added)), env, response
+
+
+def _opened(env: TextEnv, observation: str, info: Mapping[str, Any]) -> Response:
+    return Response(_messages(observation, info), env.state_key(), _rest(info))
 
 
 def act(env: TextEnv, action: str) -> Response:

@@ -84,8 +84,8 @@ class EpisodeStore:
         values: Sequence[Sequence[float]] | None = None,
         lessons: Sequence[str] = (),
         **labels: Any,
-    ) -> None:
-        """Writes one record.
+    ) -> int:
+        """Writes one record; the tree's number.
 
         `advantages` are [rollout][turn]; each is a number, or a sequence with one number for each sampled token.
         `values` are [node][token], the value of the state before each sampled token. `lessons` are the names of the
@@ -120,6 +120,7 @@ class EpisodeStore:
                 index.add([entry], _checksum(data[-_TAIL:]) if len(data) >= _TAIL else self._tail(end))
         except sqlite3.Error:  # the tree is stored; the index takes it up with the next reading
             self._drop_index()
+        return number
 
     def truncate(self, size: int) -> None:
         """Removes what was written after the file had `size` bytes. DamagedStore if no record ends at that byte."""

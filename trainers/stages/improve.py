@@ -39,6 +39,7 @@ class Improvement:
     optimization: Optimization = field(default_factory=Optimization)
     max_lag: int = 0  # how many versions of the weights a tree may be old when it is trained; 0: none
     tree_seconds: float | None = None  # after which a tree's unfinished rollouts end as truncated; None: no limit
+    learn: bool = True  # false: the weights stay as they are, which leaves the lessons of a memory to improve
     source: Any = None  # a TaskSource; None: new train tasks of the plan's environment at every step
     name: str = "improvement"
 
@@ -57,14 +58,18 @@ class Improvement:
 
     async def run(self, trainer: Trainer) -> None:
         source: TaskSource = self.source or Uniform(trainer.plan.environment)
-        loss = trainer.plan.algorithm.loss
-        learner = trainer.learn(self.optimization, reference="reference" in loss.needs)
-        learner.check(loss)
+        learner = self._learner(trainer) if self.learn else None
         draw = functools.partial(self._tasks, trainer, source)
         pipeline = Pipeline(trainer, self.steps, draw, max_lag=self.max_lag, tree_seconds=self.tree_seconds)
         async with contextlib.aclosing(pipeline):
             for step in trainer.steps("improving", self.steps):
                 await self._step(step, trainer, pipeline, learner, source)
+
+    def _learner(self, trainer: Trainer) -> Learner:
+        loss = trainer.plan.algorithm.loss
+        learner = trainer.learn(self.optimization, reference="reference" in loss.needs)
+        learner.check(loss)
+        return learner
 
     def _tasks(self, trainer: Trainer, source: TaskSource, step: int) -> list[Task]:
         """The tasks of a step. With a lag they are drawn before the source has heard of the steps right before it."""
@@ -73,7 +78,7 @@ class Improvement:
         return [replace(task, settings={**task.settings, **settings}) for task in drawn]
 
     async def _step(
-        self, step: int, trainer: Trainer, pipeline: Pipeline, learner: Learner, source: TaskSource
+        self, step: int, trainer: Trainer, pipeline: Pipeline, learner: Learner | None, source: TaskSource
     ) -> None:
         plan, credit = trainer.plan, trainer.plan.algorithm.advantage
         if self.evaluate_every and step and step % self.evaluate_every == 0 and plan.heldout.tasks:
@@ -83,17 +88,20 @@ class Improvement:
         grown = await pipeline.take(step)
         trees, end = grown.trees, time.monotonic()
         advantages = None if isinstance(credit, Comparisons) else advantages_of(credit, trees)
-        metrics = await pipeline.learn(lambda: self._update(trainer, learner, trees, advantages))
+        metrics = {}
+        if learner:
+            metrics = await pipeline.learn(lambda: self._update(trainer, learner, trees, advantages))
         terms = {environment.id: environment.success for environment in source.environments}
         described = _describe(trees, [terms.get(tree.task.env, plan.environment.success) for tree in trees])
         described |= metrics | pipeline.lag(trees)
         seconds = {"rollout": end - start, "update": time.monotonic() - end}
+        numbers = trainer.record(trees, advantages, stage=self.name, step=step)
+        described |= await trainer.reflect(dict(zip(numbers, trees, strict=True)), f"{self.name}, step {step}")
         trainer.run.log(stage=self.name, step=step, **described, **grown.told(), seconds=seconds)
-        trainer.record(trees, advantages, stage=self.name, step=step)
         if plan.keep.every and (step + 1) % plan.keep.every == 0:
             trainer.save_model(trainer.run.path / "models" / f"step-{step + 1}")
         trainer.keep_state(self.name, source.report(step, trees, trainer.state(self.name)))
-        trainer.done(f"success {described['success']:.0%}{grown.noted()}")
+        trainer.done(f"success {described['success']:.0%}{grown.noted()}", moved=self.learn)
 
     def _update(
         self, trainer: Trainer, learner: Learner, trees: Sequence[RolloutTree], advantages: Sequence[Advantages] | None

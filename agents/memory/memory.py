@@ -1,0 +1,72 @@
+"""Memory: lessons that are told to rollouts, and drawn from them."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ...envs import Task, TextEnv
+from ...envs.notes import Note, Place, own_text, with_notes
+from ...envs.task import Wrappers
+from ..rollouts import Response
+from .curate import curate
+from .lesson import Lesson
+from .reflect import Reflector, Seen
+from .store import CountTokens, LessonStore, rough_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """A store of lessons, how they are told, and what writes them down.
+
+    `recall` is what `grow` asks for a task's notes. In a share `doubt` of the tasks, drawn by their seeds, one of the
+    lessons is left out, so that it is seen what happens without it.
+    """
+
+    store: LessonStore
+    reflector: Reflector | None = None  # None: lessons are told, and none are written
+    tokens: int = 400  # of the lessons that a task is told, at most
+    doubt: float = 0.1
+    place: Place = "turn"
+    count_tokens: CountTokens = rough_tokens
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.doubt <= 1 or self.tokens < 0:
+            raise ValueError(f"doubt is a share and tokens a number, got {self.doubt}, {self.tokens}")
+
+    def recall(self, task: Task, env: TextEnv, response: Response) -> Wrappers:
+        """The lessons for a task to train on."""
+        lessons = self.lessons(task, response)
+        dice = random.Random(f"doubt {task.seed}")
+        if lessons and dice.random() < self.doubt:
+            lessons.pop(dice.randrange(len(lessons)))
+        return told(lessons, self.place)
+
+    def recall_all(self, task: Task, env: TextEnv, response: Response) -> Wrappers:
+        """The lessons for a task to measure a policy on."""
+        return told(self.lessons(task, response), self.place)
+
+    def lessons(self, task: Task, response: Response) -> list[Lesson]:
+        """Those for a task, the best first, within the budget."""
+        tags = [str(tag) for tag in response.info.get("tags", ())]
+        said = own_text(response.messages[-1].text) if response.messages else ""
+        return self.store.recall(task.env, tags, said, self.tokens, self.count_tokens)
+
+    async def learn(self, batch: Sequence[Seen], reason: str) -> dict[str, int]:
+        """Draws lessons from trees. How many operations there were of each kind, `refused` ones apart, and how many
+        lessons are in force now."""
+        if self.reflector is None:
+            return {}
+        envs = sorted({seen.tree.task.env for seen in batch})
+        known = [lesson for env in envs for lesson in self.store.lessons(env=env)]
+        outcomes = curate(self.store, await self.reflector.reflect(batch, known), reason)
+        kinds = Counter("refused" if one.refused else type(one.operation).__name__.lower() for one in outcomes)
+        return {**kinds, "in_force": sum(1 for env in envs for _ in self.store.lessons(env=env))}
+
+
+def told(lessons: Sequence[Lesson], place: Place) -> Wrappers:
+    """What puts lessons around a task, as notes; nothing without lessons."""
+    notes: list[Note] = [lesson.note() for lesson in lessons]
+    return (with_notes(notes, place),) if notes else ()
