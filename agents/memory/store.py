@@ -55,7 +55,7 @@ _APPLICATION, _VERSION = 0x74674C65, 1  # by which SQLite files of this kind, an
 _TOLD = "state IN ('proposed', 'active')"  # as the indices have it
 _TABLES = f"""
 CREATE TABLE changes (number INTEGER PRIMARY KEY, time REAL NOT NULL, author TEXT NOT NULL, kind TEXT NOT NULL,
-    lesson INTEGER NOT NULL, fields TEXT NOT NULL, reason TEXT NOT NULL);
+    lesson INTEGER NOT NULL, reason TEXT NOT NULL, fields TEXT NOT NULL);
 CREATE INDEX of_lesson ON changes (lesson, number);
 CREATE TABLE lessons (id INTEGER PRIMARY KEY, env TEXT NOT NULL, tags TEXT NOT NULL, told TEXT NOT NULL,
     state TEXT NOT NULL, effect REAL NOT NULL, support INTEGER NOT NULL, likeness TEXT NOT NULL, body TEXT NOT NULL);
@@ -83,8 +83,8 @@ class Change:
     author: str
     kind: str  # add, change, support, retire or forget
     lesson: int  # its id; 0: a lesson whose addition has been rewound, forgotten since
-    fields: Mapping[str, Any]
     reason: str
+    fields: Mapping[str, Any]
 
 
 class LessonStore:
@@ -282,9 +282,9 @@ class LessonStore:
         return self._changes("number > ?", since)
 
     def _changes(self, which: str, value: int) -> list[Change]:
-        columns = "number, time, author, kind, lesson, fields, reason"
+        columns = "number, time, author, kind, lesson, reason, fields"
         rows = self._rows(f"SELECT {columns} FROM changes WHERE {which} ORDER BY number", value)
-        return [Change(*row[:5], fields=json.loads(row[5]), reason=row[6]) for row in rows]
+        return [Change(*row[:-1], json.loads(row[-1])) for row in rows]
 
     def recall(
         self,
@@ -401,17 +401,14 @@ class LessonStore:
 
     def _write(self, kind: str, id: int, fields: Mapping[str, Any], reason: str, author: str = "") -> None:
         """Puts a change on record and into the present."""
-        change = Change(self.revision + 1, self._clock(), self.author or author, kind, id, fields, reason)
+        change = Change(self.revision + 1, self._clock(), self.author or author, kind, id, reason, fields)
         former = None if kind in ("add", "forget") else self.get(id)
         self._append(change)
         self._show(id, _after(former, change))
 
     def _append(self, change: Change) -> None:
-        cells = (
-            *(getattr(change, name) for name in ("number", "time", "author", "kind", "lesson")),
-            _json(change.fields),
-        )
-        self._connection.execute("INSERT INTO changes VALUES (?, ?, ?, ?, ?, ?, ?)", (*cells, change.reason))
+        cells = (change.number, change.time, change.author, change.kind, change.lesson, change.reason)
+        self._connection.execute("INSERT INTO changes VALUES (?, ?, ?, ?, ?, ?, ?)", (*cells, _json(change.fields)))
 
     def _show(self, id: int, lesson: Lesson | None) -> None:
         """Makes this the lesson of that id in the present."""
