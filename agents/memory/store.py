@@ -284,7 +284,7 @@ class LessonStore:
     def _changes(self, which: str, value: int) -> list[Change]:
         columns = "number, time, author, kind, lesson, reason, fields"
         rows = self._rows(f"SELECT {columns} FROM changes WHERE {which} ORDER BY number", value)
-        return [Change(*row[:-1], json.loads(row[-1])) for row in rows]
+        return [Change(n, at, who, kind, id, why, json.loads(fields)) for n, at, who, kind, id, why, fields in rows]
 
     def recall(
         self,
