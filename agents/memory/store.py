@@ -41,7 +41,6 @@ from .lesson import (
     from_json,
     is_number,
     likeness,
-    near_words,
     to_json,
 )
 from .ranking import Ranker, by_words
@@ -70,8 +69,8 @@ CountTokens = Callable[[str], int]
 
 
 def rough_tokens(text: str) -> int:
-    """The number of words and signs of a text, for callers without a tokenizer."""
-    return len(near_words(text))
+    """A quarter of a text's bytes, for callers without a tokenizer."""
+    return len(text.encode()) // 4 + 1
 
 
 @dataclass(frozen=True, slots=True)
