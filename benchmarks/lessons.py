@@ -72,9 +72,8 @@ def main() -> None:
 
 
 def recalls(folder: Path, count: int) -> None:
-    print(
-        f"\n## Recall among {count:,} lessons, ms\n\n| lessons per site | words | notes | median | 95% | slowest |\n|---|---|---|---|---|---|"
-    )
+    print(f"\n## Recall among {count:,} lessons, ms\n")
+    print("| lessons per site | words | told | median | 95% | slowest |\n|---|---|---|---|---|---|")
     for each in (100, 10_000):
         with LessonStore(folder / f"recall-{each}") as store:
             fill(store, count, each)
