@@ -27,11 +27,8 @@ def run(tmp_path: Path) -> Path:
     """A run's folder with two lessons in force and a retired one."""
     seen = Evidence("runs/first", 3, (1, 4), (0.9, 0.2), (3, 5))
     with LessonStore(tmp_path / "run" / "lessons.sqlite", "training") as store:
-        store.add(
-            Lesson(
-                "Choose [red] amber.", ENV, "the gate", ("site:elm",), "Contrast", (seen,), Effect(0.2, -0.1, 0.5, 9)
-            )
-        )
+        effect = Effect(0.2, -0.1, 0.5, 9)
+        store.add(Lesson("Choose [red] amber.", ENV, "the gate", ("site:elm",), "Contrast", (seen,), effect))
         store.add(Lesson("Look first.", ENV))
         store.retire(store.add(Lesson("Choose green.", ENV, "", ("site:oak",))).id, "it misleads")
     return tmp_path / "run"
@@ -41,14 +38,9 @@ def test_list_shows_what_is_in_force(lessons: Run, run: Path) -> None:
     status, out, _ = lessons("list", run)
     assert status == 0 and "green" not in out
     assert 'when "the gate": Choose [red] amber.' in out and "+0.20 (-0.10 … +0.50)" in out and "Look first." in out
-    assert [json.loads(line)["id"] for line in lessons("list", run, "--json", "--state", "all")[1].splitlines()] == [
-        1,
-        2,
-        3,
-    ]
-    assert [json.loads(line)["id"] for line in lessons("list", run, "--json", "--tag", "site:elm")[1].splitlines()] == [
-        1
-    ]
+    for options, ids in ((["--state", "all"], [1, 2, 3]), (["--tag", "site:elm"], [1])):
+        rows = lessons("list", run, "--json", *options)[1].splitlines()
+        assert [json.loads(row)["id"] for row in rows] == ids
     assert "no such lessons" in lessons("list", run, "--env", "other")[1]
 
 
@@ -78,10 +70,7 @@ def test_what_is_exported_is_imported(lessons: Run, run: Path, tmp_path: Path) -
     assert lessons("export", run, "--out", out, "--state", "in-force")[1].startswith("2 lessons in ")
     assert lessons("import", other, out, "--reason", "a friend's")[:2] == (0, "2 lessons taken\n")
     with LessonStore.read(other) as store:
-        assert [(each.text, each.effect) for each in store.lessons()] == [
-            ("Choose [red] amber.", None),
-            ("Look first.", None),
-        ]
+        assert [each.text for each in store.lessons()] == ["Choose [red] amber.", "Look first."]
 
 
 ERRORS: list[tuple[list[str], str]] = [

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from treegym.agents.memory import ByMeaning, Effect, Evidence, Lesson, LessonRefused, LessonStore, by_words
+from treegym.agents.memory import store as module
 from treegym.agents.store import StoreError
 from treegym.envs.notes import MAX_TEXT, Note
 
@@ -384,7 +385,7 @@ def test_a_rewound_store_is_as_one_that_never_went_on(
 
 def test_no_revision_lies_ahead(store: LessonStore) -> None:
     store.add(lesson("Choose amber."))
-    for revision in (2, -1, 10**30, True, "1"):
+    for revision in (2, -1, 10**30, 10**5000, True, "1"):
         with pytest.raises(LessonRefused, match="at revision 1"):
             store.rewind(revision)  # type: ignore[arg-type]
     assert store.revision == 1
@@ -548,6 +549,26 @@ def test_a_reader_sees_what_was_written_and_writes_nothing(store: LessonStore) -
             with pytest.raises(StoreError, match=r"lessons.sqlite is open for reading only"):
                 act()
     assert store.revision == 1
+
+
+def test_a_store_in_a_folder_that_cannot_be_written_is_read(
+    store: LessonStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may write everywhere, so the refusal of SQLite is played."""
+    store.add(lesson("Choose amber."))
+    opened = module._opened_to_read
+
+    def refuse(address: str, path: Path) -> sqlite3.Connection:
+        if "immutable" not in address:
+            raise sqlite3.OperationalError("unable to open database file")
+        return opened(address, path)
+
+    monkeypatch.setattr(module, "_opened_to_read", refuse)
+    with pytest.raises(StoreError, match="unable to open"):  # the log has what the file lacks
+        LessonStore.read(store.path)
+    store.close()
+    with LessonStore.read(store.path) as reader:
+        assert [each.text for each in reader.lessons()] == ["Choose amber."]
 
 
 def test_files_that_are_no_stores_are_named_and_left_as_they_are(tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ class LessonStore:
         """
         with self.transaction():
             if not is_number(revision) or revision > self.revision:
-                raise LessonRefused(f"{self.path} is at revision {self.revision}: there is no way to {revision!r:.40}")
+                raise LessonRefused(f"{self.path} is at revision {self.revision}, and can only go back to earlier ones")
             gone = self.changes(revision)
             self._connection.execute("DELETE FROM changes WHERE number > ?", [revision])
             for change in (change for change in gone if change.kind == "forget"):
