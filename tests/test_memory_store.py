@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -533,6 +534,20 @@ def test_three_writers_keep_six_hundred(tmp_path: Path) -> None:
     with LessonStore.read(path) as store:
         assert {each.text for each in present(store)} == {f"Rule {name} {n}" for name in "abc" for n in range(200)}
         assert store.revision == 600
+
+
+def test_threads_share_a_store(store: LessonStore) -> None:
+    def work(name: int) -> int:
+        for number in range(20):
+            store.add(lesson(f"Rule {name} {number}"))
+            with contextlib.suppress(LessonRefused), store.transaction():
+                store.add(lesson(f"Wrong {name} {number}"))
+                store.add(lesson(""))
+        return len(store.recall(ENV, ELM, "rule", 10_000))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert max(pool.map(work, range(4))) == 80
+    assert len(present(store)) == store.revision == 80
 
 
 def test_a_reader_sees_what_was_written_and_writes_nothing(store: LessonStore) -> None:
