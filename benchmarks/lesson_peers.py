@@ -57,7 +57,10 @@ class Ace:
 
 
 class Reasoning:
-    """A ReasoningBank over its SQLite store, or in memory where this Python loads no extensions of SQLite."""
+    """A ReasoningBank over its SQLite store, or in memory where this Python loads no extensions of SQLite.
+
+    Lessons are added by hand (`add_manual`), because what it draws from episodes it asks a model about.
+    """
 
     def __init__(self, folder: Path) -> None:
         from reasoning_bank import InMemoryStore, MemoryItem, ReasoningBank
@@ -71,6 +74,7 @@ class Reasoning:
             store = SQLiteVecStore(folder / "bank.db", dim=DIMENSIONS)
         except (AttributeError, ImportError):
             store = InMemoryStore()
+        self.in_memory = isinstance(store, InMemoryStore)
         self.bank = ReasoningBank(llm=no_model, store=store, embedder=Numbers())
 
     def change(self, kind: str, id: str | None, text: str) -> None:
@@ -162,7 +166,7 @@ def main() -> None:
                 lost += 1
         print(lost)
     elif job == "kept":
-        print(len(set(side.texts().values())))
+        print("- (in memory)" if getattr(side, "in_memory", False) else len(set(side.texts().values())))
     else:
         print(json.dumps(side.recall(json.loads(sys.stdin.read()))))
 

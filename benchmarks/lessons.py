@@ -128,8 +128,8 @@ def writers(folder: Path, pythons: dict[str, Path]) -> None:
         place = fresh(folder)
         command = [str(python), str(PEER), peer_name, "write", str(place)]
         seconds = side_by_side(lambda name, command=command: [*command, name, str(FEWER)])  # type: ignore[misc]
-        kept = int(peer(python, peer_name, "kept", place))
-        print(f"| {peer_name} | {WRITERS * FEWER} | {kept} | {seconds:.1f} |", flush=True)
+        left = peer(python, peer_name, "kept", place).strip()
+        print(f"| {peer_name} | {WRITERS * FEWER} | {left} | {seconds:.1f} |", flush=True)
 
 
 def side_by_side(command: Callable[[str], Sequence[str]]) -> float:
@@ -158,7 +158,8 @@ def ours(folder: Path) -> list[str]:
     with LessonStore(folder / "lessons") as store:
         for _, kind, place, text in OPERATIONS:
             if kind == "REPLY":
-                said.append(f"counted: {read_operations(text, ENV).problems[0]}"[:60])
+                [problem] = read_operations(text, ENV).problems
+                said.append(f"counted as a problem: {problem.partition(':')[0]}")
                 continue
             before = {lesson.id for lesson in store.lessons()}
             [outcome] = curate(store, [operation(kind, (place or 0) + 1, text)], "the benchmark")
