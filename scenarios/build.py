@@ -35,7 +35,7 @@ from ..trainers import TaskSet, Trainer, Watcher
 from ..trainers.learner import Checkpoints
 from .changes import changed, kept, record
 from .errors import ScenarioError
-from .folders import begun
+from .folders import LESSONS, begun
 from .modules import folders_of
 from .parts import build_part, made_with
 from .schema import Scenario, dump_scenario, environments_of, load_scenario
@@ -48,7 +48,6 @@ NOT_REPEATABLE = (
     "long tools take; model.lockstep=true has every pass wait for all rollouts"
 )
 
-LESSONS = "lessons.sqlite"  # the file of a run that has its lessons
 SERVED = "repeated, this run may end otherwise: what else a server computes meanwhile changes last bits"
 
 

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+LESSONS = "lessons.sqlite"  # the file of a run that has its lessons
 PLAYED = ("trees.jsonl", "trees.jsonl.zst", "metrics.jsonl", "cassette.jsonl", "checkpoints/*")  # what is worth keeping
 
 

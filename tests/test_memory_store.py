@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from treegym.agents.memory import ByMeaning, Effect, Evidence, Lesson, LessonRefused, LessonStore, by_words
+from treegym.agents.memory import store as module
 from treegym.agents.store import StoreError
 from treegym.envs.notes import MAX_TEXT, Note
 
@@ -384,7 +386,7 @@ def test_a_rewound_store_is_as_one_that_never_went_on(
 
 def test_no_revision_lies_ahead(store: LessonStore) -> None:
     store.add(lesson("Choose amber."))
-    for revision in (2, -1, 10**30, True, "1"):
+    for revision in (2, -1, 10**30, 10**5000, True, "1"):
         with pytest.raises(LessonRefused, match="at revision 1"):
             store.rewind(revision)  # type: ignore[arg-type]
     assert store.revision == 1
@@ -534,6 +536,20 @@ def test_three_writers_keep_six_hundred(tmp_path: Path) -> None:
         assert store.revision == 600
 
 
+def test_threads_share_a_store(store: LessonStore) -> None:
+    def work(name: int) -> int:
+        for number in range(20):
+            store.add(lesson(f"Rule {name} {number}"))
+            with contextlib.suppress(LessonRefused), store.transaction():
+                store.add(lesson(f"Wrong {name} {number}"))
+                store.add(lesson(""))
+        return len(store.recall(ENV, ELM, "rule", 10_000))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert max(pool.map(work, range(4))) == 80
+    assert len(present(store)) == store.revision == 80
+
+
 def test_a_reader_sees_what_was_written_and_writes_nothing(store: LessonStore) -> None:
     with LessonStore.read(store.path) as reader:
         store.add(lesson("Choose amber."))
@@ -548,6 +564,26 @@ def test_a_reader_sees_what_was_written_and_writes_nothing(store: LessonStore) -
             with pytest.raises(StoreError, match=r"lessons.sqlite is open for reading only"):
                 act()
     assert store.revision == 1
+
+
+def test_a_store_in_a_folder_that_cannot_be_written_is_read(
+    store: LessonStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may write everywhere, so the refusal of SQLite is played."""
+    store.add(lesson("Choose amber."))
+    opened = module._opened_to_read
+
+    def refuse(address: str, path: Path) -> sqlite3.Connection:
+        if "immutable" not in address:
+            raise sqlite3.OperationalError("unable to open database file")
+        return opened(address, path)
+
+    monkeypatch.setattr(module, "_opened_to_read", refuse)
+    with pytest.raises(StoreError, match="unable to open"):  # the log has what the file lacks
+        LessonStore.read(store.path)
+    store.close()
+    with LessonStore.read(store.path) as reader:
+        assert [each.text for each in reader.lessons()] == ["Choose amber."]
 
 
 def test_files_that_are_no_stores_are_named_and_left_as_they_are(tmp_path: Path) -> None:

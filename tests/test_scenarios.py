@@ -241,7 +241,7 @@ def test_python_m_treegym_refuses_in_one_line(tmp_path: Path) -> None:
     assert run.stderr == "treegym: No such command 'trian'. Did you mean 'train'?\n"
 
 
-@pytest.mark.parametrize("name", ["train", "eval", "envs", "models", "runs"])
+@pytest.mark.parametrize("name", ["train", "eval", "envs", "models", "runs", "lessons"])
 def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     status, said, _ = command(capsys, name, "--help")
     assert status == 0 and f"treegym {name}" in said

@@ -81,8 +81,12 @@ class Outcome:
 
 
 def curate(store: LessonStore, operations: Iterable[Operation], reason: str) -> list[Outcome]:
-    """Applies the operations in their order. One that cannot be applied is refused, and the others go on."""
-    return [_tried(store, operation, reason) for operation in operations]
+    """Applies the operations in their order. One that cannot be applied is refused, and the others go on.
+
+    A kill in between leaves the store as it was before all of them.
+    """
+    with store.transaction():
+        return [_tried(store, operation, reason) for operation in operations]
 
 
 def _tried(store: LessonStore, operation: Operation, reason: str) -> Outcome:

@@ -38,8 +38,9 @@ def by_words(query: str, texts: Sequence[str]) -> list[float]:
     ]
 
 
-def _terms(text: str) -> set[str]:
-    return {*words(text), *unspaced_parts(text)} - STOP_WORDS
+@functools.lru_cache(maxsize=10_000)
+def _terms(text: str) -> frozenset[str]:
+    return frozenset((*words(text), *unspaced_parts(text))) - STOP_WORDS
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from rich.table import Table
 from ..errors import ScenarioError
 from ..tasks import ENV, begin, named_task, values
 from ..terminal import UsageError, console, say, told
+from .lessons import lessons_app
 from .measure import compare_command, eval_command, play_command
 from .replay import replay_app
 from .runs import runs_app
@@ -121,6 +122,7 @@ app.command("view")(view_command)
 app.command("play")(play_command)
 app.command("serve")(serve_command)
 app.add_typer(runs_app, name="runs")
+app.add_typer(lessons_app, name="lessons")
 
 
 @app.command()
