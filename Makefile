@@ -1,4 +1,4 @@
-# make train | test | test-docker | test-sanitized | lint | clean
+# make train | test | test-docker | test-vllm | test-sanitized | lint | clean
 #
 #   PYTHON=python3.12     the interpreter for the virtual environment
 #   VENV=.venv            where it goes
@@ -19,7 +19,7 @@ SOURCES := $(shell find .treegym $(ROOMS) -name '*.py' -o -name '*.yaml' -o -nam
 # setuptools would ship what an older build/ holds.
 INSTALL = rm -rf build && "$(VENV)/bin/python" -m pip --disable-pip-version-check install $(PIP_ARGS)
 
-.PHONY: train test test-docker test-sanitized lint clean
+.PHONY: train test test-docker test-vllm test-sanitized lint clean
 .NOTPARALLEL:
 
 train: $(VENV)/.installed
@@ -32,6 +32,11 @@ test: $(VENV)/.extras $(VENV)/.installed
 test-docker: $(VENV)/.extras $(VENV)/.installed
 	TREEGYM_NEEDS=docker OMP_NUM_THREADS=1 .ci/with-docker "$(VENV)/bin/pytest" --numprocesses 2 -k docker $(PYTEST_ARGS) \
 		tests/test_tools_sandbox.py tests/test_envs_pythonmath.py tests/test_envs_code.py tests/test_packages.py
+
+# With a real vLLM server on the CPU, installed into the cache where TREEGYM_VLLM names no vllm.
+test-vllm: $(VENV)/.extras $(VENV)/.installed
+	PYTHON="$(PYTHON)" PIP_ARGS="$(PIP_ARGS)" .ci/with-vllm \
+		"$(VENV)/bin/pytest" -m vllm $(PYTEST_ARGS) tests/test_vllm.py tests/test_vllm_sync.py
 
 # The C under the sanitizers of addresses and of undefined behaviour, which come with gcc. They do not see into products
 # of tiles (AMX), so the tests take the way without. The compiler itself runs as ever.

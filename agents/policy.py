@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
@@ -133,6 +134,28 @@ class WeightSync(Protocol):
     async def push(self, model: PreTrainedModel, version: int) -> None:
         """Takes over the model's present weights; from now on completions name them by this version."""
         ...
+
+
+@runtime_checkable
+class OwnWeights(Protocol):
+    """A policy that samples with weights of its own, as a server does. Where `improvement.max_lag` is above 0, it is
+    asked for samples while the model's weights move, and `push` comes while it samples."""
+
+    def moving(self) -> AbstractAsyncContextManager[None]:
+        """Entered while the model's weights move. The policy must not read them from then on until `push`."""
+        ...
+
+
+@runtime_checkable
+class Served(Protocol):
+    """A policy with connections, or with servers of its own: opened in the event loop that it plays in, and closed
+    there."""
+
+    async def open(self, sampling: Sampling) -> None:
+        """Brings it up. Raises where it cannot sample so."""
+        ...
+
+    async def close(self) -> None: ...
 
 
 class ContextLengthExceeded(Exception):

@@ -63,7 +63,8 @@ class Cost:
 
 @dataclass(frozen=True)
 class RolloutTree:
-    """The rollouts of one task. Rollouts that chose the same tokens share their nodes."""
+    """The rollouts of one task. Rollouts that chose the same tokens share their nodes, unless other versions of the
+    weights chose them."""
 
     task: Task
     prompt: tuple[int, ...]  # tokens before the first action
@@ -134,6 +135,14 @@ class RolloutTree:
         )
 
 
+def turn_key(action: Completion) -> tuple[tuple[int, ...] | str, int, int]:
+    """What two replies to the same context must have in common to be one turn: their tokens (their text, where no
+    tokens are known), and the weights versions of the first and of the last token. Another version gives the same
+    tokens other log-probabilities."""
+    first, last = action.weights_version, action.last_weights_version
+    return action.token_ids or action.text, first, first if last is None else last
+
+
 def joined(trees: Sequence[RolloutTree]) -> RolloutTree:
     """The rollouts of trees of one task as one tree, in the order of their origins, as if they had grown together."""
     rollouts = [
@@ -144,11 +153,11 @@ def joined(trees: Sequence[RolloutTree]) -> RolloutTree:
     rollouts.sort(key=lambda rollout: rollout[0])
     nodes: list[Node] = []
     leaves: list[int] = []
-    places: dict[tuple[Any, ...], int] = {}  # nodes by parent, reply, and whether the episode was cut there
+    places: dict[tuple[Any, ...], int] = {}  # nodes by parent, turn_key, and whether the episode was cut there
     for _, path in rollouts:
         at = ROOT
         for node in path:
-            place = at, node.action.token_ids or node.action.text, node.truncated
+            place = at, turn_key(node.action), node.truncated
             if place not in places:
                 places[place] = len(nodes)
                 nodes.append(replace(node, parent=at))

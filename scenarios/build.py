@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..agents import ChatRenderer, Evaluation, Run, TokenPolicy, WeightSync
+from ..agents import ChatRenderer, Evaluation, Run, Served, TokenPolicy, WeightSync
 from ..agents.inference.acceptance import bring_attention
 from ..agents.inference.cpu.compiler import choose_kernels, library_for
 from ..agents.inference.cpu.native import SOURCE
@@ -37,6 +37,7 @@ from .folders import begun
 from .modules import folders_of
 from .parts import made_with
 from .schema import Scenario, dump_scenario, environments_of, load_scenario
+from .serving import served_policy
 from .terminal import say, told
 from .watch import ProgressBars, concerns, improvement_health, show_results, summary
 
@@ -44,6 +45,8 @@ NOT_REPEATABLE = (
     "repeated, this run may end otherwise: what else is in a batch changes last bits here, and that depends on how "
     "long tools take; model.lockstep=true has every pass wait for all rollouts"
 )
+
+SERVED = "repeated, this run may end otherwise: what else a server computes meanwhile changes last bits"
 
 
 def train(scenario: Scenario, out: str | Path, *, resume: bool = False) -> dict[str, Evaluation]:
@@ -77,7 +80,7 @@ def train(scenario: Scenario, out: str | Path, *, resume: bool = False) -> dict[
                 say(computation(trainer))
                 repeatable = bool(getattr(trainer.policy, "repeatable", False))
                 if not repeatable:
-                    say(NOT_REPEATABLE)
+                    say(SERVED if isinstance(trainer.policy, Served) else NOT_REPEATABLE)
                 record(run, recorded, differing)
                 write_text(file, dump_scenario(placed(settled(scenario, trainer.dtype))))
                 run.save_tokenizer(trainer.renderer.tokenizer)
@@ -300,6 +303,8 @@ def load_model(scenario: Scenario) -> tuple[PreTrainedModel, ChatRenderer]:
 def load_policy(scenario: Scenario, model: PreTrainedModel, renderer: ChatRenderer, dtype: torch.dtype) -> TokenPolicy:
     """What samples from the scenario's model. ScenarioError."""
     settings = scenario.model
+    if scenario.serving.engine == "vllm":
+        return served_policy(scenario, model, renderer, dtype)
     if settings.policy is None:
         with refusing("model.name"):
             return TransformersPolicy(

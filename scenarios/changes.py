@@ -26,6 +26,13 @@ FREE = (
     "max_failures",
     "model.max_rows",
     "on_failure",
+    "serving.address",
+    "serving.folder",
+    "serving.patience",
+    "serving.pause",
+    "serving.start",
+    "serving.sync",
+    "serving.urls",
     "threads",
     "warmup.optimization.max_tokens",
 )

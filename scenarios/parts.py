@@ -49,6 +49,7 @@ LOSSES: dict[str, type] = {
         losses.CispoLoss,
         losses.ClippedLoss,
         losses.GeometricLoss,
+        losses.MaskedRatios,
         losses.ReinforceLoss,
         losses.SapoLoss,
         losses.TruncatedImportance,

@@ -146,7 +146,7 @@ def _served(name: str, scenario: Scenario, sampling: Sampling, renderer: ChatRen
         raise ScenarioError(f"{name}: which model? Write {name}#MODEL, as {url}/models lists them")
     rows = scenario.model.max_rows
     try:
-        server = Server(url, key=os.environ.get("OPENAI_API_KEY", ""), at_once=rows)
+        server = Server(url, key=os.environ.get("OPENAI_API_KEY", ""), at_once=rows, patience=scenario.serving.patience)
     except ImportError as error:
         raise ScenarioError(str(error)) from error
     policy: Policy = OpenAIPolicy(server, model, renderer)

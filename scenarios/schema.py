@@ -58,6 +58,27 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
+class ServingChoice:
+    """Where a training run samples: in this process, or at vLLM servers, to which every step's weights are pushed."""
+
+    __pydantic_config__ = _STRICT
+    engine: Literal["process", "vllm"] = "process"
+    urls: tuple[str, ...] = ()  # of servers that run, http://127.0.0.1:8000#MODEL say; none: one is started
+    start: Mapping[str, Any] = field(default_factory=dict)  # more flags of `vllm serve`, such as {max-num-seqs: 64}
+    sync: Literal["files", "lora", "nccl"] = "files"  # how weights get to a server
+    folder: str = ""  # in which files and adapters are written, where servers find them too; "": this machine's own
+    address: str = "127.0.0.1"  # of this machine, as the servers reach it for nccl
+    pause: Literal["wait", "keep"] = "wait"  # what becomes of turns under way while weights change
+    patience: Annotated[float, Field(gt=0)] = 180.0  # seconds that a server is asked again for while it is away
+
+    def __post_init__(self) -> None:
+        if self.engine == "process" and (self.urls or self.start):
+            raise ValueError("urls and start are of servers: they go with engine: vllm")
+        if self.urls and self.start:
+            raise ValueError("servers at urls are started by whoever runs them: start goes without urls")
+
+
+@dataclass(frozen=True, slots=True)
 class AlgorithmChoice:
     """An algorithm by name, or `module:Name` of a function that makes one, its parameters, and parts that replace its
     own, written as `build_part` reads them."""
@@ -116,6 +137,7 @@ class Scenario:
     warmup: Warmup = Warmup()
     improvement: Improvement = Improvement()
     heldout: HeldOut = HeldOut()
+    serving: ServingChoice = ServingChoice()
     stages: tuple[Any, ...] = ()  # parts; by default evaluations around the warm-up and the improvement
     seed: int = 0
     checkpoint_every: Annotated[float, Field(gt=0)] = 120.0  # seconds

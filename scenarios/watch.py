@@ -99,14 +99,15 @@ def show_results(results: Mapping[str, Evaluation], last: str) -> None:
 
 def improvement_health(metrics: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """What the improvement's rows of the metrics say of whether it could learn: counts of steps, updates and tasks,
-    means of deviations."""
+    means of deviations, and the largest deviation."""
     every = list(metrics)
     rows = [row for row in every if "informative" in row]  # of whatever stages grew groups
     means = {
         name: fmean(row[name] for row in rows)
-        for name in ("sampler_deviation", "ratio_deviation", "clip_fraction")
+        for name in ("sampler_deviation", "sampler_ratios_off", "ratio_deviation", "clip_fraction")
         if rows and all(name in row for row in rows)
     }
+    largest = [row["sampler_deviation_max"] for row in rows if "sampler_deviation_max" in row]
     causes = sorted({cause for row in rows for cause in row.get("truncated", {})})
     return {
         "steps": len(rows),
@@ -116,6 +117,7 @@ def improvement_health(metrics: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         "failed_rollouts": sum(row.get("failed_rollouts", 0) for row in every),
         "truncated": {cause: fmean(row.get("truncated", {}).get(cause, 0.0) for row in rows) for cause in causes},
         **means,
+        **({"sampler_deviation_max": max(largest)} if largest else {}),
     }
 
 

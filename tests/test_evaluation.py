@@ -207,8 +207,15 @@ def test_a_server_that_fails_leaves_an_evaluation_to_go_on_with(
     scenario: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("httpx2", reason="pip install 'treegym[search]'")
-    monkeypatch.setattr("treegym.agents.policies.openai.FIRST_WAIT", 0.0)
-    arguments = ("--policy", "chat+http://127.0.0.1:1/v1#m", "--out", str(tmp_path / "out"))
+    monkeypatch.setattr("treegym.agents.serving.client.FIRST_WAIT", 0.0)
+    arguments = (
+        "--set",
+        "serving.patience=0.01",
+        "--policy",
+        "chat+http://127.0.0.1:1/v1#m",
+        "--out",
+        str(tmp_path / "out"),
+    )
     status, _, said = command(capsys, "eval", scenario, *arguments)
     assert status == 2 and said.endswith(f"; go on with: treegym eval --resume --out {tmp_path / 'out'}\n")
 

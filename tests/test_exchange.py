@@ -96,6 +96,22 @@ def test_what_belongs_to_tokens_comes_back_from_atif(records: list[Record]) -> N
     assert round_trip("atif", [told]) == [told]
 
 
+def test_siblings_that_say_the_same_stay_apart(records: list[Record], tmp_path: Path) -> None:
+    """Sampled by other weights, in a store and in every format: a rollout for each, with its own numbers."""
+    tree = records[0].tree
+    ends = tuple(replace(node, parent=node.parent + len(tree.nodes) * (node.parent >= 0)) for node in tree.nodes)
+    newer = tuple(replace(node, action=replace(node.action, weights_version=3, logprobs=())) for node in ends)
+    leaves = (*tree.leaves, *(leaf + len(tree.nodes) for leaf in tree.leaves))
+    twins = replace(records[0], tree=replace(tree, nodes=tree.nodes + newer, leaves=leaves, origins=()))
+    store = EpisodeStore(tmp_path / "trees.jsonl.zst")
+    store.append(twins.tree)
+    assert [found for _, found in store] == [twins.tree]
+    assert round_trip("atif", [twins]) == [twins]
+    for format in ("openai", "verifiers"):
+        rows = [*EXCHANGES[format].write(twins)]
+        assert len(rows) == 2 * len(tree.leaves)
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(trees())
 def test_any_tree_comes_back_from_atif(grown: RolloutTree) -> None:

@@ -225,9 +225,8 @@ Ask = Callable[..., tuple[int, str, dict[str, Any]]]
 @pytest.fixture
 def ask(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Ask:
     """Evaluates a server that answers so: exit status, all that was said, results."""
-    monkeypatch.setattr("treegym.agents.policies.openai.FIRST_WAIT", 0.0)
-    monkeypatch.setattr("treegym.agents.policies.openai.ATTEMPTS", 2)
-    (tmp_path / "some.yaml").write_text(SCENARIO)
+    monkeypatch.setattr("treegym.agents.serving.client.FIRST_WAIT", 0.0)
+    (tmp_path / "some.yaml").write_text(SCENARIO + "serving: {patience: 0.01}\n")
 
     def asked(answer: Answer, *arguments: str, out: str = "out") -> tuple[int, str, dict[str, Any]]:
         folder = tmp_path / out

@@ -50,10 +50,10 @@ ORDER = {
     "tools": "named artefacts protocol deadline function cassette search calls looping sandbox mcp",
     "envs": "base rewards spaces formats toolparts toolenv screen fresh problems wrappers task "
     "factsearch household lookup maze code math check",
-    "agents": "policy template models chat tree inference loop rollouts store evaluation policies exchange",
-    "trainers": "checks packing advantages tasks curriculum losses algorithms learner stages plan training",
-    "scenarios": "errors terminal charts folders viewer modules person secret watch parts schema changes tasks build "
-    "policies evaluation comparison commands",
+    "agents": "policy template models chat tree inference loop rollouts store evaluation serving policies exchange",
+    "trainers": "checks packing advantages tasks curriculum losses algorithms learner pipeline stages plan training",
+    "scenarios": "errors terminal charts folders viewer modules person secret watch parts schema changes tasks "
+    "serving build policies evaluation comparison commands",
 }
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from treegym.scenarios import ScenarioError, load_scenario
 from treegym.trainers import PolicyLoss, Terms, grpo
 from treegym.trainers.advantages import GroupRelative, Norm
 from treegym.trainers.losses import (
@@ -19,13 +22,16 @@ from treegym.trainers.losses import (
     CispoLoss,
     ClippedLoss,
     GeometricLoss,
+    MaskedRatios,
     ReinforceLoss,
     SapoLoss,
+    SumLoss,
     TruncatedImportance,
     WithEntropy,
     WithKL,
 )
 
+TRAINING = (Path(__file__).parent.parent / "docs" / "training.md").read_text(encoding="utf-8")
 RETURNS = st.lists(st.floats(-10, 10, allow_subnormal=False), min_size=2, max_size=12)
 NORMS = [Norm(), GroupRelative.verl().norm, GroupRelative.trl().norm, Norm(divide=False), Norm(ddof=0)]
 
@@ -141,6 +147,11 @@ EVERY_LOSS = [
     ReinforceLoss(),
     TruncatedImportance(ClippedLoss(level="turn")),
     TruncatedImportance(WithKL(ReinforceLoss())),
+    TruncatedImportance(ReinforceLoss(), 9.0, ratio="product"),
+    TruncatedImportance(ClippedLoss(level="turn"), ratio="geometric"),
+    MaskedRatios(CispoLoss()),
+    MaskedRatios(ClippedLoss(old="learner"), ratio="geometric"),
+    MaskedRatios(TruncatedImportance(ReinforceLoss()), ratio="product"),
     WithKL(ClippedLoss(level="sequence")),
     WithEntropy(ReinforceLoss()),
 ]
@@ -160,10 +171,14 @@ def many_terms(advantage: float) -> tuple[torch.Tensor, Terms]:
 
 @pytest.mark.parametrize("loss", EVERY_LOSS, ids=str)
 def test_a_loss_couples_what_it_says(loss: PolicyLoss) -> None:
-    """A term's loss depends on the log-probabilities of all terms of its token, turn or rollout, and on no others."""
+    """A term's loss, or its gradient, depends on the log-probabilities of all terms of its token, turn or rollout, and
+    on no others."""
     logprobs, its = many_terms(1.0)
     losses = loss(logprobs, its)
     found = torch.stack([torch.autograd.grad(each, logprobs, retain_graph=True)[0] != 0 for each in losses])
+    for other in range(len(logprobs)):
+        far = torch.where(torch.arange(len(logprobs)) == other, logprobs - 4, logprobs)
+        found[:, other] |= loss(far, its) != losses
     part = {"token": its.logprob, "turn": its.rollout * 2 + its.turn, "rollout": its.rollout}[loss.couples]
     assert torch.equal(found, part[:, None] == part)
 
@@ -179,7 +194,83 @@ def test_a_loss_keeps_zeros_if_they_have_a_gradient(loss: PolicyLoss) -> None:
 def test_a_loss_says_that_it_reads_what_was_sampled(loss: PolicyLoss) -> None:
     logprobs, its = many_terms(1.0)
     unknown = replace(its, old_logprob=torch.full_like(its.old_logprob, math.nan))
-    assert bool(loss(logprobs, unknown).isnan().any()) == bool(loss.needs & {"sampled", "old"})
+    assert torch.equal(loss(logprobs, unknown), loss(logprobs, its)) != bool(loss.needs & {"sampled", "old"})
+
+
+def corrected(loss: PolicyLoss) -> list[float]:
+    """Losses of two rollouts, whose tokens the learner finds 0.4, 2, 1 and 3, 3 times as likely as the sampler did."""
+    ratios = torch.tensor([0.4, 2.0, 1.0, 3.0, 3.0], dtype=torch.float64)
+    old = torch.tensor([-1.0, -2.0, -3.0, -4.0, -5.0], dtype=torch.float64)
+    its = replace(terms(old.tolist(), [1.0] * 5), rollout=torch.tensor([0, 0, 0, 1, 1]))
+    found: list[float] = loss(old + ratios.log(), its).tolist()
+    return found
+
+
+def test_truncated_importance_by_hand() -> None:
+    """The loss inside is -1 for every token: its own ratios are 1."""
+    clipped = ClippedLoss(0.01, 0.01)
+    assert corrected(TruncatedImportance(clipped)) == pytest.approx([-0.4, -2, -1, -2, -2])
+    assert corrected(TruncatedImportance(clipped, ratio="product")) == pytest.approx([-0.8] * 3 + [-2] * 2)
+    geometric = TruncatedImportance(clipped, 2.5, ratio="geometric")
+    assert corrected(geometric) == pytest.approx([-(0.8 ** (1 / 3))] * 3 + [-2.5] * 2)
+
+
+def test_masked_ratios_by_hand() -> None:
+    """Around a loss that clips, whose ratios stay what they were, and around truncated importance (IcePop)."""
+    clipped = ClippedLoss(0.2, 0.2)
+    assert corrected(clipped) == pytest.approx([-0.4, -1.2, -1, -1.2, -1.2])
+    assert corrected(MaskedRatios(clipped, 0.5, 2.5)) == pytest.approx([0, -1.2, -1, 0, 0])
+    assert corrected(MaskedRatios(clipped, 0, 2.5)) == pytest.approx([-0.4, -1.2, -1, 0, 0])
+    assert corrected(MaskedRatios(clipped, ratio="product")) == pytest.approx([-0.4, -1.2, -1, 0, 0])
+    assert corrected(MaskedRatios(clipped, 0.95, ratio="geometric")) == pytest.approx([0, 0, 0, -1.2, -1.2])
+    assert corrected(MaskedRatios(clipped, 0.9, 2.9, ratio="geometric")) == pytest.approx([-0.4, -1.2, -1, 0, 0])
+    icepop = MaskedRatios(TruncatedImportance(clipped, 5.0), 0.5, 5.0)
+    assert corrected(icepop) == pytest.approx([0, -2, -1, -3, -3])
+    by_sequence = MaskedRatios(TruncatedImportance(clipped, ratio="product"), 0.5, 2.0, ratio="product")
+    assert corrected(by_sequence) == pytest.approx([-0.8] * 3 + [0] * 2)
+    at_itself = MaskedRatios(ClippedLoss(0.2, 0.2, old="learner"), 0.5, 2.5)
+    assert corrected(at_itself) == pytest.approx([0, -1, -1, 0, 0])
+    assert at_itself.needs == {"sampled"}
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.1, 2.0), (-0.1, 2.0), (0.5, 0.9)])
+def test_masked_ratios_keep_what_sampler_and_learner_agree_on(low: float, high: float) -> None:
+    with pytest.raises(ValueError, match=f"got {low} and {high}"):
+        MaskedRatios(ClippedLoss(), low, high)
+
+
+def test_scenarios_name_corrections(tmp_path: Path) -> None:
+    file = tmp_path / "some.yaml"
+
+    def loss(text: str) -> PolicyLoss | SumLoss:
+        file.write_text(f"environment: {{id: treegym/Lookup-v0}}\n{text}\n")
+        return load_scenario(file).plan().algorithm.loss
+
+    section = TRAINING.partition("### Where sampler and learner differ")[2].partition("\n### ")[0]
+    [example] = re.findall(r"^```yaml\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    assert loss(example) == MaskedRatios(TruncatedImportance(ClippedLoss(), 5.0), 0.5, 5.0)
+    inner = "{TruncatedImportance: {loss: ReinforceLoss, ratio: product}}"
+    chosen = loss(f"algorithm: {{loss: {{MaskedRatios: {{loss: {inner}, low: 0, high: 2, ratio: product}}}}}}")
+    truncated = TruncatedImportance(ReinforceLoss(), ratio="product")
+    assert chosen == MaskedRatios(truncated, 0, 2, ratio="product")
+    for fields, reason in (
+        ("low: 2", "algorithm.loss.MaskedRatios.*low must be from 0 to 1 and high at least 1, got 2.0 and 5.0"),
+        ("ratio: turn", "algorithm.loss.MaskedRatios.ratio"),
+    ):
+        with pytest.raises(ScenarioError, match=reason):
+            loss(f"algorithm: {{loss: {{MaskedRatios: {{loss: ClippedLoss, {fields}}}}}}}")
+
+
+def test_masked_tokens_have_no_gradient_and_ratios_none_either() -> None:
+    """The ratio is a weight: the gradient is that of the loss inside."""
+    logprobs = torch.tensor([-1.0, -1.0], dtype=torch.float64, requires_grad=True)
+    its = replace(terms([-1.0, -1.5], [1.0, 1.0]), rollout=torch.tensor([0, 0]))
+    for ratio, weights in (("token", [1, math.exp(0.5)]), ("product", [math.exp(0.5)] * 2)):
+        loss = TruncatedImportance(ReinforceLoss(), ratio=ratio)
+        [gradient] = torch.autograd.grad(loss(logprobs, its).sum(), logprobs)
+        assert gradient.tolist() == pytest.approx([-w for w in weights])
+    [gradient] = torch.autograd.grad(MaskedRatios(ReinforceLoss(), high=1.5)(logprobs, its).sum(), logprobs)
+    assert gradient.tolist() == [-1, 0]
 
 
 def test_aggregations_by_hand() -> None:

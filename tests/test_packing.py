@@ -38,6 +38,7 @@ from treegym.trainers.losses.terms import (
     CispoLoss,
     ClippedLoss,
     GeometricLoss,
+    MaskedRatios,
     PolicyLoss,
     ReinforceLoss,
     SapoLoss,
@@ -119,6 +120,17 @@ def random_tree(rng: random.Random, prompt: tuple[int, ...] | None = None) -> Ro
 
     grow(ROOT, 0)
     return RolloutTree(Task("none", 0), prompt or tokens(2, 6), (), tuple(nodes), tuple(leaves))
+
+
+def with_twins(tree: RolloutTree) -> RolloutTree:
+    """Every rollout once more, in other nodes: sampled by other weights, with other log-probabilities."""
+    count = len(tree.nodes)
+    twins = []
+    for node in tree.nodes:
+        said = replace(node.action, logprobs=tuple(x + 0.2 for x in node.action.logprobs), weights_version=1)
+        twins.append(replace(node, action=said, parent=node.parent if node.parent == ROOT else node.parent + count))
+    leaves = (*tree.leaves, *(leaf + count for leaf in tree.leaves))
+    return replace(tree, nodes=(*tree.nodes, *twins), leaves=leaves)
 
 
 def random_batch(seed: int) -> list[tuple[RolloutTree, Advantages]]:
@@ -217,13 +229,20 @@ def test_packed_equals_written_out(name: str, aggregation: AggregationName) -> N
         SapoLoss(),
         ReinforceLoss(),
         TruncatedImportance(ClippedLoss(), cap=1.1),
+        TruncatedImportance(ClippedLoss(), cap=0.9, ratio="geometric"),
+        TruncatedImportance(ReinforceLoss("seq-mean-token-sum"), cap=1.1, ratio="product"),
+        MaskedRatios(ClippedLoss(0.1, 0.15), 0.9, 1.2),
+        MaskedRatios(ClippedLoss(0.1, 0.15), 0.9, 1.1, ratio="geometric"),
+        MaskedRatios(ClippedLoss(0.1, 0.15, level="turn", old="learner"), 0.5, 2.0, ratio="product"),
+        MaskedRatios(TruncatedImportance(ReinforceLoss(), 1.2), 0.9, 1.1, ratio="geometric"),
     ],
     ids=str,
 )
 def test_every_loss_is_the_same_packed(loss: PolicyLoss) -> None:
-    """Those over whole turns and rollouts too: a rollout is never parted."""
+    """Those over whole turns and rollouts too: a rollout is never parted. Some of the turns have a twin that says the
+    same, sampled by other weights."""
     model = tiny_model()
-    batch = random_batch(5)
+    batch = [(with_twins(tree), [*advantages, *advantages]) for tree, advantages in random_batch(5)]
     expected = written_out(model, batch, loss)
     expected_gradients = gradients(model)
     for max_tokens in (10_000, 25):

@@ -255,6 +255,29 @@ def test_models_are_kept_on_the_way(tmp_path: Path) -> None:
     assert same == (best["stage"] == "trained")
 
 
+def test_trees_of_later_steps_survive_a_kill(tmp_path: Path) -> None:
+    """At max_lag 2 a checkpoint holds two steps that are grown and not trained. They are trained as they are: killed
+    before step 1 is trained, then while step 3 grows, the run ends as one that was left alone."""
+    lagging = SCENARIO.replace("steps: 3,", "steps: 5, max_lag: 2,").replace("evaluate_every: 2,", "")
+    (tmp_path / "tiny.yaml").write_text(lagging)
+    jobs = [
+        (["train", "tiny.yaml", "--out", "whole"], None),
+        (["train", "tiny.yaml", "--out", "cut"], (STEP, "apply", "before", 14)),
+    ]
+    assert run_all(tmp_path, jobs, 1) == [0, -signal.SIGKILL]
+    [file] = tmp_path.glob("cut/checkpoints/*/ahead.jsonl")
+    untrained = [record for record in map(json.loads, file.read_text().splitlines()) if "tree" in record]
+    assert [record["labels"]["step"] for record in untrained] == [1, 1, 2, 2]
+    assert not [
+        labels for labels, _ in Run(tmp_path / "cut").trees if labels["stage"] == "improvement" if labels["step"]
+    ]
+    resume = ["train", "--resume", "--out", "cut"]
+    assert run_all(tmp_path, [(resume, (GROW, "grow", "first_tree", 1)), (resume, None)], 2) == [-signal.SIGKILL, 0]
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+    trained = [labels["step"] for labels, _ in Run(tmp_path / "cut").trees if labels["stage"] == "improvement"]
+    assert trained == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+
+
 def hashes(folder: Path) -> dict[Path, str]:
     files = (path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

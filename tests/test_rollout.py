@@ -23,12 +23,16 @@ from treegym.agents import (
     Completion,
     Context,
     Cost,
+    Failure,
     Node,
     RolloutStrategy,
     RolloutTree,
+    Sample,
     Sampling,
     grow_trees,
+    joined,
 )
+from treegym.agents import grow as stream
 from treegym.agents.models.nano import build_nano
 from treegym.agents.policies import ScriptedPolicy
 from treegym.agents.policies.sampler import TransformersPolicy
@@ -37,6 +41,7 @@ from treegym.agents.rollouts import (
     Chains,
     EntropyBranching,
     EpisodeError,
+    FailureCause,
     FollowOracle,
     ReplayMismatch,
     TreeExpansion,
@@ -82,6 +87,50 @@ def test_equal_tokens_share_their_turns(renderer: ChatRenderer) -> None:
         assert [node.parent for node in tree.nodes].count(ROOT) == 1  # all began alike
         assert len(tree.leaves) == 6 and len(tree.nodes) == 3  # then two different answers
         assert all(len(path) == 2 for path in tree.paths)
+
+
+class Drifting:
+    """Takes a lookup, then answers. Every other rollout is sampled by newer weights, from its start or from the last
+    token of each reply on."""
+
+    def __init__(self, renderer: ChatRenderer, *, midway: bool) -> None:
+        self._scripted = ScriptedPolicy(
+            renderer,
+            lambda text, seed: "<answer>red</answer>" if text.count("assistant") > 1 else "<lookup>red</lookup>",
+        )
+        self._midway = midway
+        self._rollouts: dict[int, int] = {}  # by seed
+
+    async def sample(self, context: Context, seed: int, sampling: Sampling) -> Sample:
+        sample = await self._scripted.sample(context, seed, sampling)
+        rollout = self._rollouts.setdefault(seed, len(self._rollouts))
+        version = rollout % 2
+        said = replace(
+            sample.completion,
+            logprobs=(-1.0 - version,) * len(sample.completion.token_ids),
+            weights_version=0 if self._midway else version,
+            last_weights_version=version if self._midway or rollout > 2 else None,  # None: the first token's
+        )
+        return replace(sample, completion=said)
+
+
+@pytest.mark.parametrize("can_fork", [True, False])
+@pytest.mark.parametrize("midway", [True, False])
+def test_siblings_of_different_versions_are_two_turns(
+    renderer: ChatRenderer, midway: bool, can_fork: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every rollout keeps the log-probabilities that it was sampled with, in the tree and wherever the tree goes."""
+    monkeypatch.setattr(LookupEnv, "can_fork", can_fork)
+    [tree] = asyncio.run(grow_trees(TASKS[:1], Chains(6), Drifting(renderer, midway=midway), renderer, Sampling()))
+    assert len(tree.nodes) == 4 and tree.leaves == (1, 3, 1, 3, 1, 3)  # two chains, which three rollouts each share
+    assert len({tree.tokens(path) for path in tree.paths}) == 1
+    for rollout, path in enumerate(tree.paths):
+        assert {logprob for i in path for logprob in tree.nodes[i].action.logprobs} == {-1.0 - rollout % 2}
+    assert tree.cost.sampled_tokens == tree.num_sampled_tokens == tree.cost.repeated_tokens / 2
+    assert RolloutTree.from_json(json.loads(json.dumps(tree.to_json()))) == tree
+    assert not verify(tree)
+    parts = [replace(tree, leaves=tree.leaves[i::2], origins=tree.origins[i::2]) for i in range(2)]
+    assert (joined(parts).nodes, joined(parts).leaves) == (tree.nodes, tree.leaves)
 
 
 STRATEGIES = [
@@ -515,7 +564,87 @@ def test_the_unsurest_turns_are_taken_again_fewer_siblings_first(renderer: ChatR
 
     tree: Any = Tree()
     tree.root = root
-    root.children[(9,)] = root.children[(8,)] = root.children[(7,)] = None  # type: ignore[assignment]  # other trees'
+    root.children |= dict.fromkeys(["a", "b", "c"], None)  # type: ignore[arg-type]  # other trees'
     for crowding, order in ((0.0, [root, root, first, root]), (0.8, [first, root, root, root])):
         strategy = TreeExpansion(1, 4, 1, choose="unsure", crowding=crowding)
         assert strategy._starts(tree, 0, 0) == order  # the parents of the turns, the prompt itself last
+
+
+# the time of a tree
+
+
+class Stalls:
+    """Answers so many times, then no more: the event loop's clock jumps ahead instead."""
+
+    def __init__(self, renderer: ChatRenderer, answers: int) -> None:
+        self.script = ScriptedPolicy(renderer, lambda text, seed: f"<lookup>{'red' if seed % 3 else 'blue'}</lookup>")
+        self.answers = answers
+
+    async def sample(self, context: Context, seed: int, sampling: Sampling) -> Sample:
+        self.answers -= 1
+        if self.answers < 0:
+            loop: Any = asyncio.get_running_loop()
+            loop.time = lambda: time.monotonic() + 1000
+            await asyncio.Event().wait()
+        return await self.script.sample(context, seed, sampling)
+
+
+@pytest.mark.parametrize("answers", [0, 1, 3, 9, 17])
+@each_strategy
+def test_when_its_time_is_over_a_tree_ends_with_what_it_has(
+    strategy: RolloutStrategy, answers: int, renderer: ChatRenderer
+) -> None:
+    """Rollouts end at their last turn, those without one fail. No turn is played after that, and a replay agrees."""
+
+    async def all_of() -> list[RolloutTree | Failure]:
+        policy = Stalls(renderer, answers)
+        growing = stream(TASKS[:1], strategy, policy, renderer, Sampling(), tree_seconds=600)
+        return [outcome async for outcome in growing]
+
+    outcomes = asyncio.run(all_of())
+    trees = [outcome for outcome in outcomes if isinstance(outcome, RolloutTree)]
+    failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
+    assert {(failure.cause, failure.turn) for failure in failures} <= {(FailureCause.TIMEOUT, 1)}
+    assert len(trees) == 1 if answers > 6 else trees or failures  # the seventh reply is some rollout's second one
+    assert answers or not trees
+    for tree in trees:
+        causes = [tree.nodes[leaf].info["cause"] for leaf in tree.leaves]
+        assert set(causes) <= {"time limit", "turn limit"} and ("time limit" in causes or answers == 17)
+        assert len(tree.nodes) <= 2 * answers and not verify(tree)
+        assert len(tree.leaves) + len(failures) <= 6 + isinstance(strategy, Budgeted)
+
+
+def test_the_policy_s_own_time_out_is_a_failure_of_its_rollout(renderer: ChatRenderer) -> None:
+    """It is not taken for the end of the tree's time."""
+
+    class Impatient(Stalls):
+        async def sample(self, context: Context, seed: int, sampling: Sampling) -> Sample:
+            raise TimeoutError("no answer")
+
+    async def all_of() -> list[Any]:
+        growing = stream(TASKS[:1], Chains(2), Impatient(renderer, 0), renderer, Sampling(), tree_seconds=600)
+        return [outcome async for outcome in growing]
+
+    assert [outcome.error for outcome in asyncio.run(all_of())] == ["TimeoutError: no answer"] * 2
+
+
+def test_equal_replies_of_different_weights_are_two_turns(renderer: ChatRenderer) -> None:
+    """Otherwise a rollout would be trained with the log-probabilities of another one's weights."""
+
+    class Pushed(Stalls):
+        async def sample(self, context: Context, seed: int, sampling: Sampling) -> Sample:
+            self.answers += 1
+            sample = await self.script.sample(context, 1, sampling)
+            said = replace(sample.completion, logprobs=(-1.0,) * len(sample.completion.token_ids))
+            if self.answers > 2:
+                said = replace(said, weights_version=1, logprobs=(-2.0,) * len(said.token_ids))
+            return replace(sample, completion=said)
+
+    async def all_of() -> list[Any]:
+        growing = stream(TASKS[:1], Chains(4), Pushed(renderer, 0), renderer, Sampling(max_calls=1))
+        return [outcome async for outcome in growing]
+
+    [tree] = asyncio.run(all_of())
+    assert [tree.nodes[leaf].action.weights_version for leaf in tree.leaves] == [0, 0, 1, 1]
+    assert [tree.nodes[leaf].action.logprobs[0] for leaf in tree.leaves] == [-1.0, -1.0, -2.0, -2.0]
+    assert len(tree.nodes) == 2 and not verify(tree)

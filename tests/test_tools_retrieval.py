@@ -21,9 +21,9 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
-import uvicorn
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from listening import listening
 from numpy.typing import NDArray
 
 from treegym.envs import FactSearchEnv, check_env
@@ -43,7 +43,7 @@ from treegym.tools.search import (
     dense,
 )
 from treegym.tools.search import client as remotesearch
-from treegym.tools.search.server import MAX_BYTES, MAX_QUERIES, MAX_TOP_K, bind, search_app
+from treegym.tools.search.server import MAX_BYTES, MAX_QUERIES, MAX_TOP_K, search_app
 
 PASSAGES = [
     Passage("a", "Cairo", "Cairo is the capital of Egypt."),
@@ -87,15 +87,8 @@ class Counting:
 @contextmanager
 def serving(retriever: Retriever) -> Iterator[str]:
     """The address of a server in a thread."""
-    with bind("127.0.0.1", 0) as listener:
-        listener.listen()  # who connects before the server runs waits
-        server = uvicorn.Server(uvicorn.Config(search_app(retriever), log_level="critical", lifespan="off"))
-        thread = threading.Thread(target=server.run, args=([listener],))
-        address = f"http://127.0.0.1:{listener.getsockname()[1]}/retrieve"
-        thread.start()
-        yield address
-        server.should_exit = True
-        thread.join()
+    with listening(search_app(retriever)) as url:
+        yield f"{url}/retrieve"
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ from treegym.agents.policies import ScriptedPolicy
 from treegym.agents.policies.sampler import TransformersPolicy
 from treegym.agents.rollouts import Chains, EpisodeError, FollowOracle
 from treegym.envs import Task, ToolEnv, lookup
+from treegym.scenarios.watch import improvement_health
 from treegym.trainers import (
     Advantages,
     Algorithm,
@@ -46,6 +47,7 @@ from treegym.trainers import (
 )
 from treegym.trainers.losses import AGGREGATIONS, ClippedLoss, ReinforceLoss
 from treegym.trainers.packing import Pack, pack, score
+from treegym.trainers.stages.improve import _distance, _mismatch
 
 ONE_HOP = TaskSet("treegym/Lookup-v0", {"hops": [1]})
 
@@ -376,6 +378,45 @@ def test_old_log_probabilities_can_be_the_learner_s() -> None:
     assert after["clip_fraction"] > 0 and after["ratio_deviation"] > 1e-3
 
 
+def test_the_mismatch_of_sampler_and_learner_by_hand() -> None:
+    """One token of four was recorded 0.2 nats too likely: the learner finds it 0.82 times as likely."""
+    model = gpt2()
+    plain = Learner(model, Optimization(0.0), dtype=torch.float64)
+    exact = plain.with_own_logprobs(chain((5, 6), (7, 8)))
+    first, *others = exact.nodes
+    shifted = replace(first.action, logprobs=(first.action.logprobs[0], first.action.logprobs[1] + 0.2))
+    tree = replace(exact, nodes=(replace(first, action=shifted), *others))
+    found = [_distance([tree], [exact])]
+    for max_tokens in (1000, 4):  # in one pack and in two
+        learner = Learner(model, Optimization(0.0, max_tokens=max_tokens), dtype=torch.float64)
+        batch: list[tuple[RolloutTree, Advantages]] = [(tree, [[1.0], [-1.0]])]
+        found.append(_mismatch(learner.update(batch, ClippedLoss())))
+    for mismatch in found:
+        assert mismatch == pytest.approx(
+            {"sampler_deviation": 0.05, "sampler_deviation_max": 0.2, "sampler_ratios_off": 0.25}, abs=1e-9
+        )
+
+
+def test_a_step_s_mismatch_is_that_before_its_first_update(tmp_path: Path) -> None:
+    """In float32 sampler and learner agree until the first of two large updates; ratios of the second start there."""
+    improvement = Improvement(2, tasks_per_step=4, updates_per_step=2, optimization=Optimization(1e-2))
+    warmup = Warmup(64, optimization=Optimization(1e-3))
+    plan = Plan(TaskSet("tests/Bandit-v0"), grpo(8), Sampling(max_tokens=8), warmup, improvement, HeldOut(0))
+    one = trainer(plan, tmp_path, ["<answer>red blue</answer> Choose. Red or blue?"])
+    one.train()
+    rows = [row for row in one.run.metrics() if row["stage"] == "improvement"]
+    assert len(rows) == 2 and rows[0]["ratio_deviation"] > 1e-2
+    for row in rows:
+        assert row["sampler_deviation"] <= row["sampler_deviation_max"] < 1e-3 and row["sampler_ratios_off"] == 0
+    health = improvement_health(one.run.metrics())
+    assert health["sampler_deviation_max"] == max(row["sampler_deviation_max"] for row in rows) > 0
+    assert health["sampler_ratios_off"] == 0
+    assert "sampler_deviation_max" not in improvement_health(
+        [{"informative": 1, "trained_tokens": 1}]
+    )  # an older run's
+    assert not any("max" in name for row in one.run.metrics() if row["stage"] == "warm-up" for name in row)
+
+
 def test_at2po_trains_on_ratios_that_begin_at_one(tmp_path: Path) -> None:
     """In bfloat16 sampler and learner differ by more than its bounds; none of its loss is clipped for that."""
     texts = ["<answer>red blue</answer> Choose. Red or blue?"]
@@ -391,7 +432,7 @@ def test_at2po_trains_on_ratios_that_begin_at_one(tmp_path: Path) -> None:
         Trainer(plan, model, renderer, run, Silent(), dtype=torch.bfloat16).train()
         row = run.metrics()[-1]
         shares.append(row["clip_fraction"])
-        assert 1e-4 < row["sampler_deviation"] < 0.1
+        assert 1e-4 < row["sampler_deviation"] < 0.1 and row["sampler_deviation"] < row["sampler_deviation_max"] < 1
     assert shares[0] > 0 and shares[1] == 0
     assert at2po().loss.needs == {"old"}
 

@@ -617,6 +617,21 @@ def test_a_turn_s_own_terms_are_shown_with_the_turn(visitor: Visitor, tmp_path: 
         assert "Hint text Look. · TurnLimit turns 3" in visitor.text(".panel")
 
 
+def test_turns_that_say_the_same_are_told_apart_by_their_weights(visitor: Visitor, tmp_path: Path) -> None:
+    older = node(-1, "<answer>red</answer>", 1.0)
+    newer = replace(older, action=replace(older.action, weights_version=3))
+    midway = replace(older, action=replace(older.action, weights_version=3, last_weights_version=4))
+    tree = RolloutTree(
+        Task("treegym/Lookup-v0", 1), (1,), (Message("user", "?"),), (older, newer, midway), (0, 1, 1, 2)
+    )
+    with serving(make_run(tmp_path / "twins", [(tree, {})]).path) as server:
+        told = []
+        for number in range(3):
+            visitor.goto(f"{server.url}#tree?run=twins&tree=0&node={number}")
+            told.append(visitor.text(".panel"))
+    assert "version" not in told[0] and "#1 #2" in told[1] and "version 3" in told[1] and "versions 3 to 4" in told[2]
+
+
 def test_a_list_of_many_trees_draws_what_is_in_sight(visitor: Visitor, server: ViewServer) -> None:
     visitor.goto(f"{server.url}#trees?run=many")
     assert visitor.text(".count") == "10,000 trees"

@@ -29,11 +29,16 @@ class TaskSource(Protocol):
         ...
 
     def draw(self, step: int, count: int, seed: int, state: State) -> Sequence[Task]:
-        """The `count` tasks of a step; equal arguments give equal tasks. `seed` is the run's."""
+        """The `count` tasks of a step; equal arguments give equal tasks. `seed` is the run's.
+
+        `state` is of the reports of all steps before this one. With `max_lag` the last `max_lag` steps before it are
+        missing: they are not trained yet when the tasks are drawn.
+        """
         ...
 
     def report(self, step: int, trees: Sequence[RolloutTree], state: State) -> State:
-        """The state after a step whose tasks grew these trees; unchanged where draws depend on the step alone."""
+        """The state after a step whose tasks grew these trees; unchanged where draws depend on the step alone. Steps
+        report in their order."""
         ...
 
 

@@ -8,7 +8,7 @@ import gc
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,11 +20,11 @@ from ..agents import (
     Advantages,
     ChatRenderer,
     Evaluation,
-    Failure,
     RolloutStrategy,
     RolloutTree,
     Run,
     Sampling,
+    Served,
     Stopped,
     TokenPolicy,
     Watcher,
@@ -42,34 +42,14 @@ from ..agents.store.folder import whole
 from ..envs import Task
 from .learner.checkpoints import Checkpoints, DamagedCheckpoint, Progress
 from .learner.learner import Learner, Optimization
+from .pipeline import Grown, read_ahead, write_ahead
 from .plan import Plan
+
+AHEAD = "ahead.jsonl"  # the file of a checkpoint that holds the trees of steps to come
 
 
 class LearningPolicy(TokenPolicy, WeightSync, Protocol):
     """A policy that samples tokens and takes over new weights: what a trainer can improve."""
-
-
-@dataclass(frozen=True, slots=True)
-class Grown:
-    """What came of a step's tasks."""
-
-    tasks: Sequence[Task]
-    trees: list[RolloutTree] = field(default_factory=list)  # in the tasks' order, without those that failed as a whole
-    failures: list[Failure] = field(default_factory=list)
-
-    @property
-    def failed_tasks(self) -> int:
-        return len(self.tasks) - len(self.trees)
-
-    def told(self) -> dict[str, Any]:
-        """What a row of the metrics tells of failures."""
-        texts = [f"{one.place}: {one.cause}: {one.error}" for one in self.failures]
-        counts = {"failed_tasks": self.failed_tasks, "failed_rollouts": len(self.failures)}
-        return {**counts, "failures": texts} if texts else {}
-
-    def noted(self) -> str:
-        """The same for a progress bar."""
-        return f", {len(self.failures)} failed" if self.failures else ""
 
 
 class Trainer:
@@ -101,6 +81,7 @@ class Trainer:
         self._stale = False  # whether the policy has yet to take over the learner's weights
         self._saved_at = time.monotonic()
         self._threads: ThreadPoolExecutor | None = None
+        self.ahead: dict[int, Grown] = {}  # of the stage's next steps, by step; checkpoints keep the finished trees
 
     def train(self) -> dict[str, Evaluation]:
         """Evaluations by stage name. Stopped when the watcher asked for it."""
@@ -109,13 +90,22 @@ class Trainer:
     async def _train(self) -> dict[str, Evaluation]:
         """All stages in one event loop, so that a policy or an environment may keep a connection over the whole run."""
         self._restore()
+        served = self.policy if isinstance(self.policy, Served) else None
+        async with contextlib.AsyncExitStack() as stack:
+            if served:
+                stack.push_async_callback(served.close)
+                await served.open(self.plan.sampling)
+                self._stale = True  # whatever weights it has
+            await self._carry_out()
+        return {name: Evaluation.from_json(row) for name, row in self._progress.results.items()}
+
+    async def _carry_out(self) -> None:
         with ThreadPoolExecutor(self.plan.environment_threads, "environment") as self._threads:
             while self._progress.stage < len(self.plan.stages):
                 await self.plan.stages[self._progress.stage].run(self)
                 self._learner = None
                 gc.collect()  # an optimiser refers to itself, and holds twice the weights
                 self._progress.stage, self._progress.step = self._progress.stage + 1, 0
-        return {name: Evaluation.from_json(row) for name, row in self._progress.results.items()}
 
     def save_model(self, folder: Path) -> None:
         """The trained model and its tokenizer as a transformers directory, in the computation's dtype.
@@ -183,28 +173,43 @@ class Trainer:
         TooManyFailures where more tasks fail than the plan allows, or all of them; an EpisodeError where an
         environment's code raises an error, unless the plan skips those.
         """
+        await self.push()
+        grown = Grown(tasks)
+        await self.fill(grown, strategy, sampling, seed, at_once=at_once, watch=watch)
+        return grown
+
+    async def push(self) -> None:
+        """Gives the policy the present weights, unless it has them."""
         if self._stale:
             _trim()
             await self.policy.push(self.model, self._progress.weights_version)
             self._stale = False
-        grown, trees = Grown(tasks), dict[int, RolloutTree]()
+
+    async def fill(
+        self,
+        grown: Grown,
+        strategy: RolloutStrategy,
+        sampling: Sampling,
+        seed: int,
+        *,
+        at_once: int | None = None,
+        watch: bool = False,
+        tree_seconds: float | None = None,
+    ) -> None:
+        """Grows the trees that are missing, by the policy with the weights that it has, and raises what `grow` does."""
         outcomes = grow(
-            tasks, strategy, self.policy, self.renderer, sampling,
+            grown.missing, strategy, self.policy, self.renderer, sampling,
             seed=seed, cassette=self.run.cassette, executor=self._threads, at_once=at_once,
-            skip_errors=self.plan.on_failure == "skip",
+            skip_errors=self.plan.on_failure == "skip", tree_seconds=tree_seconds,
         )  # fmt: skip
         async with contextlib.aclosing(outcomes):
             async for outcome in outcomes:
-                if isinstance(outcome, Failure):
-                    grown.failures.append(outcome)
-                    continue
-                trees[id(outcome.task)] = outcome
-                if watch:
+                grown.add(outcome)
+                if watch and isinstance(outcome, RolloutTree):
                     self.watcher.advance()
-        grown.trees.extend(trees[id(task)] for task in tasks if id(task) in trees)
         grown.failures.sort(key=lambda one: (one.task.seed, one.rollout or 0))  # not by when they came
         self._check(grown)
-        return grown
+        grown.over = True
 
     def _check(self, grown: Grown) -> None:
         failed, all_tasks = grown.failed_tasks, len(grown.tasks)
@@ -238,6 +243,11 @@ class Trainer:
     def step(self) -> int:
         """Steps of the present stage that are done."""
         return self._progress.step
+
+    @property
+    def weights_version(self) -> int:
+        """Of the learner's present weights: steps done in all stages."""
+        return self._progress.weights_version
 
     def shuffled(self, n: int, *parts: int | str) -> list[int]:
         return sorted(range(n), key=lambda i: derive_seed(self.plan.seed, *parts, i))
@@ -286,7 +296,8 @@ class Trainer:
 
     def _save(self) -> None:
         tensors = {f"model.{name}": p for name, p in self.model.named_parameters() if p.requires_grad}
-        self._checkpoints.save(self._progress, tensors | (self._learner.tensors() if self._learner else {}))
+        files = {AHEAD: write_ahead(self.ahead)} if self.ahead else {}
+        self._checkpoints.save(self._progress, tensors | (self._learner.tensors() if self._learner else {}), files)
         self._saved_at = time.monotonic()
 
     def _restore(self) -> None:
@@ -301,6 +312,7 @@ class Trainer:
         self.model.load_state_dict(weights, strict=False)
         self._restored = {name: x for name, x in tensors.items() if not name.startswith("model.")}
         self._stale = True
+        self.ahead = read_ahead(self._checkpoints.read(AHEAD))
 
 
 def _trim() -> None:

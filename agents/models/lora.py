@@ -43,6 +43,12 @@ def has_lora(model: PreTrainedModel) -> bool:
     return any(isinstance(module, LoraLayer) for module in model.modules())
 
 
+def lora_rank(model: PreTrainedModel) -> int:
+    """The highest rank among the updates of the model's adapter; 0 where it has none."""
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    return max((rank for layer in layers for rank in layer.r.values()), default=0)
+
+
 def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """The model with the adapter in `folder` added to its weights. ValueError where that cannot be done."""
     try:

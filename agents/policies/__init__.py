@@ -1,6 +1,7 @@
 """Policies: a model in this process, servers, players, scripts."""
 
-from .openai import ChatPlayer, OpenAIPolicy, Server, ServerError
+from ..serving import Server, ServerError
+from .openai import ChatPlayer, OpenAIPolicy
 from .players import OraclePlayer, RandomPlayer
 from .scripted import ScriptedPolicy
 

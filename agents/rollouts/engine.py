@@ -9,7 +9,7 @@ import copy
 import functools
 import inspect
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -31,7 +31,7 @@ from ..policy import (
     TokenPolicy,
     derive_seed,
 )
-from ..tree import ROOT, Cost, Node, RolloutTree, tool_results
+from ..tree import ROOT, Cost, Node, RolloutTree, tool_results, turn_key
 from .failure import Failure, FailureCause, failure_cause
 from .response import (
     STATE,
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-CUTS = ("context length", "call limit")  # causes for which the engine ends an episode that could go on
+CUTS = ("context length", "call limit", "time limit")  # causes for which the engine ends an episode that could go on
 
 
 @dataclass(slots=True, eq=False)
@@ -62,7 +62,7 @@ class Turn:
     env: TextEnv | None  # in the state the turn led to; None after the end, or where a child took it over
     node: Node | None = None  # parent index not yet known
     parent: Turn | None = None
-    children: dict[tuple[int, ...], asyncio.Task[Turn]] = field(default_factory=dict)
+    children: dict[Hashable, asyncio.Task[Turn]] = field(default_factory=dict)  # by turn_key
     calls: int = 0  # tool results on the way here
     last: Turn | None = None  # this turn as the end of an episode that is ended from outside
 
@@ -99,9 +99,11 @@ class GrowingTree:
         on_failure: Callable[[Failure], None],
         cassette: Cassette | None = None,
         executor: Executor | None = None,
+        ends_at: float | None = None,
     ) -> None:
         self.task = task
         self.root = Turn(prompt.context, prompt.env)
+        self._unsaid = Turn(prompt.context, None, Node(ROOT, Completion(""), truncated=True), self.root)  # see _overdue
         self.rollouts: dict[int, Turn] = {}  # by number; the leaves of the finished tree, in this order
         self.origins: dict[int, int] = {}  # by number too
         self.cost = Cost(prefill_tokens=prompt.context.length)
@@ -114,6 +116,7 @@ class GrowingTree:
         self._seed = seed
         self._cassette = cassette
         self._on_failure = on_failure
+        self._ends_at = ends_at  # of the event loop's clock; None: whenever its rollouts do
         self._in_thread = functools.partial(in_thread, executor)
 
     async def together(self, *branches: Awaitable[T]) -> list[T]:
@@ -177,19 +180,35 @@ class GrowingTree:
     async def extend(self, turn: Turn, number: int, *, entropy: bool = False, entropy_top: int = 0) -> Turn:
         """One more turn, sampled from the policy, with the entropies of its tokens if they are wanted.
 
-        Where the prompt leaves no room for a reply, the reply is empty, and its turn the last.
+        Where the prompt leaves no room for a reply, the reply is empty, and its turn the last. When the tree's time is
+        over, the turn to extend is the last one, truncated.
         """
         if self._limit(turn.context.length, 0) == "context length":
             return await self._cut(turn)
-        seed = derive_seed(self._seed, self.task.seed, number)
+        if self.out_of_time:
+            return self._overdue(turn)
         sampling = self._sampling
         if entropy:
             sampling = replace(sampling, entropy=True, entropy_top=entropy_top)
         try:
-            sample = await self._sample(turn, seed, sampling)
+            async with asyncio.timeout_at(self._ends_at) as limit:
+                sample = await self._sample(turn, derive_seed(self._seed, self.task.seed, number), sampling)
+                return await self.attach(turn, sample)
         except ContextLengthExceeded:
             return await self._cut(turn)
-        return await self.attach(turn, sample)
+        except TimeoutError:
+            if not limit.expired():  # somebody else's
+                raise
+            return self._overdue(turn)
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether the tree's time is over: no rollout takes another turn."""
+        return self._ends_at is not None and asyncio.get_running_loop().time() >= self._ends_at
+
+    def _overdue(self, turn: Turn) -> Turn:
+        """Ends an episode because the tree's time is over. Where there is only a prompt, `end` leaves it out."""
+        return self._unsaid if turn.node is None else turn.cut(CUTS[2])
 
     async def _cut(self, turn: Turn) -> Turn:
         """Ends an episode that the policy's context cannot hold; where there is only a prompt, with an empty reply."""
@@ -198,10 +217,15 @@ class GrowingTree:
         return turn if turn.done else turn.cut(CUTS[0])
 
     def end(self, number: int, turn: Turn, origin: int | None = None) -> None:
-        """Ends a rollout with this turn, which becomes a leaf of the finished tree. ValueError where one of this number
-        has ended before."""
+        """Ends a rollout with this turn, which becomes a leaf of the finished tree. One that had no time for a single
+        turn is a failure, and is left out. ValueError where one of this number has ended before."""
         if number in self.rollouts:
             raise ValueError(f"rollout {number} has ended before: each rollout of a tree has a number of its own")
+        if turn is self._unsaid:
+            error = TimeoutError("the tree's time was over before the first turn")
+            self.failed = True
+            self._on_failure(Failure(self.task, number, 1, FailureCause.TIMEOUT, str(error), error))
+            return
         self.cost.leaves += 1
         self.rollouts[number] = turn
         self.origins[number] = number if origin is None else origin
@@ -218,16 +242,16 @@ class GrowingTree:
         return derive_seed(self._seed, self.task.seed, *parts)
 
     async def attach(self, turn: Turn, sample: Sample) -> Turn:
-        """Steps the environment with a sampled reply. Siblings with the same tokens are one turn:
-        tasks carry their randomness, so the episode would be the same to the byte."""
-        tokens = sample.completion.token_ids
-        if tokens in turn.children:
-            child = await turn.children[tokens]
-            self.cost.repeated_tokens += len(tokens)
+        """Steps the environment with a sampled reply. Siblings with the same tokens, sampled by the same versions of
+        the weights, are one turn: tasks carry their randomness, so the episode would be the same to the byte."""
+        key = turn_key(sample.completion)
+        if key in turn.children:
+            child = await turn.children[key]
+            self.cost.repeated_tokens += len(sample.completion.token_ids)
             self.cost.repeated_calls += tool_results(child.node.messages) if child.node else 0
             return child
-        turn.children[tokens] = asyncio.create_task(self._step(turn, sample.completion, sample.context))
-        return await turn.children[tokens]
+        turn.children[key] = asyncio.create_task(self._step(turn, sample.completion, sample.context))
+        return await turn.children[key]
 
     async def _sample(self, turn: Turn, seed: int, sampling: Sampling) -> Sample:
         if isinstance(self._policy, TokenPolicy):
@@ -466,14 +490,16 @@ async def grow(
     executor: Executor | None = None,
     at_once: int | None = None,
     skip_errors: bool = False,
+    tree_seconds: float | None = None,
 ) -> AsyncGenerator[RolloutTree | Failure, None]:
     """Grows a tree for each task, all at once or `at_once` at a time, and yields each tree when it is finished and each
     failure of the world when it happens; `tree.task` and `failure.task` tell which task they are of.
 
     A rollout that failed is missing from its tree, and a task of which no rollout came to its end has no tree. An error
     of code propagates once the other trees are closed. With `skip_errors`, an error of an environment's code costs its
-    tree alone, and is a failure too. What environments read from outside goes over the cassette. Their calls block, so
-    they run in the executor's threads, by default in those of the event loop.
+    tree alone, and is a failure too. `tree_seconds` after a tree began, those of its rollouts that still go on end with
+    their last turn, truncated, and those without a turn fail. What environments read from outside goes over the
+    cassette. Their calls block, so they run in the executor's threads, by default in those of the event loop.
     """
     outcomes: asyncio.Queue[RolloutTree | Failure | asyncio.Task[None]] = asyncio.Queue()
     contexts, expect = PromptContexts(renderer), expecting(policy)
@@ -486,9 +512,11 @@ async def grow(
             return Prompt(env, response, contexts.context(response.messages))
 
     async def play(task: Task) -> None:
+        ends_at = None if tree_seconds is None else asyncio.get_running_loop().time() + tree_seconds
         tree = GrowingTree(
-            task, await open_prompt(task), policy, renderer, sampling, seed, outcomes.put_nowait, cassette, executor
-        )
+            task, await open_prompt(task), policy, renderer, sampling, seed, outcomes.put_nowait, cassette, executor,
+            ends_at,
+        )  # fmt: skip
         try:
             try:
                 await result_of(strategy.grow(tree), type(None), strategy, "grow")

@@ -109,7 +109,7 @@ class EntropyBranching:
         first: dict[int, float] = {}  # H0 by rollout
         origin: dict[int, int] = {}  # by rollout, of those that are forks
         started, streak, round = roots, 0, 0
-        while live or started < self.budget:
+        while live or (started < self.budget and not tree.out_of_time):
             before = started
             if not live:
                 live[started] = tree.root
@@ -202,6 +202,8 @@ class TreeExpansion:
         firsts = range(self.trees * self.chains)
         await tree.together(*(tree.rollout(tree.root, number, number // self.chains) for number in firsts))
         for round in range(self.rounds):
+            if tree.out_of_time:
+                break
             starts = [(origin, turn) for origin in origins for turn in self._starts(tree, origin, round)]
             number = max(tree.rollouts, default=-1) + 1
             await tree.together(*(tree.rollout(turn, number + i, of) for i, (of, turn) in enumerate(starts)))
@@ -254,7 +256,7 @@ class Budgeted:
     async def grow(self, tree: GrowingTree) -> None:
         begun = self._counted(tree)
         before, idle, round = begun, 0, 0
-        while idle < MAX_IDLE:
+        while idle < MAX_IDLE and not (round and tree.out_of_time):
             await tree.grow_more(self.strategy, round)
             now = self._counted(tree)
             if any(now[name] - begun[name] >= limit for name, limit in self.limits.items()):

@@ -18,6 +18,7 @@ from ..terminal import UsageError, console, say, told
 from .measure import compare_command, eval_command, play_command
 from .replay import replay_app
 from .runs import runs_app
+from .serve import serve_command
 from .view import view_command
 
 app = typer.Typer(
@@ -118,6 +119,7 @@ app.command("compare")(compare_command)
 app.add_typer(replay_app, name="replay")
 app.command("view")(view_command)
 app.command("play")(play_command)
+app.command("serve")(serve_command)
 app.add_typer(runs_app, name="runs")
 
 

@@ -46,8 +46,11 @@ class Checkpoints:
         self._run = run
         self._folder = run.path / "checkpoints"
 
-    def save(self, progress: Progress, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Writes a checkpoint beside the last one, then removes that: at every moment one of them is whole."""
+    def save(
+        self, progress: Progress, tensors: Mapping[str, torch.Tensor], files: Mapping[str, bytes] | None = None
+    ) -> None:
+        """Writes a checkpoint beside the last one, then removes that: at every moment one of them is whole. `files`
+        are more of its files, by name."""
         number = max(self._numbers(), default=-1) + 1
         new = self._folder / f"{number:06d}.part"
         shutil.rmtree(new, ignore_errors=True)
@@ -56,6 +59,9 @@ class Checkpoints:
             file = new / f"{i:04d}.safetensors"
             save_file(shard, file)
             sync(file)
+        for name, content in (files or {}).items():
+            (new / name).write_bytes(content)
+            sync(new / name)
         state = {**asdict(progress), **self._run.sizes(), "tensors": sorted(tensors)}
         write_json(new / "progress.json", state)
         sums = [f"{_sha256(file)}  {file.name}\n" for file in sorted(new.iterdir())]
@@ -89,6 +95,11 @@ class Checkpoints:
             ) from error
         self._run.forget(*sizes)
         return progress, tensors
+
+    def read(self, name: str) -> bytes:
+        """A file of the last whole checkpoint; empty where it has none of this name."""
+        file = self._folder / f"{self._numbers()[-1]:06d}" / name
+        return file.read_bytes() if file.exists() else b""
 
     def progress(self) -> Progress:
         """Where the last whole checkpoint stands, without reading its tensors."""

@@ -23,7 +23,8 @@ from .forward import predict_with
 
 Column = Callable[[Pack], Tensor]  # a number for each of the pack's terms [N], without gradient
 _TOTALS = ("loss", "trained_tokens", "loss_terms", "ratio_deviation", "clip_fraction")  # metrics of every update
-_MEANS = ("ratio_deviation", "clip_fraction", "kl", "entropy")  # metrics that are means over terms
+NEAR = math.log(0.9), math.log(1.1)  # the log ratios that `ratios_off` does not count
+_MEANS = ("ratio_deviation", "ratios_off", "clip_fraction", "kl", "entropy")  # metrics that are means over terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,9 @@ class Learner:
         ValueError where the loss needs what the learner or the batch does not have. A batch without gradient moves
         nothing. Neither does one whose gradient is not finite: `skipped_updates` counts it, and metrics of it that
         are not finite are given as 0. `ratio_deviation` is the mean of |log ratio|, nats; `clip_fraction` the share of
-        terms that have an advantage and yet no gradient, because the loss clips them.
+        terms that have an advantage and yet no gradient, because the loss clips them. Where the sampler recorded
+        log-probabilities, `ratio_deviation_max` is the maximum of |log ratio|, and `ratios_off` the share of terms
+        whose ratio is below 0.9 or above 1.1.
         """
         scored = score(batch, AGGREGATIONS[loss.aggregation], keep_zeros=loss.keeps_zeros)
         totals = self._begin(scored, loss)
@@ -265,13 +268,19 @@ class Learner:
 
 
 def _measured(packed: Pack, terms: Terms, logprobs: Tensor, gradient: Tensor) -> dict[str, float]:
-    """Sums over a pack, from its terms' log-probabilities [N] and the gradient of the loss by them [N]."""
+    """Sums over a pack, and the maximum of |log ratio|, from its terms' log-probabilities [N] and the gradient of the
+    loss by them [N]."""
     sums = {
         "trained_tokens": float(len(packed.tokens)),
         "loss_terms": float(len(logprobs)),
         "ratio_deviation": (logprobs - terms.old_logprob.nan_to_num()).abs().sum().item(),
         "clip_fraction": ((terms.advantage != 0) & (gradient == 0)).sum().item(),
     }
+    known = ~terms.old_logprob.isnan()
+    if known.any():
+        apart = (logprobs - terms.old_logprob)[known]
+        sums["ratio_deviation_max"] = apart.abs().max().item()
+        sums["ratios_off"] = ((apart < NEAR[0]) | (apart > NEAR[1])).sum().item()
     if "reference" in terms.extras:
         sums["kl"] = kl(logprobs, terms.extras["reference"]).sum().item()
     if "entropy" in terms.extras:
@@ -281,7 +290,10 @@ def _measured(packed: Pack, terms: Terms, logprobs: Tensor, gradient: Tensor) ->
 
 def _add(totals: dict[str, float], sums: Mapping[str, float]) -> None:
     for name, value in sums.items():
-        totals[name] = totals.get(name, 0.0) + value
+        if name == "ratio_deviation_max":
+            totals[name] = max(totals.get(name, 0.0), value)
+        else:
+            totals[name] = totals.get(name, 0.0) + value
 
 
 def _unmoved(skipped: int) -> dict[str, float]:

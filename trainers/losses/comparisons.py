@@ -58,9 +58,9 @@ class Groups:
 class Siblings:
     """The best and the worst of the turns that follow the same turn, at every fork.
 
-    A turn's score is the mean return of the rollouts through it, or with `term` the mean of this reward term. The two
-    make a pair if their scores are at least `gap` apart. Only the turn itself is trained: turns before the fork, which
-    both share, have the coefficient 0.
+    A turn's score is the mean return of the rollouts through it, or with `term` the mean of this reward term. Turns
+    that say the same, sampled by different weights, count as one. The two make a pair if their scores are at least
+    `gap` apart. Only the turn itself is trained: turns before the fork, which both share, have the coefficient 0.
     """
 
     term: str = ""
@@ -76,9 +76,15 @@ class Siblings:
 
     def _compare(self, tree: RolloutTree) -> Compared:
         below = values_below(tree, tree.term(self.term) if self.term else tree.returns)
-        scores = {node: fmean(values) for node, values in below.items()}
+        said: dict[tuple[int, tuple[int, ...] | str], int] = {}  # the first turn, by parent and reply
+        for node in sorted(below.keys() & range(len(tree.nodes))):  # without ROOT
+            action = tree.nodes[node].action
+            first = said.setdefault((tree.nodes[node].parent, action.token_ids or action.text), node)
+            if first != node:  # other weights said the same
+                below[first] += below[node]
+        scores = {node: fmean(below[node]) for node in said.values()}
         siblings: dict[int, list[int]] = {}  # by the turn that they follow
-        for node in sorted(scores.keys() & range(len(tree.nodes))):  # without ROOT
+        for node in scores:
             siblings.setdefault(tree.nodes[node].parent, []).append(node)
         leaves = []
         for turns in siblings.values():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Protocol, get_args
 
 import torch
@@ -14,6 +15,7 @@ from ..packing import Aggregation, Terms
 Level = Literal["token", "turn", "sequence"]
 KL = Literal["k1", "abs", "k2", "k3", "k1+", "k3+"]
 Coupling = Literal["token", "turn", "rollout"]
+Ratio = Literal["token", "geometric", "product"]
 NOTHING: frozenset[str] = frozenset()
 SAMPLED = frozenset({"sampled"})
 NEEDS = frozenset({"sampled", "old", "reference", "entropy"})  # what every learner has for losses
@@ -95,12 +97,12 @@ class PolicyLoss(Protocol):
 
 def check_loss(loss: PolicyLoss) -> None:
     """ValueError where a loss has no such aggregation, or couples what there is not."""
-    for field, value, known in (
+    for name, value, known in (
         ("aggregation", loss.aggregation, tuple(AGGREGATIONS)),
         ("couples", loss.couples, get_args(Coupling)),
     ):
         if value not in known:
-            raise ValueError(f"{type(loss).__name__}.{field} is {value!r}; it can be {', '.join(known)}")
+            raise ValueError(f"{type(loss).__name__}.{name} is {value!r}; it can be {', '.join(known)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,21 +239,68 @@ class LossAround:
 
 
 @dataclass(frozen=True, slots=True)
-class TruncatedImportance(LossAround):
-    """Another loss whose ratios start from the learner's present probabilities, times each token's probability under
-    the learner over that under the sampler, at most `cap`. For samplers that compute otherwise than the learner:
-    another engine, another precision."""
+class Correction(LossAround):
+    """Another loss, corrected for samplers whose probabilities are not the learner's: another engine, another
+    precision, older weights.
 
-    cap: float = 2.0
+    `ratio`: how many times as likely as under the sampler the learner finds the token; or the rollout's sampled tokens,
+    as the geometric mean of their ratios or as the product, which is the ratio of the whole rollout.
+    """
+
+    ratio: Ratio = field(default="token", kw_only=True)
+
+    @property
+    def couples(self) -> Coupling:
+        return self.loss.couples if self.ratio == "token" else "rollout"
 
     @property
     def needs(self) -> frozenset[str]:
-        return self.loss.needs - {"old"} | SAMPLED  # this wrapper provides the old log-probabilities
+        return self.loss.needs - {"old"} | SAMPLED  # the correction provides the old log-probabilities
+
+
+@dataclass(frozen=True, slots=True)
+class TruncatedImportance(Correction):
+    """Another loss times the ratio, at most `cap`. The other loss compares the learner with itself: its own ratios are
+    1 and it clips nothing, so that there is no trust region under lag.
+
+    Token by token this is TIS (https://fengyao.notion.site/off-policy-rl), with "product" its sequence-level variant
+    (https://richardli.xyz/rl-collapse).
+    """
+
+    cap: float = 2.0
 
     def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
         present = logprobs.detach()
-        weight = log_ratio(present, terms).exp().clamp(max=self.cap)
+        weight = log_importance(present, terms, self.ratio).exp().clamp(max=self.cap)
         return weight * self.loss(logprobs, replace(terms, old_logprob=present))
+
+
+@dataclass(frozen=True, slots=True)
+class MaskedRatios(Correction):
+    """Another loss, 0 for every token whose ratio is below `low` or above `high`; rollouts weigh what they did before.
+
+    Around a loss that clips, the clip stays what it was. Around TruncatedImportance with a `cap` of `high`, this is
+    IcePop (arXiv:2510.18855); with "product" in both, masked importance sampling of sequences
+    (https://richardli.xyz/rl-collapse). A loss with `old: learner` compares the learner with itself.
+    """
+
+    low: float = 0.5
+    high: float = 5.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low <= 1 <= self.high:
+            raise ValueError(
+                f"low must be from 0 to 1 and high at least 1, got {self.low} and {self.high}: a token that sampler "
+                "and learner agree on has the ratio 1"
+            )
+
+    def __call__(self, logprobs: Tensor, terms: Terms) -> Tensor:
+        present = logprobs.detach()
+        ratio = log_importance(present, terms, self.ratio)
+        kept = (ratio >= (math.log(self.low) if self.low else -math.inf)) & (ratio <= math.log(self.high))
+        if "old" in self.loss.needs:
+            terms = replace(terms, old_logprob=present)
+        return kept * self.loss(logprobs, terms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,12 +344,21 @@ def log_ratio(logprobs: Tensor, terms: Terms, level: Level = "token") -> Tensor:
     return segment_mean(change, segment).clamp(max=10)
 
 
+def log_importance(logprobs: Tensor, terms: Terms, ratio: Ratio) -> Tensor:
+    """log of the ratio [N] that a Correction names, within 20 nats."""
+    if ratio == "product":
+        return segment_sums(logprobs - terms.old_logprob, terms.rollout)[terms.rollout].clamp(-20, 20)
+    return log_ratio(logprobs, terms, "token" if ratio == "token" else "sequence").clamp(-20, 20)
+
+
+def segment_sums(values: Tensor, segment: Tensor) -> Tensor:
+    """[N] -> [S]: by segment, the sum of its entries."""
+    return values.new_zeros(int(segment.max()) + 1).index_add(0, segment, values)
+
+
 def segment_mean(values: Tensor, segment: Tensor) -> Tensor:
     """[N] -> [N]: the mean over all entries of the same segment."""
-    size = int(segment.max()) + 1
-    total = values.new_zeros(size).index_add(0, segment, values)
-    count = values.new_zeros(size).index_add(0, segment, torch.ones_like(values))
-    return (total / count)[segment]
+    return (segment_sums(values, segment) / segment_sums(torch.ones_like(values), segment))[segment]
 
 
 def kl(logprobs: Tensor, reference: Tensor, estimator: KL = "k3") -> Tensor:

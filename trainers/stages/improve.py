@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,14 +11,16 @@ from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from ...agents import Advantages, Cost, Evaluation, RolloutTree, derive_seed
+from ...agents import Advantages, Cost, Evaluation, RolloutTree
 from ...agents.evaluation import TaskOutcome
+from ...envs import Task
 from ..advantages.estimators import advantages_of
 from ..checks import STRICT, at_least
 from ..curriculum import TaskSource, Uniform
-from ..learner.learner import Learner, Optimization
+from ..learner.learner import NEAR, Learner, Optimization
 from ..losses.comparisons import Comparisons
 from ..losses.sums import SumLoss
+from ..pipeline import Pipeline
 
 if TYPE_CHECKING:
     from ..training import Trainer
@@ -33,11 +37,15 @@ class Improvement:
     evaluate_every: int = 0  # steps; 0: only at the end
     reward_weights: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # of terms: first step's and last's
     optimization: Optimization = field(default_factory=Optimization)
+    max_lag: int = 0  # how many versions of the weights a tree may be old when it is trained; 0: none
+    tree_seconds: float | None = None  # after which a tree's unfinished rollouts end as truncated; None: no limit
     source: Any = None  # a TaskSource; None: new train tasks of the plan's environment at every step
     name: str = "improvement"
 
     def __post_init__(self) -> None:
-        at_least(0, steps=self.steps, evaluate_every=self.evaluate_every)
+        at_least(0, steps=self.steps, evaluate_every=self.evaluate_every, max_lag=self.max_lag)
+        if self.tree_seconds is not None and self.tree_seconds <= 0:
+            raise ValueError(f"tree_seconds must be more than 0, got {self.tree_seconds}; null is no limit")
         at_least(1, updates_per_step=self.updates_per_step)
         at_least(self.updates_per_step, tasks_per_step=self.tasks_per_step)
 
@@ -48,32 +56,44 @@ class Improvement:
         return {"reward_weights": weights} if weights else {}
 
     async def run(self, trainer: Trainer) -> None:
-        plan, algorithm = trainer.plan, trainer.plan.algorithm
-        source: TaskSource = self.source or Uniform(plan.environment)
+        source: TaskSource = self.source or Uniform(trainer.plan.environment)
+        loss = trainer.plan.algorithm.loss
+        learner = trainer.learn(self.optimization, reference="reference" in loss.needs)
+        learner.check(loss)
+        draw = functools.partial(self._tasks, trainer, source)
+        pipeline = Pipeline(trainer, self.steps, draw, max_lag=self.max_lag, tree_seconds=self.tree_seconds)
+        async with contextlib.aclosing(pipeline):
+            for step in trainer.steps("improving", self.steps):
+                await self._step(step, trainer, pipeline, learner, source)
+
+    def _tasks(self, trainer: Trainer, source: TaskSource, step: int) -> list[Task]:
+        """The tasks of a step. With a lag they are drawn before the source has heard of the steps right before it."""
+        settings = self.settings(step)
+        drawn = source.draw(step, self.tasks_per_step, trainer.plan.seed, trainer.state(self.name))
+        return [replace(task, settings={**task.settings, **settings}) for task in drawn]
+
+    async def _step(
+        self, step: int, trainer: Trainer, pipeline: Pipeline, learner: Learner, source: TaskSource
+    ) -> None:
+        plan, credit = trainer.plan, trainer.plan.algorithm.advantage
+        if self.evaluate_every and step and step % self.evaluate_every == 0 and plan.heldout.tasks:
+            await trainer.measure("midway", plan.heldout.tasks)
+            trainer.begin("improving", self.steps)
+        start = time.monotonic()
+        grown = await pipeline.take(step)
+        trees, end = grown.trees, time.monotonic()
+        advantages = None if isinstance(credit, Comparisons) else advantages_of(credit, trees)
+        metrics = await pipeline.learn(lambda: self._update(trainer, learner, trees, advantages))
         terms = {environment.id: environment.success for environment in source.environments}
-        learner = trainer.learn(self.optimization, reference="reference" in algorithm.loss.needs)
-        learner.check(algorithm.loss)
-        for step in trainer.steps("improving", self.steps):
-            if self.evaluate_every and step and step % self.evaluate_every == 0 and plan.heldout.tasks:
-                await trainer.measure("midway", plan.heldout.tasks)
-                trainer.begin("improving", self.steps)
-            start = time.monotonic()
-            drawn = source.draw(step, self.tasks_per_step, plan.seed, trainer.state(self.name))
-            settings = self.settings(step)
-            tasks = [replace(task, settings={**task.settings, **settings}) for task in drawn]
-            grown = await trainer.grow(tasks, algorithm.rollout, plan.sampling, derive_seed(plan.seed, "rollout", step))
-            trees, end = grown.trees, time.monotonic()
-            credit = algorithm.advantage
-            advantages = None if isinstance(credit, Comparisons) else advantages_of(credit, trees)
-            metrics = self._update(trainer, learner, trees, advantages)
-            described = _describe(trees, [terms.get(tree.task.env, plan.environment.success) for tree in trees])
-            seconds = {"rollout": end - start, "update": time.monotonic() - end}
-            trainer.run.log(stage=self.name, step=step, **described, **metrics, **grown.told(), seconds=seconds)
-            trainer.record(trees, advantages, stage=self.name, step=step)
-            if plan.keep.every and (step + 1) % plan.keep.every == 0:
-                trainer.save_model(trainer.run.path / "models" / f"step-{step + 1}")
-            trainer.keep_state(self.name, source.report(step, trees, trainer.state(self.name)))
-            trainer.done(f"success {described['success']:.0%}{grown.noted()}")
+        described = _describe(trees, [terms.get(tree.task.env, plan.environment.success) for tree in trees])
+        described |= metrics | pipeline.lag(trees)
+        seconds = {"rollout": end - start, "update": time.monotonic() - end}
+        trainer.run.log(stage=self.name, step=step, **described, **grown.told(), seconds=seconds)
+        trainer.record(trees, advantages, stage=self.name, step=step)
+        if plan.keep.every and (step + 1) % plan.keep.every == 0:
+            trainer.save_model(trainer.run.path / "models" / f"step-{step + 1}")
+        trainer.keep_state(self.name, source.report(step, trees, trainer.state(self.name)))
+        trainer.done(f"success {described['success']:.0%}{grown.noted()}")
 
     def _update(
         self, trainer: Trainer, learner: Learner, trees: Sequence[RolloutTree], advantages: Sequence[Advantages] | None
@@ -81,11 +101,12 @@ class Improvement:
         """The step's optimiser steps; means of their metrics, sums of their counts. Without advantages the algorithm
         compares rollouts.
 
-        `sampler_deviation` is the mean distance, nats, of the learner's log-probabilities from the sampler's before the
-        first of them.
+        The mismatch of sampler and learner is measured before the first optimiser step. `sampler_deviation` and
+        `sampler_deviation_max` are the mean and the maximum, over sampled tokens, of the absolute difference of their
+        log-probabilities, nats. `sampler_ratios_off` is the share of tokens that the learner finds less than 0.9 or
+        more than 1.1 times as likely as the sampler did.
         """
         algorithm, parts = trainer.plan.algorithm, self.updates_per_step
-        trainer.rest_policy()
         sampled = trees
         if "old" in algorithm.loss.needs:
             trees = [learner.with_own_logprobs(tree) for tree in trees]
@@ -97,9 +118,9 @@ class Improvement:
             scored = list(zip(trees, advantages or [], strict=True))
             rows = [learner.update(scored[i::parts], algorithm.loss) for i in range(parts)]
         counts = {"trained_tokens", "loss_terms", "skipped_updates"}
-        metrics = {name: (sum if name in counts else fmean)(row[name] for row in rows) for name in rows[0]}
-        apart = rows[0]["ratio_deviation"] if trees is sampled else _distance(sampled, trees)
-        return metrics | {"sampler_deviation": apart}
+        names = [name for name in rows[0] if name not in ("ratio_deviation_max", "ratios_off")]
+        metrics = {name: (sum if name in counts else fmean)(row[name] for row in rows) for name in names}
+        return metrics | (_mismatch(rows[0]) if trees is sampled else _distance(sampled, trees))
 
 
 def _describe(trees: Sequence[RolloutTree], terms: Sequence[str]) -> dict[str, Any]:
@@ -139,9 +160,24 @@ def _truncated(trees: Sequence[RolloutTree]) -> dict[str, float]:
     return {cause: count / len(ends) for cause, count in sorted(causes.items())}
 
 
-def _distance(before: Sequence[RolloutTree], after: Sequence[RolloutTree]) -> float:
-    """Mean absolute difference of the log-probabilities of all sampled tokens, nats, where they were recorded."""
+def _mismatch(first: Mapping[str, float]) -> dict[str, float]:
+    """The mismatch of sampler and learner, from the metrics of a step's first update."""
+    return {
+        "sampler_deviation": first["ratio_deviation"],
+        "sampler_deviation_max": first.get("ratio_deviation_max", 0.0),
+        "sampler_ratios_off": first.get("ratios_off", 0.0),
+    }
+
+
+def _distance(before: Sequence[RolloutTree], after: Sequence[RolloutTree]) -> dict[str, float]:
+    """The mismatch of sampler and learner, from trees with the sampler's log-probabilities (`before`) and the same
+    trees with the learner's (`after`). Tokens whose log-probability the sampler did not record are left out."""
     pairs = (pair for pair in zip(before, after, strict=True))
     nodes = ((one, two) for a, b in pairs for one, two in zip(a.nodes, b.nodes, strict=True) if one.action.logprobs)
-    apart = [abs(x - y) for one, two in nodes for x, y in zip(one.action.logprobs, two.action.logprobs, strict=True)]
-    return fmean(apart) if apart else 0.0
+    change = [y - x for one, two in nodes for x, y in zip(one.action.logprobs, two.action.logprobs, strict=True)]
+    apart = [abs(x) for x in change]
+    return {
+        "sampler_deviation": fmean(apart) if apart else 0.0,
+        "sampler_deviation_max": max(apart, default=0.0),
+        "sampler_ratios_off": fmean(not NEAR[0] <= x <= NEAR[1] for x in change) if change else 0.0,
+    }

@@ -46,14 +46,15 @@ class Warmup:
         if not tasks:
             return
         grown = await trainer.grow(tasks, FollowOracle(), Sampling(max_context=trainer.positions), 0)
-        teacher = Evaluation.of(grown.trees, plan.environment.success)
+        trees = grown.trees
+        teacher = Evaluation.of(trees, plan.environment.success)
         trainer.keep_result("demonstrations", teacher)
         if trainer.step == 0:
-            trainer.record(grown.trees, stage=self.name, step=0)
-        order = [i for epoch in range(self.epochs) for i in trainer.shuffled(len(grown.trees), "demonstrations", epoch)]
+            trainer.record(trees, stage=self.name, step=0)
+        order = [i for epoch in range(self.epochs) for i in trainer.shuffled(len(trees), "demonstrations", epoch)]
         learner = trainer.learn(self.optimization)
         for step in trainer.steps("warming up", self.steps):
-            batch = [grown.trees[i] for i in order[step * self.batch_size : (step + 1) * self.batch_size]]
+            batch = [trees[i] for i in order[step * self.batch_size : (step + 1) * self.batch_size]]
             start = time.monotonic()
             metrics = learner.update([(tree, _ones(tree)) for tree in batch], ReinforceLoss())
             failed = grown.told() if step == 0 else {}

@@ -232,8 +232,14 @@ function turnNumbers(node) {
     entropy: entropies.length ? `${nats(mean(entropies))} nats, first token ${nats(entropies[0])}` : null,
     reward: `${points(node.reward)}${terms(node.terms) ? `: ${terms(node.terms)}` : ""}`,
     stop: node.stop === "length" ? "cut at the token limit" : null,
-    weights: node.weights ? `version ${node.weights}` : null,
+    weights: versions(node),
   };
+}
+
+/** The versions of the weights that sampled a turn; null for version 0, which everything has that is not trained. */
+function versions({ weights, last_weights: last }) {
+  if (last !== null && last !== weights) return `versions ${weights} to ${last}`;
+  return weights ? `version ${weights}` : null;
 }
 
 function table(rows) {
