@@ -28,8 +28,12 @@ class EpisodeLost(Exception):
     """
 
     def __init__(self, cause: str, text: str) -> None:
-        super().__init__(text)
-        self.lost = cause  # a few words, the same for all episodes that end so: metrics count by it
+        super().__init__(cause, text)
+        self.cause = cause  # a few words, the same for all episodes that end so: metrics count by it
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
 
 
 @dataclass(frozen=True, slots=True)
