@@ -25,7 +25,9 @@ class BrowserEnv(ScreenEnv):
     """
 
     can_fork = False
-    instructions = "Do what is asked on the page. Where nothing on it ends the task, answer done, or what was asked for."
+    instructions = (
+        "Do what is asked on the page. Where nothing on it ends the task, answer done, or what was asked for."
+    )
     reward_weights: Mapping[str, float] = {"reward": 1.0, "exact": 0.0}
 
     def __init__(

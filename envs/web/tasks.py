@@ -162,7 +162,9 @@ def file_tasks(path: Path) -> list[WebTask]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise ValueError(f"tasks: {path} cannot be read: {error.strerror}; expected miniwob or a JSON lines file") from None
+        raise ValueError(
+            f"tasks: {path} cannot be read: {error.strerror}; expected miniwob or a JSON lines file"
+        ) from None
     tasks = [_task(line, f"{path}:{number}", path.parent) for number, line in enumerate(lines, 1) if line.strip()]
     if not tasks:
         raise ValueError(f"tasks: {path} has no tasks: a line is an object with {', '.join(FIELDS)}")

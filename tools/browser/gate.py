@@ -120,7 +120,12 @@ class Gate:
             self._server.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        lost: tuple[type[BaseException], ...] = (ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError)
+        lost: tuple[type[BaseException], ...] = (
+            ConnectionError,
+            asyncio.IncompleteReadError,
+            asyncio.LimitOverrunError,
+            ValueError,
+        )
         lost += (asyncio.CancelledError,)  # at the end of the loop; asyncio's own callback would complain of it
         with contextlib.suppress(*lost), contextlib.closing(writer):
             while True:

@@ -207,6 +207,8 @@
     lime: [0, 255, 0], blue: [0, 0, 255], yellow: [255, 255, 0], orange: [255, 165, 0], purple: [128, 0, 128],
     magenta: [255, 0, 255], cyan: [0, 255, 255], brown: [139, 69, 19], pink: [255, 192, 203], olive: [128, 128, 0],
   });
+  const HUES = [[15, "red"], [45, "orange"], [70, "yellow"], [165, "green"], [195, "cyan"], [260, "blue"], [290, "purple"],
+                [345, "pink"], [361, "red"]];  // upper ends in degrees
   const MOST = 100_000;  // characters of a page that are read
 
   const keys = new WeakMap(), elements = new Map();
@@ -223,13 +225,21 @@
     const source = element.getAttribute("src")?.split(/[?#]/)[0].split("/").pop().replace(/\.\w+$/, "");
     const found = element.id || element.getAttribute("class") || (source?.startsWith("data:") ? "" : source)
       || element.getAttribute("name") || "";
-    return flat(found.replace(/([a-z])([A-Z])/g, "$1 $2").replace(/[^\p{L}\p{N}]+/gu, " ").toLowerCase());
+    const parts = found.replace(/([a-z])([A-Z])/g, "$1 $2").replace(/[^\p{L}\p{N}]+/gu, " ").toLowerCase().split(" ");
+    return [...new Set(parts.filter(Boolean))].slice(0, 10).join(" ");
   };
   const colour = text => {
     const [red, green, blue, alpha = 1] = (text.match(/[\d.]+/g) ?? []).map(Number);
     if (blue === undefined || alpha === 0) return "";
-    const distance = ([r, g, b]) => (r - red) ** 2 + (g - green) ** 2 + (b - blue) ** 2;
-    return COLOURS.reduce((best, next) => (distance(next[1]) < distance(best[1]) ? next : best))[0];
+    const near = ([, [r, g, b]]) => Math.abs(r - red) + Math.abs(g - green) + Math.abs(b - blue) < 24;
+    const named = COLOURS.find(near);
+    if (named) return named[0];
+    const high = Math.max(red, green, blue), low = Math.min(red, green, blue), light = (high + low) / 510;
+    const shade = light < 0.3 ? "dark " : light > 0.75 ? "light " : "";
+    if (high - low < 24) return `${shade}gray`;
+    const turn = high === red ? (green - blue) / (high - low) : high === green ? 2 + (blue - red) / (high - low)
+      : 4 + (red - green) / (high - low);
+    return shade + HUES.find(([upto]) => (turn * 60 + 360) % 360 < upto)[1];
   };
   const size = element => {
     const { width, height } = element.getBoundingClientRect();
@@ -239,7 +249,7 @@
   const figure = element => {
     const style = getComputedStyle(element), tag = element.tagName;
     const { width, height } = element.getBoundingClientRect();
-    let shape = tag;
+    let shape = tag === "text" ? flat(element.textContent) : tag;
     if (tag === "rect") shape = Math.abs(width - height) < 2 ? "square" : "rectangle";
     if (tag === "polygon") shape = SIDES[element.points.numberOfItems] ?? `polygon with ${element.points.numberOfItems} sides`;
     const painted = style.fill !== "none" && tag !== "line" ? style.fill : style.stroke;
@@ -264,6 +274,18 @@
   const acts = element => NATIVE.has(element.tagName) || heard(element) || element.hasAttribute("tabindex")
     || ROLES.has(element.getAttribute("role"));
 
+  // The text of an element outside the controls in it.
+  const ownText = element => {
+    const text = node => node.nodeType === Node.TEXT_NODE ? node.data
+      : node.nodeType !== Node.ELEMENT_NODE || SKIPPED.has(node.tagName) || acts(node) ? " "
+      : ` ${[...node.childNodes].map(text).join("")} `;
+    return flat([...element.childNodes].map(text).join(""));
+  };
+  // Something that can be clicked and has further controls in it, such as a line of a list.
+  const isCard = element => {
+    const text = heard(element) && ownText(element);
+    return text && text.length <= 120 && inside(element).filter(acts).length <= 8;
+  };
   // The role of a control, or "" for what is none.
   const roleOf = (element, style) => {
     const tag = element.tagName;
@@ -281,7 +303,7 @@
     const focusable = element.hasAttribute("tabindex") && element.tabIndex >= 0;
     if (!heard(element) && !pointed && !focusable) return "";
     if (tag === "svg" || tag === "IFRAME" || tag === "LABEL") return "";
-    if (inside(element).some(acts)) return "";
+    if (inside(element).some(acts)) return isCard(element) ? "clickable" : "";
     if ((focusable || pointed) && !heard(element) && flat(element.innerText).length > 200) return "";
     return "clickable";
   };
@@ -298,6 +320,7 @@
     const is = name => from.getAttribute(`aria-${name}`) === "true";
     const item = { key: keyOf(element), role, name: nameOf(from, role), states: [] };
     if (!item.name && from !== element) item.name = flat(element.innerText);
+    if (element.tagName === "text") item.name = figure(element);
     if (!item.name) {
       item.name = SHAPES.has(element.tagName) ? figure(element)
         : words(element) || inside(element).map(words).find(Boolean) || "";
@@ -330,6 +353,8 @@
     const say = text => { room -= text.length; line += text; };
     const put = item => { flush(); items.push(item); room -= 20 + item.name.length; };
     const children = element => {
+      if (element.tagName === "DETAILS" && !element.open)
+        return [...element.children].filter(child => child.tagName === "SUMMARY").slice(0, 1);
       if (element.tagName === "SLOT" && element.assignedNodes().length) return element.assignedNodes();
       return (element.shadowRoot ?? element).childNodes;
     };
@@ -373,7 +398,9 @@
       const tag = element.tagName, on = style.visibility === "visible";
       const role = on ? roleOf(element, style) : "";
       if (role) {
-        put(control(element, role));
+        const card = role === "clickable" && inside(element).some(acts), item = control(element, role);
+        put(card ? { ...item, name: ownText(element), vague: false } : item);
+        if (card) walk(element, style, true, cell);
         if (NESTED.has(role) && tag !== "SELECT")
           for (const part of element.children)
             if (role === "listbox" || /^(UL|OL)$/.test(part.tagName) || /^(group|menu|tree)$/.test(part.getAttribute("role")))
@@ -439,20 +466,28 @@
     for (let each = found; each; each = each.parentNode ?? each.host) if (each === element) return true;
     return Boolean(found && (element.labels && [...element.labels].some(one => one.contains(found))));
   };
+  const nearest = found => {
+    let each = found;
+    while (each && !keys.has(each)) each = each.parentNode ?? each.host;
+    return each;
+  };
   // Where the pointer meets an element, in the top frame's viewport, or what keeps it from there.
   const aim = key => {
     const element = find(key);
     if (!element) return { fault: "has gone: look at the page again" };
     if (element.tagName === "SELECT") { element.focus(); return { focused: true }; }
     element.scrollIntoView({ block: "center", inline: "center", behavior: "instant" });
-    let over = null;
+    let over = null, inner = null;
     const base = origin(element.ownerDocument.defaultView);
     for (const box of element.getClientRects())
       for (const [right, down] of [[.5, .5], [.25, .5], [.75, .5], [.5, .25], [.5, .75], [.1, .1], [.9, .9]]) {
         const x = box.x + box.width * right, y = box.y + box.height * down, found = hit(element, x, y);
-        if (reaches(element, found)) return { x: base.x + x, y: base.y + y };
-        over ??= found;
+        if (!reaches(element, found)) { over ??= found; continue; }
+        const point = { x: base.x + x, y: base.y + y };
+        if (nearest(found) === element) return point;
+        inner ??= point;  // on another control within the element
       }
+    if (inner) return inner;
     const what = over && flat(over.innerText).slice(0, 60);
     return { fault: over ? `is covered${what ? ` by ${quote(what)}` : ""}` : "is not to be seen now" };
   };

@@ -24,6 +24,8 @@ OUTSIDE = (-5.0, -5.0)  # where the pointer starts
 TYPED = 200  # characters that are typed key by key; longer texts are inserted at once
 ARRIVAL = 5.0  # seconds in which a navigation that has begun leads to another document
 POLL = 0.004  # seconds
+# what belongs to a tab, and is not among the storage of an origin
+FORGET = "() => { window.name = ''; try { sessionStorage.clear(); } catch { /* about:blank has none */ } }"
 
 
 @functools.cache
@@ -61,6 +63,7 @@ class Tab:
         page = await context.new_page()
         session = await context.new_cdp_session(page)
         tab = cls(context, page, session, gate)
+        page.set_default_timeout(0)  # whoever calls waits with a limit
         page.on("crash", lambda _: tab.breaks("page crashed"))
         page.on("close", lambda _: tab.breaks("page crashed"))
         page.on("dialog", tab._dialog)
@@ -91,6 +94,7 @@ class Tab:
 
     async def begin(self, site: Site, address: str, seed: int) -> None:
         """An episode: nothing is left of the one before."""
+        await self.evaluate(FORGET)
         await self.page.goto("about:blank")
         await self.context.clear_cookies()
         await self.session.send("Storage.clearDataForOrigin", {"origin": site.origin, "storageTypes": "all"})
@@ -215,7 +219,9 @@ class Tab:
     async def scroll(self, key: str) -> bool:
         """Whether anything moved."""
         moved = (await self._ask("scroll", key))["moved"]
-        await self.session.send("Page.captureScreenshot", {"clip": {"x": 0, "y": 0, "width": 1, "height": 1, "scale": 1}})
+        await self.session.send(
+            "Page.captureScreenshot", {"clip": {"x": 0, "y": 0, "width": 1, "height": 1, "scale": 1}}
+        )
         await self.settle()
         return bool(moved)
 
