@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...tools import EpisodeLost, ToolError
+from ...tools import EpisodeLost, ToolCall, ToolError
 from ...tools.browser import BrowserPage, Site, open_page
 from ..base import Message
 from ..formats.actions import Action, FormatError
@@ -132,8 +132,10 @@ class BrowserEnv(ScreenEnv):
         if self.over:
             return None
         calls = tuple((each.call.name, dict(each.call.arguments)) for each in self.transcript if not each.result.failed)
-        move = next_move(self.task.name, Seen(self.goal, self.view(), calls))
-        return None if move is None else self.write_call(move.tool, **move.arguments)
+        move = next_move(self.task.name, Seen(self.goal, "\n".join(self.current.lines), calls))
+        if move is None:
+            return None
+        return self.format.render(Action((ToolCall(move.tool, move.arguments),) * move.times), self.tools)
 
     def _leave(self) -> None:
         """Gives the page back, so that another episode can have it."""

@@ -20,6 +20,7 @@ class Move:
 
     tool: str
     arguments: Mapping[str, Any]
+    times: int = 1  # that the call is made, in one turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +133,9 @@ def solves(*pages: str) -> Callable[[Oracle], Oracle]:
 
 
 def submit(seen: Seen) -> Move | None:
-    found = next((one for one in seen.all if one.name.lower() in ("submit", "login", "ok", "search", "order!")), None)
+    found = next(
+        (one for one in seen.all if one.name.lower() in ("submit", "login", "ok", "search", "order!", "go")), None
+    )
     return found.click if found else None
 
 
@@ -207,8 +210,8 @@ def focus(seen: Seen) -> Move | None:
 @solves("click-widget")
 def widget(seen: Seen) -> Move | None:
     kind = seen.quoted()[0]
-    role = {"text": "textbox", "textarea": "textbox"}.get(kind, kind)
-    return clicked(next(iter(seen.of(role)), None))
+    fields = [one for one in seen.of("textbox") if one.name == kind]
+    return clicked(next(iter(fields or seen.of(kind)), None))
 
 
 @solves("count-shape")
@@ -260,9 +263,8 @@ def identify(seen: Seen) -> Move | None:
 
 @solves("grid-coordinate")
 def grid(seen: Seen) -> Move | None:
-    x, y = map(int, re.findall(r"-?\d+", seen.goal))
-    dots = [one for one in seen.of("clickable") if "circle" in one.name]
-    return clicked(dots[(x + 2) * 5 + (y + 2)]) if len(dots) == 25 else None
+    x, y = re.findall(r"-?\d+", seen.goal)
+    return clicked(seen.like(f" {x} {y} plot point"))
 
 
 @solves("find-greatest")
@@ -282,14 +284,14 @@ def sequence(seen: Seen) -> Move | None:
 
 @solves("button-delay")
 def delayed(seen: Seen) -> Move | None:
-    moves = [clicked(seen.named("ONE")), Move("wait", {"seconds": 3.0}), clicked(seen.named("TWO"))]
+    seconds = float(number_in(seen.goal))
+    moves = [clicked(seen.named("ONE")), Move("wait", {"seconds": seconds - 0.3}), clicked(seen.named("TWO"))]
     return moves[min(len(seen.calls), 2)]
 
 
 @solves("ascending-numbers")
 def ascending(seen: Seen) -> Move | None:
-    numbers = sorted((one for one in seen.all if one.name.isdigit()), key=lambda one: int(one.name))
-    return clicked(next((one for one in numbers if int(one.name) > len(seen.calls)), None))
+    return clicked(seen.like("square") if seen.calls else seen.like("1 "))
 
 
 @solves("click-collapsible", "click-collapsible-nodelay")
@@ -320,10 +322,6 @@ def option(seen: Seen) -> Move | None:
 def checkboxes(seen: Seen) -> Move | None:
     names = seen.goal.removeprefix("Select ").removesuffix(" and click Submit.").split(", ")
     return ticked(seen, [one for one in seen.of("checkbox") if one.name in names])
-
-
-ALIKE = """big large huge gigantic|kind compassionate gentle|sad unhappy miserable sorrowful|happy joyful cheerful
-fast rapid quick swift|evil wicked corrupt depraved|cut carve slice|fire flames burning|start begin""".replace("\n", "|")
 
 
 @solves("choose-list")
@@ -359,24 +357,22 @@ def menu(seen: Seen) -> Move | None:
 
 @solves("click-menu-2")
 def menu_button(seen: Seen) -> Move | None:
-    if not seen.of("menuitem"):
+    items = seen.of("menuitem")
+    if not items:
         return clicked(seen.named("Menu"))
-    wanted = seen.quoted()[-1]
-    if found := seen.named(wanted, "menuitem"):
+    if not seen.quoted()[1:]:
+        return None  # an icon, which is a picture
+    if found := seen.named(seen.quoted()[-1], "menuitem"):
         return found.click
-    parents = [one for one in seen.of("menuitem") if one.name in ("Playback", "Zoom")]
-    return None if not parents else Move("hover", {"number": parents[len(seen.calls) % len(parents)].number})
+    return Move("hover", {"number": items[(len(seen.calls) - 1) % len(items)].number})
 
 
 @solves("odd-or-even")
 def odd_or_even(seen: Seen) -> Move | None:
-    wanted = []
-    for number in (line for line in seen.texts if re.fullmatch(r"-?\d+", line)):
-        place = seen.lines.index(number)
-        side = [one for one in seen.all if one.place == (place + 1 if int(number) % 2 == 0 else place - 1)]
-        wanted += side
+    odd, even = ([one for one in seen.of("button") if one.name == name] for name in ("Odd", "Even"))
+    numbers = [int(line) for line in seen.texts if re.fullmatch(r"-?\d+", line)]
     done = len(seen.calls)
-    return clicked(wanted[done]) if done < len(wanted) else submit(seen)
+    return clicked((odd if numbers[done] % 2 else even)[done]) if done < len(numbers) else submit(seen)
 
 
 @solves("generate-number")
@@ -451,21 +447,36 @@ def stock(seen: Seen) -> Move | None:
 
 @solves("order-food")
 def order_food(seen: Seen) -> Move | None:
-    wanted = re.search(r"Order (\d+) items? that (?:are|is|contains?|contain) ([\w-]+)", seen.goal)
-    dishes = re.findall(r"Order (?:one of each item: )?(.+)", seen.goal)
-    plus = seen.of("clickable")[1::2]
-    names = [seen.lines[one.place - 3 if seen.lines[one.place - 2].startswith("(image") else one.place - 2] for one in plus]
+    wanted = re.search(r"Order (\d+) items? that \w+ (?:any |no )?([\w-]+)", seen.goal)
+    plus = [one for one in seen.of("clickable") if one.name == "+"]
+    about = [seen.lines[(0 if i == 0 else plus[i - 1].place + 1) : one.place] for i, one in enumerate(plus)]
     if wanted:
-        fitting = [one for one in plus if f"(image {wanted[2]})" in seen.lines[one.place - 2]]
+        fitting = [one for one, lines in zip(plus, about, strict=True) if f"(image {wanted[2]})" in " ".join(lines)]
         fitting = fitting[: int(wanted[1])]
     else:
-        fitting = [one for one, name in zip(plus, names, strict=True) if name in dishes[0]]
+        names = seen.goal.partition(": ")[2].split(", ")
+        fitting = [one for one, lines in zip(plus, about, strict=True) if set(lines) & set(names)]
     return clicked(fitting[len(seen.calls)]) if len(seen.calls) < len(fitting) else submit(seen)
 
 
 @solves("tic-tac-toe")
 def tic_tac_toe(seen: Seen) -> Move | None:
-    return None
+    cells = [one for one in seen.all if "ttt" in one.name]
+    marks = "".join("x" if "mark x" in one.name else "o" if "mark o" in one.name else "." for one in cells)
+    return clicked(cells[best_cell(marks)]) if "." in marks and len(cells) == 9 else None
+
+
+ROWS = ((0, 1, 2), (3, 4, 5), (6, 7, 8), (0, 3, 6), (1, 4, 7), (2, 5, 8), (0, 4, 8), (2, 4, 6))
+
+
+def best_cell(marks: str) -> int:
+    """Wins where it can, hinders where it must, and otherwise takes the cell of the most open rows."""
+
+    def worth(cell: int) -> tuple[int, int, int]:
+        rows = ["".join(marks[i] for i in row if i != cell) for row in ROWS if cell in row]
+        return rows.count("xx"), rows.count("oo"), sum("o" not in row for row in rows) + sum("x" in row for row in rows)
+
+    return max((i for i, mark in enumerate(marks) if mark == "."), key=worth)
 
 
 # texts
@@ -564,7 +575,7 @@ def arithmetic(seen: Seen) -> Move | None:
 
 @solves("simple-algebra")
 def algebra(seen: Seen) -> Move | None:
-    found = re.search(r"(\w+) ([-+]) (\w+) = (-?\d+)", "\n".join(seen.texts).replace("x =", ""))
+    found = re.search(r"^(\w+) ([-+]) (\w+) = (-?\d+)$", "\n".join(seen.texts), re.MULTILINE)
     if not found:
         return None
     left, sign, right, total = found[1], found[2], found[3], int(found[4])
@@ -595,39 +606,48 @@ def movie(seen: Seen) -> Move | None:
     found = re.search(r"Search for (.+) movies directed by (.+) from year (\d+)\.", seen.goal)
     if not found:
         return None
-    wanted = {"genre": found[1], "director": found[2], "year": found[3]}
-    return filled(seen, *((one, wanted[(one.name or seen.before(one)).strip(":").lower()]) for one in seen.of("textbox")))
+    about = {"genre": found[1], "type": found[1], "direct": found[2], "year": found[3], "date": found[3]}
+    fields = seen.of("textbox")
+    first = seen.before(fields[0]).lower() if fields else ""
+    below = first == seen.goal.lower() or not any(word in first for word in about)  # names stand below their fields
+    texts = [seen.lines[one.place + 1] if below else seen.before(one) for one in fields]
+    wanted = [next((about[word] for word in about if word in text.lower()), "") for text in texts]
+    return filled(seen, *zip(fields, wanted, strict=True))
 
 
 @solves("use-autocomplete", "use-autocomplete-nodelay")
 def autocomplete(seen: Seen) -> Move | None:
     start, *end = seen.quoted()
     box = seen.like("Tags")
-    if box is None:
-        return None
-    offered = [one for one in seen.all if one.name.startswith(start) and (not end or one.name.endswith(end[0]))]
-    if (box.value or "").startswith(start) and (not end or (box.value or "").endswith(end[0])) and len(seen.calls) > 1:
+
+    def fits(text: str) -> bool:
+        return text.startswith(start) and (not end or text.endswith(end[0])) and text != start
+
+    if box is None or fits(box.value or ""):
         return submit(seen)
+    offered = [one for one in seen.of("clickable", "option", "menuitem") if fits(one.name)]
     return offered[0].click if offered else box.type(start)
 
 
 @solves("use-spinner")
 def spinner(seen: Seen) -> Move | None:
-    box = seen.of("spinbutton")
-    return filled(seen, (box[0], str(number_in(seen.goal)))) if box else None
+    box, up, down = next(iter(seen.of("spinbutton")), None), seen.like(" up "), seen.like(" down ")
+    if box is None or up is None or down is None:
+        return None
+    apart = number_in(seen.goal) - number_in(box.value or "0")
+    return Move("click", {"number": (up if apart > 0 else down).number}, abs(apart)) if apart else submit(seen)
 
 
 @solves("use-slider", "use-slider-2", "form-sequence")
 def sliders(seen: Seen) -> Move | None:
     handles = [one for one in seen.of("clickable") if "slider" in one.name]
     wanted = [int(number) for number in re.findall(r"-?\d+", seen.goal)][: len(handles)]
-    for place, (handle, value) in enumerate(zip(handles, wanted, strict=True)):
-        now = number_in(seen.lines[handle.place + 1])
-        if now != value:
-            pressed = [call for call in seen.calls if call[0] == "click"]
-            if len(pressed) <= place:
-                return handle.click
-            return Move("press", {"key": "ArrowRight" if now < value else "ArrowLeft"})
+    for handle, value in zip(handles, wanted, strict=True):
+        apart = value - number_in(seen.lines[handle.place + 1])
+        if apart and "focus" not in handle.name:
+            return handle.click
+        if apart:
+            return Move("press", {"key": "ArrowRight" if apart > 0 else "ArrowLeft"}, min(abs(apart), 50))
     boxes = seen.of("checkbox")
     chosen = nth(seen, boxes) if boxes else None
     return ticked(seen, [chosen] if chosen else [])
@@ -645,19 +665,11 @@ def form_two(seen: Seen) -> Move | None:
 @solves("guess-number")
 def guess(seen: Seen) -> Move | None:
     box = next(iter(seen.of("spinbutton", "textbox")), None)
-    if box is None:
-        return None
-    low, high = 0, 9
-    guesses = [int(call[1]["text"]) for call in seen.calls if call[0] == "type"]
-    del guesses
     hint = re.search(r"(higher|lower) than (-?\d+)", seen.text)
-    typed = sum(1 for call in seen.calls if call[0] == "type")
-    submitted = sum(1 for call in seen.calls if call[0] == "click")
-    if typed > submitted:
+    typed, submitted = (sum(1 for call, _ in seen.calls if call == name) for name in ("type", "click"))
+    if box is None or typed > submitted:
         return submit(seen)
-    if hint:
-        return box.type(str(int(hint[2]) + (1 if hint[1] == "higher" else -1)))
-    return box.type(str((low + high) // 2))
+    return box.type(str(int(hint[2]) + (1 if hint[1] == "higher" else -1)) if hint else "5")
 
 
 @solves("choose-date", "choose-date-easy", "choose-date-medium", "choose-date-nodelay")
@@ -694,20 +706,38 @@ def picked(seen: Seen, box: Shown, month: int, day: int, year: int) -> Move | No
     "email-inbox-star-reply",
 )  # fmt: skip
 def email(seen: Seen) -> Move | None:
-    return None
+    if field := seen.like("reply text"):  # a reply is being written
+        text = seen.quoted()[0] if seen.quoted() else ""
+        return field.type(text) if field.value != text else clicked(seen.like("send"))
+    if field := seen.like("forward sender"):
+        name = recipient(seen.goal)
+        return field.type(name) if field.value != name else clicked(seen.like("send"))
+    if button := seen.named("Reply" if seen.quoted() else "Forward"):
+        return button.click
+    names = set(re.findall(r"\b[A-Z]\w+", re.sub(r'"[^"]*"', "", seen.goal))) - {recipient(seen.goal)}
+    sender = next((one for one in seen.of("clickable") if one.name.split(" ")[0] in names), None)
+    if sender is None:
+        return None
+    icon = re.search(r"(delete|trash|rid of)|(star|important)", seen.goal)
+    if icon is None:
+        return sender.click
+    after = [one for one in seen.all if one.number > sender.number]
+    return clicked(next((one for one in after if one.name.startswith("trash" if icon[1] else "star")), None))
+
+
+def recipient(goal: str) -> str:
+    """To whom a goal wants a mail to be forwarded; empty where it does not say so."""
+    found = re.search(r"(?i:forward|send|give|pass).*?\bto ([A-Z]\w+)", goal)
+    found = found or re.search(r"(?i:give|send|forward) ([A-Z]\w+) (?:the|that)", goal)
+    return found[1] if found else ""
 
 
 @solves("social-media")
 def social(seen: Seen) -> Move | None:
-    user = re.search(r"@(\w+)", seen.goal)
-    wanted = seen.quoted()[0]
-    if not user:
-        return None
-    posts = [one for one in seen.all if f"@{user[1]} " in _post(seen, one)]
-    names = {"Reply": "reply", "Retweet": "retweet", "Like": "like", "Share": "share"}
-    if wanted in names:
-        return clicked(next((one for one in posts if one.name == names[wanted]), None))
-    return clicked(seen.named(wanted) or next((one for one in posts if one.name == "more"), None))
+    user, wanted = re.search(r"@(\w+)", seen.goal), seen.quoted()[0]
+    posts = [one for one in seen.all if user and f"@{user[1]} " in _post(seen, one)]
+    found = next((one for one in posts if one.name in (wanted, wanted.lower())), None)
+    return clicked(found or next((one for one in posts if one.name == "more"), None))
 
 
 def _post(seen: Seen, shown: Shown) -> str:
@@ -717,9 +747,8 @@ def _post(seen: Seen, shown: Shown) -> str:
 
 @solves("social-media-all", "social-media-some")
 def social_many(seen: Seen) -> Move | None:
-    user = re.search(r"@(\w+)", seen.goal)
-    wanted = seen.quoted()[0].lower()
-    posts = [one for one in seen.all if user and f"@{user[1]} " in _post(seen, one) and one.name == wanted]
+    user, wanted = re.search(r"@(\w+)", seen.goal), seen.quoted()[0].lower()
+    posts = [one for one in seen.all if user and f"@{user[1]} " in _post(seen, one) and one.name.startswith(wanted)]
     some = re.search(r"on (\d+) posts?", seen.goal)
     posts = posts[: int(some[1])] if some else posts
-    return clicked(posts[len(seen.calls)]) if len(seen.calls) < len(posts) else submit(seen)
+    return clicked(next((one for one in posts if "active" not in one.name), None)) or submit(seen)

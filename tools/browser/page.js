@@ -223,10 +223,11 @@
   const flat = text => (text ?? "").replace(/\s+/g, " ").trim();
   const words = element => {
     const source = element.getAttribute("src")?.split(/[?#]/)[0].split("/").pop().replace(/\.\w+$/, "");
-    const found = element.id || element.getAttribute("class") || (source?.startsWith("data:") ? "" : source)
-      || element.getAttribute("name") || "";
-    const parts = found.replace(/([a-z])([A-Z])/g, "$1 $2").replace(/[^\p{L}\p{N}]+/gu, " ").toLowerCase().split(" ");
-    return [...new Set(parts.filter(Boolean))].slice(0, 10).join(" ");
+    const found = flat(`${element.id} ${element.getAttribute("class") ?? ""}`)
+      || (source?.startsWith("data:") ? "" : source) || element.getAttribute("name") || "";
+    const parts = found.replace(/([a-z])([A-Z])/g, "$1 $2").replace(/(?!(?<!\w)-\d)[^\p{L}\p{N}]+?/gu, " ").toLowerCase()
+      .split(/\s+/);
+    return parts.filter((part, place) => part && (/^-?\d/.test(part) || parts.indexOf(part) === place)).slice(0, 10).join(" ");
   };
   const colour = text => {
     const [red, green, blue, alpha = 1] = (text.match(/[\d.]+/g) ?? []).map(Number);
@@ -262,7 +263,11 @@
     const box = element.getBoundingClientRect();
     if (style.overflow !== "visible" && (box.width <= 1 || box.height <= 1)) return false;
     if (/inset\(50%|rect\(0px,? 0px,? 0px,? 0px\)|rect\(1px,? 1px,? 1px,? 1px\)/.test(style.clipPath + style.clip)) return false;
-    return !box.width || !box.height || (box.right + scrollX > 0 && box.bottom + scrollY > 0);
+    if (!box.width || !box.height || (box.right > 0 && box.bottom > 0)) return true;
+    let right = box.right + scrollX, bottom = box.bottom + scrollY;  // what was scrolled away is still there
+    for (let each = element.parentElement; each && each !== document.scrollingElement; each = each.parentElement)
+      [right, bottom] = [right + each.scrollLeft, bottom + each.scrollTop];
+    return right > 0 && bottom > 0;
   };
   const visible = element => {
     for (let each = element; each; each = each.parentElement)
@@ -271,16 +276,19 @@
   };
   const editable = element => element.isContentEditable && !element.parentElement?.isContentEditable;
   const inside = element => [...element.querySelectorAll("*")];
-  const acts = element => NATIVE.has(element.tagName) || heard(element) || element.hasAttribute("tabindex")
-    || ROLES.has(element.getAttribute("role"));
+  const acts = element => NATIVE.has(element.tagName) || heard(element)
+    || (element.hasAttribute("tabindex") && element.tabIndex >= 0) || ROLES.has(element.getAttribute("role"));
 
   // The text of an element outside the controls in it.
   const ownText = element => {
     const text = node => node.nodeType === Node.TEXT_NODE ? node.data
-      : node.nodeType !== Node.ELEMENT_NODE || SKIPPED.has(node.tagName) || acts(node) ? " "
+      : node.nodeType !== Node.ELEMENT_NODE || SKIPPED.has(node.tagName) || node.tagName === "LABEL" || acts(node) ? " "
       : ` ${[...node.childNodes].map(text).join("")} `;
     return flat([...element.childNodes].map(text).join(""));
   };
+  // Whether the pointer becomes a hand over it, and not because it does so over what it is in.
+  const isPointed = (element, style) => style.cursor === "pointer" && element.parentElement
+    && getComputedStyle(element.parentElement).cursor !== "pointer";
   // Something that can be clicked and has further controls in it, such as a line of a list.
   const isCard = element => {
     const text = heard(element) && ownText(element);
@@ -298,12 +306,12 @@
         return ["color", "date", "datetime-local", "month", "time", "week"].includes(element.type) ? "textbox" : "button";
       if (tag === "SUMMARY") return "button";
     }
-    const pointed = style.cursor === "pointer" && element.parentElement
-      && getComputedStyle(element.parentElement).cursor !== "pointer";
+    const pointed = isPointed(element, style);
     const focusable = element.hasAttribute("tabindex") && element.tabIndex >= 0;
     if (!heard(element) && !pointed && !focusable) return "";
     if (tag === "svg" || tag === "IFRAME" || tag === "LABEL") return "";
     if (inside(element).some(acts)) return isCard(element) ? "clickable" : "";
+    if (!pointed && inside(element).some(part => isPointed(part, getComputedStyle(part)))) return "";
     if ((focusable || pointed) && !heard(element) && flat(element.innerText).length > 200) return "";
     return "clickable";
   };
@@ -322,8 +330,9 @@
     if (!item.name && from !== element) item.name = flat(element.innerText);
     if (element.tagName === "text") item.name = figure(element);
     if (!item.name) {
-      item.name = SHAPES.has(element.tagName) ? figure(element)
-        : words(element) || inside(element).map(words).find(Boolean) || "";
+      const said = words(element) || inside(element).map(words).find(Boolean) || "";
+      item.name = SHAPES.has(element.tagName) ? flat(`${figure(element)} ${said}`)
+        : said || (TYPED.has(role) ? element.type ?? "" : "");
       const painted = colour(getComputedStyle(element).backgroundColor);
       if (role === "clickable" && painted) item.name = flat(`${item.name} ${painted} ${size(element)}`);
       item.vague = Boolean(item.name);
