@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..formats.actions import MAX_CALLS
+
 LINE = re.compile(r'\[(?P<number>\d+)\] (?P<role>\w+)(?: (?P<vague>~?)"(?P<name>(?:\\.|[^"\\])*)")?(?P<rest>.*)')
 VALUE = re.compile(r' value="((?:\\.|[^"\\])*)"')
 STATE = re.compile(r"\((checked|disabled|expanded|selected)\)")
@@ -134,7 +136,8 @@ def solves(*pages: str) -> Callable[[Oracle], Oracle]:
 
 def submit(seen: Seen) -> Move | None:
     found = next(
-        (one for one in seen.all if one.name.lower() in ("submit", "login", "ok", "search", "order!", "go")), None
+        (one for one in seen.all if one.name.lower() in ("submit", "login", "ok", "search", "order!", "go!", "go")),
+        None,
     )
     return found.click if found else None
 
@@ -635,7 +638,11 @@ def spinner(seen: Seen) -> Move | None:
     if box is None or up is None or down is None:
         return None
     apart = number_in(seen.goal) - number_in(box.value or "0")
-    return Move("click", {"number": (up if apart > 0 else down).number}, abs(apart)) if apart else submit(seen)
+    return (
+        Move("click", {"number": (up if apart > 0 else down).number}, min(abs(apart), MAX_CALLS))
+        if apart
+        else submit(seen)
+    )
 
 
 @solves("use-slider", "use-slider-2", "form-sequence")
@@ -647,7 +654,7 @@ def sliders(seen: Seen) -> Move | None:
         if apart and "focus" not in handle.name:
             return handle.click
         if apart:
-            return Move("press", {"key": "ArrowRight" if apart > 0 else "ArrowLeft"}, min(abs(apart), 50))
+            return Move("press", {"key": "ArrowRight" if apart > 0 else "ArrowLeft"}, min(abs(apart), MAX_CALLS))
     boxes = seen.of("checkbox")
     chosen = nth(seen, boxes) if boxes else None
     return ticked(seen, [chosen] if chosen else [])
@@ -736,7 +743,7 @@ def recipient(goal: str) -> str:
 def social(seen: Seen) -> Move | None:
     user, wanted = re.search(r"@(\w+)", seen.goal), seen.quoted()[0]
     posts = [one for one in seen.all if user and f"@{user[1]} " in _post(seen, one)]
-    found = next((one for one in posts if one.name in (wanted, wanted.lower())), None)
+    found = next((one for one in posts if one.name in (wanted, wanted.lower(), f"{wanted} @{user and user[1]}")), None)
     return clicked(found or next((one for one in posts if one.name == "more"), None))
 
 

@@ -6,7 +6,7 @@ import functools
 import importlib.util
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -82,7 +82,7 @@ class MiniWobSite:
     def answer(self, request: Request) -> Reply:
         reply = self.files.answer(request)
         if not reply.kind.startswith("text/html"):
-            return reply
+            return replace(reply, headers={"Cache-Control": "max-age=86400"})  # scripts and styles, which never change
         return Reply(reply.body.replace(b"</head>", STYLE + b"</head>", 1), reply.kind, reply.status)
 
 

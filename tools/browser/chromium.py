@@ -56,8 +56,9 @@ class Chromium:
         path = chromium_path()
         self.loop = LoopThread("the browser")
         self.process = 0  # its id
-        self.idle: list[Tab] = []
-        self._lock = threading.Lock()  # guards `idle`
+        self._tabs: set[Tab] = set()  # all that were opened
+        self._idle: list[Tab] = []
+        self._lock = threading.Lock()  # guards `_idle`
         self._browser: Browser | None = None
         ready: Future[None] = Future()
         self._life = self.loop.start(self._live(path, ready))
@@ -95,7 +96,7 @@ class Chromium:
 
     async def _end(self) -> None:
         assert self._browser is not None
-        for tab in self.idle:
+        for tab in self._tabs:
             tab.gate.close()
         try:
             await asyncio.wait_for(self._browser.close(), CLOSE_SECONDS)
@@ -106,19 +107,25 @@ class Chromium:
     async def tab(self) -> Tab:
         """One that is idle, or a new one."""
         with self._lock:
-            if self.idle:
-                return self.idle.pop()
+            if self._idle:
+                return self._idle.pop()
         assert self._browser is not None
-        return await Tab.open(self._browser)
+        tab = await Tab.open(self._browser)
+        self._tabs.add(tab)
+        return tab
 
     def take_back(self, tab: Tab) -> None:
         """Keeps a tab for a later episode, or closes it."""
         with self._lock:
-            if self.alive and not tab.broken and len(self.idle) < KEPT:
-                self.idle.append(tab)
+            if self.alive and not tab.broken and len(self._idle) < KEPT:
+                self._idle.append(tab)
                 return
         with contextlib.suppress(RuntimeError):  # the loop has ended, and its tabs with it
-            self.loop.start(tab.close())
+            self.loop.start(self._close(tab))
+
+    async def _close(self, tab: Tab) -> None:
+        self._tabs.discard(tab)
+        await tab.close()
 
     def close(self) -> None:
         self.loop.close()

@@ -96,8 +96,19 @@ class Tab:
         """An episode: nothing is left of the one before."""
         await self.evaluate(FORGET)
         await self.page.goto("about:blank")
-        await self.context.clear_cookies()
-        await self.session.send("Storage.clearDataForOrigin", {"origin": site.origin, "storageTypes": "all"})
+        self.gate.site, self.notices = site, []
+        await asyncio.gather(
+            self.context.clear_cookies(),
+            self.session.send("Storage.clearDataForOrigin", {"origin": site.origin, "storageTypes": "all"}),
+            self._prepare(seed),
+            self._point(*OUTSIDE),
+        )
+        await self.page.goto(address, wait_until="load")
+        await self.session.send("Page.resetNavigationHistory")
+        await self.settle()
+
+    async def _prepare(self, seed: int) -> None:
+        """Has our script run before the page's own, in every document from now on."""
         if self.seeded:
             await self.session.send("Page.removeScriptToEvaluateOnNewDocument", {"identifier": self.seeded})
         else:
@@ -105,11 +116,6 @@ class Tab:
         settings = json.dumps({"seed": seed % 2**32, "start": INSTANT})
         source = {"source": f"{script()}({settings});"}
         self.seeded = (await self.session.send("Page.addScriptToEvaluateOnNewDocument", source))["identifier"]
-        self.gate.site, self.notices = site, []
-        await self._point(*OUTSIDE)
-        await self.page.goto(address, wait_until="load")
-        await self.session.send("Page.resetNavigationHistory")
-        await self.settle()
 
     async def evaluate(self, expression: str, argument: Any = None) -> Any:
         return await self.page.evaluate(expression, argument)
