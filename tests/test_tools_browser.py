@@ -80,39 +80,44 @@ READ = {
     "label": (
         "<label>Name <input></label><label for=x>Year</label><input id=x type=number>",
         ["<textbox Name =>", "<spinbutton Year =>"],
-    ),  # fmt: skip
+    ),
     "select": ("<select aria-label=s><option>a<option selected>b</select>", ["<combobox s a *b>"]),
     "states": (
         "<input type=checkbox checked aria-label=c><button disabled>x</button><details><summary>more</summary>y",
         ["<checkbox c checked>", "<button x disabled>", "<button more>"],
-    ),  # fmt: skip
+    ),
     "tabs": ("<div role=tablist><div role=tab aria-selected=true>t</div></div>", ["<tab t selected>"]),
     "icon": ("<button class='icon-trash fa'></button>", ["<button ~icon trash fa>"]),
     "listener": (
         "<div id=d>press</div><p>not me<script>d.addEventListener('click', () => 0)</script>",
         ["<clickable press>", "not me"],
-    ),  # fmt: skip
+    ),
     "card": ("<div onclick=0>Ann<br>hello<button>star</button></div>", ["<clickable Ann hello>", "<button star>"]),
     "figures": (
         "<svg><circle r=10 cx=9 cy=9 fill=red /><rect width=8 height=4 fill='#88f'></svg>",
         ["(circle red 20x20)", "(rectangle light blue 8x4)"],
-    ),  # fmt: skip
+    ),
     "pictures": (
         "<img alt='a cat' src=/c.png><img alt='' src=/d.png><canvas width=30 height=20></canvas>",
         ["(image a cat)", "(canvas 30x20)"],
-    ),  # fmt: skip
+    ),
     "password": ("<input type=password value=abc aria-label=p>", ["<textbox p =•••>"]),
     "frame": ("a<iframe srcdoc='<button>in</button>'></iframe>", ["a", "<button in>"]),
     "lines that are kept": ("<pre>a\n b</pre>", ["a", "b"]),
     "hidden box of a label": (
         "<input id=x type=checkbox checked style='display:none'><label for=x>on</label>",
         ["<checkbox on checked>"],
-    ),  # fmt: skip
+    ),
 }
 HIDDEN = [
-    "display:none", "visibility:hidden", "opacity:0", "position:absolute;left:-9999px", "height:0;overflow:hidden",
-    "position:absolute;clip:rect(0,0,0,0)", "clip-path:inset(50%)",
-]  # fmt: skip
+    "display:none",
+    "visibility:hidden",
+    "opacity:0",
+    "position:absolute;left:-9999px",
+    "height:0;overflow:hidden",
+    "position:absolute;clip:rect(0,0,0,0)",
+    "clip-path:inset(50%)",
+]
 
 
 @pytest.mark.parametrize("case", READ)
@@ -130,7 +135,8 @@ def test_what_is_hidden_is_left_out() -> None:
 
 def test_actions_reach_the_page() -> None:
     source = """<input aria-label=t value=old oninput="log('input')" onkeydown="log('key')" onchange="log('change')">
-        <select aria-label=s onchange="log(this.value)"><option>a<option>b</select><button onclick="log('click')">B</button>
+        <select aria-label=s onchange="log(this.value)"><option>a<option>b</select>
+        <button onclick="log('click')">B</button>
         <i onmouseover="log('over')" tabindex=0>H</i><input type=date aria-label=d onchange="log(this.value)">
         <script>const said = []; function log(text) { if (said.at(-1) !== text) said.push(text) }</script>"""
     with opened(source) as page:
@@ -173,7 +179,8 @@ def test_keys_of_another_document_are_never_those_of_this_one() -> None:
 
 
 def test_time_passes_with_actions_and_waits_alone() -> None:
-    source = """<button onclick="setTimeout(() => log('299'), 299), setTimeout(() => log('301'), 301)">b</button><p id=p>
+    source = """<button onclick="setTimeout(() => log('299'), 299), setTimeout(() => log('301'), 301)">b</button>
+        <p id=p>
         <script>const born = Date.now(); function log(text) { p.append(text, ' ', Date.now() - born, ' ') }</script>"""
     with opened(source) as page:
         time.sleep(0.4)
@@ -204,7 +211,8 @@ def test_every_document_starts_at_one_instant_with_the_chance_of_its_seed() -> N
 def test_promises_frames_and_intervals_run_in_order_of_time() -> None:
     source = """<p id=p><script>const log = text => p.append(text, ' ');
         setInterval(() => log('i'), 100); requestAnimationFrame(() => log('frame'));
-        setTimeout(() => Promise.resolve().then(() => 0).then(() => log('promise')), 50); setTimeout(() => log('t'), 50);
+        setTimeout(() => Promise.resolve().then(() => 0).then(() => log('promise')), 50);
+        setTimeout(() => log('t'), 50);
         fetch('/data').then(reply => reply.text()).then(log)</script>"""
     with opened(source, data="data") as page:
         assert items(page) == ["data frame promise t i i i"]

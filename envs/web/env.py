@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...tools import EpisodeLost, ToolCall, ToolError
-from ...tools.browser import BrowserPage, Site, open_page
+from ...tools.browser import BrowserPage, open_page
 from ..base import Message
 from ..formats.actions import Action, FormatError
 from ..screen import Act, Control, Page, ScreenEnv

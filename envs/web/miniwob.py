@@ -330,7 +330,7 @@ def checkboxes(seen: Seen) -> Move | None:
 @solves("choose-list")
 def choose(seen: Seen) -> Move | None:
     name = seen.goal.removeprefix("Select ").removesuffix(" from the list and click Submit.")
-    [box] = seen.of("combobox") or [None]
+    box = next(iter(seen.of("combobox")), None)
     return None if box is None else submit(seen) if name in box.chosen else box.select(name)
 
 
@@ -568,7 +568,7 @@ def copy_nth(seen: Seen) -> Move | None:
 
 @solves("simple-arithmetic")
 def arithmetic(seen: Seen) -> Move | None:
-    found = re.search(r"(-?\d+) ([-+x×/]) (-?\d+)", "\n".join(seen.texts))
+    found = re.search(r"(-?\d+) ([-+x/]) (-?\d+)", "\n".join(seen.texts))
     if not found:
         return None
     left, sign, right = int(found[1]), found[2], int(found[3])

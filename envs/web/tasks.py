@@ -1,4 +1,4 @@
-"""WebTask: a site, the page to begin with, and how well a goal was reached there; MiniWoB++'s pages and files of tasks."""
+"""WebTask: a site, its first page, a goal and how well it was reached; MiniWoB++'s pages, and files of tasks."""
 
 from __future__ import annotations
 

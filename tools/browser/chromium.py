@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import threading
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from ..looping import LoopThread
