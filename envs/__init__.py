@@ -18,11 +18,13 @@ from .problems import ProblemEnv
 from .rewards import exact_match, normalize_answer, token_f1
 from .task import Task
 from .toolenv import Exchange, ToolEnv
+from .web.env import BrowserEnv
 from .wrappers import Hint, Step, StepPenalty, TextWrapper, TurnLimit
 
 __all__ = [
     "Action",
     "ActionFormat",
+    "BrowserEnv",
     "CodeEnv",
     "Exchange",
     "FactSearchEnv",
@@ -56,6 +58,7 @@ __all__ = [
 ]
 
 _ENVS = {
+    "treegym/Browser-v0": f"{__name__}.web.env:BrowserEnv",
     "treegym/Code-v0": f"{__name__}.code.env:CodeEnv",
     "treegym/FactSearch-v0": f"{__name__}.factsearch.env:FactSearchEnv",
     "treegym/Household-v0": f"{__name__}.household:HouseholdEnv",

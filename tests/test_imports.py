@@ -47,9 +47,9 @@ def test_a_room_imports_only_rooms_before_it(path: Path) -> None:
 
 # What a room consists of, in an order in which each part imports only parts before it.
 ORDER = {
-    "tools": "named artefacts protocol deadline function cassette search calls looping sandbox mcp",
+    "tools": "named artefacts protocol deadline function cassette search calls looping browser sandbox mcp",
     "envs": "base rewards spaces formats toolparts toolenv screen fresh problems wrappers task "
-    "factsearch household lookup maze code math check",
+    "factsearch household lookup maze code math web check",
     "agents": "policy template models chat tree inference loop rollouts store evaluation serving policies exchange",
     "trainers": "checks packing advantages tasks curriculum losses algorithms learner pipeline stages plan training",
     "scenarios": "errors terminal charts folders viewer modules person secret watch parts schema changes tasks "

@@ -2,7 +2,7 @@
 
 from .engine import GrowingTree, Turn, grow, grow_trees
 from .failure import Failure, FailureCause, TooManyFailures, failure_cause
-from .replay import Continuation, Divergence, Episode, RewardTerm, played, rescore, verify
+from .replay import Continuation, Divergence, Episode, LostTurn, RewardTerm, lost_turns, played, rescore, verify
 from .response import LENIENT, STRICT, Difference, EpisodeError, OutsideSource, ReplayMismatch, Response, Strictness
 from .strategies import (
     Budgeted,
@@ -30,6 +30,7 @@ __all__ = [
     "FailureCause",
     "FollowOracle",
     "GrowingTree",
+    "LostTurn",
     "OutsideSource",
     "ReplayMismatch",
     "Response",
@@ -43,6 +44,7 @@ __all__ = [
     "failure_cause",
     "grow",
     "grow_trees",
+    "lost_turns",
     "normalized_entropy",
     "played",
     "rescore",
