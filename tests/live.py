@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping
+import re
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
+import httpx2
 import pytest
 from transformers import PreTrainedModel
 
@@ -47,3 +50,15 @@ def deviation(
     own = continuation_logprobs(model, prompt, choice["token_ids"])
     rows: list[float] = [row["logprob"] for row in choice["logprobs"]["content"]]
     return max(abs(a - b) for a, b in list(zip(rows, own, strict=True))[begin:end])
+
+
+def metric(url: str, name: str) -> float:
+    """What the server's own count of this name stands at."""
+    text = httpx2.get(f"{url}/metrics").text
+    return sum(map(float, re.findall(rf"^vllm:{name}{{.*}} (.*)$", text, re.MULTILINE)))
+
+
+async def until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not holds():
+            await asyncio.sleep(0.1)

@@ -42,7 +42,7 @@ ACTS_AS_VLLM = """
 import http.server, os, signal, subprocess, sys
 if "--die" in sys.argv:
     print("first line"); print("no such model"); sys.exit(3)
-open(sys.argv[0] + ".pid", "w").write(str(os.getpid()))
+open(os.path.join(os.path.dirname(sys.argv[0]), "vllm.pid"), "w").write(str(os.getpid()))
 for _ in range(2):  # an engine and a worker
     subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -57,8 +57,9 @@ http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
 
 @pytest.fixture
 def executable(tmp_path: Path) -> str:
-    file = tmp_path / "vllm"
-    file.write_text(f"#!{sys.executable}\n{ACTS_AS_VLLM}")
+    file, program = tmp_path / "vllm", tmp_path / "acts_as_vllm.py"
+    program.write_text(ACTS_AS_VLLM)
+    file.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{program}" "$@"\n')  # no #! takes a path with a space
     file.chmod(0o755)
     return str(file)
 

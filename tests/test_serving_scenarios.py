@@ -22,7 +22,7 @@ from treegym.scenarios.schema import AlgorithmChoice, Model, Scenario, ServingCh
 from treegym.scenarios.serving import served_policy
 from treegym.trainers import Improvement, TaskSet
 
-LOOKUP = Scenario(TaskSet("treegym/Lookup-v0"), Model("nano"), ServingChoice("vllm"), AlgorithmChoice("grpo"))
+LOOKUP = Scenario(TaskSet("treegym/Lookup-v0"), Model("nano"), AlgorithmChoice("grpo"), serving=ServingChoice("vllm"))
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import copy
 import os
-import re
 import signal
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 import httpx2
 import pytest
 from listening import listening
-from live import LIVE, TOLERANCE, connected, continued, deviation
+from live import LIVE, TOLERANCE, connected, continued, deviation, metric, until
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -111,17 +110,6 @@ def test_sampled_tokens_have_the_log_probabilities_of_torch_and_do_not_depend_on
     assert said(three) == said(eight)
     assert sum(tree.num_sampled_tokens for tree in eight) > 300
     assert max(off(smollm2, tree) for tree in eight) < TOLERANCE
-
-
-def metric(url: str, name: str) -> float:
-    text = httpx2.get(f"{url}/metrics").text
-    return sum(map(float, re.findall(rf"^vllm:{name}{{.*}} (.*)$", text, re.MULTILINE)))
-
-
-async def until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not holds():
-            await asyncio.sleep(0.1)
 
 
 def asked(url: str) -> tuple[float, float]:

@@ -452,8 +452,10 @@ def test_a_request_under_which_every_server_dies_ends(nano: tuple[TransformersPo
 def test_a_server_that_has_ended_is_not_waited_for() -> None:
     async def asked() -> None:
         server = Server("http://127.0.0.1:9", patience=3600.0, alive=lambda: False)
-        with pytest.raises(ServerError, match="; 1 attempts"):
-            await server.ask("health")
+        async with server.aside() as control:
+            for each in (server, control):
+                with pytest.raises(ServerError, match="; 1 attempts"):
+                    await each.ask("health")
         await server.close()
 
     asyncio.run(asked())

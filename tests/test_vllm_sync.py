@@ -8,14 +8,14 @@ import itertools
 import os
 import random
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
-from live import APART, LIVE, TOLERANCE, connected, continued, deviation
+from live import APART, LIVE, TOLERANCE, connected, continued, deviation, metric, until
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
@@ -120,18 +120,32 @@ def test_a_version_that_is_there_is_not_sent_again_unless_its_weights_differ(
     assert asyncio.run(scenario()) == [1, 0, 1]
 
 
+def pauses_after(begin: Callable[[], Awaitable[None]]) -> type[Server]:
+    class PausesAfter(Server):
+        async def ask(self, path: str, *arguments: Any, **settings: Any) -> dict[str, Any]:
+            if path.startswith("pause?mode=keep"):
+                await begin()
+            return await super().ask(path, *arguments, **settings)
+
+    return PausesAfter
+
+
 def test_a_request_that_is_kept_goes_on_with_the_new_weights(served: VLLMServer, model: PreTrainedModel) -> None:
     prompt = prefix_of(5)
+    requests = []
 
     async def scenario() -> None:
-        async with connected(served.url) as server:
+        async def begin() -> None:
+            sampled = metric(served.url, "generation_tokens_total")
+            requests.append(asyncio.create_task(continued(server, "smollm2", prompt, 400)))
+            await until(lambda: metric(served.url, "generation_tokens_total") > sampled)
+
+        async with connected(served.url) as server, connected(served.url, pauses_after(begin)) as pausing:
             await push(server, Files(), model, first := next(versions))
             old = copy.deepcopy(model)
             add_noise(model, 6)
-            request = asyncio.create_task(continued(server, "smollm2", prompt, 400))
-            await asyncio.sleep(1)
-            await push(server, Files(), model, second := next(versions), pause="keep")
-            reply = await request
+            await push(pausing, Files(), model, second := next(versions), pause="keep")
+            [reply] = await asyncio.gather(*requests)
             spans = reply["choices"][0]["weight_versions"]
             assert [span["version"] for span in spans] == [str(first), str(second)]
             turn = spans[1]["start"]

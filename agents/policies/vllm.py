@@ -137,7 +137,7 @@ class VLLMPolicy:
                 if asked.version is None or completion.weights_version >= asked.version:
                     return completion
             except ServerError as fault:
-                unloaded = asked.model != self._name and "answered 404" in str(fault)
+                unloaded = asked.model != self._name and fault.status == 404
                 if not unloaded and (fault.cause not in GONE or not (others or self._owned)):
                     raise
                 error = None if unloaded else fault
@@ -334,17 +334,18 @@ class VLLMPolicy:
         try:
             reply = await host.server.ask(GENERATE, body, again=aborted)
         except ServerError as error:
-            raise ServerRefused(_advice(str(error))) from error
+            raise ServerRefused(_advice(error)) from error
         [row] = reply["choices"][0]["logprobs"]["content"]
         likeliest = _likeliest(row, top)
         return likeliest[0] - likeliest[-1]
 
 
-def _advice(fault: str) -> str:
+def _advice(error: ServerError) -> str:
     """A refusal with the way out, where that is known."""
+    fault = str(error)
     if found := re.search(r"logprobs.*?(?:max allowed|maximum)\D*(\d+)", fault, re.IGNORECASE):
         return f"{fault}: start it with --max-logprobs, or take entropies over at most {int(found[1]) - 1} tokens"
-    if re.search(r"answered 40[34]", fault):
+    if error.status in (403, 404):
         return f"{fault}: start vLLM with --enable-scale-out"
     return fault
 

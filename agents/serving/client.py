@@ -23,9 +23,9 @@ KEPT_ALIVE = 4.0  # seconds that an idle connection is kept: less than the 5 aft
 class ServerError(ConnectionError):
     """A server that does not answer as it must, in one line."""
 
-    def __init__(self, fault: str, cause: FailureCause = FailureCause.MALFORMED) -> None:
+    def __init__(self, fault: str, cause: FailureCause = FailureCause.MALFORMED, status: int | None = None) -> None:
         super().__init__(fault)
-        self.cause = cause
+        self.cause, self.status = cause, status  # status: of a reply over HTTP that refuses the request
 
 
 class Passing(Exception):
@@ -136,7 +136,7 @@ class Server:
         if context_exceeded(status, reply.text):
             raise ContextLengthExceeded(fault)
         if status < 500 and status != 429:
-            raise ServerError(fault, FailureCause.REFUSED)
+            raise ServerError(fault, FailureCause.REFUSED, status)
         cause = FailureCause.OVERRUN if status == 429 else FailureCause.SERVER
         raise Passing(fault, cause, _seconds(reply.headers.get("Retry-After", "")))
 
@@ -146,7 +146,8 @@ class Server:
 
         After an error of its code (500) uvicorn closes the connection: a request that is made once must not meet that.
         """
-        other = type(self)(self.url, key=self._key, timeout=self.timeout, patience=self.patience, kept_alive=0.0)
+        settings: dict[str, Any] = {"key": self._key, "timeout": self.timeout, "patience": self.patience}
+        other = type(self)(self.url, **settings, alive=self._alive, kept_alive=0.0)
         try:
             yield other
         finally:
