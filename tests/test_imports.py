@@ -49,7 +49,7 @@ def test_a_room_imports_only_rooms_before_it(path: Path) -> None:
 ORDER = {
     "tools": "named artefacts protocol deadline function cassette search calls looping sandbox mcp",
     "envs": "base rewards spaces formats toolparts toolenv screen fresh problems wrappers task "
-    "factsearch household lookup maze code math check",
+    "factsearch household lookup maze desk code math check",
     "agents": "policy template models chat tree inference loop rollouts store evaluation policies exchange",
     "trainers": "checks packing advantages tasks curriculum losses algorithms learner stages plan training",
     "scenarios": "errors terminal charts folders viewer modules person secret watch parts schema changes tasks build "
