@@ -406,11 +406,11 @@ def test_splits_share_no_task_and_a_quarter_of_the_templates_is_held_out() -> No
 @pytest.mark.parametrize(
     ("settings", "options", "told"),
     [
-        ({"apps": ["shop", "bank"]}, {}, "no application 'bank'; applications: shop"),
+        ({"apps": ["shop", "bank"]}, {}, "no application 'bank'; applications: shop, "),
         ({"nuisance": [0, 2]}, {}, r"nuisance: expected a number from 0 to 1, or several, got \[0, 2\]"),
         ({"nuisance": []}, {}, "nuisance: expected"),
         ({}, {"split": "test"}, "split 'test': expected one of train, heldout, templates, application"),
-        ({}, {"template": "shop_steal"}, "no template 'shop_steal'; templates: shop_put, "),
+        ({}, {"template": "shop_steal"}, "no template 'shop_steal'; templates: calendar_new, "),
         ({}, {"template": "shop_put", "split": "templates"}, "no template for split='templates', apps="),
     ],
 )

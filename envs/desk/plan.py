@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -95,7 +95,7 @@ def _filling(fill: Fields, desk: Desk, page: Page, keys: Mapping[str, int]) -> C
     held = values(page)
     word = {WORD: desk.word(page.address)} if WORD in held else {}
     for key, value in (*fill.items(), *word.items()):
-        if held[key] != value:
+        if held.get(key, value) != value:  # a field may have gone by an act that was no part of the plan
             number = keys.get(key) or keys[f"{key}={value}"]
             control = page.controls[number - 1]
             return _setting(control, number, value)
@@ -114,6 +114,3 @@ def _homeward(goal: str, keys: Mapping[str, int]) -> int:
     """The link to a page that stands in the menu of an application, or to the application, or to its link."""
     app = address(*parsed(goal)[0][:1])
     return next(keys[key] for key in (f"link:{goal}", f"link:{app}", f"link:{HOME}") if key in keys)
-
-
-Template = Callable[[Draw], DeskTask]
