@@ -50,8 +50,9 @@ class DeskEnv(ScreenEnv):
         self.apps, self.nuisance, self.oracle_error = _known(apps), _levels(nuisance), oracle_error
 
     def start(self, options: Mapping[str, Any]) -> str:
-        among = chosen(options.get("split"), _known(options.get("apps", self.apps)), options.get("template"))
-        self.template, self.task = self._draw(among, options.get("split"))
+        split, name = options.get("split"), options.get("template")
+        among = chosen(split, _known(options.get("apps", self.apps)), name)
+        self.template, self.task = self._draw(among, split or (None if name else "train"))
         level = Draw(self.np_random).one(_levels(options.get("nuisance", self.nuisance)))
         salt = str(self.np_random.integers(2**32))
         self.desk = replace(self.task.desk, nuisance=level, salt=salt)
@@ -68,7 +69,8 @@ class DeskEnv(ScreenEnv):
         while True:
             template = draw.one(among)
             task = template.make(draw)
-            if split not in ("train", "heldout") or is_heldout(task) == (split == "heldout"):
+            free = split is None or "train" not in splits(template)
+            if free or is_heldout(task) == (split == "heldout"):
                 return template, task
 
     def details(self) -> dict[str, Any]:
@@ -188,22 +190,19 @@ def is_heldout(task: DeskTask) -> bool:
 
 
 def chosen(split: str | None, apps: frozenset[str], name: str | None) -> list[Named]:
-    """The templates of a split that need these applications alone, or the one with this name. ValueError for none."""
+    """The templates of a split that need these applications alone, or the one with this name. Without both, those of
+    "train", or where these applications have none there, all that they have. ValueError where there is none."""
     if split is not None and split not in SPLITS:
         raise ValueError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
     if name is not None and name not in TEMPLATES:
         raise ValueError(f"no template {name!r}; templates: {', '.join(TEMPLATES)}")
-    wanted = "train" if split is None and name is None else split
-    found = [
-        template
-        for template in TEMPLATES.values()
-        if name in (None, template.name) and apps.issuperset(template.apps) and wanted in (None, *splits(template))
-    ]
-    if not found:
+    among = [each for each in TEMPLATES.values() if name in (None, each.name) and apps.issuperset(each.apps)]
+    found = [each for each in among if (split or "train") in splits(each)]
+    if not found and (split or not among):
         raise ValueError(
             f"no template for split={split!r}, apps={sorted(apps)}, template={name!r}: leave one of them out"
         )
-    return found
+    return found or among
 
 
 def splits(template: Named) -> tuple[str, ...]:

@@ -70,10 +70,10 @@ class DeskTask:
 
 
 def pending(plan: Sequence[Stage], records: Records, seen: Collection[str]) -> Stage | None:
-    """The stage after the last one that is done; what comes after a stage may undo it."""
-    done = [number for number, stage in enumerate(plan) if stage.done(records, seen)]
-    rest = plan[done[-1] + 1 :] if done else plan
-    return rest[0] if rest else None
+    """The first stage that is not done. What comes before a change that was made is over, as the change may undo it."""
+    made = [number for number, stage in enumerate(plan) if stage.makes and stage.done(records, seen)]
+    rest = plan[made[-1] + 1 :] if made else plan
+    return next((stage for stage in rest if not stage.done(records, seen)), None)
 
 
 def next_call(stage: Stage, desk: Desk, page: Page) -> Call:
