@@ -34,7 +34,7 @@ def mail_to_calendar(draw: Draw) -> DeskTask:
 @template("mail", "shop")
 def mail_to_cart(draw: Draw) -> DeskTask:
     shop = shop_tasks.stocked(draw)
-    product = draw.one(shop.products)
+    product = draw.one(shop_tasks.to_be_had(shop))
     line = Line(product, draw.one(product.colours), draw.number(2, 6))
     mail = mail_tasks.mailbox(draw, f"Please get {line.quantity} of the {product.name} in {line.colour}.")
     letter = mail_tasks.letter(mail, "m1")

@@ -16,20 +16,25 @@ COLOURS = "red green blue black white".split()
 
 
 def stocked(draw: Draw) -> Shop:
-    """A shop with four kinds of things in four looks each; no two have the same price or rating."""
+    """A shop with four kinds of things in four looks each, three sold out; no two have the same price or rating."""
     names = [(look, kind) for kind in draw.some(KINDS, 4) for look in draw.some(LOOKS, 4)]
+    gone = draw.some(names, 3)
     prices, ratings = draw.some(range(5, 95), len(names)), draw.some(range(20, 50), len(names))
-    return Shop(
-        tuple(
-            Product(f"p{number}", f"{look} {kind}", kind, price * 100 + 90, rating, tuple(draw.some(COLOURS, 3)))
-            for number, ((look, kind), price, rating) in enumerate(zip(names, prices, ratings, strict=True), 1)
-        )
-    )
+    products = []
+    for number, (name, price, rating) in enumerate(zip(names, prices, ratings, strict=True), 1):
+        colours = tuple(draw.some(COLOURS, 3))
+        products.append(Product(f"p{number}", " ".join(name), name[1], price * 100 + 90, rating, colours, name in gone))
+    return Shop(tuple(products))
+
+
+def to_be_had(shop: Shop, kind: str = "") -> list[Product]:
+    """The products that are not sold out, of one kind or of all."""
+    return [product for product in shop.products if not product.sold_out and kind in ("", product.kind)]
 
 
 def with_cart(shop: Shop, draw: Draw, count: int) -> Shop:
     """The shop with so many lines in the cart, some of which are of one kind."""
-    products = draw.some([product for product in shop.products if product.kind in shop.kinds[:2]], count)
+    products = draw.some([product for kind in shop.kinds[:2] for product in to_be_had(shop, kind)], count)
     return replace(shop, cart=tuple(Line(p, draw.one(p.colours), draw.number(2, 8)) for p in products))
 
 
@@ -75,7 +80,7 @@ def buy(shop: Shop, lines: list[Line], shipping: str, name: str, street: str, gi
 @template("shop")
 def shop_put(draw: Draw) -> DeskTask:
     shop = stocked(draw)
-    product = draw.one(shop.products)
+    product = draw.one(to_be_had(shop))
     line = Line(product, draw.one(product.colours), draw.number(2, 6))
     return task(f"Put {line.quantity} of the {product.name} in {line.colour} into the cart.", shop, put(line))
 
@@ -83,10 +88,10 @@ def shop_put(draw: Draw) -> DeskTask:
 @template("shop")
 def shop_cheapest(draw: Draw) -> DeskTask:
     shop = stocked(draw)
-    kind = draw.one(shop.kinds)
-    product = min((p for p in shop.products if p.kind == kind), key=lambda p: p.cents)
+    kind = draw.one([kind for kind in shop.kinds if to_be_had(shop, kind)])
+    product = min(to_be_had(shop, kind), key=lambda product: product.cents)
     line = Line(product, draw.one(product.colours), 1)
-    text = f"Put the cheapest {kind} into the cart, one of it, in {line.colour}."
+    text = f"Put the cheapest {kind} that is not sold out into the cart, one of it, in {line.colour}."
     return task(text, shop, put(line, *to_best(product, "Price")))
 
 
@@ -132,7 +137,7 @@ def shop_wish(draw: Draw) -> DeskTask:
 @template("shop")
 def shop_order(draw: Draw) -> DeskTask:
     shop = stocked(draw)
-    product = draw.one(shop.products)
+    product = draw.one(to_be_had(shop))
     line = Line(product, draw.one(product.colours), draw.number(1, 4))
     shipping, name, street = draw.one([*SHIPPING]), draw.one(NAMES), draw.one(STREETS)
     last, made = buy(shop, [line], shipping, name, street, False)
@@ -155,7 +160,7 @@ def shop_cancel(draw: Draw) -> DeskTask:
 @template("shop", heldout=True)
 def shop_gifts(draw: Draw) -> DeskTask:
     shop = with_orders(stocked(draw), draw, 2)
-    lines = [Line(product, draw.one(product.colours), draw.number(1, 3)) for product in draw.some(shop.products, 2)]
+    lines = [Line(product, draw.one(product.colours), draw.number(1, 3)) for product in draw.some(to_be_had(shop), 2)]
     shipping, name, street = draw.one([*SHIPPING]), draw.one(NAMES), draw.one(STREETS)
     last, made = buy(shop, lines, shipping, name, street, True)
     things = " and ".join(f"{line.quantity} of the {line.product.name} in {line.colour}" for line in lines)
