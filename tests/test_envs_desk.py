@@ -14,9 +14,9 @@ import pytest
 from treegym.envs import DeskEnv, check_env
 from treegym.envs.desk.desk import ACCEPT, LOADING, Desk
 from treegym.envs.desk.env import splits
-from treegym.envs.desk.html import written
+from treegym.envs.desk.html import posted, written
 from treegym.envs.desk.model import Goal, Kind, difference, same
-from treegym.envs.desk.pages import Item, address, filled, kept, parsed, values
+from treegym.envs.desk.pages import Item, address, checkbox, choice, field, filled, kept, parsed, radios, values
 from treegym.envs.desk.tasks import APPS, TEMPLATES
 from treegym.envs.screen import TYPED, Control, Page
 
@@ -270,6 +270,22 @@ def test_a_page_reads_as_its_html_does() -> None:
     for seed in range(2 * len(NAMES)):
         for env in wandered(seed, 6):
             assert Page(env.address, tuple(Reader(written(env.current)).items)).lines == env.current.lines
+
+
+def test_a_browser_sends_what_the_fields_hold() -> None:
+    """A form sends neither the boxes that are not checked nor the buttons that were not clicked."""
+    page = Page(
+        "/",
+        (
+            field("t", "T", "old"),
+            choice("c", "C", ("x", "y"), "y"),
+            checkbox("b", "B", checked=True),
+            *radios("r", ("k", "l"), "l"),
+        ),
+    )
+    whole = {"t": "old", "c": "y", "b": "on", "r": "l"}
+    assert values(page) == posted(page, whole) == whole
+    assert posted(page, {"t": "", "c": "x", "button": "save"}) == {"t": "", "c": "x", "b": "", "r": ""}
 
 
 def test_html_takes_nothing_of_a_text_for_markup() -> None:

@@ -124,6 +124,8 @@ class Desk:
         return replace(self, passed=self.passed | {_name("ask", here)}) if self._due("word", here) else self
 
     def _due(self, kind: str, address: str) -> bool:
+        if not self.nuisance:
+            return False
         name = _name(kind, address)
         return crc32(f"{self.salt} {name}".encode()) < self.nuisance * OFTEN * 2**32 and name not in self.passed
 

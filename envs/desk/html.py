@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from html import escape
 
-from ..screen import Control, Page, flat
-from .pages import CHOSEN, Item, target
+from ..screen import TYPED, Control, Page, flat
+from .pages import CHOSEN, Item, target, values
 
 TYPES = {"textbox": "text", "searchbox": "search", "spinbutton": "number"}
 BUTTON = "button"  # the name under which the key of the button that sends the form is sent
@@ -20,6 +21,12 @@ def written(page: Page) -> str:
         f'<body><form method="post" action="{escape(page.address)}" autocomplete="off" novalidate>\n'
         f"{body}\n</form></body></html>\n"
     )
+
+
+def posted(page: Page, sent: Mapping[str, str]) -> dict[str, str]:
+    """The values of all fields of a page where its form sent these: what is not checked is not sent."""
+    typed = {control.key for control in page.controls if control.role in TYPED or control.role == "combobox"}
+    return {key: sent.get(key, value if key in typed else "") for key, value in values(page).items()}
 
 
 def _element(item: Item, number: int) -> str:
