@@ -17,6 +17,7 @@ from treegym.envs.desk.env import splits
 from treegym.envs.desk.html import posted, written
 from treegym.envs.desk.model import Goal, Kind, difference, same
 from treegym.envs.desk.pages import Item, address, checkbox, choice, field, filled, kept, parsed, radios, values
+from treegym.envs.desk.shop import Shop
 from treegym.envs.desk.tasks import APPS, TEMPLATES
 from treegym.envs.screen import TYPED, Control, Page
 
@@ -328,6 +329,21 @@ def test_no_address_fails() -> None:
                     assert isinstance(told[0], Desk)
 
 
+def test_a_form_holds_what_its_page_allows_whatever_is_sent() -> None:
+    """A browser's form can be tampered with: what the page does not offer changes nothing."""
+    desk = start("shop_put", 0).task.desk
+    shop = desk.apps[0]
+    assert isinstance(shop, Shop)
+    here, gone = (next(p for p in shop.products if p.sold_out is sold_out) for sold_out in (False, True))
+    page = address("shop", "item", here.id)
+    sent = {"colour": "gold", "quantity": "2", "cents": "1"}
+    bought, there, refusal = desk.submit(page, "add", sent)
+    assert (there, refusal) == ("/shop/cart", "")
+    assert difference(desk.records(), bought.records()) == {f"shop/cart/{here.id}/{here.colours[0]}": [None, 2]}
+    for button, at in [("add", address("shop", "item", gone.id)), ("cancel", page), ("add", "/shop"), ("", "/nowhere")]:
+        assert desk.submit(at, button, sent) == (desk, at, "This form is out of date.")
+
+
 def test_equal_pages_read_equally_whatever_led_there() -> None:
     env = start("shop_order", 3)
     page, key = env.view(), env.state_key()
@@ -428,6 +444,8 @@ def test_splits_share_no_task_and_a_quarter_of_the_templates_is_held_out() -> No
         ({"apps": ["shop", "bank"]}, {}, "no application 'bank'; applications: shop, "),
         ({"nuisance": [0, 2]}, {}, r"nuisance: expected a number from 0 to 1, or several, got \[0, 2\]"),
         ({"nuisance": []}, {}, "nuisance: expected"),
+        ({"nuisance": "0.5"}, {}, "nuisance: expected .* got '0.5'"),
+        ({}, {"apps": "bank"}, "no application 'bank'"),
         ({}, {"split": "test"}, "split 'test': expected one of train, heldout, templates, application"),
         ({}, {"template": "shop_steal"}, "no template 'shop_steal'; templates: calendar_new, "),
         ({}, {"template": "shop_put", "split": "templates"}, "no template for split='templates', apps="),

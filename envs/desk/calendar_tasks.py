@@ -7,7 +7,7 @@ from dataclasses import replace
 from .calendar import Calendar, Event
 from .model import Records
 from .pages import address
-from .plan import DeskTask, Draw, Move, Stage, go
+from .plan import DeskTask, Draw, Move, Subgoal, go
 from .templates import DAYS, PLACES, TITLES, see, spoken, task, template
 
 HOURS = [f"{hour:02}:00" for hour in range(9, 18)]  # of a working day; an event takes one or two
@@ -39,14 +39,14 @@ def to_event(event: Event) -> tuple[Move, ...]:
     return go("/calendar", day_page(event.day)), go(day_page(event.day), page_of(event))
 
 
-def change(old: Event, new: Event) -> Stage:
+def change(old: Event, new: Event) -> Subgoal:
     """Give an event other times, or another place."""
     fill = {
         name: getattr(new, name)
         for name in ("day", "start", "end", "place")
         if getattr(new, name) != getattr(old, name)
     }
-    return Stage((*to_event(old), Move(page_of(old), "save", fill)), changed(old, new))
+    return Subgoal((*to_event(old), Move(page_of(old), "save", fill)), changed(old, new))
 
 
 def changed(old: Event | None, new: Event | None) -> Records:
@@ -55,9 +55,9 @@ def changed(old: Event | None, new: Event | None) -> Records:
     return {**gone, **({f"calendar/event/{new}": 1} if new else {})}
 
 
-def enter(new: Event) -> Stage:
+def enter(new: Event) -> Subgoal:
     fill = {name: getattr(new, name) for name in ("title", "day", "start", "end", "place")}
-    return Stage((Move("/calendar/new", "save", fill),), changed(None, new))
+    return Subgoal((Move("/calendar/new", "save", fill),), changed(None, new))
 
 
 def called(event: Event) -> str:
@@ -111,7 +111,7 @@ def calendar_place(draw: Draw) -> DeskTask:
 def calendar_delete(draw: Draw) -> DeskTask:
     calendar = planned(draw)
     old = draw.one(calendar.events)
-    delete = Stage((*to_event(old), Move(page_of(old), "delete")), changed(old, None))
+    delete = Subgoal((*to_event(old), Move(page_of(old), "delete")), changed(old, None))
     return task(f"Delete {called(old)}.", calendar, delete)
 
 

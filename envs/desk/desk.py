@@ -9,7 +9,22 @@ from zlib import crc32
 
 from ..screen import Control, Page
 from .model import Value
-from .pages import Fields, Items, Path, Query, Refused, address, button, distinct, field, link, parsed, turned, values
+from .pages import (
+    Fields,
+    Items,
+    Path,
+    Query,
+    Refused,
+    address,
+    button,
+    distinct,
+    field,
+    filled,
+    link,
+    parsed,
+    turned,
+    values,
+)
 
 HOME = "/"
 WORDS = "harbour lantern meadow orchard pepper quarry ribbon saddle timber velvet willow window".split()
@@ -80,13 +95,15 @@ class Desk:
         """What becomes of the desk where a form is sent by a button: the state, the address that is shown next, and
         why the form was refused. After a refusal the same address is shown, with the fields as they were sent."""
         page = self.view(address)
-        if not any(control.key == button and control.role == "button" for control in page.controls):
+        if button not in (
+            each.key for each in page.controls if each.role == "button" and "disabled" not in each.states
+        ):
             return self, address, "This form is out of date."
         if button in (DECLINE, ACCEPT):
             desk = self._pass("offer", address)
             return replace(desk, subscribed=desk.subscribed or button == ACCEPT), address, ""
         try:
-            return self._sent(address, button, {**values(page), **fields})
+            return self._sent(address, button, values(filled(page, fields)))
         except Refused as reason:
             return self._ask(address), address, str(reason)
 

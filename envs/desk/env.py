@@ -41,7 +41,7 @@ class DeskEnv(ScreenEnv):
     def __init__(
         self,
         *,
-        apps: Sequence[str] | None = None,
+        apps: str | Sequence[str] | None = None,
         nuisance: float | Sequence[float] = 0.0,
         oracle_error: float = 0.0,
         **settings: Any,
@@ -74,7 +74,7 @@ class DeskEnv(ScreenEnv):
                 return template, task
 
     def details(self) -> dict[str, Any]:
-        return {"hops": sum(len(stage.moves) for stage in self.task.plan), "template": self.template.name}
+        return {"hops": sum(len(subgoal.moves) for subgoal in self.task.plan), "template": self.template.name}
 
     def page(self) -> Page:
         return filled(self.desk.view(self.address, self.refusal), self.drafts)
@@ -161,10 +161,10 @@ class DeskEnv(ScreenEnv):
         if dice.random() < self.oracle_error:
             name, arguments = self._any_call(dice)
             return self.write_call(name, **arguments)
-        stage = pending(self.task.plan, self.desk.records(), self.seen)
-        if stage is None:
+        subgoal = pending(self.task.plan, self.desk.records(), self.seen)
+        if subgoal is None:
             return self.write_answer(self.task.goal.value or "done")
-        name, arguments = next_call(stage, self.desk, self.current)
+        name, arguments = next_call(subgoal, self.desk, self.current)
         if "number" in arguments and not self._in_sight(arguments["number"]):
             name, arguments = "scroll", {}
         return self.write_call(name, **arguments)
@@ -212,14 +212,15 @@ def splits(template: Named) -> tuple[str, ...]:
     return ("templates",) if template.heldout else ("train", "heldout")
 
 
-def _known(apps: Sequence[str] | None) -> frozenset[str]:
-    if unknown := sorted({*(apps or ())} - {*APPS}):
+def _known(apps: str | Sequence[str] | None) -> frozenset[str]:
+    names = (apps,) if isinstance(apps, str) else apps or APPS
+    if unknown := sorted({*names} - {*APPS}):
         raise ValueError(f"no application {unknown[0]!r}; applications: {', '.join(APPS)}")
-    return frozenset(apps or APPS)
+    return frozenset(names)
 
 
 def _levels(nuisance: float | Sequence[float]) -> tuple[float, ...]:
-    levels = (nuisance,) if isinstance(nuisance, int | float) else tuple(nuisance)
-    if not levels or not all(0 <= level <= 1 for level in levels):
+    levels = tuple(nuisance) if isinstance(nuisance, list | tuple) else (nuisance,)
+    if not levels or not all(isinstance(level, int | float) and 0 <= level <= 1 for level in levels):
         raise ValueError(f"nuisance: expected a number from 0 to 1, or several, got {nuisance!r}")
     return levels

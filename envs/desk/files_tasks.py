@@ -7,7 +7,7 @@ from dataclasses import replace
 from .files import BIN, File, Files, folder_page
 from .model import Records
 from .pages import address
-from .plan import DeskTask, Draw, Move, Stage, go
+from .plan import DeskTask, Draw, Move, Subgoal, go
 from .templates import NAMES, see, task, template
 
 FOLDERS = "Documents Photos Music Taxes Recipes Letters".split()
@@ -39,11 +39,11 @@ def to_file(files: Files, file: File) -> tuple[Move, ...]:
     return go("/files", here), go(here, page_of(file))
 
 
-def on(files: Files, file: File, click: str, changes: Records, **fill: str) -> Stage:
-    return Stage((*to_file(files, file), Move(page_of(file), click, fill)), changes)
+def on(files: Files, file: File, click: str, changes: Records, **fill: str) -> Subgoal:
+    return Subgoal((*to_file(files, file), Move(page_of(file), click, fill)), changes)
 
 
-def move(files: Files, file: File, folder: str) -> Stage:
+def move(files: Files, file: File, folder: str) -> Subgoal:
     return on(files, file, "move", {f"files/{file.id}/folder": folder}, folder=folder)
 
 
@@ -112,7 +112,7 @@ def files_folder(draw: Draw) -> DeskTask:
     files = stored(draw)
     folder = draw.one([name for name in FOLDERS if name not in files.folders])
     pair = draw.some(files.files, 2)
-    create = Stage((Move("/files", "create", {"new": folder}),), {f"files/folder/{folder}": True})
+    create = Subgoal((Move("/files", "create", {"new": folder}),), {f"files/folder/{folder}": True})
     moves = (move(files, file, folder) for file in pair)
     text = f"Create a folder {folder} and move {called(pair[0])} and {called(pair[1])} there."
     return task(text, files, create, *moves)
@@ -129,7 +129,7 @@ def files_restore(draw: Draw) -> DeskTask:
     return task(
         f"Move the file {file.name} from the bin to {folder}.",
         files,
-        Stage(moves, {f"files/{file.id}/folder": folder}),
+        Subgoal(moves, {f"files/{file.id}/folder": folder}),
     )
 
 

@@ -8,7 +8,7 @@ from datetime import timedelta
 from .flight import BAGS, FARE, FEE, LATE, MANY, Booking, Flight, Request
 from .model import Records
 from .pages import address
-from .plan import DeskTask, Draw, Move, Stage, go
+from .plan import DeskTask, Draw, Move, Subgoal, go
 from .templates import DAYS, NAMES, TODAY, see, spoken, task, template
 
 ROUTES = "Oslo to Rome|Rome to Oslo|Paris to Vienna|Vienna to Paris|Lisbon to Prague|Prague to Lisbon".split("|")
@@ -77,16 +77,16 @@ def desk(draw: Draw, *wishes: Wish, bookings: list[Booking]) -> tuple[Flight, li
     return Flight(tuple(bookings), ordered), requests[: len(wishes)]
 
 
-def handle(request: Request, wish: Wish) -> tuple[Stage, ...]:
+def handle(request: Request, wish: Wish) -> tuple[Subgoal, ...]:
     """Read the request, the booking and the rules; act in the booking, if they allow it; close the request."""
     page, booking = address("flight", "request", request.number), address("flight", "booking", request.code)
     there, status = (go("/flight", page), go(page, booking)), f"flight/request/{request.number}"
     read = see(booking, *there), see("/flight/rules")
     if wish.refused:
         closing = Move(page, "decline", {"reason": wish.refused})
-        return *read, Stage((go("/flight", page), closing), {status: f"declined: {wish.refused}"})
-    act = Stage((*there, Move(booking, wish.click, _texts(wish.fill))), wish.changes)
-    return *read, act, Stage((go("/flight", page), Move(page, "done")), {status: "done"})
+        return *read, Subgoal((go("/flight", page), closing), {status: f"declined: {wish.refused}"})
+    act = Subgoal((*there, Move(booking, wish.click, _texts(wish.fill))), wish.changes)
+    return *read, act, Subgoal((go("/flight", page), Move(page, "done")), {status: "done"})
 
 
 def _texts(fill: Records) -> dict[str, str]:
@@ -125,9 +125,9 @@ def flight_two(draw: Draw) -> DeskTask:
     bookings = booked(draw)
     wishes = [draw.one(WISHES)(booking, draw) for booking in draw.some(bookings, 2)]
     flight, requests = desk(draw, *wishes, bookings=bookings)
-    stages = [stage for request, wish in zip(requests, wishes, strict=True) for stage in handle(request, wish)]
+    subgoals = [subgoal for request, wish in zip(requests, wishes, strict=True) for subgoal in handle(request, wish)]
     numbers = " and ".join(str(request.number) for request in requests)
-    return task(f"Handle the requests {numbers} by the rules.", flight, *stages)
+    return task(f"Handle the requests {numbers} by the rules.", flight, *subgoals)
 
 
 @template("flight")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from .forms import FORMS, Entry, Form, Forms
 from .model import Records
 from .pages import address
-from .plan import DeskTask, Draw, Move, Stage, go
+from .plan import DeskTask, Draw, Move, Subgoal, go
 from .templates import DAYS, NAMES, see, spoken, task, template
 
 COURSE, CLAIM, VISIT = FORMS
@@ -57,9 +57,9 @@ def fill(entry: Entry) -> dict[str, str]:
     return {asked.key: "on" if asked.check == "yes" else value for asked, value in values}
 
 
-def hand_in(entry: Entry) -> Stage:
+def hand_in(entry: Entry) -> Subgoal:
     page = address("forms", "new", entry.form.key)
-    return Stage((go("/forms", page), Move(page, "send", fill(entry))), {f"forms/{entry}": 1})
+    return Subgoal((go("/forms", page), Move(page, "send", fill(entry))), {f"forms/{entry}": 1})
 
 
 def page_of(entry: Entry) -> str:
@@ -96,7 +96,7 @@ def forms_withdraw(draw: Draw) -> DeskTask:
     forms = archive(draw)
     old = draw.one(forms.entries)
     moves = go("/forms/sent", page_of(old)), Move(page_of(old), "withdraw")
-    return task(f"Withdraw the {old.form.name.lower()} {old.number}.", forms, Stage(moves, {f"forms/{old}": None}))
+    return task(f"Withdraw the {old.form.name.lower()} {old.number}.", forms, Subgoal(moves, {f"forms/{old}": None}))
 
 
 @template("forms")
@@ -109,7 +109,7 @@ def forms_correct(draw: Draw) -> DeskTask:
     form = address("forms", "change", old.number)
     moves = go("/forms/sent", page_of(old)), go(page_of(old), form), Move(form, "send", {"guests": count})
     return task(
-        f"Change the number of guests of the visit {old.number} to {count}.", forms, Stage(moves, changed(old, new))
+        f"Change the number of guests of the visit {old.number} to {count}.", forms, Subgoal(moves, changed(old, new))
     )
 
 
@@ -138,4 +138,4 @@ def forms_twice(draw: Draw) -> DeskTask:
     moves = go("/forms/sent", page_of(old)), go(page_of(old), form), Move(form, "send", {"amount": amount})
     look = see(page_of(other), go("/forms/sent", page_of(other)))
     text = f"Change the amount of the expense claim of {name} for {spoken(old.values[2])} to {amount} EUR."
-    return task(text, forms, look, Stage(moves, changed(old, new)))
+    return task(text, forms, look, Subgoal(moves, changed(old, new)))

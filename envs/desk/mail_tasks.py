@@ -7,7 +7,7 @@ from dataclasses import replace
 from .mail import FOLDERS, Contact, Letter, Mail, Sent
 from .model import Records
 from .pages import address
-from .plan import DeskTask, Draw, Move, Stage, go
+from .plan import DeskTask, Draw, Move, Subgoal, go
 from .templates import DAYS, PLACES, see, spoken, task, template
 
 PAIRS = (  # people who are easily taken for one another
@@ -58,17 +58,17 @@ def page_of(letter: Letter) -> str:
     return address("mail", "letter", letter.id)
 
 
-def on(letter: Letter, click: str, changes: Records, **fill: str) -> Stage:
+def on(letter: Letter, click: str, changes: Records, **fill: str) -> Subgoal:
     """Open a mail of the inbox and do something with it."""
-    return Stage((go("/mail", page_of(letter)), Move(page_of(letter), click, fill)), changes)
+    return Subgoal((go("/mail", page_of(letter)), Move(page_of(letter), click, fill)), changes)
 
 
-def send(mail: Mail, to: Contact, subject: str, text: str) -> Stage:
+def send(mail: Mail, to: Contact, subject: str, text: str) -> Subgoal:
     fill = {"to": to.email, "subject": subject, "text": text}
-    return Stage((Move("/mail/write", "send", fill),), {f"mail/sent/{Sent(**fill)}": 1})
+    return Subgoal((Move("/mail/write", "send", fill),), {f"mail/sent/{Sent(**fill)}": 1})
 
 
-def read(letter: Letter) -> Stage:
+def read(letter: Letter) -> Subgoal:
     return see(page_of(letter), go("/mail", page_of(letter)))
 
 
@@ -90,8 +90,8 @@ def mail_delete(draw: Draw) -> DeskTask:
 def mail_move(draw: Draw) -> DeskTask:
     mail, folder = mailbox(draw), draw.one(("Work", "Family", "Spam"))
     one = draw.one(mail.letters)
-    stage = on(one, "move", {f"mail/{one.id}/folder": folder}, folder=folder)
-    return task(f"Move {called(one)} to the folder {folder}.", mail, stage)
+    subgoal = on(one, "move", {f"mail/{one.id}/folder": folder}, folder=folder)
+    return task(f"Move {called(one)} to the folder {folder}.", mail, subgoal)
 
 
 @template("mail", heldout=True)
@@ -102,16 +102,16 @@ def mail_restore(draw: Draw) -> DeskTask:
     one = put_away[0]
     here = address("mail", "folder", folder)
     moves = go("/mail/folders", here), go(here, page_of(one)), Move(page_of(one), "move", {"folder": FOLDERS[0]})
-    stage = Stage(moves, {f"mail/{one.id}/folder": FOLDERS[0]})
-    return task(f"Move {called(one)} from the folder {folder} back to the inbox.", mail, stage)
+    subgoal = Subgoal(moves, {f"mail/{one.id}/folder": FOLDERS[0]})
+    return task(f"Move {called(one)} from the folder {folder} back to the inbox.", mail, subgoal)
 
 
 @template("mail")
 def mail_archive_all(draw: Draw) -> DeskTask:
     mail = mailbox(draw)
     sender = draw.one([contact for contact in mail.contacts if len(_from(mail, contact)) > 1] or mail.contacts)
-    stages = [on(one, "archive", {f"mail/{one.id}/folder": "Archive"}) for one in _from(mail, sender)]
-    return task(f"Archive all mails from {sender.name}.", mail, *stages)
+    subgoals = [on(one, "archive", {f"mail/{one.id}/folder": "Archive"}) for one in _from(mail, sender)]
+    return task(f"Archive all mails from {sender.name}.", mail, *subgoals)
 
 
 def _from(mail: Mail, sender: Contact) -> list[Letter]:
@@ -134,16 +134,16 @@ def mail_forward(draw: Draw) -> DeskTask:
     form = address("mail", "write", forward=one.id)
     sent = Sent(to.email, f"Fwd: {one.subject}", one.text)
     moves = go("/mail", page_of(one)), go(page_of(one), form), Move(form, "send", {"to": to.email})
-    stage = Stage(moves, {f"mail/sent/{sent}": 1})
-    return task(f"Forward {called(one)} to {to.name}.", mail, see("/mail/contacts"), stage)
+    subgoal = Subgoal(moves, {f"mail/sent/{sent}": 1})
+    return task(f"Forward {called(one)} to {to.name}.", mail, see("/mail/contacts"), subgoal)
 
 
 @template("mail")
 def mail_write(draw: Draw) -> DeskTask:
     mail, subject, text = mailbox(draw), draw.one(SUBJECTS), draw.one(NOTES)
     to = draw.one(mail.contacts)
-    stages = see("/mail/contacts"), send(mail, to, subject, text)
-    return task(f'Write to {to.name} with the subject "{subject}": "{text}"', mail, *stages)
+    subgoals = see("/mail/contacts"), send(mail, to, subject, text)
+    return task(f'Write to {to.name} with the subject "{subject}": "{text}"', mail, *subgoals)
 
 
 @template("mail")

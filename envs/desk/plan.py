@@ -48,7 +48,7 @@ def go(at: str, to: str) -> Move:
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class Subgoal:
     """A part of a plan. It is done when the records are there and the page has been seen."""
 
     moves: tuple[Move, ...]  # each leads to the page of the next; the first page stands in a menu
@@ -66,28 +66,28 @@ class DeskTask:
 
     desk: Desk
     goal: Goal
-    plan: tuple[Stage, ...]
+    plan: tuple[Subgoal, ...]
 
 
-def pending(plan: Sequence[Stage], records: Records, seen: Collection[str]) -> Stage | None:
-    """The first stage that is not done. What comes before a change that was made is over, as the change may undo it."""
-    made = [number for number, stage in enumerate(plan) if stage.makes and stage.done(records, seen)]
+def pending(plan: Sequence[Subgoal], records: Records, seen: Collection[str]) -> Subgoal | None:
+    """The first subgoal that is not done. Those before a change that was made are over, as the change may undo them."""
+    made = [number for number, subgoal in enumerate(plan) if subgoal.makes and subgoal.done(records, seen)]
     rest = plan[made[-1] + 1 :] if made else plan
-    return next((stage for stage in rest if not stage.done(records, seen)), None)
+    return next((subgoal for subgoal in rest if not subgoal.done(records, seen)), None)
 
 
-def next_call(stage: Stage, desk: Desk, page: Page) -> Call:
-    """The next act of a stage on this page, by the numbers of its controls."""
+def next_call(subgoal: Subgoal, desk: Desk, page: Page) -> Call:
+    """The next act of a subgoal on this page, by the numbers of its controls."""
     keys = {control.key: number for number, control in enumerate(page.controls, 1)}
     if DECLINE in keys:
         return "click", {"number": keys[DECLINE]}
     if LOADING in page.items:
         return "wait", {"seconds": 1}
-    move = next((move for move in reversed(stage.moves) if move.at == turned(page.address)), None)
+    move = next((move for move in reversed(subgoal.moves) if move.at == turned(page.address)), None)
     if move and move.click in keys:
         return _filling(move.fill, desk, page, keys) or ("click", {"number": keys[move.click]})
     onward = [number for key, number in keys.items() if move and page.controls[number - 1].name == "Next page"]
-    return "click", {"number": onward[0] if onward else _homeward(stage.moves[0].at, keys)}
+    return "click", {"number": onward[0] if onward else _homeward(subgoal.moves[0].at, keys)}
 
 
 def _filling(fill: Fields, desk: Desk, page: Page, keys: Mapping[str, int]) -> Call | None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from .model import Records
 from .pages import address, money
-from .plan import DeskTask, Draw, Move, Stage, go
+from .plan import DeskTask, Draw, Move, Subgoal, go
 from .shop import SHIPPING, Line, Order, Product, Shop, ordered
 from .templates import NAMES, STREETS, see, task, template
 
@@ -59,22 +59,22 @@ def to_best(product: Product, sort: str, most: str = "") -> tuple[Move, ...]:
     return go("/shop", kind), Move(kind, "search", {"sort": sort, "most": most}), go(results, page)
 
 
-def put(line: Line, *moves: Move) -> Stage:
+def put(line: Line, *moves: Move) -> Subgoal:
     """Put a line into the cart, by the page of its product."""
     fill = {"colour": line.colour, "quantity": str(line.quantity)}
     page = address("shop", "item", line.product.id)
     moves = moves or to_product(line.product)
-    return Stage((*moves, Move(page, "add", fill)), {f"shop/cart/{line.key}": line.quantity})
+    return Subgoal((*moves, Move(page, "add", fill)), {f"shop/cart/{line.key}": line.quantity})
 
 
-def buy(shop: Shop, lines: list[Line], shipping: str, name: str, street: str, gift: bool) -> tuple[Stage, Records]:
+def buy(shop: Shop, lines: list[Line], shipping: str, name: str, street: str, gift: bool) -> tuple[Subgoal, Records]:
     """Check out; then the order stands there, and the cart is empty."""
     fill = {"shipping": shipping, "name": name, "street": street, "gift": "on" * gift}
     number = max([100, *(order.number for order in shop.orders)]) + 1
     order = f"shop/order/{number}"
     made = {order: ordered(tuple(lines), shipping, name, street, gift), f"{order}/status": "open"}
     moves = go("/shop/cart", "/shop/checkout"), Move("/shop/checkout", "order", fill)
-    return Stage(moves, made), made
+    return Subgoal(moves, made), made
 
 
 @template("shop")
@@ -107,7 +107,7 @@ def shop_price(draw: Draw) -> DeskTask:
 def shop_remove(draw: Draw) -> DeskTask:
     shop = with_cart(stocked(draw), draw, 3)
     line = draw.one(shop.cart)
-    remove = Stage((Move("/shop/cart", f"remove:{line.key}"),), {f"shop/cart/{line.key}": None})
+    remove = Subgoal((Move("/shop/cart", f"remove:{line.key}"),), {f"shop/cart/{line.key}": None})
     return task(f"Take the {line.product.name} out of the cart.", shop, remove)
 
 
@@ -118,7 +118,7 @@ def shop_quantity(draw: Draw) -> DeskTask:
     count = draw.one([n for n in range(1, 10) if n != line.quantity])
     update = Move("/shop/cart", "update", {f"quantity:{line.key}": str(count)})
     text = f"Change the quantity of the {line.product.name} in the cart to {count}."
-    return task(text, shop, Stage((update,), {f"shop/cart/{line.key}": count}))
+    return task(text, shop, Subgoal((update,), {f"shop/cart/{line.key}": count}))
 
 
 @template("shop", heldout=True)
@@ -131,7 +131,7 @@ def shop_wish(draw: Draw) -> DeskTask:
     product = max(among, key=lambda p: p.rating)
     moves = *to_best(product, "Rating", str(most)), Move(address("shop", "item", product.id), "wish")
     text = f"Put the {kind} with the best rating that costs at most {most} EUR on the wish list."
-    return task(text, shop, Stage(moves, {f"shop/wish/{product.id}": True}))
+    return task(text, shop, Subgoal(moves, {f"shop/wish/{product.id}": True}))
 
 
 @template("shop")
@@ -153,7 +153,7 @@ def shop_cancel(draw: Draw) -> DeskTask:
     shop = with_orders(stocked(draw), draw, 4)
     number = draw.one(shop.orders).number
     page = address("shop", "order", number)
-    cancel = Stage((go("/shop/orders", page), Move(page, "cancel")), {f"shop/order/{number}/status": "cancelled"})
+    cancel = Subgoal((go("/shop/orders", page), Move(page, "cancel")), {f"shop/order/{number}/status": "cancelled"})
     return task(f"Cancel order {number}.", shop, cancel)
 
 

@@ -8,7 +8,7 @@ from datetime import date, timedelta
 
 from .desk import App, Desk
 from .model import Goal, Kind, Value
-from .plan import DeskTask, Draw, Move, Stage
+from .plan import DeskTask, Draw, Move, Subgoal
 
 Template = Callable[[Draw], DeskTask]
 
@@ -39,20 +39,20 @@ def template(*apps: str, heldout: bool = False) -> Callable[[Template], Template
 def task(
     text: str,
     apps: App | tuple[App, ...],
-    *plan: Stage,
+    *plan: Subgoal,
     wanted: Mapping[str, Value] | None = None,
     kind: Kind | None = None,
     value: object = "",
 ) -> DeskTask:
     """A task whose wanted changes are all that its plan makes, unless they are given."""
-    made = {path: value for stage in plan for path, value in stage.makes.items()}
+    made = {path: value for subgoal in plan for path, value in subgoal.makes.items()}
     goal = Goal(text, made if wanted is None else wanted, kind, str(value))
     return DeskTask(Desk(apps if isinstance(apps, tuple) else (apps,)), goal, plan)
 
 
-def see(to: str, *moves: Move) -> Stage:
+def see(to: str, *moves: Move) -> Subgoal:
     """Look at a page, which the moves lead to."""
-    return Stage((*moves, Move(to, "")), sees=to)
+    return Subgoal((*moves, Move(to, "")), sees=to)
 
 
 NAMES = "Ada Berg|Ben Costa|Cleo Dahl|Dan Evans|Eva Frank|Finn Gray|Gina Holm|Hugo Ito".split("|")
