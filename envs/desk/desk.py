@@ -64,7 +64,7 @@ class App(Protocol):
 
 @dataclass(frozen=True)
 class Desk:
-    """The state of all applications of a task. `view` and `submit` are all that a browser needs."""
+    """The state of all applications of a task. `view`, `submit` and `waited` are all that a browser needs."""
 
     apps: tuple[App, ...]
     nuisance: float = 0.0  # how often pop-ups, slow pages and refusals come, 0 to 1
