@@ -5,6 +5,7 @@ import gymnasium
 from .base import Message, TextEnv
 from .check import check_env
 from .code.env import CodeEnv
+from .desk.env import DeskEnv
 from .factsearch.env import FactSearchEnv
 from .formats.actions import Action, ActionFormat, FormatError
 from .formats.families import HermesFormat
@@ -26,6 +27,7 @@ __all__ = [
     "ActionFormat",
     "BrowserEnv",
     "CodeEnv",
+    "DeskEnv",
     "Exchange",
     "FactSearchEnv",
     "FencedFormat",
@@ -60,6 +62,7 @@ __all__ = [
 _ENVS = {
     "treegym/Browser-v0": f"{__name__}.web.env:BrowserEnv",
     "treegym/Code-v0": f"{__name__}.code.env:CodeEnv",
+    "treegym/Desk-v0": f"{__name__}.desk.env:DeskEnv",
     "treegym/FactSearch-v0": f"{__name__}.factsearch.env:FactSearchEnv",
     "treegym/Household-v0": f"{__name__}.household:HouseholdEnv",
     "treegym/Lookup-v0": f"{__name__}.lookup:LookupEnv",

@@ -260,5 +260,6 @@ class ScreenEnv(ToolEnv):
 
 
 def _pieces(line: str, size: int) -> list[str]:
-    """A line, in pieces where it is longer than what is shown at a time."""
-    return [line[i : i + size] for i in range(0, len(line), size)] or [line]
+    """A line, in pieces where it is too long to be shown at a time. All but the first begin with a mark, so that
+    none of them can be taken for a control."""
+    return [f"{'…' * bool(i)}{line[i : i + size]}" for i in range(0, len(line), size)] or [line]

@@ -49,7 +49,7 @@ def test_a_room_imports_only_rooms_before_it(path: Path) -> None:
 ORDER = {
     "tools": "named artefacts protocol deadline function cassette search calls looping browser sandbox mcp",
     "envs": "base rewards spaces formats toolparts toolenv screen fresh problems wrappers task "
-    "factsearch household lookup maze code math web check",
+    "factsearch household lookup maze desk code math web check",
     "agents": "policy template models chat tree inference loop rollouts store evaluation serving policies exchange",
     "trainers": "checks packing advantages tasks curriculum losses algorithms learner pipeline stages plan training",
     "scenarios": "errors terminal charts folders viewer modules person secret watch parts schema changes tasks "
