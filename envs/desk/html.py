@@ -31,7 +31,7 @@ def posted(page: Page, sent: Mapping[str, str]) -> dict[str, str]:
 
 def _element(item: Item, number: int) -> str:
     if isinstance(item, str):
-        return f"<p>{escape(item)}</p>"
+        return f"<p>{escape(flat(item))}</p>"
     key, name = escape(item.key), escape(flat(item.name))
     off = " disabled" * ("disabled" in item.states)
     if item.role == "link":
