@@ -32,17 +32,17 @@ class ChromiumEnv(ScreenEnv):
         return self.live
 
     @property
-    def live_page(self) -> BrowserPage:
+    def _page(self) -> BrowserPage:
         assert self.live is not None
         return self.live
 
     def page(self) -> Page:
-        seen = self.live_page.read()
+        seen = self._page.read()
         return Page(seen["address"], tuple(_item(item) for item in seen["items"]))
 
     def acted(self, act: Act) -> str:
         """Does what the agent wants, to the control whose key Chromium's page gave; what there is to say of it."""
-        page, key = self.live_page, act.control.key if act.control else ""
+        page, key = self._page, act.control.key if act.control else ""
         match act.kind:
             case "click":
                 page.click(key)
@@ -65,17 +65,17 @@ class ChromiumEnv(ScreenEnv):
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         result = super().step(action)
         if self.over:
-            self.leave()
+            self._leave()
         return result
 
-    def leave(self) -> None:
+    def _leave(self) -> None:
         """Gives the page back, so that another episode can have it."""
         if self.live is not None:
             self.live.close()
         self.live = None
 
     def close(self) -> None:
-        self.leave()
+        self._leave()
         super().close()
 
 

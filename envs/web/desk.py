@@ -52,7 +52,7 @@ class DeskBrowserEnv(ChromiumEnv, DeskEnv):
     which pages were opened before are Chromium's to know; the state of the applications is in Python."""
 
     def start(self, options: Mapping[str, Any]) -> str:
-        self.leave()
+        self._leave()
         goal = super().start(options)
         self.site = DeskSite(self.desk)
         self.open(self.site, self.site.origin + self.address, seed=0)
@@ -61,7 +61,7 @@ class DeskBrowserEnv(ChromiumEnv, DeskEnv):
     def page(self) -> Page:
         """As Chromium shows it, with the addresses and keys of the desk."""
         page = super().page()
-        self.focus, keys = self.live_page.evaluate(MARKS)
+        self.focus, keys = self._page.evaluate(MARKS)
         self.live_keys = {keys[control.key]: control.key for control in page.controls}
         items = (replace(item, key=keys[item.key]) if isinstance(item, Control) else item for item in page.items)
         self.desk, self.address = self.site.desk, page.address.removeprefix(self.site.origin)
@@ -81,5 +81,5 @@ class DeskBrowserEnv(ChromiumEnv, DeskEnv):
         """A page that has loaded meanwhile is shown."""
         self.site.desk = self.desk.waited(self.address, seconds)
         if self.site.desk is not self.desk:
-            self.live_page.evaluate("() => location.reload()")
-            self.live_page.settle()
+            self._page.evaluate("() => location.reload()")
+            self._page.settle()

@@ -38,7 +38,7 @@ class BrowserEnv(ChromiumEnv):
         self.tasks = {task.name: task for task in web_tasks(tasks, [pages] if isinstance(pages, str) else pages)}
 
     def start(self, options: Mapping[str, Any]) -> str:
-        self.leave()
+        self._leave()
         self.task = self._drawn(options.get("page"))
         seed = int(self.np_random.integers(2**31))
         self.site = self.task.site(seed)
@@ -64,8 +64,8 @@ class BrowserEnv(ChromiumEnv):
             notice = self.acted(act)
         except ToolError as error:
             raise ToolError(f"{act.control} {error}" if act.control else str(error)) from None
-        self.outcome = self.task.outcome(self.live_page, self.site, None)
-        return "\n".join(filter(None, [notice, *self.live_page.told()]))
+        self.outcome = self.task.outcome(self._page, self.site, None)
+        return "\n".join(filter(None, [notice, *self._page.told()]))
 
     def _act(self, parsed: Action | FormatError) -> list[Message]:
         messages = super()._act(parsed)
@@ -79,7 +79,7 @@ class BrowserEnv(ChromiumEnv):
 
     def _graded(self, answer: str) -> list[Message]:
         try:
-            self.outcome = self.task.outcome(self.live_page, self.site, answer)
+            self.outcome = self.task.outcome(self._page, self.site, answer)
         except EpisodeLost as error:
             self.lost, self.answered = error, None
             return [Message("user", f"{error}; the episode ends here")]
