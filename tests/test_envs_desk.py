@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -342,6 +343,15 @@ def test_a_form_holds_what_its_page_allows_whatever_is_sent() -> None:
     assert difference(desk.records(), bought.records()) == {f"shop/cart/{here.id}/{here.colours[0]}": [None, 2]}
     for button, at in [("add", address("shop", "item", gone.id)), ("cancel", page), ("add", "/shop"), ("", "/nowhere")]:
         assert desk.submit(at, button, sent) == (desk, at, "This form is out of date.")
+
+
+def test_the_page_in_the_docs_is_what_an_agent_reads() -> None:
+    """Beside the text stands a picture, which docs/screenshots.py makes of the same page."""
+    env = start("shop_order", 4)
+    for _ in range(4):
+        env.step(str(env.oracle()))
+    guide = Path(__file__).parent.parent / "docs" / "gui.md"
+    assert f"```\n{env.view()}\n```" in guide.read_text(encoding="utf-8")
 
 
 def test_equal_pages_read_equally_whatever_led_there() -> None:

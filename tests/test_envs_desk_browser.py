@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
-from treegym.envs import DeskBrowserEnv, DeskEnv
+from treegym.envs import DeskBrowserEnv, DeskEnv, Task, check_env
 from treegym.envs.desk.tasks import TEMPLATES
 from treegym.envs.screen import KEYS, TYPED
-from treegym.tools.browser import BrowserUnavailable, close_browser
+from treegym.envs.web.desk import DeskSite
+from treegym.tools import EpisodeLost
+from treegym.tools.browser import BrowserUnavailable, Request, close_browser
 from treegym.tools.browser.chromium import chromium_path
 
 try:
@@ -22,6 +24,7 @@ except BrowserUnavailable as missing:
     pytest.skip(str(missing), allow_module_level=True)
 pytest.importorskip("playwright", reason="pip install 'treegym[browser]'")
 
+ID, DESK = "treegym/Browser-v0", {"tasks": "desk"}
 SEEDS, STEPS = (10, 12) if "TREEGYM_SLOW" in os.environ else (1, 6)  # of every template
 TEXTS = (
     "lamp",
@@ -96,3 +99,50 @@ def test_simulation_and_chromium_are_one_world(name: str) -> None:
     with contextlib.closing(DeskBrowserEnv()) as chromium:
         for seed in range(SEEDS):
             lockstep(DeskEnv(), chromium, name, [*TEMPLATES].index(name) + seed)
+
+
+def test_the_oracle_does_a_task_in_chromium_with_what_is_in_its_way() -> None:
+    """The two-application task, with as many nuisances as there can be."""
+    with contextlib.closing(Task(ID, 0, settings=DESK).make()) as env:
+        _, info = env.reset(seed=5, options={"template": "mail_to_cart", "nuisance": 1.0})
+        assert info["template"] == "mail_to_cart"
+        while (action := env.oracle()) is not None:
+            *_, info = env.step(action)
+        assert info["reward_terms"] == {"exact": 1.0, "goals": 1.0, "harm": 0.0, "format": 1.0} and info["difference"]
+
+
+def test_settings_and_options_are_those_of_the_simulation() -> None:
+    settings = {"apps": ["shop"], "nuisance": 0.5, "oracle_error": 0.2, "chars": 300}
+    for options in ({}, {"split": "heldout"}, {"apps": "mail", "split": "templates"}):
+        one, two = Task("treegym/Desk-v0", 3, options, settings), Task(ID, 3, options, {**settings, **DESK})
+        with contextlib.closing(one.make()) as simulation, contextlib.closing(two.make()) as chromium:
+            both = simulation, chromium
+            first, second = (env.reset(seed=3, options=dict(options)) for env in both)
+            assert first == second
+            assert simulation.oracle() == chromium.oracle() and not chromium.can_fork
+    with pytest.raises(ValueError, match="no application 'bank'"):
+        Task(ID, 0, settings={**DESK, "apps": ["bank"]}).make()
+
+
+def test_the_desk_in_chromium_keeps_the_promises_of_every_environment() -> None:
+    check_env(lambda: DeskBrowserEnv(apps=["files"], max_turns=6), options={"template": "files_rename"}, seeds=[0])
+
+
+def test_a_browser_that_dies_truncates_the_episode_and_what_changed_is_still_told() -> None:
+    with contextlib.closing(DeskBrowserEnv()) as env:
+        env.reset(seed=0)
+        env._page._lost = EpisodeLost("browser died", "the browser has ended")
+        *_, truncated, info = env.step(env.write_call("click", number=1))
+        assert truncated and (info["cause"], info["difference"]) == ("browser died", {})
+
+
+def test_the_site_answers_whatever_a_browser_asks() -> None:
+    env = DeskEnv()
+    env.reset(seed=0, options={"template": "shop_put"})
+    site = DeskSite(env.desk)
+    assert site.answer(Request("GET", "/favicon.ico")).status == 404
+    assert b"There is no such page." in site.answer(Request("GET", "/nowhere?x=%ff")).body
+    reply = site.answer(Request("POST", "/shop", body=b"button=steal&q=%ff&q=2&nothing"))
+    assert (reply.status, reply.headers["Location"], site.desk) == (303, "/shop", env.desk)
+    assert b"This form is out of date." in site.answer(Request("GET", "/shop")).body
+    assert b"out of date" not in site.answer(Request("GET", "/shop")).body

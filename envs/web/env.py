@@ -16,7 +16,7 @@ from .tasks import SUCCESS, Outcome, WebTask, web_tasks
 
 
 def browser_env(*, tasks: str = "miniwob", **settings: Any) -> BrowserEnv | DeskBrowserEnv:
-    """The environment for these tasks: "desk", or what a BrowserEnv takes."""
+    """What `treegym/Browser-v0` is: a DeskBrowserEnv for the tasks "desk", otherwise a BrowserEnv."""
     return DeskBrowserEnv(**settings) if tasks == "desk" else BrowserEnv(tasks=tasks, **settings)
 
 
