@@ -25,6 +25,7 @@ OUTSIDE = (-5.0, -5.0)  # where the pointer starts
 TYPED = 200  # characters that are typed key by key; longer texts are inserted at once
 ARRIVAL = 5.0  # seconds in which a navigation that has begun leads to another document
 POLL = 0.004  # seconds
+ERROR = "chrome-error://chromewebdata/"  # the address of Chromium's page that says what is wrong
 # what belongs to a tab, and is not among the storage of an origin
 FORGET = "() => { window.name = ''; try { sessionStorage.clear(); } catch { /* about:blank has none */ } }"
 
@@ -208,7 +209,7 @@ class Tab:
     async def type(self, key: str, text: str) -> None:
         field = await self._ask("enter", key, text)
         if not field.get("set"):
-            await self._write(text if field["lines"] else one_line(text))
+            await self._write(re.sub(r"\r\n?", "\n", text) if field["lines"] else one_line(text))
         await self.settle()
 
     async def _write(self, text: str) -> None:
@@ -252,6 +253,7 @@ class Tab:
         except Error as error:
             if "ERR_CACHE_MISS" not in str(error):
                 raise
+            await self.page.wait_for_url(ERROR, wait_until="commit")
             await self.page.goto(before[-1]["url"], wait_until="load")  # it answered a form, which is not sent again
         await self.settle()
         return True
