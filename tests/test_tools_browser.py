@@ -397,6 +397,27 @@ def test_a_page_of_ten_megabytes_is_read_in_part() -> None:
         assert seen[0] == "first" and sum(map(len, seen)) < 200_000 and "left out" in seen[-1]
 
 
+FORM = "<p>{0}</p><form method=post><input aria-label=A><button>Send</button></form><a href=/b>On</a>"
+
+
+def test_back_leads_to_the_last_page_with_another_address_and_sends_no_form_again() -> None:
+    site = Pages({"/": FORM.format("first"), "/b": FORM.format("second")})
+    with contextlib.closing(open_page(site, f"{site.origin}/")) as page:
+        page.click(key(page, "Send"))
+        page.click(key(page, "On"))
+        page.click(key(page, "Send"))
+        assert items(page)[0] == "second" and page.back() and items(page)[0] == "first"
+        assert not page.back() and items(page)[0] == "first"
+        assert [request.method for request in site.asked if request.path != "/favicon.ico"].count("POST") == 2
+
+
+def test_a_text_of_several_lines_becomes_one_as_where_it_is_pasted() -> None:
+    with opened("<input aria-label=A><textarea aria-label=B></textarea>") as page:
+        for name in "AB":
+            page.type(key(page, name), "a\r\nb\nc\n")
+        assert [item["value"] for item in page.read()["items"]] == ["a b c", "a\nb\nc\n"]
+
+
 ENDINGS = {
     "at the end": "",
     "in an exception": "raise SystemExit(3)",

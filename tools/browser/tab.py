@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import json
+import re
 import time
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -24,8 +25,14 @@ OUTSIDE = (-5.0, -5.0)  # where the pointer starts
 TYPED = 200  # characters that are typed key by key; longer texts are inserted at once
 ARRIVAL = 5.0  # seconds in which a navigation that has begun leads to another document
 POLL = 0.004  # seconds
+ERROR = "chrome-error://chromewebdata/"  # the address of Chromium's page that says what is wrong
 # what belongs to a tab, and is not among the storage of an origin
 FORGET = "() => { window.name = ''; try { sessionStorage.clear(); } catch { /* about:blank has none */ } }"
+
+
+def one_line(text: str) -> str:
+    """A text as Chromium pastes it into a field of one line."""
+    return re.sub(r"\r\n|[\r\n]", " ", text.rstrip("\r\n"))
 
 
 @functools.cache
@@ -202,7 +209,7 @@ class Tab:
     async def type(self, key: str, text: str) -> None:
         field = await self._ask("enter", key, text)
         if not field.get("set"):
-            await self._write(text if field["lines"] else " ".join(text.splitlines()))
+            await self._write(re.sub(r"\r\n?", "\n", text) if field["lines"] else one_line(text))
         await self.settle()
 
     async def _write(self, text: str) -> None:
@@ -232,12 +239,22 @@ class Tab:
         return bool(moved)
 
     async def back(self) -> bool:
-        """Whether there was a page before."""
+        """Goes to the last page that had another address; whether there was one."""
+        from playwright.async_api import Error
+
         history = await self.session.send("Page.getNavigationHistory")
-        place = history["currentIndex"]
-        if not place:
+        here = history["entries"][history["currentIndex"]]["url"]
+        before = [entry for entry in history["entries"][: history["currentIndex"]] if entry["url"] != here]
+        if not before:
             return False
-        await self.page.go_back(wait_until="load")
+        try:
+            async with self.page.expect_navigation(wait_until="load"):
+                await self.session.send("Page.navigateToHistoryEntry", {"entryId": before[-1]["id"]})
+        except Error as error:
+            if "ERR_CACHE_MISS" not in str(error):
+                raise
+            await self.page.wait_for_url(ERROR, wait_until="commit")
+            await self.page.goto(before[-1]["url"], wait_until="load")  # it answered a form, which is not sent again
         await self.settle()
         return True
 
