@@ -99,8 +99,7 @@ class DeskEnv(ScreenEnv):
 
     def _edit(self, control: Control, act: Act) -> None:
         """What is typed, chosen or checked is a draft until a button is clicked."""
-        if act.kind != "select":
-            self.focus = control.role in TYPED or control.role in CHECKED
+        self.focus = control.role in TYPED or control.role in CHECKED  # not of a list, in which Enter sends no form
         if act.kind != "click" or control.role in CHECKED:
             self.drafts |= edited(control, act.text)
 

@@ -527,6 +527,7 @@
     if (!element) return { fault: "has gone: look at the page again" };
     const option = [...(element.options ?? [])].find(each => each.label === wanted);
     if (!option || option.disabled) return { fault: option ? "cannot choose this option now" : "has changed: look at the page again" };
+    element.focus();
     option.selected = element.multiple ? !option.selected : true;
     tellChange(element);
     return {};
