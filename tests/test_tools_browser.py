@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,20 +37,22 @@ def _ended() -> Iterator[None]:
 
 @dataclass
 class Pages:
-    """A site of pages by path."""
+    """A site of pages by path, or of other replies."""
 
-    pages: dict[str, str]
+    pages: Mapping[str, str | Reply]
     origin: str = "http://site.test"
     asked: list[Request] = field(default_factory=list)
 
     def answer(self, request: Request) -> Reply:
         self.asked.append(request)
         page = self.pages.get(request.path.split("?")[0])
+        if isinstance(page, Reply):
+            return page
         return Reply(b"", status=404) if page is None else Reply(page.encode())
 
 
 @contextlib.contextmanager
-def opened(page: str, *, seconds: float = 15.0, seed: int = 0, **more: str) -> Iterator[BrowserPage]:
+def opened(page: str, *, seconds: float = 15.0, seed: int = 0, **more: str | Reply) -> Iterator[BrowserPage]:
     site = Pages({"/": page} | {f"/{name}": text for name, text in more.items()})
     with contextlib.closing(open_page(site, f"{site.origin}/", seed=seed, seconds=seconds)) as live:
         yield live
@@ -325,6 +327,14 @@ def test_a_page_of_the_site_that_sends_elsewhere_leads_nowhere(listener: Listene
         page.wait(1)
         assert "127.0.0.1" not in page.read()["address"]
     assert listener.callers == 0
+
+
+def test_a_download_that_the_site_begins_is_refused_and_told() -> None:
+    file = Reply(b"x" * 10_000, "application/octet-stream", headers={"Content-Disposition": "attachment"})
+    with opened("<a href=/file>go</a>", file=file) as page:
+        page.click(key(page, "go"))
+        assert page.told() == ["a download was refused"]
+        assert page.read()["address"] == "http://site.test/" and items(page) == ["<link go>"]
 
 
 def test_a_folder_gives_nothing_from_outside_it(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from ...tools.browser import BrowserPage, open_page
 from ..base import Message
 from ..formats.actions import Action, FormatError
 from ..screen import Act, Control, Page, ScreenEnv
-from .miniwob import Seen, next_move
+from .miniwob import ORACLES, Seen, next_move
 from .tasks import SUCCESS, Outcome, WebTask, web_tasks
 
 
@@ -133,8 +133,8 @@ class BrowserEnv(ScreenEnv):
             return None
         calls = tuple((each.call.name, dict(each.call.arguments)) for each in self.transcript if not each.result.failed)
         move = next_move(self.task.name, Seen(self.goal, "\n".join(self.current.lines), calls))
-        if move is None:
-            return None
+        if move is None:  # an oracle that sees no way on gives up
+            return self.write_answer("done") if self.task.name in ORACLES else None
         return self.format.render(Action((ToolCall(move.tool, move.arguments),) * move.times), self.tools)
 
     def _leave(self) -> None:

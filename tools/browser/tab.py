@@ -84,8 +84,12 @@ class Tab:
             await dialog.dismiss()
 
     async def _download(self, download: Download) -> None:
+        from playwright.async_api import Error
+
         self.notices.append("a download was refused")
         await download.cancel()
+        with contextlib.suppress(Error):
+            await self.evaluate("() => __treegym.stay()")  # the navigation that began it leads to no document
 
     async def _window(self, page: Page) -> None:
         if page is not self.page:
