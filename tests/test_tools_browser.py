@@ -6,10 +6,12 @@ import contextlib
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -225,6 +227,27 @@ def test_transitions_take_no_time() -> None:
     with opened(f"{style}<div id=d>there</div><button onclick=\"d.className = 'on'\">b</button>") as page:
         page.click(key(page, "b"))
         assert items(page) == ["there", "<button b>"]
+
+
+def test_a_picture_that_hovering_shows_is_there_before_the_click() -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    size = struct.pack(">IIBBBBB", 90, 9, 1, 0, 0, 0, 0)  # a bit a pixel
+    data = zlib.compress(bytes(9 * 13))
+    picture = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+    class Slow(Pages):
+        def answer(self, request: Request) -> Reply:
+            time.sleep(0.3 * (request.path == "/wide.png"))
+            return super().answer(request)
+
+    source = """<style>#s:hover { content: url(/wide.png) }</style>
+        <span id=s onclick="p.append(s.offsetWidth)">here</span><p id=p>"""
+    site = Slow({"/": source, "/wide.png": Reply(picture, "image/png", headers={"Cache-Control": "max-age=60"})})
+    with contextlib.closing(open_page(site, "http://site.test/")) as page:
+        page.click(key(page, "here"))
+        assert "90" in items(page)
 
 
 # episodes are separate

@@ -28,6 +28,13 @@ FLAGS = (
     "--enable-blink-features=ComputedAccessibilityInfo --force-webrtc-ip-handling-policy=disable_non_proxied_udp "
     "--force-color-profile=srgb --font-render-hinting=none"
 ).split()
+# The last such flag counts, so Playwright's features that matter here are among them. Those of the omnibox would start
+# two processes with every window.
+DISABLED = "--disable-features=" + ",".join(
+    "AvoidUnnecessaryBeforeUnloadCheckSync DestroyProfileOnBrowserClose HttpsUpgrades HttpsFirstBalancedModeAutoEnable "
+    "LensOverlay MediaRouter PaintHolding OptimizationHints NetworkTimeServiceQuerying AimEnabled PreconnectToSearch "
+    "WebUIOmniboxPopup WebUIOmniboxAimPopup".split()
+)
 RESOLVER = "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"  # no name is looked up
 
 
@@ -80,7 +87,7 @@ class Chromium:
         try:
             async with async_playwright() as playwright:
                 self._browser = await playwright.chromium.launch(
-                    executable_path=path, args=[*FLAGS, RESOLVER], handle_sigint=False, handle_sigterm=False
+                    executable_path=path, args=[*FLAGS, DISABLED, RESOLVER], handle_sigint=False, handle_sigterm=False
                 )
                 session = await self._browser.new_browser_cdp_session()
                 told = await session.send("SystemInfo.getProcessInfo")
