@@ -74,7 +74,8 @@ def env_of(**settings: Any) -> Iterator[BrowserEnv]:
 
 @pytest.mark.parametrize("page", ["click-test-2", "focus-text-2", "click-checkboxes"])
 def test_pages_keep_the_promises_of_an_environment(page: str) -> None:
-    check_env("treegym/Browser-v0", options={"page": page}, seeds=[0])
+    few = Task("treegym/Browser-v0", 0, settings={"max_turns": 6}).make  # every turn takes a third of a second
+    check_env(few, options={"page": page}, seeds=[0])
 
 
 def test_a_task_of_a_file_is_checked_when_the_answer_comes(tasks: Path) -> None:

@@ -242,8 +242,8 @@ def test_a_picture_that_hovering_shows_is_there_before_the_click() -> None:
             time.sleep(0.3 * (request.path == "/wide.png"))
             return super().answer(request)
 
-    source = """<style>#s:hover { content: url(/wide.png) }</style>
-        <span id=s onclick="p.append(s.offsetWidth)">here</span><p id=p>"""
+    source = """<style>#s { display: inline-block; min-width: 36px; height: 20px } #s:hover { content: url(/wide.png) }
+        </style><span id=s onclick="p.append(s.offsetWidth)">here</span><p id=p>"""
     site = Slow({"/": source, "/wide.png": Reply(picture, "image/png", headers={"Cache-Control": "max-age=60"})})
     with contextlib.closing(open_page(site, "http://site.test/")) as page:
         page.click(key(page, "here"))

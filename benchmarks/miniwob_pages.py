@@ -1,8 +1,8 @@
 """MiniWoB++ in treegym/Browser-v0: what oracles solve from text alone, and whether all pages read the same again.
 
-    python benchmarks/miniwob.py                     # both parts: a quarter of an hour on two cores
-    python benchmarks/miniwob.py --parts sameness    # one part; the page keeps what it has of the other
-    python benchmarks/miniwob.py --report            # the page alone, from the figures that there are
+    python benchmarks/miniwob_pages.py                     # both parts: a quarter of an hour on two cores
+    python benchmarks/miniwob_pages.py --parts sameness    # one part; the page keeps what it has of the other
+    python benchmarks/miniwob_pages.py --report            # the page alone, from the figures that there are
 
 The figures are in docs/results/miniwob.json, the page is docs/results/miniwob.md.
 """
@@ -109,7 +109,7 @@ def difference(first: list[str], *others: list[str]) -> list[str]:
 
 
 def report(found: Figures) -> str:
-    lines = ["# MiniWoB++", "", "Made by `python benchmarks/miniwob.py`."]
+    lines = ["# MiniWoB++", "", "Made by `python benchmarks/miniwob_pages.py`."]
     if "oracles" in found:
         lines += ["", "## Oracles", "", *solutions(found["oracles"]["pages"], found["oracles"]["seconds"])]
     if "sameness" in found:
