@@ -8,6 +8,7 @@ import html
 import json
 import os
 import signal
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -32,7 +33,7 @@ from treegym.agents.rollouts import (
 from treegym.envs import BrowserEnv, Task, ToolEnv, check_env
 from treegym.envs.web.miniwob import ORACLES
 from treegym.envs.web.tasks import miniwob_folder, web_tasks
-from treegym.tools import EpisodeLost, tool
+from treegym.tools import EpisodeLost, MCPServer, tool
 from treegym.tools.browser import BrowserUnavailable, close_browser
 from treegym.tools.browser.chromium import browser, chromium_path
 
@@ -109,6 +110,15 @@ def test_what_a_page_says_is_text(tmp_path: Path) -> None:
         assert said.split("\n")[1] in info["messages"][0].text
         assert renderer.observation(info["messages"], ended=True).count(renderer.end_of_turn) == 1
         assert env.step(env.write_answer("done"))[1] == 1.0
+
+
+def test_any_mcp_client_has_a_browser(tasks: Path) -> None:
+    command = [sys.executable, "-m", "treegym", "serve-tools", "treegym/Browser-v0", "--set", f"tasks={tasks}"]
+    with MCPServer(command, env={"PYTHONPATH": os.pathsep.join(sys.path)}) as server:
+        assert {tool.name for tool in server.tools} == set("click hover type select press scroll back wait".split())
+        assert '[1] spinbutton "Number" value="3"' in server.call("type", {"number": 1, "text": "3"}).text
+        assert "pieces !" in server.call("click", {"number": 2}).text
+        assert server.call("click", {"number": 9}).failed
 
 
 FAULTS = {
