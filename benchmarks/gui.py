@@ -63,6 +63,7 @@ def beside(pythons: Mapping[str, str]) -> Figures:
         link.parent.mkdir(parents=True)
         link.symlink_to(chromium_path())
         os.environ["PLAYWRIGHT_BROWSERS_PATH"] = folder
+        os.environ["SE_OFFLINE"] = "true"  # Selenium would look for a driver on the network
         os.environ["MINIWOB_URL"] = f"{miniwob_folder().as_uri()}/miniwob/"
         workers = {}
         for side, python in pythons.items():

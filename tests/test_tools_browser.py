@@ -242,7 +242,7 @@ def test_a_picture_that_hovering_shows_is_there_before_the_click() -> None:
             time.sleep(0.3 * (request.path == "/wide.png"))
             return super().answer(request)
 
-    source = """<style>#s { display: inline-block; min-width: 36px; height: 20px } #s:hover { content: url(/wide.png) }
+    source = """<style>#s { display: inline-block; min-width: 36px; height: 9px } #s:hover { content: url(/wide.png) }
         </style><span id=s onclick="p.append(s.offsetWidth)">here</span><p id=p>"""
     site = Slow({"/": source, "/wide.png": Reply(picture, "image/png", headers={"Cache-Control": "max-age=60"})})
     with contextlib.closing(open_page(site, "http://site.test/")) as page:
@@ -428,6 +428,13 @@ def test_a_page_of_ten_megabytes_is_read_in_part() -> None:
     with opened("<p>first" + ("<p>" + "word " * 20) * 100_000, seconds=60) as page:
         seen = items(page)
         assert seen[0] == "first" and sum(map(len, seen)) < 200_000 and "left out" in seen[-1]
+
+
+def test_closing_ends_the_browser_while_the_process_goes_on() -> None:
+    with opened("<p>x"):
+        process = browser().process
+    close_browser()
+    assert ends(lambda: not Path(f"/proc/{process}").exists())
 
 
 ENDINGS = {
