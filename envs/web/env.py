@@ -11,7 +11,7 @@ from ..formats.actions import Action, FormatError
 from ..screen import Act
 from .chromium import ChromiumEnv
 from .desk import DeskBrowserEnv
-from .miniwob import Seen, next_move
+from .miniwob import ORACLES, Seen, next_move
 from .tasks import SUCCESS, Outcome, WebTask, web_tasks
 
 
@@ -93,6 +93,6 @@ class BrowserEnv(ChromiumEnv):
             return None
         calls = tuple((each.call.name, dict(each.call.arguments)) for each in self.transcript if not each.result.failed)
         move = next_move(self.task.name, Seen(self.goal, "\n".join(self.current.lines), calls))
-        if move is None:
-            return None
+        if move is None:  # an oracle that sees no way on gives up
+            return self.write_answer("done") if self.task.name in ORACLES else None
         return self.format.render(Action((ToolCall(move.tool, move.arguments),) * move.times), self.tools)

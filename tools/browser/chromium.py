@@ -67,6 +67,7 @@ class Chromium:
         self._idle: list[Tab] = []
         self._lock = threading.Lock()  # guards `_idle`
         self._browser: Browser | None = None
+        self._closing = asyncio.Event()
         ready: Future[None] = Future()
         self._life = self.loop.start(self._live(path, ready))
         try:
@@ -81,7 +82,7 @@ class Chromium:
         return self._browser is not None and self._browser.is_connected() and not self._life.done()
 
     async def _live(self, path: str, ready: Future[None]) -> None:
-        """From start to end, which comes when the loop cancels what runs."""
+        """From start to end, which comes with `close`, or when the loop cancels what runs."""
         from playwright.async_api import async_playwright
 
         try:
@@ -94,7 +95,7 @@ class Chromium:
                 self.process = next(each["id"] for each in told["processInfo"] if each["type"] == "browser")
                 ready.set_result(None)
                 try:
-                    await asyncio.Event().wait()
+                    await self._closing.wait()
                 finally:
                     await self._end()
         except Exception as error:
@@ -107,9 +108,11 @@ class Chromium:
             tab.gate.close()
         try:
             await asyncio.wait_for(self._browser.close(), CLOSE_SECONDS)
-        except Exception:
+        except BaseException as error:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.process, signal.SIGKILL)
+            if not isinstance(error, Exception):  # the loop ends, and Playwright with it
+                raise
 
     async def tab(self) -> Tab:
         """One that is idle, or a new one."""
@@ -135,7 +138,14 @@ class Chromium:
         await tab.close()
 
     def close(self) -> None:
+        """Ends the browser and Playwright's driver. The loop comes last: both need it in order to end."""
+        with contextlib.suppress(Exception):
+            self.loop.start(self._close_all())
+            self._life.result(2 * CLOSE_SECONDS)
         self.loop.close()
+
+    async def _close_all(self) -> None:
+        self._closing.set()
 
 
 _lock = threading.Lock()

@@ -53,6 +53,7 @@ class Tab:
     pointer: tuple[float, float] = OUTSIDE
     document: str = ""  # which one was read last
     seeded: str = ""  # the number of the script that runs before the page's own
+    pictures: set[str] = field(default_factory=set)  # requests for pictures that are under way
 
     @classmethod
     async def open(cls, browser: Browser) -> Self:
@@ -77,12 +78,20 @@ class Tab:
         page.on("download", tab._download)
         context.on("page", tab._window)
         session.on("Runtime.bindingCalled", lambda call: tab.notices.append(call["payload"]))
+        session.on("Network.requestWillBeSent", tab._asked)
+        session.on("Network.loadingFinished", lambda answer: tab.pictures.discard(answer["requestId"]))
+        session.on("Network.loadingFailed", lambda answer: tab.pictures.discard(answer["requestId"]))
+        await session.send("Network.enable", {"maxTotalBufferSize": 0})
         await session.send("Runtime.enable")
         await session.send("Page.enable")
         return tab
 
     def breaks(self, why: str) -> None:
         self.broken = self.broken or why
+
+    def _asked(self, request: dict[str, Any]) -> None:
+        if request["type"] == "Image":
+            self.pictures.add(request["requestId"])
 
     async def _dialog(self, dialog: Dialog) -> None:
         if dialog.type == "beforeunload":
@@ -91,8 +100,12 @@ class Tab:
             await dialog.dismiss()
 
     async def _download(self, download: Download) -> None:
+        from playwright.async_api import Error
+
         self.notices.append("a download was refused")
         await download.cancel()
+        with contextlib.suppress(Error):
+            await self.evaluate("() => __treegym.stay()")  # the navigation that began it leads to no document
 
     async def _window(self, page: Page) -> None:
         if page is not self.page:
@@ -147,10 +160,30 @@ class Tab:
         """Has the page notice where the pointer is now. Chromium does so by itself after a layout, but at any time."""
         if self.pointer != OUTSIDE:
             await self._point(*self.pointer)
+        else:
+            await self._pictures()
 
     async def _point(self, x: float, y: float) -> None:
         self.pointer = (x, y)
-        await self.page.mouse.move(x, y)
+        for _ in range(3):  # a picture that arrives may move what is under the pointer
+            await self.page.mouse.move(x, y)
+            if not await self._pictures():
+                return
+
+    async def _pictures(self) -> bool:
+        """Waits for the pictures that styles name; whether there were any. Boxes have other sizes without them."""
+        from playwright.async_api import Error
+
+        waited, limit = False, time.monotonic() + ARRIVAL
+        with contextlib.suppress(Error):  # the document went away meanwhile
+            while time.monotonic() < limit:
+                await self.evaluate("() => void document.body?.offsetWidth")  # with the layout, pictures are asked for
+                if not self.pictures:
+                    return waited
+                waited = True
+                await asyncio.sleep(POLL)
+        self.pictures.clear()
+        return waited
 
     async def _arrive(self) -> None:
         """Waits for the document that a navigation leads to."""
