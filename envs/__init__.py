@@ -5,6 +5,7 @@ import gymnasium
 from .base import Message, TextEnv
 from .check import check_env
 from .code.env import CodeEnv
+from .desk.env import DeskEnv
 from .factsearch.env import FactSearchEnv
 from .formats.actions import Action, ActionFormat, FormatError
 from .formats.families import HermesFormat
@@ -20,12 +21,17 @@ from .problems import ProblemEnv
 from .rewards import exact_match, normalize_answer, token_f1
 from .task import Task
 from .toolenv import Exchange, ToolEnv
+from .web.desk import DeskBrowserEnv
+from .web.env import BrowserEnv
 from .wrappers import Hint, Step, StepPenalty, TextWrapper, TurnLimit, WithNotes
 
 __all__ = [
     "Action",
     "ActionFormat",
+    "BrowserEnv",
     "CodeEnv",
+    "DeskBrowserEnv",
+    "DeskEnv",
     "Exchange",
     "FactSearchEnv",
     "FencedFormat",
@@ -63,7 +69,9 @@ __all__ = [
 ]
 
 _ENVS = {
+    "treegym/Browser-v0": f"{__name__}.web.env:browser_env",
     "treegym/Code-v0": f"{__name__}.code.env:CodeEnv",
+    "treegym/Desk-v0": f"{__name__}.desk.env:DeskEnv",
     "treegym/FactSearch-v0": f"{__name__}.factsearch.env:FactSearchEnv",
     "treegym/HouseRules-v0": f"{__name__}.houserules:HouseRulesEnv",
     "treegym/Household-v0": f"{__name__}.household:HouseholdEnv",

@@ -226,13 +226,16 @@ def pickles_in_mid_episode(run: _Run) -> None:
 
 def hostile_actions_are_answered(run: _Run) -> None:
     env, _ = run.begin()
+    over = False
     for action in (*HOSTILE, *_tool_texts(env)):
-        env, _ = run.begin()
+        if over:
+            env, _ = run.begin()
         observation, reward, terminated, truncated, _ = env.step(action)
         run.require(observation in env.observation_space, f"the observation after {action[:40]!r} is not in its space")
         run.require(isinstance(reward, float), f"the reward after {action[:40]!r} is no float")
         run.require(not (terminated and truncated), "an episode was both terminated and truncated")
         run.require(bool(observation) or terminated, f"{action[:40]!r} got no answer")
+        over = terminated or truncated
 
 
 def _tool_texts(env: TextEnv) -> list[str]:

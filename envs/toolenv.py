@@ -16,6 +16,7 @@ from gymnasium.error import ResetNeeded
 
 from ..tools import (
     Cassette,
+    EpisodeLost,
     FunctionTool,
     Playhead,
     Recorded,
@@ -51,7 +52,8 @@ class Exchange:
 class ToolEnv(TextEnv):
     """Subclasses give `begin`, their `@tool` methods and `score`, and keep their state in plain attributes.
 
-    An episode ends with an answer (terminated), or when the turns run out (truncated, info["cause"] says so).
+    An episode ends with an answer (terminated), or when the turns run out (truncated, info["cause"] says so), or when a
+    tool raises EpisodeLost (truncated, info["cause"] has its cause and info["lost"] its text).
     A turn's reward is the sum of its terms times `reward_weights`. The last turn has the terms of `score`, and
     `format`, which is 1.0 if the episode ended with an answer and every turn before was an action of known tools with
     valid arguments. Every turn has those of `score_step` and of the functions in `terms`; a term that several of these
@@ -120,6 +122,7 @@ class ToolEnv(TextEnv):
         self.turn, self.over, self.well_formed = 0, True, True
         self.transcript: tuple[Exchange, ...] = ()
         self.answered: str | None = None
+        self.lost: EpisodeLost | None = None
 
     def begin(self, options: Mapping[str, Any]) -> str:
         """Draws the task with `self.np_random`; the text of the user's message."""
@@ -198,14 +201,16 @@ class ToolEnv(TextEnv):
         parsed = self.format.parse(encodable(action), self.tools)
         messages = self._act(parsed)
         terminated = self.answered is not None
-        truncated = not terminated and self.turn >= self.max_turns
+        truncated = not terminated and (self.lost is not None or self.turn >= self.max_turns)
         self.over = terminated or truncated
         terms = self._terms(self.transcript[before:])
         calls = [{"name": call.name, "arguments": dict(call.arguments)} for call in _calls(parsed)]
         info: dict[str, Any] = {"messages": messages, "reward_terms": terms, "tool_calls": calls}
         info |= self._counts(parsed)
         if truncated:
-            info["cause"] = TURN_LIMIT
+            info["cause"] = TURN_LIMIT if self.lost is None else self.lost.cause
+        if self.lost is not None:
+            info["lost"] = self.lost.text
         return observation_of(messages), weighed(terms, self.reward_weights), terminated, truncated, info
 
     def _act(self, parsed: Action | FormatError) -> list[Message]:
@@ -216,7 +221,11 @@ class ToolEnv(TextEnv):
         if parsed.answer is not None:
             self.answered = parsed.answer
             return []
-        results = call_tools(parsed.calls, self.tools)
+        try:
+            results = call_tools(parsed.calls, self.tools)
+        except EpisodeLost as error:
+            self.lost = error
+            results = [ToolResult(f"{error}; the episode ends here", failed=True)] * len(parsed.calls)
         exchanges = tuple(map(Exchange, parsed.calls, results))
         self.well_formed &= not any(exchange.result.failed for exchange in exchanges)
         self.transcript += exchanges

@@ -47,9 +47,9 @@ def test_a_room_imports_only_rooms_before_it(path: Path) -> None:
 
 # What a room consists of, in an order in which each part imports only parts before it.
 ORDER = {
-    "tools": "named artefacts protocol deadline function cassette search calls looping sandbox mcp",
-    "envs": "notes base rewards spaces formats toolparts toolenv fresh problems wrappers task "
-    "factsearch household houserules lookup maze code math check",
+    "tools": "named artefacts protocol deadline function cassette search calls looping browser sandbox mcp",
+    "envs": "notes base rewards spaces formats toolparts toolenv screen fresh problems wrappers task "
+    "factsearch household houserules lookup maze desk code math web check",
     "agents": "policy template models chat tree inference loop rollouts store evaluation serving policies exchange "
     "memory",
     "trainers": "checks packing advantages tasks curriculum losses algorithms learner pipeline stages plan training",

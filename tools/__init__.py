@@ -5,12 +5,13 @@ from .cassette import Cassette, NotOnTape, Playhead, Recorded
 from .deadline import left_behind
 from .function import FunctionTool, tool
 from .mcp import EpisodeTool, MCPServer, MCPTool, ServerUnavailable, serve_tools
-from .protocol import Conduct, Stateful, Tool, ToolCall, ToolError, Toolkit, ToolResult, TransientError
+from .protocol import Conduct, EpisodeLost, Stateful, Tool, ToolCall, ToolError, Toolkit, ToolResult, TransientError
 
 __all__ = [
     "Backoff",
     "Cassette",
     "Conduct",
+    "EpisodeLost",
     "EpisodeTool",
     "FunctionTool",
     "MCPServer",

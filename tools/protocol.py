@@ -21,6 +21,21 @@ class TransientError(ToolError):
     """A ToolError that another try may not meet: the connection was cut, the server was busy."""
 
 
+class EpisodeLost(Exception):
+    """What an episode plays in has failed: a page hangs, a browser has died. The episode ends, truncated.
+
+    It is neither the agent's mistake nor a bug. The environment's info tells the cause.
+    """
+
+    def __init__(self, cause: str, text: str) -> None:
+        super().__init__(cause, text)
+        self.cause = cause  # a few words, the same for all episodes that end so: metrics count by it
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
+
+
 @dataclass(frozen=True, slots=True)
 class ToolCall:
     """One call as the agent wrote it; the arguments are not yet checked."""

@@ -2,7 +2,7 @@
 
 from .engine import GrowingTree, Turn, grow, grow_trees
 from .failure import Failure, FailureCause, TooManyFailures, failure_cause
-from .replay import Continuation, Divergence, Episode, RewardTerm, played, rescore, verify
+from .replay import Continuation, Divergence, Episode, LostTurn, RewardTerm, lost_turns, played, rescore, verify
 from .response import (
     LENIENT,
     STRICT,
@@ -40,6 +40,7 @@ __all__ = [
     "FailureCause",
     "FollowOracle",
     "GrowingTree",
+    "LostTurn",
     "OutsideSource",
     "Recall",
     "ReplayMismatch",
@@ -54,6 +55,7 @@ __all__ = [
     "failure_cause",
     "grow",
     "grow_trees",
+    "lost_turns",
     "normalized_entropy",
     "played",
     "rescore",

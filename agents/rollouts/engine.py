@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...envs import Message, Task, TextEnv
-from ...tools import Cassette
+from ...tools import Cassette, EpisodeLost
 from ...tools.protocol import encodable
 from ..chat import ChatRenderer
 from ..policy import (
@@ -303,6 +303,8 @@ class GrowingTree:
         return env
 
     def _compare(self, depth: int, recorded: Response, replayed: Response) -> None:
+        if lost := replayed.info.get("lost"):
+            raise EpisodeLost(str(replayed.info.get("cause")), f"a replay was lost in turn {depth}: {lost}")
         if difference := STATE.first(recorded, replayed):
             place = f"{self.task.env}, seed {self.task.seed}, turn {depth}"
             raise ReplayMismatch(f"{place}: the replay's {difference}")

@@ -17,7 +17,8 @@ from enum import StrEnum
 from typing import Any
 
 from ...envs import Task
-from ...tools import ServerUnavailable
+from ...tools import EpisodeLost, ServerUnavailable
+from ...tools.browser import BrowserUnavailable
 from ...tools.sandbox import SandboxError, SandboxUnavailable
 
 
@@ -59,6 +60,8 @@ class TooManyFailures(Exception):
 
 _KINDS: tuple[tuple[type[BaseException], FailureCause | None], ...] = (
     (SandboxUnavailable, None),  # it is not installed, which another try would not mend
+    (BrowserUnavailable, None),
+    (EpisodeLost, FailureCause.CRASHED),
     (SandboxError, FailureCause.SANDBOX),
     (ServerUnavailable, FailureCause.TOOLS),
     (TimeoutError, FailureCause.TIMEOUT),

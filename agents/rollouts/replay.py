@@ -47,7 +47,8 @@ def verify(
 ) -> list[Divergence]:
     """Takes every recorded action again and compares what the environment answers.
 
-    One divergence for each branch that has any, in the order of the tree's nodes; what follows it is not played.
+    One divergence for each branch that has any, in the order of the tree's nodes; what follows it is not played, nor
+    are the `lost_turns`.
     OutsideSource where an environment reads from outside and no cassette is given.
     """
     if rollout is not None:
@@ -56,6 +57,26 @@ def verify(
         alone = replace(tree, nodes=tuple(nodes), leaves=(len(path) - 1,), origins=())
         return [replace(divergence, rollout=rollout) for divergence in verify(alone, strictness, cassette)]
     return [divergence for _, _, divergence in played(tree, strictness, cassette) if divergence]
+
+
+@dataclass(frozen=True, slots=True)
+class LostTurn:
+    """A turn in which what the episode played in failed (a page hung, a browser died), and which ended it."""
+
+    rollout: int  # the first one through the turn
+    turn: int  # from 1
+    cause: str
+
+
+def lost_turns(tree: RolloutTree, rollout: int | None = None) -> list[LostTurn]:
+    """The turns, of one rollout or of all, that cannot be verified, because a replay does not fail as they did."""
+    ends = {path[-1]: (number, len(path)) for number, path in reversed([*enumerate(tree.paths)]) if path}
+    lost = [LostTurn(*place, str(tree.nodes[i].info["cause"])) for i, place in ends.items() if _is_lost(tree.nodes[i])]
+    return sorted((each for each in lost if rollout in (None, each.rollout)), key=lambda each: each.rollout)
+
+
+def _is_lost(node: Node) -> bool:
+    return node.truncated and "lost" in node.info
 
 
 def played(
@@ -108,7 +129,9 @@ def _taken(
 
 
 def _again(env: TextEnv, node: Node, strictness: Strictness) -> Difference | None:
-    """Takes a turn again; an exception is a difference too."""
+    """Takes a turn again; an exception is a difference too. A lost turn is not taken."""
+    if _is_lost(node):
+        return None
     try:
         response = act(env, node.action.text)
     except Exception as error:  # of the environment's; it raised none when the turn was recorded

@@ -260,7 +260,7 @@ def _messages(messages: Iterable[Any]) -> None:
 
 
 def _verify(run: Run, episode: str | None, *, strict: bool) -> int:
-    from ...agents.rollouts import LENIENT, STRICT, verify
+    from ...agents.rollouts import LENIENT, STRICT, lost_turns, verify
 
     cassette = _tape(run)
     rollout = _parse(episode, run)[1] if episode else None
@@ -274,7 +274,10 @@ def _verify(run: Run, episode: str | None, *, strict: bool) -> int:
         except Exception as error:  # whatever the environment raises
             unknown.setdefault(f"{tree.task.env}: {_said(error)}", []).append(number)
             continue
-        turns += len(tree.nodes) if rollout is None else len(tree.paths[rollout])
+        lost = lost_turns(tree, rollout)
+        turns += (len(tree.nodes) if rollout is None else len(tree.paths[rollout])) - len(lost)
+        for each in lost:
+            say(f"not played again, tree {number}, rollout {each.rollout}, turn {each.turn}: {each.cause}")
         if found:
             if not differing:
                 _show_divergence(number, tree, found[0])

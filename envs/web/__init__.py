@@ -1,0 +1,1 @@
+"""Web: tasks in real Chromium, MiniWoB++'s pages and one's own."""
