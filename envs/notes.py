@@ -106,11 +106,17 @@ def _end_of_own(lines: Sequence[str]) -> int:
 
 
 def advice(calls: Sequence[ToolCall]) -> str:
-    """These calls as the text of a note: `call choose(choice="red")`. Empty where there is none, or no line could hold
-    them."""
-    told = ", ".join(f"{call.name}({_arguments(call)})" for call in calls)
-    return "" if not told or why_not_a_line(f"call {told}", MAX_TEXT) else f"call {told}"
+    """These calls as the text of a note: `choose red`, or with several arguments `move(from="a", to="b")`. Empty where
+    there is none, or no line could hold them."""
+    text = ", then ".join(map(_in_words, calls))
+    return "" if why_not_a_line(text, MAX_TEXT) else text
 
 
-def _arguments(call: ToolCall) -> str:
-    return ", ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in call.arguments.items())
+def _in_words(call: ToolCall) -> str:
+    match list(call.arguments.values()):
+        case []:
+            return call.name
+        case [str(value)]:
+            return f"{call.name} {value}"
+    told = ", ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in call.arguments.items())
+    return f"{call.name}({told})"

@@ -57,8 +57,12 @@ LEFT, RIGHT = advice([call("left")]), advice([call("right")])
 
 
 def reflected(trees: Sequence[RolloutTree], known: Sequence[Lesson] = (), **settings: float) -> list[Operation]:
+    async def ask(messages: Sequence[Message], seed: int) -> str:
+        raise AssertionError("no model is needed")
+
     batch = [Seen("runs/a", number, each) for number, each in enumerate(trees)]
-    return asyncio.run(Contrast(**settings).reflect(batch, known))  # type: ignore[arg-type]
+    reflection = asyncio.run(Contrast(**settings).reflect(batch, known, ask))  # type: ignore[arg-type]
+    return [operation for group in reflection.groups for operation in group]
 
 
 def lessons_at_the_gate(operations: Sequence[Operation]) -> list[Lesson]:
@@ -186,7 +190,6 @@ def test_notes_are_no_part_of_what_was_read() -> None:
 
 
 def test_an_advice_is_one_line_or_none() -> None:
-    assert advice([call("a"), ToolCall("look", {"at": 'the "lamp"', "n": 2})]) == (
-        'call choose(choice="a"), look(at="the \\"lamp\\"", n=2)'
-    )
-    assert advice([]) == advice([call("x" * 500)]) == ""
+    calls = [call("a"), ToolCall("look", {"at": 'the "lamp"', "n": 2}), ToolCall("wait", {})]
+    assert advice(calls) == 'choose a, then look(at="the \\"lamp\\"", n=2), then wait'
+    assert advice([]) == advice([call("x" * 500)]) == advice([call("a\nb")]) == ""

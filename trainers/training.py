@@ -19,6 +19,8 @@ from transformers.utils import logging
 from ..agents import (
     Advantages,
     ChatRenderer,
+    Context,
+    ContextLengthExceeded,
     Evaluation,
     RolloutStrategy,
     RolloutTree,
@@ -40,13 +42,14 @@ from ..agents.models.lora import merged_state
 from ..agents.policies.sampler import TransformersPolicy
 from ..agents.rollouts import Chains, Recall, TooManyFailures
 from ..agents.store.folder import whole
-from ..envs import Task
+from ..envs import Message, Task
 from .learner.checkpoints import Checkpoints, DamagedCheckpoint, Progress
 from .learner.learner import Learner, Optimization
 from .pipeline import Grown, read_ahead, write_ahead
 from .plan import Plan
 
 MEMORY = "memory"  # the state of a checkpoint that holds the revision of the lessons
+REPLY = 512  # tokens of what the policy writes for a memory, at most
 AHEAD = "ahead.jsonl"  # the file of a checkpoint that holds the trees of steps to come
 
 
@@ -258,9 +261,19 @@ class Trainer:
         if self.memory is None:
             return {}
         batch = [Seen(str(self.run.path), number, tree) for number, tree in trees.items()]
-        counts = await self.memory.learn(batch, reason)
+        counts = await self.memory.learn(batch, self._ask, reason)
         self.keep_state(MEMORY, {"revision": self.memory.store.revision})
         return {"lessons": counts}
+
+    async def _ask(self, messages: Sequence[Message], seed: int) -> str:
+        """What the policy replies to a chat, with the present weights."""
+        await self.push()
+        prompt, sampling = Context(self.renderer.prompt(messages)), self.plan.sampling
+        room = min(sampling.max_context, self.positions) - prompt.length
+        if room < 1:
+            raise ContextLengthExceeded(f"the question has {prompt.length} tokens, which leaves no room for a reply")
+        sample = await self.policy.sample(prompt, seed, replace(sampling, max_tokens=min(room, REPLY)))
+        return sample.completion.text
 
     @property
     def step(self) -> int:

@@ -1,15 +1,18 @@
 """Lesson memory: what rollouts have taught, kept with its evidence, and told to agents in later episodes."""
 
+from .ask import AskModel
 from .curate import Add, Delete, Keep, Merge, Operation, Outcome, Reading, Update, curate, merged, read_operations
 from .lesson import IN_FORCE, Effect, Evidence, Lesson, LessonRefused, State
 from .memory import Memory, told
 from .ranking import ByMeaning, Ranker, by_words
-from .reflect import Contrast, Reflector, Seen, lessons_of
+from .reflect import Ask, Contrast, Reflection, Reflector, Seen, lessons_of
 from .store import Change, LessonStore
 
 __all__ = [
     "IN_FORCE",
     "Add",
+    "Ask",
+    "AskModel",
     "ByMeaning",
     "Change",
     "Contrast",
@@ -26,6 +29,7 @@ __all__ = [
     "Outcome",
     "Ranker",
     "Reading",
+    "Reflection",
     "Reflector",
     "Seen",
     "State",

@@ -205,12 +205,13 @@ def _deletes(operations: Sequence[Delete]) -> list[Delete]:
     for operation in operations:
         said = reasons.setdefault(operation.id, [])
         said += [operation.reason] if operation.reason not in ("", *said) else []
-    return [Delete(id, "; ".join(_fit(said))[:MAX_REASON]) for id, said in reasons.items()]
+    return [Delete(id, _one_line(said)) for id, said in reasons.items()]
 
 
-def _fit(reasons: Sequence[str]) -> Sequence[str]:
-    """The reasons that can go on record; all of them if there is none, so that one says why."""
-    return [reason for reason in reasons if not why_not_a_line(reason, MAX_REASON)] or reasons
+def _one_line(reasons: Sequence[str]) -> str:
+    """The reasons in one, without those that cannot go on record; if none can, the first, so that it is refused."""
+    fit = [reason for reason in reasons if not why_not_a_line(reason, MAX_REASON)]
+    return "; ".join(fit)[:MAX_REASON] if fit else "".join(reasons[:1])
 
 
 def _updates(operations: Sequence[Update]) -> list[Update]:
@@ -231,7 +232,7 @@ def _merges(operations: Sequence[Merge], gone: set[int]) -> tuple[list[Merge], l
             aside.append(Outcome(operation, refused="all but one of the lessons are deleted in the same batch"))
         else:
             key = (frozenset(left), operation.when, *near_words(operation.text))
-            merges.setdefault(key, replace(operation, ids=left))
+            merges.setdefault(key, replace(operation, ids=left) if gone & set(operation.ids) else operation)
     return list(merges.values()), aside
 
 

@@ -11,9 +11,9 @@ from ...envs import Task, TextEnv
 from ...envs.notes import Note, Place, own_text, with_notes
 from ...envs.task import Wrappers
 from ..rollouts import Response
-from .curate import curate
+from .curate import curate, merged
 from .lesson import Lesson
-from .reflect import Reflector, Seen
+from .reflect import Ask, Reflector, Seen
 from .store import CountTokens, LessonStore, rough_tokens
 
 
@@ -54,16 +54,19 @@ class Memory:
         said = own_text(response.messages[-1].text) if response.messages else ""
         return self.store.recall(task.env, tags, said, self.tokens, self.count_tokens)
 
-    async def learn(self, batch: Sequence[Seen], reason: str) -> dict[str, int]:
-        """Draws lessons from trees. How many operations there were of each kind, `refused` ones apart, and how many
-        lessons are in force now."""
+    async def learn(self, batch: Sequence[Seen], ask: Ask, reason: str) -> dict[str, int]:
+        """Draws lessons from trees. How many operations there were of each kind, how many of them were `refused`, how
+        many attempts to get some failed (`failures`), and how many lessons are `in_force` now."""
         if self.reflector is None:
             return {}
         envs = sorted({seen.tree.task.env for seen in batch})
         known = [lesson for env in envs for lesson in self.store.lessons(env=env)]
-        outcomes = curate(self.store, await self.reflector.reflect(batch, known), reason)
+        reflection = await self.reflector.reflect(batch, known, ask)
+        operations, aside = merged(reflection.groups)
+        outcomes = [*aside, *curate(self.store, operations, reason)]
         kinds = Counter("refused" if one.refused else type(one.operation).__name__.lower() for one in outcomes)
-        return {**kinds, "in_force": sum(1 for env in envs for _ in self.store.lessons(env=env))}
+        in_force = sum(1 for env in envs for _ in self.store.lessons(env=env))
+        return {**kinds, "failures": len(reflection.failures), "in_force": in_force}
 
 
 def told(lessons: Sequence[Lesson], place: Place) -> Wrappers:

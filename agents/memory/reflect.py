@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Protocol
 
-from ...envs import Task
+from ...envs import Message, Task
 from ...envs.notes import MAX_WHEN, advice, own_text, why_not_a_line
 from ..tree import ROOT, Node, RolloutTree
 from .curate import Add, Delete, Keep, Operation, Update
@@ -31,11 +31,23 @@ class Seen:
         return tuple(sorted(map(str, self.tree.info.get("tags", ()))))
 
 
+Ask = Callable[[Sequence[Message], int], Awaitable[str]]  # what a policy replies to a chat; the number seeds it
+
+
+@dataclass(frozen=True, slots=True)
+class Reflection:
+    """What a batch of trees teaches."""
+
+    groups: Sequence[Sequence[Operation]]  # each what one tree, or all of them, call for
+    failures: Sequence[str] = ()  # why something could not be had, one for each attempt
+
+
 class Reflector(Protocol):
     """Writes down what a batch of trees teaches."""
 
-    async def reflect(self, batch: Sequence[Seen], known: Sequence[Lesson]) -> list[Operation]:
-        """What is to be done with the lessons. `known` are those of the batch's environments that are in force."""
+    async def reflect(self, batch: Sequence[Seen], known: Sequence[Lesson], ask: Ask) -> Reflection:
+        """What is to be done with the lessons. `known` are those of the batch's environments that are in force. `ask`
+        is for reflectors that have a policy write."""
         ...
 
 
@@ -91,14 +103,14 @@ class Contrast:
         if self.threshold <= 0 or self.least < 1:
             raise ValueError(f"a threshold is more than 0 and least 1 or more, got {self.threshold}, {self.least}")
 
-    async def reflect(self, batch: Sequence[Seen], known: Sequence[Lesson]) -> list[Operation]:
+    async def reflect(self, batch: Sequence[Seen], known: Sequence[Lesson], ask: Ask) -> Reflection:
         parts = [choices(seen) for seen in batch] + [habits(seen) for seen in batch if self.habits]
         found = _collected(parts)
         by_topic: dict[Topic, list[Lesson]] = defaultdict(list)
         for lesson in known:
             if lesson.state in IN_FORCE:
                 by_topic[Topic(lesson.env, lesson.tags, lesson.when)].append(lesson)
-        return [operation for topic in found for operation in self._decided(topic, found[topic], by_topic[topic])]
+        return Reflection([[*self._decided(topic, found[topic], by_topic[topic])] for topic in found])
 
     def _decided(
         self, topic: Topic, done: Mapping[str, Sequence[Comparison]], known: Sequence[Lesson]

@@ -55,7 +55,7 @@ _APPLICATION, _VERSION = 0x74674C65, 1  # by which SQLite files of this kind, an
 _TOLD = "state IN ('proposed', 'active')"  # as the indices have it
 _TABLES = f"""
 CREATE TABLE changes (number INTEGER PRIMARY KEY, time REAL NOT NULL, author TEXT NOT NULL, kind TEXT NOT NULL,
-    lesson INTEGER NOT NULL, fields TEXT NOT NULL, reason TEXT NOT NULL);
+    lesson INTEGER NOT NULL, reason TEXT NOT NULL, fields TEXT NOT NULL);
 CREATE INDEX of_lesson ON changes (lesson, number);
 CREATE TABLE lessons (id INTEGER PRIMARY KEY, env TEXT NOT NULL, tags TEXT NOT NULL, told TEXT NOT NULL,
     state TEXT NOT NULL, effect REAL NOT NULL, support INTEGER NOT NULL, likeness TEXT NOT NULL, body TEXT NOT NULL);
@@ -83,8 +83,8 @@ class Change:
     author: str
     kind: str  # add, change, support, retire or forget
     lesson: int  # its id; 0: a lesson whose addition has been rewound, forgotten since
-    fields: Mapping[str, Any]
     reason: str
+    fields: Mapping[str, Any]
 
 
 class LessonStore:
@@ -168,7 +168,7 @@ class LessonStore:
         """
         checked_reason(reason)
         with self.transaction():
-            if not (past := self.history(id)):
+            if not (past := self.history(id)) or id == 0:
                 self.get(id)  # refuses the id
             digests = list(dict.fromkeys(_digest(change.fields["text"]) for change in past if "text" in change.fields))
             if any("text" in change.fields and change.fields["text"] in reason for change in past):
@@ -187,7 +187,7 @@ class LessonStore:
         with self.transaction():
             if not is_number(revision) or revision > self.revision:
                 raise LessonRefused(f"{self.path} is at revision {self.revision}: there is no way to {revision!r:.40}")
-            gone = [change for change in self.history() if change.number > revision]
+            gone = self.changes(revision)
             self._connection.execute("DELETE FROM changes WHERE number > ?", [revision])
             for change in (change for change in gone if change.kind == "forget"):
                 known = change.lesson if self.history(change.lesson) else 0
@@ -200,7 +200,7 @@ class LessonStore:
         """Makes the present again from the record."""
         with self.transaction():
             self._connection.execute("DELETE FROM lessons")
-            past = sorted(self.history(), key=lambda change: (change.lesson, change.number))
+            past = sorted(self.changes(), key=lambda change: (change.lesson, change.number))
             for id, changes in itertools.groupby(past, key=lambda change: change.lesson):
                 self._show(id, _present(id, changes))
 
@@ -253,12 +253,14 @@ class LessonStore:
         None: of every environment, in every state, with any tags.
         """
         conditions: list[tuple[str, Any]] = [("id > ?", 0)]
-        conditions += [("env = ?", env)] if env is not None else []
-        conditions += [("tags = ?", _tags_key(tags))] if tags is not None else []
-        conditions += (
-            [("state IN (SELECT value FROM json_each(?))", json.dumps(list(states)))] if states is not None else []
-        )
-        query = f"SELECT id, body FROM lessons WHERE {' AND '.join(text for text, _ in conditions)} ORDER BY id LIMIT {_BATCH}"
+        if env is not None:
+            conditions.append(("env = ?", env))
+        if tags is not None:
+            conditions.append(("tags = ?", _tags_key(tags)))
+        if states is not None:
+            conditions.append(("state IN (SELECT value FROM json_each(?))", json.dumps(list(states))))
+        query = f"SELECT id, body FROM lessons WHERE {' AND '.join(text for text, _ in conditions)}"
+        query += f" ORDER BY id LIMIT {_BATCH}"
         values = [value for _, value in conditions]
         while rows := self._rows(query, *values):
             yield from (from_json(body) for _, body in rows)
@@ -271,14 +273,18 @@ class LessonStore:
         rows = self._rows(query, likeness(lesson)) if lesson.state in IN_FORCE else []
         return from_json(rows[0][0]) if rows else None
 
-    def history(self, id: int | None = None) -> list[Change]:
-        """The changes of a lesson, the first one first; of all lessons without an id."""
-        columns = "SELECT number, time, author, kind, lesson, fields, reason FROM changes"
-        if id is None:
-            rows = self._rows(f"{columns} ORDER BY number")
-        else:
-            rows = self._rows(f"{columns} WHERE lesson = ? ORDER BY number", id) if is_number(id) else []
-        return [Change(*cells, json.loads(fields), reason) for *cells, fields, reason in rows]
+    def history(self, id: int) -> list[Change]:
+        """The changes of a lesson, the first one first; none where there was no such lesson."""
+        return self._changes("lesson = ?", id) if is_number(id) else []
+
+    def changes(self, since: int = 0) -> list[Change]:
+        """The changes of all lessons after a revision."""
+        return self._changes("number > ?", since)
+
+    def _changes(self, which: str, value: int) -> list[Change]:
+        columns = "number, time, author, kind, lesson, reason, fields"
+        rows = self._rows(f"SELECT {columns} FROM changes WHERE {which} ORDER BY number", value)
+        return [Change(*row[:-1], json.loads(row[-1])) for row in rows]
 
     def recall(
         self,
@@ -395,17 +401,14 @@ class LessonStore:
 
     def _write(self, kind: str, id: int, fields: Mapping[str, Any], reason: str, author: str = "") -> None:
         """Puts a change on record and into the present."""
-        change = Change(self.revision + 1, self._clock(), self.author or author, kind, id, fields, reason)
+        change = Change(self.revision + 1, self._clock(), self.author or author, kind, id, reason, fields)
         former = None if kind in ("add", "forget") else self.get(id)
         self._append(change)
         self._show(id, _after(former, change))
 
     def _append(self, change: Change) -> None:
-        cells = (
-            *(getattr(change, name) for name in ("number", "time", "author", "kind", "lesson")),
-            _json(change.fields),
-        )
-        self._connection.execute("INSERT INTO changes VALUES (?, ?, ?, ?, ?, ?, ?)", (*cells, change.reason))
+        cells = (change.number, change.time, change.author, change.kind, change.lesson, change.reason)
+        self._connection.execute("INSERT INTO changes VALUES (?, ?, ?, ?, ?, ?, ?)", (*cells, _json(change.fields)))
 
     def _show(self, id: int, lesson: Lesson | None) -> None:
         """Makes this the lesson of that id in the present."""
