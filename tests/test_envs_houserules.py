@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from treegym.agents.memory.reflect import phrase
 from treegym.agents.models.nano import build_nano
 from treegym.envs import HouseRulesEnv, Task, TextEnv, check_env, own_text, with_notes
 from treegym.envs.houserules import CHOICES, SITES, STATIONS, is_heldout, right_choice
@@ -143,9 +144,10 @@ def test_the_expert_s_notes_lead_to_the_right_choices(place: Any) -> None:
         assert len(bare.notes()) == len(STATIONS)
         env = replace(task, wrappers=(with_notes(bare.notes(), place),)).make()
         text, info = env.reset(seed=seed, options=dict(task.options))
-        listed = dict(re.findall(r'When you read "(.*)": call choose\(choice="(\w+)"\)', text))
+        listed = dict(re.findall(r'When you read "(.*)": choose (\w+)', text))
         while text != "You are through.":
-            [told] = re.findall(r'be wrong: call choose\(choice="(\w+)"\)', text) or [
+            assert phrase(own_text(text)) in {note.when for note in bare.notes()}  # as lessons from rollouts have it
+            [told] = re.findall(r"be wrong: choose (\w+)", text) or [
                 choice for phrase, choice in listed.items() if phrase in own_text(text)
             ]
             text, *_, info = env.step(f"<choose>{told}</choose>")

@@ -152,7 +152,7 @@ def test_a_share_of_the_demonstrations_comes_with_the_expert_s_notes(tmp_path: P
         rules = [right_choice(1, other.info["tags"][0].removeprefix("site:"), station) for station in STATIONS]
         [(name, arguments)] = other.task.wrappers
         assert (name, arguments["place"]) == ("WithNotes", "turn")
-        assert [note["text"] for note in arguments["notes"]] == [f'call choose(choice="{rule}")' for rule in rules]
+        assert [note["text"] for note in arguments["notes"]] == [f"choose {rule}" for rule in rules]
         assert MENTION in other.messages[-1].text and MENTION in other.nodes[0].messages[-1].text
         assert [node.action.text for node in other.nodes] == [node.action.text for node in one.nodes]
         assert not verify(other)  # played again from the task alone
