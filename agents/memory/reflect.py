@@ -95,7 +95,7 @@ class Contrast:
     same way, rollouts with them against rollouts without.
     """
 
-    threshold: float = 0.3  # summed gain of a choice, in the unit of returns
+    threshold: float = 0.2  # summed gain of a choice, in the unit of returns
     least: int = 2  # rollouts of the batch on both sides of a comparison
     habits: bool = True
 
