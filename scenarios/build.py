@@ -238,10 +238,14 @@ def try_environment(environment: TaskSet) -> TextEnv:
 
 
 def check_warmup(scenario: Scenario) -> None:
-    """ScenarioError where the environment has no oracle to learn from, or does not take the warm-up's settings."""
+    """ScenarioError where the environment has no oracle to learn from, no notes of an expert to tell, or does not take
+    the warm-up's settings."""
     environment = scenario.environment
-    if try_environment(environment).oracle() is None:
+    env = try_environment(environment)
+    if env.oracle() is None:
         raise ScenarioError(f"warmup.demonstrations: {environment.id} has no oracle; 0 does without")
+    if scenario.warmup.told and not env.notes():
+        raise ScenarioError(f"warmup.told: {environment.id} has no notes of an expert; 0 does without")
     try:
         environment.task("train", 0, **scenario.warmup.settings).make().close()
     except (TypeError, ValueError, OSError) as error:

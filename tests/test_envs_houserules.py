@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from treegym.agents.memory.reflect import phrase
 from treegym.agents.models.nano import build_nano
 from treegym.envs import HouseRulesEnv, Task, TextEnv, check_env, own_text, with_notes
 from treegym.envs.houserules import CHOICES, SITES, STATIONS, is_heldout, right_choice
@@ -145,6 +146,7 @@ def test_the_expert_s_notes_lead_to_the_right_choices(place: Any) -> None:
         text, info = env.reset(seed=seed, options=dict(task.options))
         listed = dict(re.findall(r'When you read "(.*)": choose (\w+)', text))
         while text != "You are through.":
+            assert phrase(own_text(text)) in {note.when for note in bare.notes()}  # as lessons from rollouts have it
             [told] = re.findall(r"be wrong: choose (\w+)", text) or [
                 choice for phrase, choice in listed.items() if phrase in own_text(text)
             ]

@@ -5,14 +5,18 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from treegym.agents import Run
+from treegym.agents import RolloutTree, Run
+from treegym.agents.rollouts import verify
 from treegym.envs import Task
+from treegym.envs.houserules import STATIONS, right_choice
+from treegym.envs.notes import MENTION
 from treegym.scenarios import ScenarioError, load_scenario, train
 from treegym.trainers import Curriculum, Mixture, Part, Stopped, TaskSet, Uniform
 from treegym.trainers.learner import Checkpoints
@@ -121,6 +125,56 @@ def test_a_run_with_stages_of_one_s_own_resumes_where_it_was(tmp_path: Path, mon
 def test_what_is_no_stage_is_refused(stages: str, reason: str, tmp_path: Path) -> None:
     with pytest.raises(ScenarioError) as refusal:
         load_scenario(written(tmp_path), [f"stages={stages}"])
+    assert reason in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+# a warm-up with notes
+
+RULES = "environment={id: treegym/HouseRules-v0, settings: {sites: 3}}"
+WARMUP = "warmup={demonstrations: 16, settings: {world: 1, oracle_error: 0.5}, optimization: {max_tokens: 4096}"
+
+
+def shown(folder: Path, name: str, *more: str) -> list[RolloutTree]:
+    """The demonstrations of a warm-up of these fields."""
+    fields = ", ".join([WARMUP, *more]) + "}"
+    train(load_scenario(written(folder, "stages: [Warmup]"), [RULES, fields]), folder / name)
+    return [tree for labels, tree in Run(folder / name).trees if labels["stage"] == "warm-up"]
+
+
+def test_a_share_of_the_demonstrations_comes_with_the_expert_s_notes(tmp_path: Path) -> None:
+    bare = shown(tmp_path, "usual")
+    assert not any(tree.task.wrappers for tree in bare)
+    half, all_ = (shown(tmp_path, str(share), f"told: {share}") for share in (0.5, 1))
+    assert 4 <= sum(bool(tree.task.wrappers) for tree in half) <= 12
+    for one, some, other in zip(bare, half, all_, strict=True):
+        assert some in (one, other) and one != other
+        assert replace(other.task, wrappers=()) == one.task
+        rules = [right_choice(1, other.info["tags"][0].removeprefix("site:"), station) for station in STATIONS]
+        [(name, arguments)] = other.task.wrappers
+        assert (name, arguments["place"]) == ("WithNotes", "turn")
+        assert [note["text"] for note in arguments["notes"]] == [f"choose {rule}" for rule in rules]
+        assert MENTION in other.messages[-1].text and MENTION in other.nodes[0].messages[-1].text
+        assert [node.action.text for node in other.nodes] == [node.action.text for node in one.nodes]
+        assert not verify(other)  # played again from the task alone
+
+
+def test_a_warm_up_s_notes_stand_in_the_prompt_where_it_says_so(tmp_path: Path) -> None:
+    for tree in shown(tmp_path, "run", "told: 1", "place: prompt"):
+        assert tree.messages[-1].text.count("\n- When you read") == 6
+        assert not any(MENTION in message.text for node in tree.nodes for message in node.messages)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ("told: 1.5", "warmup: told is a share, from 0 to 1, got 1.5"),
+        ("place: end", "warmup.place: input should be 'turn' or 'prompt'"),
+        ("told: 1", "warmup.told: treegym/Lookup-v0 has no notes of an expert; 0 does without"),
+    ],
+)
+def test_a_warm_up_that_cannot_tell_notes_is_refused(fields: str, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(ScenarioError) as refusal:
+        train(load_scenario(written(tmp_path), [f"warmup={{demonstrations: 8, {fields}}}"]), tmp_path / "run")
     assert reason in str(refusal.value) and "\n" not in str(refusal.value)
 
 

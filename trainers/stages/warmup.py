@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ...agents import Advantages, Evaluation, RolloutTree, Sampling
-from ...agents.rollouts import FollowOracle
+from ...agents.rollouts import FollowOracle, Response
+from ...envs import Task, TextEnv, with_notes
+from ...envs.notes import Place
+from ...envs.task import Wrappers
 from ..checks import STRICT, at_least
 from ..learner.learner import Optimization
 from ..losses.terms import ReinforceLoss
@@ -26,12 +30,16 @@ class Warmup:
     epochs: int = 1
     batch_size: int = 8  # demonstrations in an optimiser step
     settings: Mapping[str, Any] = field(default_factory=dict)  # of the environment, such as an oracle that errs
+    told: float = 0.0  # share of demonstrations in which the agent is told the expert's notes
+    place: Place = "turn"  # where those notes stand: behind what they speak of, or all in the prompt
     optimization: Optimization = field(default_factory=lambda: Optimization(1.5e-4, warmup_steps=4))
     name: str = "warm-up"
 
     def __post_init__(self) -> None:
         at_least(0, demonstrations=self.demonstrations, epochs=self.epochs)
         at_least(1, batch_size=self.batch_size)
+        if not 0 <= self.told <= 1:
+            raise ValueError(f"told is a share, from 0 to 1, got {self.told}")
 
     @property
     def steps(self) -> int:
@@ -45,7 +53,9 @@ class Warmup:
         ]
         if not tasks:
             return
-        grown = await trainer.grow(tasks, FollowOracle(), Sampling(max_context=trainer.positions), 0)
+        grown = await trainer.grow(
+            tasks, FollowOracle(), Sampling(max_context=trainer.positions), 0, recall=self.tell if self.told else None
+        )
         trees = grown.trees
         teacher = Evaluation.of(trees, plan.environment.success)
         trainer.keep_result("demonstrations", teacher)
@@ -61,6 +71,11 @@ class Warmup:
             seconds = {"update": time.monotonic() - start}
             trainer.run.log(stage=self.name, step=step, **metrics, **failed, seconds=seconds)
             trainer.done(f"loss {metrics['loss']:.2f}")
+
+    def tell(self, task: Task, env: TextEnv, response: Response) -> Wrappers:
+        """The expert's notes, where a draw by the task's seed has them told."""
+        notes = env.notes() if random.Random(f"told {task.seed}").random() < self.told else ()
+        return (with_notes(notes, self.place),) if notes else ()
 
 
 def _ones(tree: RolloutTree) -> Advantages:
