@@ -33,6 +33,7 @@ from ..envs.notes import listed, mentioned
 from ..tools.named import PartNotFound
 from ..trainers import TaskSet, Trainer, Watcher
 from ..trainers.learner import Checkpoints
+from ..trainers.training import MEMORY
 from .changes import changed, kept, record
 from .errors import ScenarioError
 from .folders import LESSONS, begun
@@ -131,31 +132,41 @@ def build_trainer(scenario: Scenario, run: Run, watcher: Watcher) -> Trainer:
             run,
             watcher,
             policy=policy,
-            memory=load_memory(scenario, run.path, renderer),
+            memory=load_memory(scenario, run, renderer),
             dtype=dtype,
             max_rows=scenario.model.max_rows,
         )
 
 
-def load_memory(scenario: Scenario, folder: Path, renderer: ChatRenderer) -> Memory | None:
-    """The memory of a run in a folder, with the lessons that the scenario has it begin with. ScenarioError."""
+def load_memory(scenario: Scenario, run: Run, renderer: ChatRenderer) -> Memory | None:
+    """The memory of a run, with the lessons that the scenario has it begin with, or those of its checkpoint.
+    ScenarioError."""
     choice = scenario.memory
     if choice is None:
         return None
-    written = choice.reflector
-    reflector = None if written is None else build_part(Reflector, written, "memory.reflector")
-    path = folder / LESSONS
-    begun = Checkpoints(Run(folder)).restore() is not None
-    if not begun:
-        path.unlink(missing_ok=True)
+    reflector = None if choice.reflector is None else build_part(Reflector, choice.reflector, "memory.reflector")
     with refusing("memory.store"):
-        store = LessonStore(path, author="training")
-        if choice.store and not begun:
-            store.import_(Path(choice.store))
+        store = begun_store(run, Path(choice.store) if choice.store else None)
     return Memory(
         store, reflector, choice.tokens, choice.doubt, choice.place,
         count_tokens=lambda text: len(renderer.tokenizer.encode(text, add_special_tokens=False)),
     )  # fmt: skip
+
+
+def begun_store(run: Run, source: Path | None) -> LessonStore:
+    """The run's lessons. Where no checkpoint has any, it begins anew with those of `source`: a run's directory, its
+    store, or JSON lines. StoreError, LessonRefused."""
+    path = run.path / LESSONS
+    if MEMORY in Checkpoints(run).progress().states:
+        return LessonStore(path, author="training")
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    store = LessonStore(path, author="training")
+    if source and source.suffix == ".jsonl":
+        store.import_(source)
+    elif source:
+        store.take_over(source / LESSONS if source.is_dir() else source)
+    return store
 
 
 def computation(trainer: Trainer) -> str:

@@ -58,7 +58,11 @@ LOSSES: dict[str, type] = {
     )
 }
 SOURCES: dict[str, type] = {kind.__name__: kind for kind in (trainers.Curriculum, trainers.Mixture, trainers.Uniform)}
-STAGES: dict[str, type] = {kind.__name__: kind for kind in (trainers.Evaluate, trainers.Improvement, trainers.Warmup)}
+STAGES: dict[str, type] = {
+    kind.__name__: kind for kind in (trainers.Distillation, trainers.Evaluate, trainers.Improvement, trainers.Warmup)
+}
+    kind.__name__: kind for kind in (trainers.Distillation, trainers.Evaluate, trainers.Improvement, trainers.Warmup)
+}
 COMPARISONS: dict[str, type] = {kind.__name__: kind for kind in (losses.Groups, losses.Siblings)}
 REFLECTORS: dict[str, type] = {kind.__name__: kind for kind in (memory.AskModel, memory.Contrast)}
 SUM_LOSSES: dict[str, type] = {kind.__name__: kind for kind in (losses.DpoLoss, losses.GvpoLoss)}

@@ -84,7 +84,7 @@ class MemoryChoice:
 
     __pydantic_config__ = _STRICT
     reflector: Any = "Contrast"  # what writes them down, a Reflector by name, with fields; null: nothing does
-    store: str = ""  # a file of lessons to begin with, as `treegym lessons export` writes it, or a run's folder
+    store: str = ""  # lessons to begin with: a run's directory, its store, or what `treegym lessons export` wrote
     tokens: Annotated[int, Field(ge=0)] = 400  # of the lessons that a task is told, at most
     doubt: Annotated[float, Field(ge=0, le=1)] = 0.1  # the share of tasks that are told all lessons but one
     place: Literal["turn", "prompt"] = "turn"  # where they stand: behind what they speak of, or all in the prompt

@@ -111,7 +111,7 @@ def improvement_health(metrics: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     causes = sorted({cause for row in rows for cause in row.get("truncated", {})})
     return {
         "steps": len(rows),
-        "steps_without_signal": sum(row["trained_tokens"] == 0 for row in rows),
+        "steps_without_signal": sum(row.get("trained_tokens") == 0 for row in rows),
         "skipped_updates": int(sum(row.get("skipped_updates", 0) for row in every)),
         "failed_tasks": sum(row.get("failed_tasks", 0) for row in every),
         "failed_rollouts": sum(row.get("failed_rollouts", 0) for row in every),

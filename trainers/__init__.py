@@ -8,7 +8,7 @@ from .learner.learner import Learner, Optimization
 from .losses.terms import PolicyLoss
 from .packing import Terms
 from .plan import HeldOut, Keep, OnFailure, Plan
-from .stages import Evaluate, Improvement, Stage, Warmup
+from .stages import Distillation, Evaluate, Improvement, Stage, Warmup
 from .tasks import TaskSet
 from .training import LearningPolicy, Trainer
 
@@ -18,6 +18,7 @@ __all__ = [
     "Advantages",
     "Algorithm",
     "Curriculum",
+    "Distillation",
     "Evaluate",
     "HeldOut",
     "Improvement",

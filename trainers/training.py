@@ -133,8 +133,9 @@ class Trainer:
 
     # what stages are made of
 
-    async def measure(self, name: str, tasks: int) -> Evaluation:
-        """Success of the present weights on the first held-out tasks; recorded under this stage name."""
+    async def measure(self, name: str, tasks: int, *, notes: bool = True) -> Evaluation:
+        """Success of the present weights on the first held-out tasks; recorded under this stage name. `notes`: the
+        lessons of the memory are told."""
         held = self.plan.heldout
         chosen = [self.plan.environment.task("heldout", i) for i in range(tasks)]
         sampling = replace(self.plan.sampling, temperature=held.temperature)
@@ -144,7 +145,7 @@ class Trainer:
             chosen, Chains(held.rollouts), sampling, derive_seed("evaluation"),
             at_once=max(1, self._max_rows // held.rollouts),  # more would only take memory for keys and values
             watch=True,
-            recall=self.memory.recall_all if self.memory else None,
+            recall=self.memory.recall_all if self.memory and notes else None,
         )  # fmt: skip
         result = Evaluation.of(grown.trees, self.plan.environment.success, time.monotonic() - start)
         if grown.failed_tasks:
@@ -262,8 +263,13 @@ class Trainer:
             return {}
         batch = [Seen(str(self.run.path), number, tree) for number, tree in trees.items()]
         counts = await self.memory.learn(batch, self._ask, reason)
-        self.keep_state(MEMORY, {"revision": self.memory.store.revision})
+        self.keep_memory()
         return {"lessons": counts}
+
+    def keep_memory(self) -> None:
+        """Has the next checkpoint stand at the lessons as they are now."""
+        if self.memory:
+            self.keep_state(MEMORY, {"revision": self.memory.store.revision})
 
     async def _ask(self, messages: Sequence[Message], seed: int) -> str:
         """What the policy replies to a chat, with the present weights."""

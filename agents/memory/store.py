@@ -353,8 +353,15 @@ class LessonStore:
         file name lessons of the file; where `in_force` names others, these are left out, and a lesson that is replaced
         by another is retired.
         """
-        reason = checked_reason(reason or f"imported from {path.name}"[:MAX_REASON])
-        read = _read_lines(path)
+        return self._taken_in(_read_lines(path), reason or f"imported from {path.name}"[:MAX_REASON])
+
+    def take_over(self, path: Path, reason: str = "") -> list[Lesson]:
+        """Adds the lessons of another store, as `import_` adds those of a file."""
+        with LessonStore.read(path) as other:
+            return self._taken_in([*other.lessons(states=None)], reason or f"taken over from {path}"[:MAX_REASON])
+
+    def _taken_in(self, read: Sequence[Lesson], reason: str) -> list[Lesson]:
+        reason = checked_reason(reason)
         with self.transaction():
             given = [self.add(_unmeasured(lesson), reason).id for lesson in read]
             ids = {lesson.id: id for lesson, id in zip(read, given, strict=True) if lesson.id}  # by those of the file

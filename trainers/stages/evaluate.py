@@ -18,6 +18,7 @@ class Evaluate:
     __pydantic_config__ = STRICT
     name: str
     tasks: int | None = None
+    notes: bool = True  # whether the lessons of the run's memory are told
 
     def __post_init__(self) -> None:
         at_least(0, tasks=self.tasks or 0)
@@ -25,4 +26,4 @@ class Evaluate:
     async def run(self, trainer: Trainer) -> None:
         held = trainer.plan.heldout.tasks
         if tasks := held if self.tasks is None else min(self.tasks, held):
-            trainer.keep_result(self.name, await trainer.measure(self.name, tasks))
+            trainer.keep_result(self.name, await trainer.measure(self.name, tasks, notes=self.notes))
