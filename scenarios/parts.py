@@ -61,8 +61,6 @@ SOURCES: dict[str, type] = {kind.__name__: kind for kind in (trainers.Curriculum
 STAGES: dict[str, type] = {
     kind.__name__: kind for kind in (trainers.Distillation, trainers.Evaluate, trainers.Improvement, trainers.Warmup)
 }
-    kind.__name__: kind for kind in (trainers.Distillation, trainers.Evaluate, trainers.Improvement, trainers.Warmup)
-}
 COMPARISONS: dict[str, type] = {kind.__name__: kind for kind in (losses.Groups, losses.Siblings)}
 REFLECTORS: dict[str, type] = {kind.__name__: kind for kind in (memory.AskModel, memory.Contrast)}
 SUM_LOSSES: dict[str, type] = {kind.__name__: kind for kind in (losses.DpoLoss, losses.GvpoLoss)}

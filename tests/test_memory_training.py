@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import re
 from collections.abc import Sequence
@@ -12,15 +13,17 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from treegym.agents import ChatRenderer, Run, Stopped
+from treegym.agents import ChatRenderer, Run, Sampling, Stopped, grow_trees
 from treegym.agents.loop import SILENT, Silent
 from treegym.agents.memory import Contrast, Lesson, LessonStore, Memory, lessons_of
 from treegym.agents.models.nano import build_nano
 from treegym.agents.policies.scripted import ScriptedPolicy
 from treegym.agents.rollouts import verify
+from treegym.agents.serving.probe import continuation_logprobs
 from treegym.envs import HouseRulesEnv
 from treegym.envs.houserules import CHOICES
-from treegym.trainers import HeldOut, Improvement, Plan, TaskSet, Trainer, Warmup, grpo
+from treegym.trainers import Distillation, HeldOut, Improvement, Optimization, Plan, TaskSet, Trainer, Warmup, grpo
+from treegym.trainers.stages.distil import Retold
 
 WORLD = TaskSet("treegym/HouseRules-v0", {"world": 5, "sites": 2})
 ONE_SITE = TaskSet("treegym/HouseRules-v0", {"world": 5, "sites": 1})
@@ -171,3 +174,110 @@ def test_a_stopped_run_goes_on_with_the_lessons_of_its_checkpoint(tmp_path: Path
 
     assert [bare(each) for each in kept(tmp_path / "parts")] == [bare(each) for each in kept(tmp_path / "whole")]
     assert [tree for _, tree in parts.trees] == [tree for _, tree in whole.trees]
+
+
+# into the weights
+
+
+class Recalling(Following):
+    """Follows notes; without one it chooses red, as a policy that has learned nothing."""
+
+    def __init__(self, renderer: ChatRenderer) -> None:
+        def choose(text: str, seed: int) -> str:
+            noted = re.findall(r"may be wrong: choose (\w+)", text.rpartition("You are at")[2])
+            return f"<choose>{noted[-1] if noted else 'red'}</choose>"
+
+        super().__init__(renderer, choose)
+
+
+def distilled(folder: Path, watcher: Any = SILENT, **fields: Any) -> tuple[Run, Trainer]:
+    model, tokenizer = build_nano(words(ONE_SITE), 0)
+    renderer = ChatRenderer(tokenizer)
+    stage = Distillation(tasks=20, batch_size=4, settings={"world": None}, optimization=Optimization(1e-3), **fields)
+    plan = Plan(ONE_SITE, grpo(8), stages=[stage])
+    run, fresh = Run(folder), not (folder / "lessons.sqlite").exists()
+    with LessonStore(folder / "lessons.sqlite") as store:
+        for when, text in sorted(rules(ONE_SITE)) if fresh else ():
+            store.add(Lesson(text, "treegym/HouseRules-v0", when, (f"site:{when.split()[3]}",)))
+        trainer = Trainer(
+            plan, model, renderer, run, watcher,
+            policy=Recalling(renderer), memory=Memory(store), dtype=torch.float32,
+        )  # fmt: skip
+        try:
+            trainer.train()
+        finally:
+            run.close()
+    return run, trainer
+
+
+def test_imitation_learns_what_succeeded_with_notes_as_it_reads_without(tmp_path: Path) -> None:
+    run, _ = distilled(tmp_path, steps=3, others=0.5)
+    trees = [tree for labels, tree in run.trees if labels == {"stage": "distillation", "step": 0}]
+    own = [tree for tree in trees if tree.task.settings.get("world") == 5]
+    others = [tree for tree in trees if tree.task.settings.get("world") is None]
+    assert len(own) == len(others) == 20  # the policy succeeds in every task in which it is told what to do
+    assert not any(tree.task.wrappers or "may be wrong" in str(tree.to_json()) for tree in own)
+    assert all(tree.term("exact") == (1.0,) and not verify(tree) for tree in own)
+    assert all(tree.task.wrappers and tree.term("exact") == (1.0,) for tree in others)
+
+
+def test_what_fails_with_notes_is_not_imitated(tmp_path: Path) -> None:
+    with LessonStore(tmp_path / "lessons.sqlite") as store:  # of one station alone
+        store.add(Lesson("choose red", "treegym/HouseRules-v0", "You are at alder bridge."))
+    run, _ = distilled(tmp_path, steps=1, others=0.0, trial=0)
+    own = [tree for _, tree in run.trees]
+    assert 0 < len(own) < 20 and all(tree.term("exact") == (1.0,) for tree in own)
+
+
+def test_reverse_kl_credits_each_token_with_how_much_likelier_notes_make_it(tmp_path: Path) -> None:
+    """By hand: the model's log-probabilities of the same replies, behind the prompt with notes less without."""
+    run, trainer = distilled(tmp_path, method="reverse_kl", rounds=1, others=0.0, trial=0)
+    model, _ = build_nano(words(ONE_SITE), 0)  # as it was at the first step
+    for record in run.trees.records():
+        tree, advantages = record.tree, record.advantages
+        assert advantages is not None and not tree.task.wrappers
+        with LessonStore.read(tmp_path / "lessons.sqlite") as store:
+            noted = asyncio.run(
+                grow_trees(
+                    [tree.task],
+                    Retold({tree.task.seed: [[tree.nodes[i].action for i in path] for path in tree.paths]}),
+                    trainer.policy,
+                    trainer.renderer,
+                    Sampling(),
+                    recall=Memory(store).recall_all,
+                )  # fmt: skip
+            )[0]
+        for turn, node in enumerate(tree.paths[0]):
+            action = tree.nodes[node].action
+            told = continuation_logprobs(model, noted.tokens(noted.paths[0][:turn]), action.token_ids)
+            by_hand = [a - b for a, b in zip(told, action.logprobs, strict=True)]
+            assert advantages[0][turn] == pytest.approx(by_hand, abs=1e-3)
+
+
+def test_lessons_that_make_no_difference_any_more_are_retired(tmp_path: Path) -> None:
+    """`Recalling` needs its notes, so they stay; a policy that knows the rules by heart does not."""
+    distilled(tmp_path / "needs", steps=1, trial=10)
+    assert len(kept(tmp_path / "needs")) == 6
+    by_heart = {when: text.split()[1] for when, text in rules(ONE_SITE)}
+
+    def knows(text: str, seed: int) -> str:
+        return f"<choose>{by_heart['You are at' + text.rpartition('You are at')[2].partition('.')[0] + '.']}</choose>"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Recalling, "__init__", lambda self, renderer: Following.__init__(self, renderer, knows))
+        distilled(tmp_path / "knows", steps=1, trial=10)
+    assert kept(tmp_path / "knows") == []
+    with LessonStore.read(tmp_path / "knows" / "lessons.sqlite") as store:
+        assert all("in the weights" in store.history(lesson.id)[-1].reason for lesson in store.lessons(states=None))
+
+
+def test_a_stopped_distillation_goes_on_with_the_demonstrations_that_it_had(tmp_path: Path) -> None:
+    def weights(trainer: Trainer) -> list[torch.Tensor]:
+        return [p.detach() for p in trainer.model.parameters()]
+
+    _, whole = distilled(tmp_path / "whole", steps=4, trial=0)
+    with pytest.raises(Stopped):
+        distilled(tmp_path / "parts", StopAfter(2), steps=4, trial=0)
+    run, parts = distilled(tmp_path / "parts", steps=4, trial=0)
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(parts), strict=True))
+    assert len({labels["step"] for labels, _ in run.trees}) == 1

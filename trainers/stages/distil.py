@@ -80,10 +80,13 @@ class Distillation:
             raise ValueError("a distillation takes lessons from a memory: give the scenario one")
         learner = trainer.learn(self.optimization)
         each = self.steps if self.method == "imitation" else 1
+        shown: dict[int, list[RolloutTree]] = {}  # the demonstrations of a round, by its first step
         for step in trainer.steps("distilling", self.rounds * each):
             start, first = time.monotonic(), step - step % each
+            metrics: dict[str, float] = {}
             if self.method == "imitation":
-                batch, metrics = self._batch(trainer, await self._shown(trainer, memory, first), step), {}
+                shown = shown if first in shown else {first: await self._shown(trainer, memory, first)}
+                batch = self._batch(trainer, shown[first], step)
             else:
                 batch, metrics = await self._credited(trainer, memory, learner, step)
             metrics |= learner.update(batch, ReinforceLoss())
@@ -95,20 +98,17 @@ class Distillation:
     # what is learned from
 
     async def _shown(self, trainer: Trainer, memory: Memory, first: int) -> list[RolloutTree]:
-        """The demonstrations of the round that begins with a step: they are played once and read again afterwards."""
+        """The demonstrations of the round that begins with a step. A run that resumes within the round reads them."""
         if trainer.step == first:
             own = await self._successes(trainer, memory, first)
-            trainer.record(
-                [*own, *await self._others(trainer, self._share(len(own)), first)], stage=self.name, step=first
-            )
+            others = await self._others(trainer, self._share(len(own)), first)
+            trainer.record([*own, *others], stage=self.name, step=first)
         return [tree for labels, tree in trainer.run.trees if labels["stage"] == self.name and labels["step"] == first]
 
     async def _successes(self, trainer: Trainer, memory: Memory, first: int) -> list[RolloutTree]:
         """Rollouts that succeed with notes, as they read without."""
-        tasks = self._tasks(trainer, self.tasks, first)
-        noted = await trainer.grow(
-            tasks, Chains(1), trainer.plan.sampling, self._seed(trainer, first), recall=memory.recall_all
-        )
+        tasks, seed = self._tasks(trainer, self.tasks, first), self._seed(trainer, first)
+        noted = await trainer.grow(tasks, Chains(1), trainer.plan.sampling, seed, recall=memory.recall_all)
         good = [tree for tree in noted.trees if is_success(tree.term(trainer.plan.environment.success)[0])]
         return await self._retold(trainer, good, noted=None)
 
@@ -117,21 +117,17 @@ class Distillation:
         if not tasks:
             return []
         tell = Warmup(told=1.0, place=trainer.memory.place if trainer.memory else "turn").tell
-        return (
-            await trainer.grow(tasks, FollowOracle(), Sampling(max_context=trainer.positions), 0, recall=tell)
-        ).trees
+        sampling = Sampling(max_context=trainer.positions)
+        return (await trainer.grow(tasks, FollowOracle(), sampling, 0, recall=tell)).trees
 
     def _batch(self, trainer: Trainer, shown: Sequence[RolloutTree], step: int) -> list[Scored]:
         """Demonstrations of a step, in an order that is drawn anew whenever all were used."""
         if not shown:
             raise ValueError(f"{self.name}: no rollout with notes succeeded, so there is nothing to learn from")
-        places = range(step % self.steps * self.batch_size, (step % self.steps + 1) * self.batch_size)
-        orders = {
-            epoch: trainer.shuffled(len(shown), self.name, step // self.steps, epoch)
-            for epoch in {i // len(shown) for i in places}
-        }
-        trees = [shown[orders[i // len(shown)][i % len(shown)]] for i in places]
-        return [(tree, [[1.0] * len(path) for path in tree.paths]) for tree in trees]
+        round, place = divmod(step, self.steps)
+        places = [divmod(place * self.batch_size + i, len(shown)) for i in range(self.batch_size)]
+        orders = {epoch: trainer.shuffled(len(shown), self.name, round, epoch) for epoch, _ in places}
+        return [(tree, _ones(tree)) for tree in (shown[orders[epoch][i]] for epoch, i in places)]
 
     async def _credited(
         self, trainer: Trainer, memory: Memory, learner: Learner, step: int
@@ -140,14 +136,14 @@ class Distillation:
         tasks = self._tasks(trainer, self.batch_size, step)
         bare = (await trainer.grow(tasks, Chains(1), trainer.plan.sampling, self._seed(trainer, step))).trees
         noted = await self._retold(trainer, bare, noted=memory)
-        scored = [
-            (one, credits_of(one, learner.with_own_logprobs(other))) for one, other in zip(bare, noted, strict=True)
-        ]
-        trainer.record(bare, [each for _, each in scored], stage=self.name, step=step)
+        twins = zip(bare, noted, strict=True)
+        credits = [credits_of(one, learner.with_own_logprobs(twin)) for one, twin in twins]
+        trainer.record(bare, credits, stage=self.name, step=step)
         others = await self._others(trainer, self._share(len(bare)), step)
-        scored += [(tree, [[1.0] * len(path) for path in tree.paths]) for tree in others]
-        gains = [float(x) for _, rows in scored[: len(bare)] for row in rows for turn in row for x in turn]  # type: ignore[union-attr]
-        return scored, {"reverse_kl": -fmean(gains) if gains else 0.0}
+        gains = np.concatenate([turn for rows in credits for row in rows for turn in row])
+        scored: list[Scored] = list(zip(bare, credits, strict=True))
+        scored += [(tree, _ones(tree)) for tree in others]
+        return scored, {"reverse_kl": -float(gains.mean())}
 
     async def _retold(self, trainer: Trainer, trees: Sequence[RolloutTree], noted: Memory | None) -> list[RolloutTree]:
         """The same replies in the same tasks, told the lessons of a memory or nothing."""
