@@ -21,7 +21,6 @@ from ..agents.inference.acceptance import bring_attention
 from ..agents.inference.cpu.compiler import choose_kernels, library_for
 from ..agents.inference.cpu.native import SOURCE
 from ..agents.inference.forward import device_named, native_dtype, positions
-from ..agents.memory import LessonStore, Memory, Reflector
 from ..agents.models.lora import add_lora, has_lora, save_adapter
 from ..agents.models.registry import end_tokens, load, load_tokenizer
 from ..agents.policies.sampler import TransformersPolicy
@@ -33,12 +32,12 @@ from ..envs.notes import listed, mentioned
 from ..tools.named import PartNotFound
 from ..trainers import TaskSet, Trainer, Watcher
 from ..trainers.learner import Checkpoints
-from ..trainers.training import MEMORY
 from .changes import changed, kept, record
 from .errors import ScenarioError
-from .folders import LESSONS, begun
+from .folders import begun
+from .memory import load_memory
 from .modules import folders_of
-from .parts import build_part, made_with
+from .parts import made_with
 from .schema import Scenario, dump_scenario, environments_of, load_scenario
 from .serving import served_policy
 from .terminal import say, told
@@ -136,37 +135,6 @@ def build_trainer(scenario: Scenario, run: Run, watcher: Watcher) -> Trainer:
             dtype=dtype,
             max_rows=scenario.model.max_rows,
         )
-
-
-def load_memory(scenario: Scenario, run: Run, renderer: ChatRenderer) -> Memory | None:
-    """The memory of a run, with the lessons that the scenario has it begin with, or those of its checkpoint.
-    ScenarioError."""
-    choice = scenario.memory
-    if choice is None:
-        return None
-    reflector = None if choice.reflector is None else build_part(Reflector, choice.reflector, "memory.reflector")
-    with refusing("memory.store"):
-        store = begun_store(run, Path(choice.store) if choice.store else None)
-    return Memory(
-        store, reflector, choice.tokens, choice.doubt, choice.place,
-        count_tokens=lambda text: len(renderer.tokenizer.encode(text, add_special_tokens=False)),
-    )  # fmt: skip
-
-
-def begun_store(run: Run, source: Path | None) -> LessonStore:
-    """The run's lessons. Where no checkpoint has any, it begins anew with those of `source`: a run's directory, its
-    store, or JSON lines. StoreError, LessonRefused."""
-    path = run.path / LESSONS
-    if MEMORY in Checkpoints(run).progress().states:
-        return LessonStore(path, author="training")
-    for suffix in ("", "-wal", "-shm"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
-    store = LessonStore(path, author="training")
-    if source and source.suffix == ".jsonl":
-        store.import_(source)
-    elif source:
-        store.take_over(source / LESSONS if source.is_dir() else source)
-    return store
 
 
 def computation(trainer: Trainer) -> str:

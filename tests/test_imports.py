@@ -54,7 +54,7 @@ ORDER = {
     "memory",
     "trainers": "checks packing advantages tasks curriculum losses algorithms learner pipeline stages plan training",
     "scenarios": "errors terminal charts folders viewer modules person secret watch parts schema changes tasks "
-    "serving build policies evaluation comparison commands",
+    "serving memory build policies evaluation comparison commands",
 }
 
 

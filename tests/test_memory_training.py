@@ -245,7 +245,7 @@ def test_reverse_kl_credits_each_token_with_how_much_likelier_notes_make_it(tmp_
                     trainer.renderer,
                     Sampling(),
                     recall=Memory(store).recall_all,
-                )  # fmt: skip
+                )
             )[0]
         for turn, node in enumerate(tree.paths[0]):
             action = tree.nodes[node].action

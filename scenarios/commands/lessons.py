@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from enum import StrEnum
@@ -20,7 +20,10 @@ from ..folders import LESSONS
 from ..terminal import UsageError, console, say
 
 if TYPE_CHECKING:
+    from ...agents import RolloutTree
     from ...agents.memory import Lesson, LessonStore, State
+    from ...agents.rollouts import Recall
+    from ...envs import Task
 
 lessons_app = typer.Typer(help="The lessons that agents are told: listed, shown, written and retired.")
 
@@ -195,6 +198,52 @@ def import_lessons(
     """
     with _opened(store, author) as opened:
         say(f"{len(opened.import_(file, reason))} lessons taken")
+
+
+@lessons_app.command()
+def measure(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory, with a scenario and lessons.")],
+    ids: Annotated[list[int] | None, typer.Argument(help="Lessons. Default: all in force without an effect.")] = None,
+    policy: Annotated[str | None, typer.Option(help="Who plays. Default: the run's model.")] = None,
+    pairs: Annotated[int, typer.Option(min=1, help="Pairs of groups of rollouts, at most, for each lesson.")] = 200,
+    rollouts: Annotated[int, typer.Option(min=1, help="Rollouts in a group.")] = 4,
+) -> None:
+    """Play tasks with a lesson and without, until it is clear whether it helps; retire what does harm.
+
+    Example: treegym lessons measure runs/training-free 3 7 --pairs 50
+    """
+    from ...agents import run_to_end
+
+    with _opened(run, "measure") as store:
+        chosen = ids or [lesson.id for lesson in store.lessons() if lesson.effect is None]
+        run_to_end(_measured(run, store, chosen, policy, pairs, rollouts))
+
+
+async def _measured(
+    run: Path, store: LessonStore, ids: Sequence[int], policy: str | None, pairs: int, rollouts: int
+) -> None:
+    from ...agents import grow_trees
+    from ...agents.memory.trials import Trial
+    from ...agents.rollouts import Chains
+    from ..memory import measured, memory_of
+    from ..policies import open_policy
+    from ..schema import load_scenario
+
+    scenario = load_scenario(run)
+    opened = open_policy(policy or str(run), scenario)
+
+    async def play(tasks: Sequence[Task], recall: Recall) -> Sequence[RolloutTree]:
+        group, seed = Chains(rollouts), scenario.seed
+        return await grow_trees(tasks, group, opened.policy, opened.renderer, opened.sampling, seed=seed, recall=recall)
+
+    try:
+        async for each in measured(scenario, memory_of(scenario, store, opened.renderer), play, ids, Trial(pairs)):
+            number = each.lesson.effect.pairs if each.lesson.effect else 0
+            say(
+                f"lesson {each.lesson.id}: {each.verdict}, {_effect(each.lesson)} in {number} pairs; {each.lesson.text}"
+            )
+    finally:
+        await opened.close()
 
 
 @contextlib.contextmanager
