@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import gymnasium
 import yaml
@@ -353,7 +353,8 @@ def _fields(keys: Sequence[str]) -> list[str]:
     """Names of the fields of the part of a scenario that these keys lead to."""
     kind: Any = Scenario
     for key in keys:
-        kind = get_type_hints(kind).get(key, Scenario)
+        hint = get_type_hints(kind).get(key, Scenario)
+        kind = next((each for each in get_args(hint) if each is not type(None)), hint)  # of what may be null
     return list(get_type_hints(kind))
 
 
