@@ -147,6 +147,13 @@ PARTS: dict[str, Callable[[int], None]] = {
 # the page
 
 
+def there(name: str) -> Run:
+    """The finished run of that name. LookupError where there is none."""
+    if not (RUNS / name / "summary.json").exists():
+        raise LookupError(name)
+    return Run(RUNS / name)
+
+
 def success(run: Run, stage: str) -> float:
     """Of a stage that is over; of several evaluations midway the last."""
     rows = [row for row in run.metrics() if row["stage"] == stage and "success" in row]
@@ -164,7 +171,7 @@ def midway(run: Run) -> Iterator[tuple[int, float]]:
 
 
 def best_rate(algorithm: str) -> float:
-    return max(RATES, key=lambda rate: success(Run(RUNS / f"{algorithm}-{rate:g}-0"), "trained"))
+    return max(RATES, key=lambda rate: success(there(f"{algorithm}-{rate:g}-0"), "trained"))
 
 
 def right_and_wrong(run: Run, known: Mapping[tuple[str, str], str]) -> tuple[int, int]:
@@ -190,7 +197,7 @@ def row(name: str, of: Callable[[int], Any], worlds: int, shown: Callable[[Any],
     for world in range(worlds):
         try:
             found.append(of(world))
-        except (OSError, LookupError, ValueError):
+        except LookupError:
             continue
     cells = [shown(value) for value in found] + ["-"] * (worlds - len(found))
     mean = interval(found) if found and isinstance(found[0], float) else ""
@@ -203,13 +210,13 @@ def at_calls(pair: tuple[int, float]) -> str:
 
 def report(worlds: int) -> list[str]:
     def at(name: str, stage: str) -> Callable[[int], float]:
-        return lambda world: success(Run(RUNS / f"{name}-{world}"), stage)
+        return lambda world: success(there(f"{name}-{world}"), stage)
 
     def calls(name: str) -> Callable[[int], int]:
-        return lambda world: [*midway(Run(RUNS / f"{name}-{world}"))][-1][0]
+        return lambda world: [*midway(there(f"{name}-{world}"))][-1][0]
 
     def right(world: int) -> tuple[int, int]:
-        return right_and_wrong(Run(RUNS / f"contrast-{world}"), rules(world))
+        return right_and_wrong(there(f"contrast-{world}"), rules(world))
 
     lines = [f"| | {' | '.join(f'world {i}' for i in range(worlds))} | mean |", "|---" * (worlds + 2) + "|"]
     lines += row("no notes", at("expert", "none"), worlds) + row("an expert's", at("expert", "expert"), worlds)
@@ -222,7 +229,7 @@ def report(worlds: int) -> list[str]:
             for i in range(3):
 
                 def curve(world: int, name: str = name, i: int = i) -> tuple[int, float]:
-                    return [*midway(Run(RUNS / f"{name}-{world}"))][i]
+                    return [*midway(there(f"{name}-{world}"))][i]
 
                 shown = row(
                     f"weights, {algorithm}, {rate:g}: success at calls",
@@ -238,7 +245,7 @@ def report(worlds: int) -> list[str]:
     for i in range(6):
 
         def healing(world: int, i: int = i) -> tuple[int, float]:
-            return [*midway(Run(RUNS / f"poisoned-{world}"))][i]
+            return [*midway(there(f"poisoned-{world}"))][i]
 
         lines += row("poisoned: success at calls", healing, worlds, at_calls)
     return lines
