@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from http.client import HTTPConnection
 from pathlib import Path
@@ -17,9 +18,10 @@ from urllib.parse import parse_qsl, urlencode
 import pytest
 
 from treegym.agents import Completion, EpisodeStore, Node, RolloutTree, Run
+from treegym.agents.memory import Effect, Evidence, Lesson, LessonStore
 from treegym.agents.models.nano import build_nano
 from treegym.agents.store import TreeSummary, Where, append_line
-from treegym.envs import Message, Task
+from treegym.envs import Message, Note, Task, with_notes
 from treegym.scenarios.commands.cli import main
 from treegym.scenarios.viewer.shelf import Reading, Shelf, pieces
 from treegym.scenarios.viewer.site import Site, ViewServer, exported, serve
@@ -98,6 +100,30 @@ def simple(seed: int) -> RolloutTree:
     )
 
 
+def noted(seed: int, notes: Any) -> RolloutTree:
+    """A branching tree whose task tells notes."""
+    return replace(branching(), task=Task("treegym/Lookup-v0", seed, wrappers=(("WithNotes", {"notes": notes}),)))
+
+
+def teach(run: Path) -> None:
+    """Five lessons: one measured, one retired, one that replaced another, and one that was forgotten."""
+    seen = Evidence(str(run), 0, (1,), (1.0, 0.0), (1, 2), in_force=(2,))
+    lost, other = replace(seen, tree=99), replace(seen, run="runs/elsewhere")
+    with LessonStore(run / "lessons.sqlite", "training", clock=lambda: 86_400.0) as store:
+        store.add(Lesson("Search for the key.", LOOKUP, "red box", ("site:elm",), "Contrast", (seen, lost, other)))
+        store.change(1, reason="9 pairs", effect=Effect(0.25, -0.1, 0.6, 9), state="active")
+        store.add(Lesson("Look under the lid.", LOOKUP))
+        store.retire(2, "it misleads")
+        store.add(Lesson("Open it.", LOOKUP))
+        store.add(Lesson("Open the box.", LOOKUP))
+        store.retire(3, "said better", replaced_by=4)
+        store.add(Lesson("Ann lives at the mill.", LOOKUP))
+        store.forget(5, "it names a person")
+
+
+LOOKUP = "treegym/Lookup-v0"
+
+
 def make_run(folder: Path, trees: list[tuple[RolloutTree, Mapping[str, Any]]], algorithm: str = "grpo") -> Run:
     run = Run(folder)
     (folder / "scenario.yaml").write_text(SCENARIO.format(algorithm))
@@ -134,10 +160,18 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     interval = {"mean": 0.5, "low": 0.4, "high": 0.6}
     first.summarize({"stages": {"trained": {"success": interval}}, "gain": interval})
-    make_run(root / "deep" / "hostile", [(hostile(), {"stage": HOSTILE, "step": 0})], algorithm="gigpo")
+    bad = make_run(root / "deep" / "hostile", [(hostile(), {"stage": HOSTILE, "step": 0})], algorithm="gigpo")
+    with LessonStore(bad.path / "lessons.sqlite") as store:
+        text = HOSTILE.translate({ord(c): None for c in "\x1b\x07\u202e\u202c\u2066\u2069"})
+        store.add(
+            Lesson(text, text[:99], text, (text,), text[:99], (Evidence(text, 0, (0,), (1.0, 0.0), (1, 1)),)), text
+        )
     some = make_run(root / "some", [(simple(n), {"stage": "trained", "step": n // 10}) for n in range(SOME)])
     change = {"mean": 0.0, "low": -0.1, "high": 0.1}
     some.summarize({"stages": {"model": {"success": interval}}, "gain": change})
+    told = with_notes([Note("Search for the key.", "red box", "1"), Note("Be brief.")])[1]["notes"]
+    taught = make_run(root / "taught", [(noted(1, told), {}), (noted(2, [HOSTILE, 7, {"when": "x"}]), {})])
+    teach(taught.path)
     make_run(root / "many", [(simple(n), {"stage": "trained", "step": n // 100}) for n in range(MANY)])
     return root
 
@@ -193,7 +227,7 @@ def whole(server: ViewServer, **question: Any) -> Any:
 
 def test_runs_are_found_wherever_they_lie_and_named_by_their_place(server: ViewServer) -> None:
     found = {run["name"]: run for run in ask(server, "runs")["runs"]}
-    assert list(found) == ["deep/hostile", "first", "many", "some"]
+    assert list(found) == ["deep/hostile", "first", "many", "some", "taught"]
     assert found["first"]["algorithm"] == "grpo" and found["first"]["finished"]
     assert not found["many"]["finished"]
 
@@ -258,6 +292,10 @@ def test_an_order_holds_over_all_pages_and_a_tree_is_found_in_it(server: ViewSer
         ("/api/trees?run=nowhere", 404),
         ("/api/trees?run=../../etc", 404),
         ("/api/tree?run=first&tree=99", 404),
+        ("/api/lessons?run=first", 404),
+        ("/api/lessons?run=taught&state=x", 400),
+        ("/api/lesson?run=taught&lesson=6", 404),
+        ("/api/lesson?run=taught&lesson=x", 400),
         ("/api/nothing", 404),
         ("/../scenarios/commands/view.py", 404),
         ("/..%2f..%2fetc/passwd", 404),
@@ -378,6 +416,82 @@ def test_tokens_of_another_vocabulary_leave_the_text_unshaded() -> None:
     assert pieces(tokenizer.backend_tokenizer, [1_000_000, 3], "go") is None
 
 
+# lessons
+
+LESSONS_ASKED: list[tuple[dict[str, str], list[int]]] = [  # and the ids that the run `taught` answers with
+    ({}, [1, 4]),
+    ({"state": "all"}, [1, 2, 3, 4]),
+    ({"state": "active"}, [1]),
+    ({"state": "replaced"}, [3]),
+    ({"words": "SITE:ELM key"}, [1]),
+    ({"words": "open", "state": "all"}, [3, 4]),
+    ({"words": "lookup box"}, [1, 4]),
+    ({"words": "no such"}, []),
+]
+
+
+@pytest.mark.parametrize(("question", "ids"), LESSONS_ASKED)
+def test_lessons_are_chosen_by_state_and_words(server: ViewServer, question: dict[str, str], ids: list[int]) -> None:
+    found = ask(server, "lessons", run="taught", **question)
+    assert [row["id"] for row in found["rows"]] == ids and found["matching"] == len(ids)
+    assert found["known"] == len(ask(server, "lessons", run="taught", state=question.get("state", ""))["rows"])
+
+
+def test_a_lesson_is_told_with_its_evidence_and_history(server: ViewServer) -> None:
+    page = ask(server, "lesson", run="taught", lesson=1)
+    assert page["lesson"]["effect"] == {"mean": 0.25, "low": -0.1, "high": 0.6, "pairs": 9}
+    # of this run, of a tree that there is not, of another run
+    assert [piece["rollouts"] for piece in page["lesson"]["evidence"]] == [[0], None, None]
+    assert [(change["kind"], change["reason"]) for change in page["history"]] == [("add", ""), ("change", "9 pairs")]
+
+
+def test_of_a_forgotten_lesson_there_is_no_text(server: ViewServer) -> None:
+    status, _, body = fetch(server, "/api/lesson?run=taught&lesson=5")
+    assert status == 200 and json.loads(body)["lesson"] is None and b"Ann" not in body
+    assert [change["kind"] for change in json.loads(body)["history"]] == ["add", "forget"]
+
+
+def test_lessons_are_read_and_not_written(tmp_path: Path) -> None:
+    teach(make_run(tmp_path / "taught", [(branching(), {})]).path)
+    file = tmp_path / "taught" / "lessons.sqlite"
+    before, site = file.read_bytes(), Site(shelf_of(tmp_path))
+    for path in ("runs", "lessons?run=taught", "lesson?run=taught&lesson=1", "tree?run=taught&tree=0"):
+        assert site.answer(f"/api/{path}").status == 200
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("spoilt", ["UPDATE lessons SET body = '{'", "PRAGMA user_version = 9", ""])
+def test_a_store_that_cannot_be_read_is_one_line_and_the_rest_is_there(spoilt: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "taught", [(branching(), {})]).path
+    teach(run)
+    if spoilt:
+        with closing(sqlite3.connect(run / "lessons.sqlite", isolation_level=None)) as connection:
+            connection.execute(spoilt)
+    else:
+        (run / "lessons.sqlite").write_bytes(b"no SQLite at all" * 99)
+    shelf = shelf_of(tmp_path)
+    for path in ("lessons?run=taught", "lesson?run=taught&lesson=1"):
+        answer = Site(shelf).answer(f"/api/{path}")
+        said = json.loads(answer.body)["error"]
+        assert answer.status == 500 and "lessons.sqlite" in said and "\n" not in said
+    assert Site(shelf).answer("/api/tree?run=taught&tree=0").status == 200
+    assert "lessons.sqlite" in exported(shelf, {"taught": [0]})
+
+
+def test_evidence_of_a_run_that_was_moved_is_found_and_that_of_a_namesake_is_not(tmp_path: Path) -> None:
+    teach(make_run(tmp_path / "a" / "0", [(branching(), {})]).path)
+
+    def rollouts(run: str) -> Any:
+        shelf = shelf_of(tmp_path)
+        page = json.loads(Site(shelf).answer(f"/api/lesson?{urlencode({'run': run, 'lesson': 1})}").body)
+        return page["lesson"]["evidence"][0]["rollouts"]
+
+    shutil.copytree(tmp_path / "a" / "0", tmp_path / "b" / "0")
+    assert (rollouts("a/0"), rollouts("b/0")) == ([0], None)
+    shutil.rmtree(tmp_path / "a")
+    assert rollouts("b/0") == [0]
+
+
 # the command
 
 
@@ -433,6 +547,7 @@ def test_an_export_holds_the_trees_that_pass_and_nothing_that_ends_its_data(
         "first": ["0", "1"],
         "many": ["0", "3"],
         "some": ["0", "3"],
+        "taught": ["0", "1"],
         "deep/hostile": ["0"],
     }
     assert not re.search(r'(src|href)="(?!data:)', page)
@@ -686,6 +801,8 @@ def test_filters_narrow_the_list_and_stand_in_the_address(visitor: Visitor, serv
         "#episode?run=first&tree=0&rollout=1&turn=2&shade=off",
         "#compare?a=first%3A0.0&b=first%3A0.1",
         "#compare?a=first&b=deep%2Fhostile",
+        "#lessons?run=taught&state=all&words=box&at=3",
+        "#lesson?run=taught&state=all&lesson=3",
     ],
 )
 def test_a_link_shows_the_same_page_anew(address: str, visitor: Visitor, server: ViewServer) -> None:
@@ -738,6 +855,70 @@ def test_two_runs_are_compared(visitor: Visitor, server: ViewServer) -> None:
     assert "metrics part at improvement, step 0" in visitor.text("h1")
 
 
+def test_from_a_run_to_a_lesson_to_its_evidence_and_back(visitor: Visitor, server: ViewServer) -> None:
+    visitor.goto(f"{server.url}#trees?run=taught")
+    visitor.press("m")
+    assert visitor.text(".count") == "2 lessons in force"
+    first = visitor.text("tr.at")
+    for said in (
+        "active",
+        "+0.25",
+        "\N{MINUS SIGN}0.10 … +0.60",
+        "3",
+        "Lookup-v0 site:elm",
+        "red box",
+        "Search for the key.",
+    ):
+        assert said in first
+    visitor.press("j")
+    assert "Open the box." in visitor.text("tr.at") and "not measured" in visitor.text("tr.at")
+    visitor.press("Enter", "[")
+    visitor.page.wait_for_selector("h1:has-text('lesson 1')")
+    assert visitor.hash() == {"view": "lesson", "run": "taught", "lesson": "1"}
+    shown = visitor.text("main")
+    assert "runs/elsewhere tree 0" in shown and "1970-01-02 00:00" in shown and "9 pairs" in shown
+    assert visitor.page.locator("[aria-label=evidence] a[href*=episode]").all_inner_texts() == ["0.0"]
+    visitor.page.click("text='0.0'")
+    visitor.page.wait_for_selector("h1:has-text('episode 0.0')")
+    notes = visitor.page.locator("section.lessons li").all_inner_texts()
+    assert notes == ["when you read “red box”: Search for the key. lesson 1", "Be brief."]
+    visitor.page.click("text='lesson 1'")
+    visitor.page.wait_for_selector("h1:has-text('lesson 1')")
+    visitor.press("Escape", "Escape")
+    assert visitor.hash() == {"view": "trees", "run": "taught"}
+
+
+def test_lessons_are_searched_in_the_page_and_in_an_exported_file(
+    visitor: Visitor, server: ViewServer, runs: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "page.html").write_text(exported(shelf_of(runs), {"taught": [0]}), encoding="utf-8")
+    for base in (server.url, (tmp_path / "page.html").as_uri()):
+        for question, ids in LESSONS_ASKED:
+            visitor.goto(f"{base}#lessons?{urlencode({'run': 'taught', **question})}")
+            assert visitor.page.locator(".lesson-list tbody th").all_inner_texts() == list(map(str, ids))
+        visitor.page.fill("input[name=words]", "open")
+        visitor.page.select_option("select[name=state]", "replaced")
+        visitor.page.wait_for_selector(".count:text-is('1 of 1 lesson replaced')")
+        assert visitor.hash() == {"view": "lessons", "run": "taught", "state": "replaced", "words": "open"}
+        visitor.press("Escape")
+        visitor.page.click(".lesson-list tbody tr")
+        visitor.page.wait_for_selector("h1:has-text('lesson 3')")
+        assert "replaced by lesson 4" in visitor.text(".facts").replace("\n", " ") and "said better" in visitor.text(
+            "main"
+        )
+
+
+def test_lessons_that_cannot_be_read_are_one_line_of_the_page(visitor: Visitor, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "taught", [(branching(), {})])
+    (run.path / "lessons.sqlite").write_bytes(b"no SQLite at all" * 99)
+    with serving(run.path) as server:
+        for address in ("lessons?run=taught", "lesson?run=taught&lesson=1"):
+            visitor.goto(f"{server.url}#{address}")
+            assert "lessons.sqlite" in visitor.text("[role=alert]")
+        visitor.page.goto("about:blank")
+    visitor.troubles.clear()  # the browser notes the refusals
+
+
 HOSTILE_PAGES = [
     "#runs?run=deep%2Fhostile",
     "#trees?run=deep%2Fhostile",
@@ -745,6 +926,9 @@ HOSTILE_PAGES = [
     "#tree?run=deep%2Fhostile&tree=0&node=0",
     "#episode?run=deep%2Fhostile&tree=0&rollout=0",
     "#compare?a=deep%2Fhostile%3A0.0&b=first%3A0.0",
+    "#lessons?run=deep%2Fhostile",
+    "#lesson?run=deep%2Fhostile&lesson=1",
+    "#episode?run=taught&tree=1",
     "#" + urlencode({"": HOSTILE})[1:],
     "#episode?" + urlencode({"run": HOSTILE, "tree": "1"}),
 ]
@@ -760,6 +944,7 @@ def test_hostile_texts_are_shown_and_not_run(
         picked = {
             "deep/hostile": shelf.volume("deep/hostile").numbers(Where()),
             "first": shelf.volume("first").numbers(Where()),
+            "taught": shelf.volume("taught").numbers(Where()),
         }
         (tmp_path / "page.html").write_text(exported(shelf, picked), encoding="utf-8")
         base = (tmp_path / "page.html").as_uri()
@@ -769,8 +954,9 @@ def test_hostile_texts_are_shown_and_not_run(
         for summary in visitor.page.locator("main summary").all():
             summary.click()
         shown = visitor.text("main")
-        if "tree=0" in address or "%3A0.0" in address:
+        if "tree=0" in address or "%3A0.0" in address or "lesson" in address:
             assert "<script>window.hacked=1</script>" in shown and "onerror=" in shown
+        if "tree=0" in address or "%3A0.0" in address:
             assert r"\x1b[2J" in shown and r"\u202eevil" in shown
         assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", shown)
         assert visitor.page.locator("main script, main img, main iframe").count() == 0

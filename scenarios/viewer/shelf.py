@@ -19,8 +19,9 @@ from tokenizers.decoders import DecodeStream
 
 from ...agents import EpisodeStore, Node, RolloutTree
 from ...agents.evaluation import succeeded
-from ...agents.store import Record, TreeSummary, Where, read_lines
+from ...agents.store import Record, StoreError, TreeSummary, Where, read_lines
 from ...agents.store.folder import count_failures, tokenizer_file
+from .lessons import has_lessons
 
 T = TypeVar("T")
 
@@ -114,6 +115,7 @@ class Volume:
             "stages": {stage: _section(stages, stage).get("success") for stage in stages},
             "gain": (summary or {}).get("gain"),
             "fault": fault,
+            "lessons": has_lessons(self.path),
             "bytes": self.store.size,
         }
 
@@ -151,6 +153,7 @@ class Volume:
             "stages": sorted({str(tree.labels.get("stage", "")) for tree in known}),
             "envs": sorted({tree.env for tree in known}),
             "causes": sorted({cause for tree in known for cause in tree.causes}),
+            "lessons": has_lessons(self.path),
         }
 
     def numbers(self, where: Where) -> list[int]:
@@ -182,6 +185,7 @@ class Volume:
             "token_advantages": _of_tokens(record),
             "values": record.values,  # [node][token]
             "lessons": record.lessons,
+            "has_lessons": has_lessons(self.path),
             "task": asdict(tree.task),
             "messages": [asdict(message) for message in tree.messages],
             "prompt": len(tree.prompt),
@@ -195,6 +199,14 @@ class Volume:
             "info": tree.info,
             "cost": asdict(tree.cost),
         }
+
+    def rollouts_through(self, number: int, nodes: Sequence[int]) -> list[int] | None:
+        """The rollouts of a tree that go through any of the nodes; None where the tree cannot be read."""
+        try:
+            paths = self.store.record(number).tree.paths
+        except (LookupError, StoreError):
+            return None
+        return [rollout for rollout, path in enumerate(paths) if {*path} & {*nodes}]
 
     def _matching(self, where: Where) -> tuple[bool, list[TreeSummary]]:
         """-> (whether the whole run is read, the trees that `where` means among those read so far)"""

@@ -18,7 +18,8 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from ...agents.store import StoreError, Where
-from .shelf import MAX_ROWS, Shelf, to_json
+from .lessons import has_lessons, lesson_page, lessons_export, lessons_listing
+from .shelf import MAX_ROWS, Shelf, Volume, to_json
 
 PAGE = Path(__file__).parent / "page"
 LISTING = ("run", "order", "offset", "limit", "at")  # parameters of /api/trees; all others are conditions on trees
@@ -47,6 +48,9 @@ def exported(shelf: Shelf, picked: Mapping[str, Sequence[int]]) -> str:
         "curves": {name: volume.curves() for name, volume in volumes.items()},
         "rows": {name: volume.rows(picked[name]) for name, volume in volumes.items()},
         "trees": {name: {n: volume.tree(n) for n in picked[name]} for name, volume in volumes.items()},
+        "lessons": {
+            name: _lessons(volume, picked[name]) for name, volume in volumes.items() if has_lessons(volume.path)
+        },
     }
     text = to_json(data).replace("<", "\\u003c")  # a "<" in the data could end its element
     hashes: dict[str, list[str]] = {"script": [], "style": []}
@@ -104,18 +108,34 @@ class Site:
         if path == "/api/runs":
             cards = [volume.card() for volume in self._shelf.volumes().values()]
             return {"title": self._shelf.root.resolve().name, "runs": cards}
-        if path not in ("/api/curves", "/api/trees", "/api/tree"):
+        if path not in ("/api/curves", "/api/trees", "/api/tree", "/api/lessons", "/api/lesson"):
             raise LookupError(f"nothing at {path}")
         volume = self._shelf.volume(values.get("run", ""))
         if path == "/api/curves":
             return volume.curves()
         if path == "/api/tree":
             return volume.tree(_count("tree", values, 0))
+        if path == "/api/lessons":
+            return lessons_listing(volume.path, values.get("state", ""), values.get("words", ""))
+        if path == "/api/lesson":
+            return lesson_page(volume.path, _count("lesson", values, 0), volume.rollouts_through)
         limit = min(_count("limit", values, MAX_ROWS), MAX_ROWS)
         at = _count("at", values, 0) if "at" in values else None
         conditions = {name: text for name, text in values.items() if name not in LISTING}
         where = Where.parse(conditions, volume.success_term)
         return volume.listing(where, values.get("order", ""), _count("offset", values, 0), limit, at)
+
+
+def _lessons(volume: Volume, picked: Sequence[int]) -> dict[str, Any]:
+    """The lessons of a run for an exported file that holds the picked trees, or why they cannot be read."""
+
+    def through(tree: int, nodes: Sequence[int]) -> list[int] | None:
+        return volume.rollouts_through(tree, nodes) if tree in picked else None
+
+    try:
+        return {"pages": lessons_export(volume.path, through)}
+    except (OSError, StoreError) as error:
+        return {"error": str(error)}
 
 
 def _count(name: str, values: dict[str, str], default: int) -> int:

@@ -1,7 +1,7 @@
 "use strict";
 // Which page is shown, as the address says; keys, theme and help.
 
-const VIEWS = { runs: showRuns, trees: showTrees, tree: showTree, episode: showEpisode, compare: showCompare };
+const VIEWS = { runs: showRuns, trees: showTrees, tree: showTree, episode: showEpisode, compare: showCompare, lessons: showLessons, lesson: showLesson };
 const ARROWS = { ArrowDown: "j", ArrowUp: "k", ArrowLeft: "h", ArrowRight: "l" };
 const COMMON = [["g", "the runs"], ["d", "dark or light"], ["?", "these keys"], ["Esc", "leave a field, close, back to where this came from"]];
 
@@ -39,7 +39,7 @@ async function show() {
   const main = document.getElementById("main");
   const stage = h("div", { class: `page ${current.view}` }); // a page that was left may go on drawing: its element is detached
   main.setAttribute("aria-busy", "true");
-  document.title = shown(["treegym", ...["run", "tree", "rollout"].map((name) => current.parameters.get(name)).filter(Boolean)].join(" "));
+  document.title = shown(["treegym", ...["run", "tree", "rollout", "lesson"].map((name) => current.parameters.get(name)).filter(Boolean)].join(" "));
   showTop();
   try {
     put(main, stage);
@@ -69,6 +69,9 @@ function showTop() {
   if (run && view !== "runs") way.push(h("a", { href: link("trees", { run, ...chosenFilters(), at: tree }) }, run));
   if (run && tree) way.push(h("a", { href: link("tree", { run, ...chosenFilters(), tree }) }, `tree ${tree}`));
   if (view === "episode" && rollout) way.push(h("span", null, `#${rollout}`));
+  const lesson = view === "lesson" && parameters.get("lesson");
+  if (run && (view === "lessons" || lesson)) way.push(h("a", { href: link("lessons", { run, ...chosenLessons(), at: lesson }) }, "lessons"));
+  if (lesson) way.push(h("span", null, lesson));
   if (view === "compare") way.push(h("span", null, "compare"));
   const kept = parameters.get("keep");
   put(document.getElementById("top"),
@@ -102,13 +105,15 @@ function showHelp() {
   dialog.showModal();
 }
 
-/** One level up: from an episode to its tree, from there to the list, to the runs. */
+/** One level up: from an episode to its tree, from there to the list, to the runs; from a lesson to the lessons. */
 function up() {
   const { view, parameters } = current;
   const [run, tree] = [parameters.get("run"), parameters.get("tree")];
   if (view === "episode") go("tree", { run, ...chosenFilters(), tree });
   else if (view === "tree") go("trees", { run, ...chosenFilters(), at: tree });
   else if (view === "compare") history.back();
+  else if (view === "lesson") go("lessons", { run, ...chosenLessons(), at: parameters.get("lesson") });
+  else if (view === "lessons") go("trees", { run });
   else if (view === "trees") go("runs", { run });
 }
 

@@ -34,14 +34,6 @@ function messageOf(message) {
   return h("div", { class: `message ${/^\w+$/.test(message.role) ? message.role : "other"}` }, h("span", { class: "role" }, message.role), h("div", { class: "text" }, message.text || h("span", { class: "quiet" }, "(empty)")));
 }
 
-/** The lessons that were in force, if the tree names them. */
-function lessonsOf(tree) {
-  const lessons = tree.lessons?.length ? tree.lessons : tree.info.lessons;
-  if (!lessons || lessons.length === 0) return null;
-  const list = Array.isArray(lessons) ? lessons : [lessons];
-  return h("section", { class: "lessons", "aria-label": "lessons in force" }, h("h3", null, "lessons in force"), h("ol", null, list.map((lesson) => h("li", null, typeof lesson === "string" ? lesson : (lesson.text ?? json(lesson))))));
-}
-
 async function showEpisode(main, parameters) {
   const [run, number] = [parameters.get("run"), Number(parameters.get("tree"))];
   const tree = await readTree(run, number);

@@ -29,6 +29,7 @@ async function showRuns(main, parameters, signal) {
   const body = h("tbody");
   const curves = h("div", { class: "curves" });
   const stages = [...new Set(runs.map((run) => Object.keys(run.stages)).sort((a, b) => b.length - a.length).flat())];
+  const learned = runs.some((run) => run.lessons);
   const rows = runs.map((run, i) =>
     h("tr", { onclick: (event) => event.target.closest("a, button") ?? select(i) },
       h("td", null, h("button", { class: "mark-run", "aria-label": `overlay ${run.name}`, "aria-pressed": "false", title: "overlay (x)", onclick: () => overlay(i) })),
@@ -41,14 +42,15 @@ async function showRuns(main, parameters, signal) {
       stages.map((stage) => h("td", { class: "number" }, share(run.stages[stage]))),
       h("td", { class: "number" }, run.gain ? h("span", { title: `95%: ${percent(run.gain.low)} to ${percent(run.gain.high)}` }, signed(100 * run.gain.mean).replace(/(\.\d)\d$/, "$1")) : "–"),
       h("td", { class: "number" }, size(run.bytes)),
+      learned && h("td", null, run.lessons && h("a", { href: link("lessons", { run: run.name }) }, "lessons")),
     ),
   );
   body.append(...rows);
-  const head = ["", "run", "environment", "algorithm", "model", "seed", "state", ...stages.map((stage) => HEADINGS[stage] ?? stage), "gain, points", "trees"];
+  const head = ["", "run", "environment", "algorithm", "model", "seed", "state", ...stages.map((stage) => HEADINGS[stage] ?? stage), "gain, points", "trees", ...(learned ? ["memory"] : [])];
   put(main,
     h("h1", null, title, h("span", { class: "quiet" }, plural(runs.length, "run"))),
     h("div", { class: "scroll" }, h("table", { class: "runs", role: "grid", "aria-label": "runs" },
-      h("thead", null, h("tr", null, head.map((name, i) => h("th", { scope: "col", class: i === 5 || i > 6 ? "number" : null }, name)))), body)),
+      h("thead", null, h("tr", null, head.map((name, i) => h("th", { scope: "col", class: i === 5 || (i > 6 && name !== "memory") ? "number" : null }, name)))), body)),
     curves,
   );
 
@@ -110,7 +112,8 @@ async function showRuns(main, parameters, signal) {
       c: () => current.parameters.get("with") && go("compare", { a: runs[at].name, b: current.parameters.get("with") }),
       Enter: () => go("trees", { run: runs[at].name }),
       l: () => go("trees", { run: runs[at].name }),
+      m: () => runs[at].lessons && go("lessons", { run: runs[at].name }),
     },
-    help: [["j k", "next, previous run"], ["Enter or l", "its trees"], ["x", "overlay its curves on another's"], ["c", "compare with the overlaid run"]],
+    help: [["j k", "next, previous run"], ["Enter or l", "its trees"], ["m", "its lessons"], ["x", "overlay its curves on another's"], ["c", "compare with the overlaid run"]],
   };
 }

@@ -3,6 +3,8 @@
 
 // The conditions on trees, which agents/store/where.py defines, and the order of a listing.
 const FILTERS = ["stage", "steps", "env", "returns", "term", "rollouts", "success", "cause", "text", "order"];
+const STATES = ["proposed", "active", "retired", "replaced"]; // of lessons, as agents/memory/lesson.py has them
+const IN_FORCE = STATES.slice(0, 2);
 const SLACK = 1e-6; // by which ranges of reward terms are extended, as in agents/tree.py
 
 async function ask(path, parameters) {
@@ -18,13 +20,25 @@ const server = {
   curves: (run) => ask("curves", { run }),
   trees: (run, question) => ask("trees", { run, ...question }),
   tree: (run, tree) => ask("tree", { run, tree }),
+  lessons: (run, question) => ask("lessons", { run, ...question }),
+  lesson: (run, lesson) => ask("lesson", { run, lesson }),
 };
+
+/** The text of a lesson in which words are looked for, as viewer/lessons.py has it. */
+function searchedOf({ id, text, when, env, tags }) {
+  return [id, text, when, env, ...tags].join(" ").toLowerCase();
+}
 
 /** Gives the answers of the server from the data that an exported file holds. */
 function exported(data) {
   const held = (content, what) => {
     if (content === undefined) throw new Error(`this file does not hold ${what}`);
     return content;
+  };
+  const pagesOf = (run) => {
+    const { pages, error } = held(data.lessons[run], `lessons of ${run}`);
+    if (error) throw new Error(error);
+    return pages;
   };
   return {
     live: false,
@@ -49,8 +63,17 @@ function exported(data) {
         stages: names(rows.map((row) => String(row.stage ?? ""))),
         envs: names(rows.map((row) => row.env)),
         causes: names(rows.flatMap((row) => Object.keys(row.causes))),
+        lessons: Object.hasOwn(data.lessons, run),
       };
     },
+    lessons: async (run, { state = "", words = "" }) => {
+      const of = { "": IN_FORCE, "in-force": IN_FORCE, all: STATES };
+      const rows = pagesOf(run).map(({ lesson }) => lesson).filter((row) => (of[state] ?? [state]).includes(row.state));
+      const parts = words.toLowerCase().split(/\s+/).filter(Boolean);
+      const matching = rows.filter((row) => parts.every((part) => searchedOf(row).includes(part)));
+      return { known: rows.length, matching: matching.length, rows: matching };
+    },
+    lesson: async (run, number) => held(pagesOf(run).find(({ lesson }) => lesson.id === Number(number)), `lesson ${number} of ${run}`),
   };
 }
 

@@ -198,7 +198,7 @@ function promptOf(tree) {
     h("h2", null, "prompt", h("span", { class: "quiet" }, plural(tree.prompt, "token"))),
     lessonsOf(tree),
     tree.messages.map((message) => messageOf(message)),
-    table({ seed: tree.task.seed, options: line(tree.task.options), settings: line(tree.task.settings), wrappers: tree.task.wrappers.map(([name, told]) => `${name} ${line(told)}`.trim()).join(" · "), "state key": tree.state_key }),
+    table({ seed: tree.task.seed, options: line(tree.task.options), settings: line(tree.task.settings), wrappers: tree.task.wrappers.filter(([name]) => name !== "WithNotes").map(([name, told]) => `${name} ${line(told)}`.trim()).join(" · "), "state key": tree.state_key }),
     more("info and cost", () => h("pre", { class: "text" }, json({ info: tree.info, cost: tree.cost }))));
 }
 

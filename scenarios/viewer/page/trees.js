@@ -62,7 +62,8 @@ async function showTrees(main, parameters, signal) {
     h("span", { role: "columnheader", class: `c-${name}` }, sorts === false ? label : h("button", { type: "button", "data-order": name, onclick: () => sort(name) }, label))));
   const space = h("div", { class: "space", role: "rowgroup" });
   const list = h("div", { class: "list", role: "grid", tabindex: 0, "aria-label": "trees", onscroll: draw, onwheel: settle, onpointerdown: settle }, head, space);
-  put(main, h("h1", null, h("span", null, `trees of ${run}`)), form, count, list);
+  const lessons = h("a", { href: link("lessons", { run }), hidden: true }, "lessons");
+  put(main, h("h1", null, h("span", null, `trees of ${run}`), lessons), form, count, list);
 
   function options(name, values) {
     const select = form.elements[name];
@@ -126,6 +127,7 @@ async function showTrees(main, parameters, signal) {
     if (answer.matching !== state.matching) pages.clear(); // the rows may have moved
     state = answer;
     pages.set(number, answer.rows);
+    lessons.hidden = !answer.lessons;
     options("stage", answer.stages);
     options("env", answer.envs);
     options("cause", answer.causes);
@@ -219,9 +221,10 @@ async function showTrees(main, parameters, signal) {
       Enter: () => open(at),
       l: () => open(at),
       h: () => go("runs", { run }),
+      m: () => state.lessons && go("lessons", { run }),
       "/": () => form.elements.text.focus(),
     },
-    help: [["j k", "next, previous tree"], ["PageUp PageDown Home End", "further"], ["Enter or l", "open it"], ["h", "the runs"], ["/", "search in the texts"]],
+    help: [["j k", "next, previous tree"], ["PageUp PageDown Home End", "further"], ["Enter or l", "open it"], ["h", "the runs"], ["m", "the lessons"], ["/", "search in the texts"]],
   };
 }
 
