@@ -23,6 +23,7 @@ PAGES = {  # file: (address, theme, height)
     "tree": ("#tree?run=factsearch-arpo-0&tree=142&node=2", "dark", 640),
     "episode": ("#episode?run=factsearch-0&tree=847&rollout=1&turn=3", "light", 780),
     "compare": ("#compare?a=factsearch-0:847.0&b=factsearch-0:847.1", "light", 760),
+    "lessons": ("#lessons?run=training-free", "light", 400),
 }
 
 

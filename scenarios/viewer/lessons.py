@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ...agents.memory import IN_FORCE, Change, Evidence, Lesson, LessonRefused, LessonStore
+from ...agents.memory import IN_FORCE, Change, Evidence, Lesson, LessonRefused, LessonStore, State
 from ...agents.memory.lesson import STATES
 from ...agents.store import StoreError
 from ..folders import LESSONS
@@ -33,7 +33,8 @@ def lessons_listing(run: Path, state: str = "", words: str = "") -> dict[str, An
     The words are looked for in id, text, phrase, environment and tags, whatever their case. ValueError where there is
     no such state, LookupError where the run has no lessons, StoreError where they cannot be read.
     """
-    states = {SEES: IN_FORCE, "all": STATES, **{name: (name,) for name in STATES}}
+    states: dict[str, Collection[State]] = {SEES: IN_FORCE, "all": STATES}
+    states |= {name: (name,) for name in STATES}
     if (state or SEES) not in states:
         raise ValueError(f"state: one of {', '.join(states)}, got {state!r}")
     parts = words.lower().split()
