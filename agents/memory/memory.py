@@ -59,14 +59,13 @@ class Memory:
         many attempts to get some failed (`failures`), and how many lessons are `in_force` now."""
         if self.reflector is None:
             return {}
-        envs = sorted({seen.tree.task.env for seen in batch})
-        known = [lesson for env in envs for lesson in self.store.lessons(env=env)]
+        kinds_of_tasks = {(seen.tree.task.env, tags) for seen in batch for tags in (seen.tags, ())}
+        known = [lesson for env, tags in sorted(kinds_of_tasks) for lesson in self.store.lessons(env=env, tags=tags)]
         reflection = await self.reflector.reflect(batch, known, ask)
         operations, aside = merged(reflection.groups)
         outcomes = [*aside, *curate(self.store, operations, reason)]
         kinds = Counter("refused" if one.refused else type(one.operation).__name__.lower() for one in outcomes)
-        in_force = sum(1 for env in envs for _ in self.store.lessons(env=env))
-        return {**kinds, "failures": len(reflection.failures), "in_force": in_force}
+        return {**kinds, "failures": len(reflection.failures), "in_force": self.store.in_force}
 
 
 def told(lessons: Sequence[Lesson], place: Place) -> Wrappers:

@@ -46,8 +46,8 @@ class Reflector(Protocol):
     """Writes down what a batch of trees teaches."""
 
     async def reflect(self, batch: Sequence[Seen], known: Sequence[Lesson], ask: Ask) -> Reflection:
-        """What is to be done with the lessons. `known` are those of the batch's environments that are in force. `ask`
-        is for reflectors that have a policy write."""
+        """What is to be done with the lessons. `known` are those in force with the tags of a task of the batch, or with
+        none. `ask` is for reflectors that have a policy write."""
         ...
 
 

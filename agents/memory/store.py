@@ -231,6 +231,11 @@ class LessonStore:
         """The number of the last change; 0 for a new store."""
         return int(self._rows("SELECT coalesce(max(number), 0) FROM changes")[0][0])
 
+    @property
+    def in_force(self) -> int:
+        """How many lessons are told, of all environments."""
+        return int(self._rows(f"SELECT count(*) FROM lessons WHERE {_TOLD}")[0][0])
+
     def get(self, id: int) -> Lesson:
         """The lesson with this id. LessonRefused where there is none, with the ids that there are."""
         if not is_number(id):
