@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,10 +78,11 @@ async def measured(
     scenario: Scenario, memory: Memory, play: Play, ids: Sequence[int], trial: Trial
 ) -> AsyncIterator[Measured]:
     """Measures lessons one after the other, and writes down what came of each: those that help are active, those that
-    do harm are retired. A lesson that no train task is told stays as it is. LessonRefused for one that is not there."""
+    do harm are retired. A lesson stays as it is where no train task is told it, or so few that nothing bounds its
+    effect. LessonRefused for one that is not there."""
     for lesson in [memory.store.get(id) for id in ids]:
         verdict, effect = await trial.measure(memory, lesson, tasks_told(scenario, memory, lesson), play)
-        if effect.pairs:
+        if math.isfinite(effect.high - effect.low):
             state = "active" if verdict == "kept" else lesson.state
             lesson = memory.store.change(lesson.id, reason=f"{effect.pairs} pairs", effect=effect, state=state)
         if verdict == "retired":

@@ -17,6 +17,9 @@ from treegym.agents.memory import Evidence, Lesson, LessonStore, Memory, lessons
 from treegym.agents.memory.trials import Trial, Verdict, effect_of, suspects
 from treegym.agents.rollouts import Recall, Response
 from treegym.envs import HouseRulesEnv, Message, Task
+from treegym.scenarios import Scenario
+from treegym.scenarios.memory import Measured, measured
+from treegym.trainers import TaskSet
 
 RETURNS = (0.0, 0.0, 0.5, 1.0, 1.5)
 
@@ -93,6 +96,19 @@ def test_few_tasks_leave_it_open(tmp_path: Path) -> None:
         lesson = store.add(Lesson("Hurry.", ENV))
         found, effect = asyncio.run(Trial().measure(Memory(store), lesson, [Task(ENV, 0)], Played(0.5)))
         assert found == "open" and effect.pairs == 1
+
+
+@pytest.mark.parametrize(("pairs", "state"), [(3, "proposed"), (40, "active")])
+def test_what_a_trial_finds_is_written_down_once_it_is_bounded(pairs: int, state: str, tmp_path: Path) -> None:
+    async def found() -> list[Measured]:
+        scenario = Scenario(TaskSet("treegym/HouseRules-v0"))
+        return [one async for one in measured(scenario, Memory(store), Played(0.3), [1], Trial(most=pairs))]
+
+    with LessonStore(tmp_path / "lessons.sqlite") as store:
+        store.add(Lesson("Hurry.", "treegym/HouseRules-v0"))
+        [one] = asyncio.run(found())
+        assert one.lesson == store.get(1) and one.lesson.state == state
+        assert (one.lesson.effect is None) == (state == "proposed") == (store.revision == 1)
 
 
 def test_lessons_that_were_learned_under_a_harmful_one_are_doubted_next() -> None:

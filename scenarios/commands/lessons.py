@@ -238,10 +238,9 @@ async def _measured(
 
     try:
         async for each in measured(scenario, memory_of(scenario, store, opened.renderer), play, ids, Trial(pairs)):
-            number = each.lesson.effect.pairs if each.lesson.effect else 0
-            say(
-                f"lesson {each.lesson.id}: {each.verdict}, {_effect(each.lesson)} in {number} pairs; {each.lesson.text}"
-            )
+            lesson, effect = each.lesson, each.lesson.effect
+            found = f"{_effect(lesson)} in {effect.pairs} pairs" if effect else "too few pairs"
+            say(f"lesson {lesson.id}: {each.verdict}, {found}; {lesson.text}")
     finally:
         await opened.close()
 
