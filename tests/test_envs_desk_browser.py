@@ -124,6 +124,7 @@ def test_settings_and_options_are_those_of_the_simulation() -> None:
         Task(ID, 0, settings={**DESK, "apps": ["bank"]}).make()
 
 
+@pytest.mark.skipif("TREEGYM_SLOW" not in os.environ, reason="a minute; TREEGYM_SLOW=1 runs it")
 def test_the_desk_in_chromium_keeps_the_promises_of_every_environment() -> None:
     check_env(lambda: DeskBrowserEnv(apps=["files"], max_turns=6), options={"template": "files_rename"}, seeds=[0])
 
