@@ -15,12 +15,14 @@ from rich.table import Table
 from ..agents import Evaluation, Run, Stopped, Watcher, run_to_end
 from ..agents.evaluation import Budget, Interval, evaluate_async
 from ..agents.evaluation.run import by_cause
+from ..agents.memory import LessonStore, answers_told
 from ..agents.store.folder import write_json, write_text
 from ..envs import Task
 from .build import placed, try_environment
 from .charts import save_chart
 from .errors import ScenarioError
-from .folders import begun
+from .folders import LESSONS, begun
+from .memory import keep_lessons, memory_of
 from .modules import folders_of
 from .person import Left
 from .policies import OpenedPolicy, as_part, open_policy, speaking
@@ -40,6 +42,7 @@ class Setting:
     split: Split = "heldout"
     seed: int = 0  # of the draws; the tasks are the same for every seed
     budget: Budget = Budget()
+    lessons: str | None = None  # that are told: of a run's directory, of a store, of JSON lines
 
     def tasks(self, scenario: Scenario) -> list[Task]:
         splits = ["heldout", "train"] if self.split == "both" else [self.split]
@@ -65,6 +68,11 @@ def own_policy(folder: Path, tokenizer: str | None = None) -> tuple[str | None, 
     return str(folder), tokenizer
 
 
+def own_lessons(policy: str | None) -> str | None:
+    """Where the lessons are that a policy is told unless one asks for others: its own, if it is a run with some."""
+    return policy if policy and (Path(policy) / LESSONS).exists() else None
+
+
 def evaluate_scenario(scenario: Scenario, setting: Setting, out: Path, watcher: Watcher) -> dict[str, Any]:
     """The figures, as results.json in `out` holds them; goes on with what is there.
 
@@ -81,6 +89,9 @@ def evaluate_scenario(scenario: Scenario, setting: Setting, out: Path, watcher: 
     if not evaluation.tasks:
         raise ScenarioError(f"nothing was played: {evaluation.stopped_by or by_cause(evaluation.failures)}")
     result: dict[str, Any] = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    if told := answers_told(task.task for task in evaluation.tasks):
+        result |= told
+        write_json(out / "results.json", result)
     _save_chart(out / "results.svg", result)
     success = [task.share for task in evaluation.tasks]  # of each task, in the order in which they were drawn
     Run(out).summarize(summary({"model": evaluation}, success=success, figures=result))
@@ -103,10 +114,16 @@ async def _play(scenario: Scenario, setting: Setting, tasks: Sequence[Task], out
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "evaluation.json", asdict(setting))
         write_text(out / "scenario.yaml", dump_scenario(_recorded(opened, scenario, setting)))
+        recall = None
+        if setting.lessons:
+            if not (out / LESSONS).exists():  # a resumed evaluation tells what it began with
+                keep_lessons(Path(setting.lessons), out / LESSONS)
+            store = stack.enter_context(LessonStore.read(out / LESSONS))
+            recall = memory_of(scenario, store, opened.renderer).recall_all
         return await evaluate_async(
             tasks, opened.policy, opened.renderer, opened.sampling, setting.budget, out,
             samples=scenario.heldout.rollouts, success=scenario.environment.success, seed=setting.seed,
-            at_once=opened.rollouts, watcher=watcher,
+            at_once=opened.rollouts, watcher=watcher, recall=recall,
         )  # fmt: skip
 
 
@@ -151,6 +168,8 @@ def show_evaluation(result: Mapping[str, Any], folder: Path) -> None:
     say(f"rewards: return {result['return']:.3f}" + "".join(f", {k} {v:.3f}" for k, v in result["terms"].items()))
     if result["unique_answers"] is not None:
         say(f"unique answers: {result['unique_answers']:.1%} of a task's tries that answered")
+    if leaked := result.get("answers_told"):
+        say(f"answers told: in {leaked} of {result['drawn']} tasks a lesson holds the answer itself")
     if result["truncated"]:
         say("cut off: " + ", ".join(f"{share:.1%} {cause}" for cause, share in result["truncated"].items()))
     cost = f", cost {result['cost']:.4g}" if result["cost"] else ""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..agents import ChatRenderer, Run
-from ..agents.memory import Lesson, LessonRefused, LessonStore, Memory, Reflector
+from ..agents.memory import Lesson, LessonRefused, LessonStore, Memory, Reflector, suspects
 from ..agents.memory.trials import Play, Trial, Verdict
 from ..agents.rollouts.response import open_task
 from ..agents.store.frames import StoreError
@@ -66,6 +66,22 @@ def begun_store(run: Run, source: Path | None) -> LessonStore:
     return store
 
 
+def keep_lessons(source: Path, path: Path) -> None:
+    """Writes the lessons of a run's directory, of its store, or of JSON lines into a store of their own.
+    ScenarioError."""
+    if source.is_dir():
+        source = source / LESSONS
+    try:
+        if source.suffix == ".jsonl":
+            with LessonStore(path, author="import") as store:
+                store.import_(source)
+        else:
+            with LessonStore.read(source) as store:
+                store.copy(path)
+    except (LessonRefused, StoreError, OSError) as error:
+        raise ScenarioError(f"lessons: {error}") from error
+
+
 @dataclass(frozen=True, slots=True)
 class Measured:
     """A lesson as it is now, and what became of it."""
@@ -78,15 +94,19 @@ async def measured(
     scenario: Scenario, memory: Memory, play: Play, ids: Sequence[int], trial: Trial
 ) -> AsyncIterator[Measured]:
     """Measures lessons one after the other, and writes down what came of each: those that help are active, those that
-    do harm are retired. A lesson stays as it is where no train task is told it, or so few that nothing bounds its
-    effect. LessonRefused for one that is not there."""
-    for lesson in [memory.store.get(id) for id in ids]:
+    do harm are retired, and those that were learned under them come next. A lesson stays as it is where no train task
+    is told it, or so few that nothing bounds its effect. LessonRefused for one that is not there."""
+    left = [memory.store.get(id) for id in ids]
+    while left:
+        lesson = left.pop(0)
         verdict, effect = await trial.measure(memory, lesson, tasks_told(scenario, memory, lesson), play)
         if math.isfinite(effect.high - effect.low):
             state = "active" if verdict == "kept" else lesson.state
             lesson = memory.store.change(lesson.id, reason=f"{effect.pairs} pairs", effect=effect, state=state)
         if verdict == "retired":
             lesson = memory.store.retire(lesson.id, f"does harm: {effect.mean:+.2f} in {effect.pairs} pairs")
+            doubted = suspects(left, {lesson.id})
+            left = [*doubted, *(other for other in left if other not in doubted)]
         yield Measured(lesson, verdict)
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import command
 
-from treegym.agents.memory import Effect, Evidence, Lesson, LessonStore
+from treegym.agents import Run as Stored
+from treegym.agents.memory import Effect, Evidence, Lesson, LessonStore, lessons_of
 
 ENV = "treegym/HouseRules-v0"
 Run = Callable[..., tuple[int, str, str]]
@@ -107,3 +110,35 @@ def test_a_run_that_is_not_finished_takes_changes_back(lessons: Run, run: Path) 
     assert "when it is resumed" in lessons("retire", run, 1, "--reason", "x")[1]
     shutil.rmtree(run / "checkpoints")
     assert lessons("retire", run, 2, "--reason", "x")[1] == ""
+
+
+def test_an_evaluation_tells_the_lessons_that_are_asked_for(
+    capsys: pytest.CaptureFixture[str], run: Path, tmp_path: Path
+) -> None:
+    """The trees say which; the evaluation keeps them, so that one that goes on tells the same."""
+    scenario = tmp_path / "house.yaml"
+    scenario.write_text(f"environment: {{id: {ENV}, settings: {{world: 0}}}}\nheldout: {{tasks: 12}}\n")
+
+    def evaluated(name: str, *options: object) -> tuple[set[tuple[str, ...]], dict[str, Any]]:
+        out = tmp_path / name
+        given = ("eval", str(scenario), "--policy", "random", "--out", str(out), *map(str, options))
+        assert command(capsys, *given)[0] == 0
+        told = {lessons_of(tree.task) for _, tree in Stored(out).trees}
+        return told, json.loads((out / "results.json").read_text())
+
+    told, result = evaluated("with", "--lessons", run)
+    assert told == {("2",), ("1", "2")} and result["answers_told"] == 0
+    changes = []
+    for folder in (tmp_path / "with", run):
+        with LessonStore.read(folder / "lessons.sqlite") as store:
+            changes.append(store.changes())
+    assert changes[0] == changes[1]
+    assert command(capsys, "replay", "verify", str(tmp_path / "with"))[0] == 0
+    told, result = evaluated("without", "--lessons", "none")
+    assert told == {()} and "answers_told" not in result
+    status, said, _ = command(capsys, "compare", str(tmp_path / "with"), str(tmp_path / "without"))
+    assert status == 0 and re.search(r"^all +12 ", said, re.MULTILINE)  # paired, whatever they are told
+    status, _, errors = command(
+        capsys, "eval", str(scenario), "--policy", "random", "--lessons", "gone", "--out", str(tmp_path / "c")
+    )
+    assert status == 2 and "gone" in errors and not (tmp_path / "c").exists()

@@ -6,6 +6,7 @@ import asyncio
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 
@@ -13,8 +14,8 @@ import pytest
 from test_memory_reflect import ENV, group
 
 from treegym.agents import RolloutTree
-from treegym.agents.memory import Evidence, Lesson, LessonStore, Memory, lessons_of
-from treegym.agents.memory.trials import Trial, Verdict, effect_of, suspects
+from treegym.agents.memory import Evidence, Lesson, LessonStore, Memory, lessons_of, suspects
+from treegym.agents.memory.trials import Trial, Verdict, effect_of
 from treegym.agents.rollouts import Recall, Response
 from treegym.envs import HouseRulesEnv, Message, Task
 from treegym.scenarios import Scenario
@@ -111,10 +112,45 @@ def test_what_a_trial_finds_is_written_down_once_it_is_bounded(pairs: int, state
         assert (one.lesson.effect is None) == (state == "proposed") == (store.revision == 1)
 
 
-def test_lessons_that_were_learned_under_a_harmful_one_are_doubted_next() -> None:
-    def drawn(text: str, *in_force: int) -> Lesson:
-        return Lesson(text, ENV, evidence=(Evidence("runs/a", 0, (0,), (1.0, 0.0), (2, 2), in_force=in_force),))
+def drawn(text: str, *in_force: Sequence[int]) -> Lesson:
+    """A lesson with a piece of evidence for each list of lessons that were told."""
+    pieces = (Evidence("a", i, (0,), (1.0, 0.0), (2, 2), in_force=tuple(ids)) for i, ids in enumerate(in_force))
+    return Lesson(text, ENV, evidence=tuple(pieces))
 
-    lessons = [drawn("a", 1, 2), drawn("b", 2), drawn("c")]
-    assert [each.text for each in suspects(lessons, 1)] == ["a"]
-    assert [each.text for each in suspects(lessons, 2)] == ["a", "b"]
+
+def test_a_lesson_is_suspect_if_all_its_evidence_was_made_under_retired_ones() -> None:
+    lessons = [drawn("a", [1, 2]), drawn("b", [2], [1, 3]), drawn("c", [1], []), drawn("d")]
+    assert [each.text for each in suspects(lessons, {1})] == ["a"]
+    assert [each.text for each in suspects(lessons, {1, 2})] == ["a", "b"]
+
+
+def test_suspects_are_doubted_first(tmp_path: Path) -> None:
+    """Of twenty lessons the one that was learned under a retired one is left out, whatever the task."""
+    with LessonStore(tmp_path / "lessons.sqlite") as store:
+        wrong = store.add(Lesson("Hurry.", ENV))
+        suspect = store.add(drawn("Skip the gate.", [wrong.id]))
+        others = {store.add(Lesson(f"Look at door {i}.", ENV)).id for i in range(19)}
+        memory, nothing = Memory(store, doubt=1.0), Response((), "")
+
+        def left_out() -> set[int]:
+            found: set[int] = set()
+            for task in (Task(ENV, seed) for seed in range(8)):
+                told = lessons_of(replace(task, wrappers=memory.recall(task, HouseRulesEnv(), nothing)))
+                found |= {suspect.id, *others} - {*map(int, told)}
+            return found
+
+        assert len(left_out()) > 1
+        store.retire(wrong.id, "it does harm")
+        assert left_out() == {suspect.id}
+
+
+def test_those_learned_under_a_harmful_lesson_are_measured_next(tmp_path: Path) -> None:
+    async def order(gain: float) -> list[int]:
+        scenario = Scenario(TaskSet("treegym/HouseRules-v0"))
+        return [one.lesson.id async for one in measured(scenario, Memory(store), Played(gain), [1, 2, 3], Trial())]
+
+    for gain, expected in ((-0.3, [1, 3, 2]), (0.3, [1, 2, 3])):
+        with LessonStore(tmp_path / f"{gain}.sqlite") as store:
+            for lesson in (drawn("Hurry."), drawn("Look first."), drawn("Skip the gate.", [1])):
+                store.add(replace(lesson, env="treegym/HouseRules-v0"))
+            assert asyncio.run(order(gain)) == expected

@@ -37,7 +37,7 @@ from ..agents import (
 )
 from ..agents.evaluation import TaskOutcome
 from ..agents.inference.forward import native_dtype, positions
-from ..agents.memory import Memory, Seen, lessons_of
+from ..agents.memory import Memory, Seen, answers_told, lessons_of
 from ..agents.models.lora import merged_state
 from ..agents.policies.sampler import TransformersPolicy
 from ..agents.rollouts import Chains, Recall, TooManyFailures
@@ -160,6 +160,7 @@ class Trainer:
             high=high,
             turns=result.mean("turns"),
             tool_calls=result.mean("tool_calls"),
+            **answers_told(tree.task for tree in grown.trees),
             **grown.told(),
             seconds={"evaluation": result.seconds},
         )
@@ -264,7 +265,7 @@ class Trainer:
         batch = [Seen(str(self.run.path), number, tree) for number, tree in trees.items()]
         counts = await self.memory.learn(batch, self._ask, reason)
         self.keep_memory()
-        return {"lessons": counts}
+        return {"lessons": counts, **answers_told(tree.task for tree in trees.values())}
 
     def keep_memory(self) -> None:
         """Has the next checkpoint stand at the lessons as they are now."""

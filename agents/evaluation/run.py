@@ -17,7 +17,7 @@ from ...envs import Task
 from ..chat import ChatRenderer
 from ..loop import SILENT, Stopped, Watcher, run_to_end
 from ..policy import Policy, Sampling, derive_seed
-from ..rollouts import Failure, SomeChains, TooManyFailures, grow
+from ..rollouts import Failure, Recall, SomeChains, TooManyFailures, grow
 from ..store.folder import Run, write_json
 from ..tree import RolloutTree, joined
 from .figures import Evaluation
@@ -70,18 +70,19 @@ def evaluate(
     seed: int = 0,
     at_once: int = 32,
     watcher: Watcher = SILENT,
+    recall: Recall | None = None,
 ) -> Evaluation:
     """Plays every task `samples` times and returns what came of it; goes on with what `out` holds.
 
     `success` is the reward term that is 1 where an episode succeeded. `seed` seeds the draws; the tasks have seeds of
-    their own. `at_once` rollouts are played at a time. `out` becomes a run's directory, with trees and results.json,
-    which `treegym compare`, `view` and `replay` read.
+    their own. `at_once` rollouts are played at a time. `recall` chooses the notes that a task is told. `out` becomes a
+    run's directory, with trees and results.json, which `treegym compare`, `view` and `replay` read.
 
     Raises Stopped where the watcher asks for it, TooManyFailures, and ValueError where `out` holds another evaluation.
     """
     played = evaluate_async(
         tasks, policy, renderer, sampling, budget, out,
-        samples=samples, success=success, seed=seed, at_once=at_once, watcher=watcher,
+        samples=samples, success=success, seed=seed, at_once=at_once, watcher=watcher, recall=recall,
     )  # fmt: skip
     return run_to_end(played)
 
@@ -99,10 +100,11 @@ async def evaluate_async(
     seed: int = 0,
     at_once: int = 32,
     watcher: Watcher = SILENT,
+    recall: Recall | None = None,
 ) -> Evaluation:
     """`evaluate` in the event loop that is running, such as the one in which the policy was opened."""
     run = Run(Path(out))
-    playing = _Playing(run, tasks, policy, renderer, sampling, budget, samples, seed, at_once, watcher)
+    playing = _Playing(run, tasks, policy, renderer, sampling, budget, samples, seed, at_once, watcher, recall)
     run.save_tokenizer(renderer.tokenizer)
     try:
         stopped_by = await playing.play()
@@ -136,6 +138,7 @@ class _Playing:
     seed: int
     at_once: int
     watcher: Watcher
+    recall: Recall | None
     done: int = 0  # tasks
     seconds: float = 0.0  # that earlier sessions took
     failures: dict[int, list[dict[str, Any]]] = field(default_factory=dict)  # by number of the task
@@ -231,6 +234,7 @@ class _Playing:
             outcomes = grow(
                 [self.tasks[number] for number in members], SomeChains(missing),
                 self.policy, self.renderer, self.sampling, seed=self.rollout_seed, cassette=self.run.cassette,
+                recall=self.recall,
             )  # fmt: skip
             async with contextlib.aclosing(outcomes):
                 async for place, outcome in outcomes:

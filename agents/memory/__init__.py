@@ -3,10 +3,11 @@
 from .ask import AskModel
 from .curate import Add, Delete, Keep, Merge, Operation, Outcome, Reading, Update, curate, merged, read_operations
 from .lesson import IN_FORCE, Effect, Evidence, Lesson, LessonRefused, State
-from .memory import Memory, told
+from .memory import Memory, suspects
 from .ranking import ByMeaning, Ranker, by_words
-from .reflect import Ask, Contrast, Reflection, Reflector, Seen, lessons_of
+from .reflect import Ask, Contrast, Reflection, Reflector, Seen
 from .store import Change, LessonStore
+from .telling import answers_told, lessons_of, notes_of, told, told_answer
 
 __all__ = [
     "IN_FORCE",
@@ -34,10 +35,14 @@ __all__ = [
     "Seen",
     "State",
     "Update",
+    "answers_told",
     "by_words",
     "curate",
     "lessons_of",
     "merged",
+    "notes_of",
     "read_operations",
+    "suspects",
     "told",
+    "told_answer",
 ]

@@ -14,7 +14,8 @@ from ..serving.client import Server, ServerError
 from ..tree import RolloutTree
 from .curate import Operation, read_operations
 from .lesson import Evidence, Lesson
-from .reflect import Ask, Reflection, Seen, lessons_of
+from .reflect import Ask, Reflection, Seen
+from .telling import lessons_of
 
 INSTRUCTIONS = f"""You read two attempts at one task: one went well, the other did not. Find what made the difference,
 and keep a list of lessons for later attempts at tasks of this kind. A lesson is general, short (at most {MAX_TEXT}

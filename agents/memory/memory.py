@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from ...envs import Task, TextEnv
-from ...envs.notes import Note, Place, own_text, with_notes
+from ...envs.notes import Place, own_text
 from ...envs.task import Wrappers
 from ..rollouts import Response
 from .curate import curate, merged
 from .lesson import Lesson
 from .reflect import Ask, Reflector, Seen
 from .store import CountTokens, LessonStore, rough_tokens
+from .telling import told
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class Memory:
     """A store of lessons, how they are told, and what writes them down.
 
     `recall` is what `grow` asks for a task's notes. In a share `doubt` of the tasks, drawn by their seeds, one of the
-    lessons is left out, so that it is seen what happens without it.
+    lessons is left out, so that it is seen what happens without it: one of the suspects, where there are any.
     """
 
     store: LessonStore
@@ -41,7 +42,8 @@ class Memory:
         lessons = self.lessons(task, response)
         dice = random.Random(f"doubt {task.seed}")
         if lessons and dice.random() < self.doubt:
-            lessons.pop(dice.randrange(len(lessons)))
+            doubted = suspects(lessons, self.store.retired(task.env)) or lessons
+            lessons.remove(dice.choice(doubted))
         return told(lessons, self.place)
 
     def recall_all(self, task: Task, env: TextEnv, response: Response) -> Wrappers:
@@ -68,7 +70,7 @@ class Memory:
         return {**kinds, "failures": len(reflection.failures), "in_force": self.store.in_force}
 
 
-def told(lessons: Sequence[Lesson], place: Place) -> Wrappers:
-    """What puts lessons around a task, as notes; nothing without lessons."""
-    notes: list[Note] = [lesson.note() for lesson in lessons]
-    return (with_notes(notes, place),) if notes else ()
+def suspects(lessons: Iterable[Lesson], retired: Collection[int]) -> list[Lesson]:
+    """Those all of whose evidence was made while lessons were told that have been retired since."""
+    wrong = frozenset(retired)
+    return [one for one in lessons if one.evidence and all(wrong.intersection(e.in_force) for e in one.evidence)]

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Protocol
 
-from ...envs import Message, Task
+from ...envs import Message
 from ...envs.notes import MAX_WHEN, advice, own_text, why_not_a_line
 from ..tree import ROOT, Node, RolloutTree
 from .curate import Add, Delete, Keep, Operation, Update
 from .lesson import IN_FORCE, Evidence, Lesson
+from .telling import lessons_of
 
 _SENTENCE_END = re.compile(r"(?<=[.!?]) ")
 
@@ -143,12 +144,6 @@ def _collected(parts: Iterable[Found]) -> dict[Topic, dict[str, list[Comparison]
             for text, compared in done.items():
                 found[topic][text] += compared
     return found
-
-
-def lessons_of(task: Task) -> tuple[str, ...]:
-    """The ids of the lessons whose notes a task carries."""
-    added = [arguments["notes"] for name, arguments in task.wrappers if name == "WithNotes"]
-    return tuple(note["id"] for notes in added for note in notes if note.get("id"))
 
 
 # choices

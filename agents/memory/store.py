@@ -60,6 +60,7 @@ CREATE TABLE lessons (id INTEGER PRIMARY KEY, env TEXT NOT NULL, tags TEXT NOT N
     state TEXT NOT NULL, effect REAL NOT NULL, support INTEGER NOT NULL, likeness TEXT NOT NULL, body TEXT NOT NULL);
 CREATE INDEX recalled ON lessons (env, tags, effect DESC, support DESC, id) WHERE {_TOLD};
 CREATE INDEX alike ON lessons (likeness) WHERE {_TOLD};
+CREATE INDEX retired ON lessons (env) WHERE state = 'retired';
 PRAGMA application_id = {_APPLICATION};
 PRAGMA user_version = {_VERSION};
 """
@@ -270,6 +271,10 @@ class LessonStore:
             yield from (from_json(body) for _, body in rows)
             values[0] = rows[-1][0]
 
+    def retired(self, env: str) -> frozenset[int]:
+        """The ids of the lessons of an environment that were taken out of force, and by no better one."""
+        return frozenset(id for (id,) in self._rows("SELECT id FROM lessons WHERE env = ? AND state = 'retired'", env))
+
     def twin(self, lesson: Lesson) -> Lesson | None:
         """The near duplicate in force (see `likeness`) of a lesson that is, or is to be, in force."""
         query = f"SELECT body FROM lessons WHERE likeness = ? AND {_TOLD} ORDER BY id LIMIT 1"
@@ -349,6 +354,11 @@ class LessonStore:
                 file.write(to_json(lesson) + "\n")
                 count += 1
         return count
+
+    def copy(self, path: Path) -> None:
+        """Writes the store, as it is now, into a new file."""
+        with whole(path) as part, self._lock, self._named(), contextlib.closing(sqlite3.connect(part)) as other:
+            self._connection.backup(other)
 
     def import_(self, path: Path, reason: str = "") -> list[Lesson]:
         """Adds the lessons of JSON lines, with ids of this store; near duplicates join those that are in force.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from statistics import fmean
@@ -14,7 +14,8 @@ from ...envs.task import Wrappers
 from ..rollouts import Recall, Response
 from ..tree import RolloutTree
 from .lesson import Effect, Lesson
-from .memory import Memory, told
+from .memory import Memory
+from .telling import told
 
 Verdict = Literal["kept", "retired", "open"]
 Play = Callable[[Sequence[Task], Recall], Awaitable[Sequence[RolloutTree]]]  # a group of rollouts for each task
@@ -113,11 +114,6 @@ def _end(differences: Sequence[float], mean: float, side: int, alpha: float) -> 
 
 
 _FARTHEST = 1e6  # few pairs rule nothing out
-
-
-def suspects(lessons: Iterable[Lesson], retired: int) -> Iterator[Lesson]:
-    """Those whose evidence was made while a lesson was told that has turned out to do harm: to be doubted next."""
-    return (lesson for lesson in lessons if any(retired in piece.in_force for piece in lesson.evidence))
 
 
 def _mean(tree: RolloutTree) -> float:

@@ -49,6 +49,13 @@ def eval_command(
     split: Annotated[Splits | None, typer.Option(help="Which tasks. Default: heldout.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the draws; the tasks stay the same. Default: 0.")] = None,
     concurrency: Annotated[int | None, typer.Option(min=1, help="Episodes at a time.")] = None,
+    lessons: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose lessons the policy is told: a run's directory, a store, or JSON lines; none: nobody's. "
+            "Default: its own, where the policy is a run that has some."
+        ),
+    ] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="A model's directory or name whose tokenizer a server's model has.")
     ] = None,
@@ -94,7 +101,7 @@ def eval_command(
     from ...agents.evaluation import Budget
     from ...agents.rollouts import TooManyFailures
     from ...agents.store.folder import trees_file, write_text
-    from ..evaluation import Setting, evaluate_scenario, own_policy, read_setting, show_evaluation
+    from ..evaluation import Setting, evaluate_scenario, own_lessons, own_policy, read_setting, show_evaluation
     from ..schema import load_scenario, title
     from ..watch import ProgressBars
 
@@ -111,7 +118,9 @@ def eval_command(
             scenario, out = None, scenario
         if out is None or not (out / "evaluation.json").exists():
             raise UsageError(f"nothing to resume: {out or 'without --out there'} holds no evaluation")
-        fixed = (scenario, policy, samples, tasks, temperature, split, seed, concurrency, tokenizer, change or None)
+        fixed = (
+            scenario, policy, samples, tasks, temperature, split, seed, concurrency, lessons, tokenizer, change or None,
+        )  # fmt: skip
         if any(value is not None for value in fixed):
             raise UsageError("--resume takes the scenario, policy and tasks from --out; only the budget can be new")
         setting, chosen, folder = read_setting(out), load_scenario(out / "scenario.yaml"), out
@@ -135,7 +144,10 @@ def eval_command(
             raise UsageError("heldout.tasks is 0: there is nothing to measure")
         if policy is None and (scenario / "scenario.yaml").exists():
             policy, tokenizer = own_policy(scenario, tokenizer)
-        setting = Setting(policy, tokenizer, (split or Splits.heldout).value, seed or 0, _budget(Budget(), given))
+        setting = Setting(
+            policy, tokenizer, (split or Splits.heldout).value, seed or 0, _budget(Budget(), given),
+            own_lessons(policy) if lessons is None else None if lessons == "none" else lessons,
+        )  # fmt: skip
     try:
         with ProgressBars(shown=setting.policy != "human") as bars:
             result = evaluate_scenario(chosen, setting, folder, bars)
