@@ -6,12 +6,14 @@
 
 One policy is warmed up in worlds of its own, where nothing but notes tells the rules. Then, world by world: it plays
 without notes, with an expert's, and with those that `Contrast` draws from its own rollouts; its weights are trained
-without any; the lessons are distilled into them; lessons are poisoned, and sites change their rules.
+without any; the lessons are distilled into them, once and in rounds; lessons are poisoned, and sites change their
+rules; many notes are told of which two apply.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,17 +26,25 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from scipy.stats import t as student
 
 from treegym.agents import Run
+from treegym.agents.evaluation import Budget, evaluate
 from treegym.agents.memory import Lesson, LessonStore
-from treegym.envs import HouseRulesEnv
-from treegym.envs.houserules import CHOICES
+from treegym.agents.rollouts import Response
+from treegym.envs import HouseRulesEnv, Task, TextEnv
+from treegym.envs.houserules import CHOICES, place_of
+from treegym.envs.notes import Note, Place, with_notes
+from treegym.envs.task import Wrappers
 from treegym.scenarios import load_scenario, train
+from treegym.scenarios.policies import open_policy
 
 ROOT = Path(__file__).parent.parent
 RUNS = ROOT / "runs" / "memory"
 PAGE = ROOT / "docs" / "results" / "memory.md"
 ENV, OF = "treegym/HouseRules-v0", 12  # sites
 CALLS = 1_500  # tool calls that lessons are drawn from, at most
-RATES = (1e-4, 3e-4, 1e-3)  # learning rates that are tried in world 0
+RATES = (3e-4, 1e-3, 3e-3)  # learning rates that are tried in world 0
+METHODS = ("imitation", "reverse_kl")
+NUMBERS = (2, 4, 8, 16, 32)  # of notes that are told, of which two apply
+ROUNDS, FEW = 3, 2  # of collecting and distilling, and the worlds in which they are played
 RL = ("memory=null", "improvement.learn=true", "improvement.optimization.max_tokens=4096")
 MARK = "<!-- What follows is written by hand. -->\n"
 HEAD = """# Lessons
@@ -57,16 +67,20 @@ def finished(name: str, *changes: str, begin: Callable[[Path], None] | None = No
     return Run(folder)
 
 
-def warm() -> str:
-    """The warmed-up policy's change of a scenario."""
-    finished("warm", "warmup.demonstrations=6400", "warmup.optimization.decay_steps=400", "stages=[Warmup]")
-    return f"model.name={RUNS / 'warm' / 'model'}"
+def warm(place: Place = "turn") -> Path:
+    """The warmed-up policy: it follows notes that stand behind what they speak of, or in the prompt."""
+    changes = ("warmup.demonstrations=6400", "warmup.optimization.decay_steps=400", f"warmup.place={place}")
+    name = "warm" if place == "turn" else f"warm-{place}"
+    return finished(name, *changes, "sampling.max_context=2048", "stages=[Warmup]").path / "model"
 
 
-def played(world: int, name: str, *changes: str, begin: Callable[[Path], None] | None = None) -> Run:
-    """A run in a world that goes on from the warmed-up policy."""
+def played(
+    world: int, name: str, *changes: str, model: Path | None = None, begin: Callable[[Path], None] | None = None
+) -> Run:
+    """A run in a world that goes on from a policy, by default the warmed-up one."""
     settings = f"environment.settings={{sites: {OF}, world: {world}}}"
-    return finished(f"{name}-{world}", warm(), "warmup.demonstrations=0", settings, *changes, begin=begin)
+    begun = (f"model.name={model or warm()}", "warmup.demonstrations=0", settings)
+    return finished(f"{name}-{world}", *begun, *changes, begin=begin)
 
 
 # the parts
@@ -98,30 +112,79 @@ def told(world: int) -> None:
 
 def weights(world: int) -> None:
     """GRPO and GiGPO without notes, with the learning rate that was best in world 0; and memory beside them."""
+    length = ("improvement.steps=48", "improvement.evaluate_every=16")
     for algorithm in ("grpo", "gigpo"):
         for rate in RATES if world == 0 else (best_rate(algorithm),):
             changes = (f"algorithm.name={algorithm}", f"improvement.optimization.learning_rate={rate}")
-            played(
-                world, f"{algorithm}-{rate:g}", *RL, "improvement.steps=24", "improvement.evaluate_every=8", *changes
-            )
-    rate = best_rate("grpo")
-    both = ("improvement.learn=true", f"improvement.optimization={{learning_rate: {rate}, max_tokens: 4096}}")
-    played(world, "both", *both)
+            played(world, f"{algorithm}-{rate:g}", *RL, *length, *changes)
+    optimization = f"improvement.optimization={{learning_rate: {best_rate('grpo')}, max_tokens: 4096}}"
+    played(world, "both", "improvement.learn=true", optimization)
+
+
+def distillation(method: str, size: str) -> str:
+    """Stages that distil and measure what the weights hold."""
+    return (
+        f"{{Distillation: {{method: {method}, {size}, batch_size: 16, settings: {{world: null}}, "
+        "optimization: {learning_rate: 1.0e-3, warmup_steps: 5, max_tokens: 4096}}}, "
+        "{Evaluate: {name: bare, notes: false}}"
+    )
+
+
+SIZES = {"imitation": "tasks: 4000, steps: 500", "reverse_kl": "rounds: 300"}  # of a distillation
 
 
 def distilled(world: int) -> None:
-    """The lessons of Contrast in the weights, by imitation and by reverse KL."""
-    run = RUNS / f"contrast-{world}"
-    for method in ("imitation", "reverse_kl"):
-        size = "tasks: 4000, steps: 500" if method == "imitation" else "rounds: 300"
-        stage = (
-            f"{{Distillation: {{method: {method}, {size}, batch_size: 16, settings: {{world: null}}, "
-            "optimization: {learning_rate: 1.0e-3, warmup_steps: 5, max_tokens: 4096}}}"
-        )
-        other = "{Evaluate: {name: bare, notes: false}}, {Evaluate: {name: what is left}}"
-        played(
-            world, f"distilled-{method}", f"memory.store={run}", "memory.reflector=null", f"stages=[{stage}, {other}]"
-        )
+    """The lessons of Contrast in the weights, by imitation and by reverse KL; then the written rules of a world that no
+    policy knows, followed by each of them and by the policy before."""
+    policies = {"before": warm()}
+    for method in METHODS:
+        stages = f"stages=[{distillation(method, SIZES[method])}, {{Evaluate: {{name: what is left}}}}]"
+        lessons = f"memory.store={RUNS / f'contrast-{world}'}"
+        run = played(world, f"distilled-{method}", lessons, "memory.reflector=null", stages)
+        policies[method] = run.path / "model"
+    for name, model in policies.items():
+        settings = f"environment.settings={{sites: {OF}, world: {100 + world}}}"
+        store, only = f"memory.store={RUNS / f'other-{name}-{world}.lessons'}", "stages=[{Evaluate: {name: expert}}]"
+        begin = lambda path: write(path, rules(100 + world))  # noqa: E731
+        played(world, f"other-{name}", settings, store, only, model=model, begin=begin)
+
+
+def rounds(world: int) -> None:
+    """Collecting and distilling, several times in a row."""
+    for method in METHODS if world < FEW else ():
+        model, size = warm(), {"imitation": "tasks: 1600, steps: 200", "reverse_kl": "rounds: 100"}[method]
+        for number in range(ROUNDS):
+            stages = f"stages=[Improvement, {distillation(method, size)}, {{Evaluate: {{name: what is left}}}}]"
+            kept = f"memory.store={RUNS / f'round-{number - 1}-{method}-{world}'}" if number else "memory.store="
+            run = played(world, f"round-{number}-{method}", kept, stages, f"seed={number}", model=model)
+            model = run.path / "model"
+
+
+def number(world: int) -> None:
+    """Ever more notes of which two apply, in the prompt, where a policy reads them that was warmed up so."""
+    settings = f"environment.settings={{sites: {OF}, world: {world}}}"
+    scenario = load_scenario("training-free", ["threads=1", settings, "sampling.max_context=2048"])
+    tasks = [scenario.environment.task("heldout", i) for i in range(scenario.heldout.tasks)]
+    known = [Note(text, when) for (_, when), text in sorted(rules(world).items())]
+    for count in NUMBERS:
+        if not (out := RUNS / f"number-{count}-{world}").joinpath("results.json").exists():
+            opened = open_policy(str(warm("prompt")), scenario)
+            evaluate(tasks, opened.policy, opened.renderer, opened.sampling, Budget(), out, recall=among(known, count))
+
+
+def among(known: Sequence[Note], count: int) -> Callable[[Task, TextEnv, Response], Wrappers]:
+    """Tells those notes that apply and others, in any order."""
+
+    def recall(task: Task, env: TextEnv, response: Response) -> Wrappers:
+        assert isinstance(env, HouseRulesEnv)
+        dice, places = random.Random(f"notes {task.seed}"), [place_of(env.site, s) for s in env.route]
+        apply = [note for note in known if note.when in places]
+        others = [note for note in known if note not in apply]
+        notes = [*apply, *dice.sample(others, count - len(apply))]
+        dice.shuffle(notes)
+        return (with_notes(notes, "prompt"),)
+
+    return recall
 
 
 def poisoned(world: int) -> None:
@@ -140,7 +203,7 @@ def poisoned(world: int) -> None:
 
 
 PARTS: dict[str, Callable[[int], None]] = {
-    "told": told, "weights": weights, "distilled": distilled, "poisoned": poisoned,
+    "told": told, "weights": weights, "distilled": distilled, "poisoned": poisoned, "number": number, "rounds": rounds,
 }  # fmt: skip
 
 
@@ -181,6 +244,18 @@ def right_and_wrong(run: Run, known: Mapping[tuple[str, str], str]) -> tuple[int
             (known.get((each.tags[0], each.when)), each.text) for each in store.lessons() if each.when and each.tags
         ]
     return sum(a == b for a, b in lessons), sum(a != b for a, b in lessons)
+
+
+def few(count: int) -> Callable[[int], float]:
+    """Success where so many notes were told, by world."""
+
+    def of(world: int) -> float:
+        results = RUNS / f"number-{count}-{world}" / "results.json"
+        if not results.exists():
+            raise LookupError(results)
+        return float(json.loads(results.read_text())["success"]["mean"])
+
+    return of
 
 
 def interval(values: Sequence[float]) -> str:
@@ -239,9 +314,17 @@ def report(worlds: int) -> list[str]:
                 )
                 lines += shown
     lines += row("memory and weights", at("both", "trained"), worlds)
-    for method in ("imitation", "reverse_kl"):
+    for method in METHODS:
         lines += row(f"distilled by {method}, no notes", at(f"distilled-{method}", "bare"), worlds)
         lines += row("… with what is left of the notes", at(f"distilled-{method}", "what is left"), worlds)
+    for name in ("before", *METHODS):
+        title = "the written rules of another world, " + ("before" if name == "before" else f"after {name}")
+        lines += row(title, at(f"other-{name}", "expert"), worlds)
+    for method in METHODS:
+        for i in range(ROUNDS):
+            lines += row(f"round {i + 1} by {method}, no notes", at(f"round-{i}-{method}", "bare"), worlds)
+    for count in NUMBERS:
+        lines += row(f"{count} notes in the prompt, of which two apply", few(count), worlds)
     for i in range(6):
 
         def healing(world: int, i: int = i) -> tuple[int, float]:

@@ -95,7 +95,7 @@ class HouseRulesEnv(ToolEnv):
 
     def _describe(self) -> str:
         *most, last = CHOICES
-        return f"Choose {', '.join(most)} or {last}. {_place(self.site, self.route[len(self.choices)])}"
+        return f"Choose {', '.join(most)} or {last}. {place_of(self.site, self.route[len(self.choices)])}"
 
     def score(self, answer: str) -> dict[str, float]:
         right = sum(made == self._rule(station) for made, station in zip(self.choices, self.route, strict=False))
@@ -109,7 +109,7 @@ class HouseRulesEnv(ToolEnv):
 
     def notes(self) -> Sequence[Note]:
         right = {station: ToolCall("choose", {"choice": self._rule(station)}) for station in STATIONS}
-        return [Note(advice([call]), _place(self.site, station)) for station, call in right.items()]
+        return [Note(advice([call]), place_of(self.site, station)) for station, call in right.items()]
 
     def oracle(self) -> str | None:
         if self.over:
@@ -137,7 +137,7 @@ def checksum(*parts: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest())
 
 
-def _place(site: str, station: str) -> str:
+def place_of(site: str, station: str) -> str:
     """The sentence that is said at a station of a site, and nowhere else."""
     return f"You are at {site} {station}."
 
