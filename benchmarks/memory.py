@@ -31,7 +31,7 @@ from treegym.agents.memory import Lesson, LessonStore
 from treegym.agents.rollouts import Response
 from treegym.envs import HouseRulesEnv, Task, TextEnv
 from treegym.envs.houserules import CHOICES, place_of
-from treegym.envs.notes import Note, Place, with_notes
+from treegym.envs.notes import PLACES, Note, Place, with_notes
 from treegym.envs.task import Wrappers
 from treegym.scenarios import load_scenario, train
 from treegym.scenarios.policies import open_policy
@@ -43,6 +43,7 @@ ENV, OF = "treegym/HouseRules-v0", 12  # sites
 CALLS = 1_500  # tool calls that lessons are drawn from, at most
 RATES = (3e-4, 1e-3, 3e-3)  # learning rates that are tried in world 0
 METHODS = ("imitation", "reverse_kl")
+TASKS = 100  # held-out ones of SmolLM2
 NUMBERS = (2, 4, 8, 16, 32)  # of notes that are told, of which two apply
 ROUNDS, FEW = 3, 2  # of collecting and distilling, and the worlds in which they are played
 RL = ("memory=null", "improvement.learn=true", "improvement.optimization.max_tokens=4096")
@@ -67,11 +68,20 @@ def finished(name: str, *changes: str, begin: Callable[[Path], None] | None = No
     return Run(folder)
 
 
-def warm(place: Place = "turn") -> Path:
-    """The warmed-up policy: it follows notes that stand behind what they speak of, or in the prompt."""
-    changes = ("warmup.demonstrations=6400", "warmup.optimization.decay_steps=400", f"warmup.place={place}")
-    name = "warm" if place == "turn" else f"warm-{place}"
-    return finished(name, *changes, "sampling.max_context=2048", "stages=[Warmup]").path / "model"
+def warm() -> Path:
+    """The warmed-up policy."""
+    return (
+        finished("warm", "warmup.demonstrations=6400", "warmup.optimization.decay_steps=400", "stages=[Warmup]").path
+        / "model"
+    )
+
+
+def smollm2(place: Place) -> Path:
+    """SmolLM2 after 400 demonstrations, with notes that stand behind what they speak of, or in the prompt."""
+    learning = "{learning_rate: 1.5e-4, warmup_steps: 4, decay_steps: 46, max_tokens: 768}"
+    size = ("warmup.demonstrations=400", "warmup.batch_size=8", f"warmup.optimization={learning}")
+    changes = ("model.name=smollm2", "model.dtype=auto", f"warmup.place={place}", "stages=[Warmup]")
+    return finished(f"warm-smollm2-{place}", *size, *changes).path / "model"
 
 
 def played(
@@ -161,14 +171,14 @@ def rounds(world: int) -> None:
 
 
 def number(world: int) -> None:
-    """Ever more notes of which two apply, in the prompt, where a policy reads them that was warmed up so."""
+    """Ever more notes of which two apply, in the prompt. nano does not follow notes there, SmolLM2 does."""
     settings = f"environment.settings={{sites: {OF}, world: {world}}}"
     scenario = load_scenario("training-free", ["threads=1", settings, "sampling.max_context=2048"])
-    tasks = [scenario.environment.task("heldout", i) for i in range(scenario.heldout.tasks)]
+    tasks = [scenario.environment.task("heldout", i) for i in range(TASKS)]
     known = [Note(text, when) for (_, when), text in sorted(rules(world).items())]
-    for count in NUMBERS:
+    for count in NUMBERS if world == 0 else ():
         if not (out := RUNS / f"number-{count}-{world}").joinpath("results.json").exists():
-            opened = open_policy(str(warm("prompt")), scenario)
+            opened = open_policy(str(smollm2("prompt")), scenario)
             evaluate(tasks, opened.policy, opened.renderer, opened.sampling, Budget(), out, recall=among(known, count))
 
 
@@ -202,8 +212,21 @@ def poisoned(world: int) -> None:
     played(world, "poisoned", settings, store, "improvement.steps=60", "improvement.evaluate_every=10", begin=begin)
 
 
+def real(world: int) -> None:
+    """A model that has learned from the web: the written rules of a world, and the whole loop."""
+    if world:
+        return
+    fewer, evaluate = ("model.dtype=auto", f"heldout.tasks={TASKS}"), "{Evaluate: {name: none, notes: false}}"
+    for place in PLACES:
+        path = RUNS / f"smollm2-{place}-0.lessons"
+        told = (f"memory.store={path}", f"memory.place={place}", f"stages=[{evaluate}, {{Evaluate: {{name: expert}}}}]")
+        played(0, f"smollm2-{place}", *told, *fewer, model=smollm2(place), begin=lambda path: write(path, rules(0)))
+    played(0, "smollm2-contrast", *fewer, model=smollm2("turn"))
+
+
 PARTS: dict[str, Callable[[int], None]] = {
     "told": told, "weights": weights, "distilled": distilled, "poisoned": poisoned, "number": number, "rounds": rounds,
+    "real": real,
 }  # fmt: skip
 
 
@@ -324,7 +347,11 @@ def report(worlds: int) -> list[str]:
         for i in range(ROUNDS):
             lines += row(f"round {i + 1} by {method}, no notes", at(f"round-{i}-{method}", "bare"), worlds)
     for count in NUMBERS:
-        lines += row(f"{count} notes in the prompt, of which two apply", few(count), worlds)
+        lines += row(f"SmolLM2, {count} notes in the prompt, of which two apply", few(count), worlds)
+    for place, where in (("turn", "at the turn"), ("prompt", "in the prompt")):
+        lines += row(f"SmolLM2 taught {where}, no notes", at(f"smollm2-{place}", "none"), worlds)
+        lines += row("… an expert's notes", at(f"smollm2-{place}", "expert"), worlds)
+    lines += row("SmolLM2, `Contrast`", at("smollm2-contrast", "trained"), worlds)
     for i in range(6):
 
         def healing(world: int, i: int = i) -> tuple[int, float]:

@@ -49,7 +49,7 @@ def test_list_shows_what_is_in_force(lessons: Run, run: Path) -> None:
 
 def test_show_tells_evidence_and_history(lessons: Run, run: Path) -> None:
     out = lessons("show", run, 1)[1]
-    assert "runs/first tree 3: 0.90 in 3 rollouts, 0.20 in 5 others" in out and "training: add" in out
+    assert "runs/first tree 3: 0.90 in 3 of 8 rollouts, 0.20 in the rest" in out and "training: add" in out
     assert "training: retire  it misleads" in lessons("show", run, 3)[1]
 
 
