@@ -5,8 +5,9 @@
     python benchmarks/desk.py --report              # the page alone, from the runs that there are
 
 One policy is warmed up; every algorithm and seed goes on from it. Each policy is measured on other tasks of the
-templates that it trained on, on templates that it has not seen, and on an application that it has not seen. The runs lie
-in runs/desk, where an interrupted one goes on; the page is docs/results/desk.md, its numbers docs/results/desk.json.
+templates that it trained on, on templates that it has not seen, and on an application that it has not seen. The runs
+lie in runs/desk, where an interrupted one goes on. The page is docs/results/desk.md, its numbers stand in
+docs/results/desk.json.
 """
 
 from __future__ import annotations
@@ -50,10 +51,10 @@ SPLITS = {  # what a policy is measured on
 MARK = "<!-- What follows is written by hand. -->\n"
 HEAD = """# Learning on the desk
 
-`python benchmarks/desk.py`: the tiny model of `treegym train desk`, in a shop and with forms. One policy is warmed up on
-demonstrations; both algorithms go on from it, with seeds of their own for tasks and rollouts, and with as many of both.
-Success is `exact` at temperature 1: of one policy with Wilson's 95% interval, over the seeds with Student's t, as the
-gain and the difference of the algorithms are, which is paired by seed. The tasks are the same for all policies.
+`python benchmarks/desk.py`: the tiny model of `treegym train desk`, in a shop and with forms. One policy is warmed up
+on demonstrations; both algorithms go on from it, with seeds of their own for tasks and rollouts, and with as many of
+both. Success is `exact` at temperature 1: of one policy with Wilson's 95% interval, over the seeds with Student's t,
+as the gain and the difference of the algorithms are, which is paired by seed. The tasks are the same for all policies.
 """
 
 
