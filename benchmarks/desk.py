@@ -15,6 +15,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -58,16 +60,21 @@ as the gain and the difference of the algorithms are, which is paired by seed. T
 """
 
 
-def finished(name: str, *changes: str) -> Mapping[str, Any]:
-    """The summary of a run, which is carried to its end, with the machine's load at that time."""
+def finished(name: str, *changes: str) -> Path:
+    """The folder of a run, which is carried to its end. What it cost stands there too."""
     folder = RUNS / name
     if not (folder / "summary.json").is_file():
-        scenario = load_scenario("desk", ["threads=1", *changes])
+        scenario, before = load_scenario("desk", ["threads=1", *changes]), time.process_time()
         train(scenario, folder, resume=(folder / "scenario.yaml").exists())
-        (folder / "load").write_text(f"{os.getloadavg()[2]:.1f}")
-    summary = Run(folder).summary()
-    assert summary is not None
-    return summary
+        minutes = (time.process_time() - before) / 60
+        cost = {"cpu_minutes": minutes, "load": os.getloadavg()[2], "commit": commit()}
+        (folder / "cost.json").write_text(json.dumps(cost))
+    return folder
+
+
+def commit() -> str:
+    command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def measured(name: str, model: str) -> None:
@@ -79,14 +86,14 @@ def measured(name: str, model: str) -> None:
 
 def run(seeds: int, algorithms: Sequence[str]) -> None:
     measured("untrained", "nano")
-    finished("warm-up", "improvement.steps=0", "stages=[Warmup]")
-    measured("warm-up", str(RUNS / "warm-up" / "model"))
+    warm = finished("warm-up", "stages=[Warmup]") / "model"
+    measured("warm-up", str(warm))
     for seed in range(seeds):
         for algorithm in algorithms:
             name = f"{algorithm}-{seed}"
-            after = (f"model.name={RUNS / 'warm-up' / 'model'}", "warmup.demonstrations=0", "stages=[Improvement]")
-            finished(name, f"algorithm.name={algorithm}", f"seed={seed}", *after)
-            measured(name, str(RUNS / name / "model"))
+            after = (f"model.name={warm}", "warmup.demonstrations=0", "stages=[Improvement]")
+            trained = finished(name, f"algorithm.name={algorithm}", f"seed={seed}", *after) / "model"
+            measured(name, str(trained))
 
 
 def success(name: str, split: str) -> dict[str, float]:
@@ -112,8 +119,8 @@ def numbers() -> dict[str, dict[str, Any]]:
         if name != "untrained":
             summary = Run(RUNS / name).summary() or {}
             steps = [row["success"] for row in Run(RUNS / name).metrics() if row["stage"] == "improvement"]
-            load = float((RUNS / name / "load").read_text())
-            rows[name] |= {"minutes": summary["seconds"] / 60, "load": load, "rollouts": steps}
+            cost = json.loads((RUNS / name / "cost.json").read_text())
+            rows[name] |= {"minutes": summary["seconds"] / 60, **cost, "rollouts": steps}
     return rows
 
 
@@ -164,12 +171,13 @@ def differences(rows: Rows, split: str) -> list[float]:
 
 
 def single(rows: Rows) -> list[str]:
-    """A row for each run: success, minutes, and how busy the machine was."""
-    lines = [f"| run | {' | '.join(SPLITS)} | minutes | load |", "|---" * (3 + len(SPLITS)) + "|"]
+    """A row for each run: success, minutes without the measurements, and how busy the machine was."""
+    lines = [f"| run | {' | '.join(SPLITS)} | minutes | of CPU | load | commit |", "|---" * (5 + len(SPLITS)) + "|"]
     for name, row in rows.items():
         if "minutes" in row:
             cells = [one(row["success"][split]) for split in SPLITS]
-            lines.append(f"| {name} | {' | '.join(cells)} | {row['minutes']:.1f} | {row['load']:.0f} |")
+            cost = f"{row['minutes']:.1f} | {row['cpu_minutes']:.1f} | {row['load']:.0f} | {row['commit']}"
+            lines.append(f"| {name} | {' | '.join(cells)} | {cost} |")
     return lines
 
 
