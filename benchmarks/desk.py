@@ -77,15 +77,15 @@ def commit() -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def measured(name: str, model: str) -> None:
+def measured(name: str, model: str, *more: str) -> None:
     """The success of a policy on all splits."""
     for split, changes in SPLITS.items():
         fresh = (f"model.name={model}", "warmup.demonstrations=0", "improvement.steps=0")
-        finished(f"measured/{name}/{split}", *fresh, *changes, "stages=[{Evaluate: {name: measured}}]")
+        finished(f"measured/{name}/{split}", *fresh, *changes, *more, "stages=[{Evaluate: {name: measured}}]")
 
 
 def run(seeds: int, algorithms: Sequence[str]) -> None:
-    measured("untrained", "nano")
+    measured("untrained", "nano", "heldout.tasks=32")
     warm = finished("warm-up", "stages=[Warmup]") / "model"
     measured("warm-up", str(warm))
     for seed in range(seeds):
