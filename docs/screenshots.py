@@ -7,9 +7,11 @@ import sys
 import threading
 from pathlib import Path
 
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser, sync_playwright
 
 from treegym.agents import Run
+from treegym.envs import DeskEnv
+from treegym.envs.desk.html import written
 from treegym.scenarios.viewer.shelf import Shelf
 from treegym.scenarios.viewer.site import serve
 
@@ -36,8 +38,21 @@ def main(runs: Path) -> None:
             page.wait_for_selector("main[aria-busy=false]:not(:has([aria-busy=true]))")
             page.screenshot(path=IMAGES / f"{name}.png")
             page.close()
+        shop(browser)
         browser.close()
         server.shutdown()
+
+
+def shop(browser: Browser) -> None:
+    """A page of the desk as Chromium shows it; docs/gui.md has its text beside it."""
+    env = DeskEnv()
+    env.reset(seed=4, options={"template": "shop_order"})
+    for _ in range(4):
+        env.step(str(env.oracle()))
+    page = browser.new_page(viewport={"width": 640, "height": 400})
+    page.set_content(written(env.current))
+    page.screenshot(path=IMAGES / "shop.png")
+    page.close()
 
 
 if __name__ == "__main__":

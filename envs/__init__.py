@@ -19,6 +19,7 @@ from .problems import ProblemEnv
 from .rewards import exact_match, normalize_answer, token_f1
 from .task import Task
 from .toolenv import Exchange, ToolEnv
+from .web.desk import DeskBrowserEnv
 from .web.env import BrowserEnv
 from .wrappers import Hint, Step, StepPenalty, TextWrapper, TurnLimit
 
@@ -27,6 +28,7 @@ __all__ = [
     "ActionFormat",
     "BrowserEnv",
     "CodeEnv",
+    "DeskBrowserEnv",
     "DeskEnv",
     "Exchange",
     "FactSearchEnv",
@@ -60,7 +62,7 @@ __all__ = [
 ]
 
 _ENVS = {
-    "treegym/Browser-v0": f"{__name__}.web.env:BrowserEnv",
+    "treegym/Browser-v0": f"{__name__}.web.env:browser_env",
     "treegym/Code-v0": f"{__name__}.code.env:CodeEnv",
     "treegym/Desk-v0": f"{__name__}.desk.env:DeskEnv",
     "treegym/FactSearch-v0": f"{__name__}.factsearch.env:FactSearchEnv",

@@ -106,6 +106,7 @@ class ScreenEnv(ToolEnv):
 
     chars: int = CHARS
     max_turns = 30
+    in_turn = False  # an MCP server, for one, calls the tools outside of turns
     shared: ClassVar[frozenset[str]] = ToolEnv.shared | {"current", "shown"}
 
     def __init__(self, *, chars: int | None = None, **settings: Any) -> None:
@@ -202,7 +203,7 @@ class ScreenEnv(ToolEnv):
         lines = self._lines()
         end = self._end(lines)
         self.line = end if end < len(lines) else 0
-        return "" if self.line else "that was the end; from the top:"
+        return self._answer("" if self.line else "that was the end; from the top:")
 
     @tool
     def back(self) -> str:
@@ -224,7 +225,16 @@ class ScreenEnv(ToolEnv):
         self.current = self.page()
         if self.current.address != address:
             self.line = 0
-        return notice
+        return self._answer(notice)
+
+    def _answer(self, notice: str) -> str:
+        """What a call comes to. A turn shows the page after its last call; a call from outside of one, at once."""
+        return notice if self.in_turn else self._with_page(notice)
+
+    def _with_page(self, notice: str) -> str:
+        self.shown = self.current.controls
+        self.line = min(self.line, max(0, len(self._lines()) - 1))
+        return "\n".join(filter(None, [notice, self.view()]))
 
     def _meant(self, number: int) -> Control:
         """The control that was shown under a number, as it is now. ToolError where it has gone or is another."""
@@ -244,14 +254,16 @@ class ScreenEnv(ToolEnv):
 
     def _act(self, parsed: Action | FormatError) -> list[Message]:
         before = len(self.transcript)
-        messages = super()._act(parsed)
+        self.in_turn = True
+        try:
+            messages = super()._act(parsed)
+        finally:
+            self.in_turn = False
         results = [exchange.result for exchange in self.transcript[before:]]
         if all(result.failed for result in results):  # nothing has changed, and the page is still to be read above
             return messages
-        self.shown = self.current.controls
-        self.line = min(self.line, max(0, len(self._lines()) - 1))
         texts = [message.text for message in messages]
-        seen = [text or "done" for text in texts[:-1]] + ["\n".join(filter(None, [texts[-1], self.view()]))]
+        seen = [text or "done" for text in texts[:-1]] + [self._with_page(texts[-1])]
         return [Message(message.role, text) for message, text in zip(messages, seen, strict=True)]
 
     def state_key(self) -> str:

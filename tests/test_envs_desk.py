@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -344,6 +345,15 @@ def test_a_form_holds_what_its_page_allows_whatever_is_sent() -> None:
         assert desk.submit(at, button, sent) == (desk, at, "This form is out of date.")
 
 
+def test_the_page_in_the_docs_is_what_an_agent_reads() -> None:
+    """Beside the text stands a picture, which docs/screenshots.py makes of the same page."""
+    env = start("shop_order", 4)
+    for _ in range(4):
+        env.step(str(env.oracle()))
+    guide = Path(__file__).parent.parent / "docs" / "gui.md"
+    assert f"```\n{env.view()}\n```" in guide.read_text(encoding="utf-8")
+
+
 def test_equal_pages_read_equally_whatever_led_there() -> None:
     env = start("shop_order", 3)
     page, key = env.view(), env.state_key()
@@ -385,12 +395,12 @@ def test_enter_sends_what_is_typed_and_does_nothing_elsewhere() -> None:
     enter = env.write_call("press", key="Enter")
     env.step(enter)
     assert env.address == "/shop"
-    do(env, "type", "q", "a\r\nb")
+    do(env, "type", "q", "x\r\ny\n")
     for key in ("Tab", "Escape", "Backspace", "ArrowDown"):
         env.step(env.write_call("press", key=key))
-    assert values(env.current) == {"q": "ab"}
+    assert values(env.current) == {"q": "x y"}
     env.step(enter)
-    assert env.address == "/shop/search?q=ab" and "Nothing here." in env.current.items
+    assert env.address == "/shop/search?q=x+y" and "Nothing here." in env.current.items
 
 
 def test_a_refusal_is_read_and_the_fields_stay_as_they_were() -> None:
@@ -401,6 +411,8 @@ def test_a_refusal_is_read_and_the_fields_stay_as_they_were() -> None:
     *_, info = env.step(env.write_call("click", number=3))
     assert info["messages"][0].text.startswith("Refused: Quantity: a whole number from 1 to 9.\n")
     assert info["failed_calls"] == 0 and values(env.current)["quantity"] == "99" and not env.difference
+    enter = env.write_call("press", key="Enter")
+    assert env.step(enter)[0] == env.view()  # the page is a new one, in which no field has the focus
     do(env, "type", "quantity", "many")
     assert values(env.current)["quantity"] == ""  # as in a browser, a field of numbers takes nothing else
 
@@ -507,7 +519,8 @@ def test_addresses_and_fields_come_back_as_they_were() -> None:
     for text in ("a b", "x/y?z=1&w=2#f", "ä漢'\"<>+%", "%2F", "."):
         assert parsed(address("shop", "search", q=text, page=2)) == (("shop", "search"), {"q": text, "page": "2"})
     number = Control("n", "spinbutton", "N", value="1")
-    assert [kept(number, text) for text in ("2", "-.5e3", "1e999", "2x", " 2", "٣")] == ["2", "-.5e3", "", "", "", ""]
+    texts = ("2", "-.5e3", "1e999", "2 pieces", "+2.", "1.2.3", "２", "٣", "1-2", "one")  # noqa: RUF001
+    assert [kept(number, text) for text in texts] == ["2", "-.5e3", "", "", "2", "1.23", "2", "", "", ""]
     page = Page(
         "/", (number, Control("a=x", "radio", "x"), Control("a=y", "radio", "y"), Control("c", "checkbox", "C"))
     )

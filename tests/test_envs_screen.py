@@ -200,3 +200,10 @@ def test_another_page_begins_at_its_top_and_a_shrunken_one_at_a_line_that_it_has
 def test_a_screen_too_small_to_read_is_refused() -> None:
     with pytest.raises(ValueError, match="expected at least 200 characters of a page at a time, got 199"):
         Screens(chars=199)
+
+
+def test_a_tool_that_is_called_outside_of_a_turn_shows_the_page() -> None:
+    """As `treegym serve-tools` calls it. The numbers are those of the page that was shown last."""
+    env, _ = screens(FORM, Page("/next", ("Next page", Control("x", "button", "Only"))))
+    assert env.tools["click"](number=1) == 'Clicked.\nNext page\n[1] button "Only"'
+    assert env.shown[0].name == "Only" and "Next page" in env.tools["scroll"]()

@@ -135,6 +135,7 @@ def test_without_a_compiler_torch_does_it(
     assert "no-compiler" in caplog.text
 
 
+@pytest.mark.parametrize("model", ["grouped"], indirect=True)
 def test_what_was_compiled_is_kept(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TREEGYM_CACHE", str(tmp_path))
     sizes = Sizes.of(model.config, torch.float32)

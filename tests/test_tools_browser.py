@@ -6,11 +6,13 @@ import contextlib
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,20 +39,22 @@ def _ended() -> Iterator[None]:
 
 @dataclass
 class Pages:
-    """A site of pages by path."""
+    """A site of pages by path, or of other replies."""
 
-    pages: dict[str, str]
+    pages: Mapping[str, str | Reply]
     origin: str = "http://site.test"
     asked: list[Request] = field(default_factory=list)
 
     def answer(self, request: Request) -> Reply:
         self.asked.append(request)
         page = self.pages.get(request.path.split("?")[0])
+        if isinstance(page, Reply):
+            return page
         return Reply(b"", status=404) if page is None else Reply(page.encode())
 
 
 @contextlib.contextmanager
-def opened(page: str, *, seconds: float = 15.0, seed: int = 0, **more: str) -> Iterator[BrowserPage]:
+def opened(page: str, *, seconds: float = 15.0, seed: int = 0, **more: str | Reply) -> Iterator[BrowserPage]:
     site = Pages({"/": page} | {f"/{name}": text for name, text in more.items()})
     with contextlib.closing(open_page(site, f"{site.origin}/", seed=seed, seconds=seconds)) as live:
         yield live
@@ -225,6 +229,27 @@ def test_transitions_take_no_time() -> None:
         assert items(page) == ["there", "<button b>"]
 
 
+def test_a_picture_that_hovering_shows_is_there_before_the_click() -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    size = struct.pack(">IIBBBBB", 90, 9, 1, 0, 0, 0, 0)  # a bit a pixel
+    data = zlib.compress(bytes(9 * 13))
+    picture = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+    class Slow(Pages):
+        def answer(self, request: Request) -> Reply:
+            time.sleep(0.3 * (request.path == "/wide.png"))
+            return super().answer(request)
+
+    source = """<style>#s { display: inline-block; min-width: 36px; height: 9px } #s:hover { content: url(/wide.png) }
+        </style><span id=s onclick="p.append(s.offsetWidth)">here</span><p id=p>"""
+    site = Slow({"/": source, "/wide.png": Reply(picture, "image/png", headers={"Cache-Control": "max-age=60"})})
+    with contextlib.closing(open_page(site, "http://site.test/")) as page:
+        page.click(key(page, "here"))
+        assert "90" in items(page)
+
+
 # episodes are separate
 
 
@@ -327,6 +352,14 @@ def test_a_page_of_the_site_that_sends_elsewhere_leads_nowhere(listener: Listene
     assert listener.callers == 0
 
 
+def test_a_download_that_the_site_begins_is_refused_and_told() -> None:
+    file = Reply(b"x" * 10_000, "application/octet-stream", headers={"Content-Disposition": "attachment"})
+    with opened("<a href=/file>go</a>", file=file) as page:
+        page.click(key(page, "go"))
+        assert page.told() == ["a download was refused"]
+        assert page.read()["address"] == "http://site.test/" and items(page) == ["<link go>"]
+
+
 def test_a_folder_gives_nothing_from_outside_it(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "secret").write_text("secret")
@@ -395,6 +428,34 @@ def test_a_page_of_ten_megabytes_is_read_in_part() -> None:
     with opened("<p>first" + ("<p>" + "word " * 20) * 100_000, seconds=60) as page:
         seen = items(page)
         assert seen[0] == "first" and sum(map(len, seen)) < 200_000 and "left out" in seen[-1]
+
+
+FORM = "<p>{0}</p><form method=post><input aria-label=A><button>Send</button></form><a href=/b>On</a>"
+
+
+def test_back_leads_to_the_last_page_with_another_address_and_sends_no_form_again() -> None:
+    site = Pages({"/": FORM.format("first"), "/b": FORM.format("second")})
+    with contextlib.closing(open_page(site, f"{site.origin}/")) as page:
+        page.click(key(page, "Send"))
+        page.click(key(page, "On"))
+        page.click(key(page, "Send"))
+        assert items(page)[0] == "second" and page.back() and items(page)[0] == "first"
+        assert not page.back() and items(page)[0] == "first"
+        assert [request.method for request in site.asked if request.path != "/favicon.ico"].count("POST") == 2
+
+
+def test_a_text_of_several_lines_becomes_one_as_where_it_is_pasted() -> None:
+    with opened("<input aria-label=A><textarea aria-label=B></textarea>") as page:
+        for name in "AB":
+            page.type(key(page, name), "a\r\nb\nc\n")
+        assert [item["value"] for item in page.read()["items"]] == ["a b c", "a\nb\nc\n"]
+
+
+def test_closing_ends_the_browser_while_the_process_goes_on() -> None:
+    with opened("<p>x"):
+        process = browser().process
+    close_browser()
+    assert ends(lambda: not Path(f"/proc/{process}").exists())
 
 
 ENDINGS = {

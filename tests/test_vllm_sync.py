@@ -137,7 +137,7 @@ def test_a_request_that_is_kept_goes_on_with_the_new_weights(served: VLLMServer,
     async def scenario() -> None:
         async def begin() -> None:
             sampled = metric(served.url, "generation_tokens_total")
-            requests.append(asyncio.create_task(continued(server, "smollm2", prompt, 400)))
+            requests.append(asyncio.create_task(continued(server, "smollm2", prompt, 160)))
             await until(lambda: metric(served.url, "generation_tokens_total") > sampled)
 
         async with connected(served.url) as server, connected(served.url, pauses_after(begin)) as pausing:
@@ -149,7 +149,7 @@ def test_a_request_that_is_kept_goes_on_with_the_new_weights(served: VLLMServer,
             spans = reply["choices"][0]["weight_versions"]
             assert [span["version"] for span in spans] == [str(first), str(second)]
             turn = spans[1]["start"]
-            assert turn == spans[0]["end"] > 0 and spans[1]["end"] == 400
+            assert turn == spans[0]["end"] > 0 and spans[1]["end"] == 160
             assert deviation(reply, old, prompt, 0, turn) < TOLERANCE
             assert deviation(reply, model, prompt, turn) < TOLERANCE
 

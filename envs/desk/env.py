@@ -99,22 +99,20 @@ class DeskEnv(ScreenEnv):
 
     def _edit(self, control: Control, act: Act) -> None:
         """What is typed, chosen or checked is a draft until a button is clicked."""
-        if act.kind != "select":
-            self.focus = control.role in TYPED or control.role in CHECKED
+        self.focus = control.role in TYPED or control.role in CHECKED  # not of a list, in which Enter sends no form
         if act.kind != "click" or control.role in CHECKED:
             self.drafts |= edited(control, act.text)
 
     def _enter(self) -> None:
-        """In a field, Enter sends the form by the first button that can be used."""
-        buttons = (control for control in self.current.controls if control.role == "button")
-        first = next((control.key for control in buttons if "disabled" not in control.states), None)
-        if first is not None:
-            self._send(first)
+        """In a field, Enter sends the form by its first button, if that can be used."""
+        first = next((control for control in self.current.controls if control.role == "button"), None)
+        if first and "disabled" not in first.states:
+            self._send(first.key)
 
     def _send(self, button: str) -> None:
         self.desk, there, refusal = self.desk.submit(self.address, button, values(self.current))
         if refusal:
-            self.refusal = refusal
+            self.refusal, self.focus = refusal, False
         else:
             self._visit(there)
 

@@ -9,6 +9,16 @@ from ..screen import TYPED, Control, Page, flat
 from .pages import CHOSEN, Item, target, values
 
 TYPES = {"textbox": "text", "searchbox": "search", "spinbutton": "number"}
+STYLE = """
+body { max-width: 40rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.5 sans-serif; color: #222; }
+p, div { margin: 0.35rem 0; }
+a { color: #1a56c4; }
+label { display: inline-block; min-width: 8rem; }
+input:not([type=checkbox], [type=radio]), select { width: 16rem; box-sizing: border-box; }
+input, select, button { padding: 0.2rem 0.5rem; border: 1px solid #aaa; border-radius: 4px; font: inherit; }
+button { background: #eef2fb; }
+button:disabled { color: #999; background: #f4f4f4; }
+"""
 BUTTON = "button"  # the name under which the key of the button that sends the form is sent
 
 
@@ -17,7 +27,8 @@ def written(page: Page) -> str:
     the fields goes the key of the button, under the name `button`."""
     body = "\n".join(_element(item, number) for number, item in enumerate(page.items))
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(page.address)}</title></head>\n'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(page.address)}</title>\n'
+        f"<style>{STYLE}</style></head>\n"
         f'<body><form method="post" action="{escape(page.address)}" autocomplete="off" novalidate>\n'
         f"{body}\n</form></body></html>\n"
     )
@@ -31,7 +42,7 @@ def posted(page: Page, sent: Mapping[str, str]) -> dict[str, str]:
 
 def _element(item: Item, number: int) -> str:
     if isinstance(item, str):
-        return f"<p>{escape(item)}</p>"
+        return f"<p>{escape(flat(item))}</p>"
     key, name = escape(item.key), escape(flat(item.name))
     off = " disabled" * ("disabled" in item.states)
     if item.role == "link":

@@ -16,7 +16,8 @@ Path = tuple[str, ...]  # the parts of an address
 Query = Mapping[str, str]  # what stands behind its question mark
 Fields = Mapping[str, str]  # value of each field by its key: "on" or "" for a checkbox; for radios by their group
 CHOSEN = "on"  # the value of a checkbox that is checked
-NUMBER = re.compile(r"-?(\d+(\.\d+)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)  # what HTML takes for one
+NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)  # what Chromium takes for one
+WIDE = str.maketrans("０１２３４５６７８９．－", "0123456789.-")  # noqa: RUF001, as Chinese keyboards write them
 
 
 class Refused(Exception):
@@ -146,10 +147,24 @@ def _filled(item: Item, fields: Fields) -> Item:
 
 
 def kept(control: Control, text: str) -> str:
-    """What a browser keeps of a text that is typed into a field: no line ends; of a spinbutton numbers alone."""
-    line = re.sub(r"[\r\n]", "", text)
-    number = NUMBER.fullmatch(line) and isfinite(float(line))
-    return line if control.role != "spinbutton" or number else ""
+    """What Chromium keeps of a text that is typed into a field: line ends become spaces; a spinbutton takes only what
+    numbers are made of, and has no value unless they make one."""
+    if control.role != "spinbutton":
+        return re.sub(r"\r\n|[\r\n]", " ", text.rstrip("\r\n"))
+    line = ""
+    for letter in text.translate(WIDE):
+        line += letter * _continues(line, letter)
+    if not {*"eE"} & {*line}:
+        line = re.sub(r"^\+(?![+-])", "", line).removesuffix(".")
+    return line if NUMBER.fullmatch(line) and isfinite(float(line)) else ""
+
+
+def _continues(line: str, letter: str) -> bool:
+    """Whether a field of numbers takes a letter after those that it has taken."""
+    power = {*"eE"} & {*line}
+    if letter in "+-":
+        return not power or line[-1] in "eE"
+    return letter in "0123456789" or (letter in "eE" and not power) or (letter == "." and not power and "." not in line)
 
 
 def edited(control: Control, text: str = "") -> Fields:

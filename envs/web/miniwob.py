@@ -370,6 +370,13 @@ def menu_button(seen: Seen) -> Move | None:
     return Move("hover", {"number": items[(len(seen.calls) - 1) % len(items)].number})
 
 
+@solves("click-pie", "click-pie-nodelay")
+def pie(seen: Seen) -> Move | None:
+    item = next((one for one in seen.all if one.name.split(" ")[0] == seen.quoted()[0]), None)
+    moves = [clicked(seen.like("+ ")), Move("wait", {"seconds": 1.0}), clicked(item)]
+    return moves[min(len(seen.calls), 2)]
+
+
 @solves("odd-or-even")
 def odd_or_even(seen: Seen) -> Move | None:
     odd, even = ([one for one in seen.of("button") if one.name == name] for name in ("Odd", "Even"))
@@ -398,8 +405,8 @@ def tree(seen: Seen) -> Move | None:
 
 @solves("buy-ticket")
 def ticket(seen: Seen) -> Move | None:
-    books = seen.of("button")
-    if "duration" in seen.goal:
+    books = [one for one in seen.of("button") if "$" in one.name]
+    if re.search("duration|shortest|longest", seen.goal):
 
         def cost(one: Shown) -> int:
             hours, minutes = map(int, re.findall(r"\d+", seen.before(one))[:2])
@@ -412,6 +419,21 @@ def ticket(seen: Seen) -> Move | None:
 
     longest = re.search(r"longest|most expensive", seen.goal)
     return clicked((max if longest else min)(books, key=cost)) if books else None
+
+
+@solves("book-flight", "book-flight-nodelay")
+def flight(seen: Seen) -> Move | None:
+    found = re.search(r"from: (.+) to: (.+) on", seen.goal)
+    fields = [seen.named("From:"), seen.named("To:")]
+    for field, place in zip(fields, found.groups() if found else (), strict=False):
+        if field is None:
+            return ticket(seen)  # among the flights that were found
+        if place not in (field.value or ""):
+            return field.type(place)
+        airport = rf"{re.escape(place)} \(.*|.*\({re.escape(place)}\)"
+        if offered := next((one for one in seen.of("clickable") if re.fullmatch(airport, one.name)), None):
+            return offered.click
+    return date(seen)
 
 
 @solves("phone-book")
@@ -554,6 +576,39 @@ def last_word(seen: Seen) -> Move | None:
     return filled(seen, (seen.like("answer"), (area.value or "").split()[-1].strip(".,"))) if area else None
 
 
+@solves("scroll-text-2")
+def scroll_text(seen: Seen) -> Move | None:
+    if (area := seen.like("text area")) is None or len(seen.calls) >= MAX_CALLS:
+        return submit(seen)
+    if "bottom" in seen.goal:
+        return Move("scroll", {"number": area.number}, MAX_CALLS)
+    return Move("press", {"key": "PageUp"}, MAX_CALLS) if seen.calls else area.click
+
+
+@solves("sign-agreement")
+def agreement(seen: Seen) -> Move | None:
+    area, field = seen.of("textbox")
+    if not seen.quoted():
+        return clicked(seen.named("Cancel"))
+    name, button = seen.quoted()
+    if "disabled" in field.states:
+        return Move("scroll", {"number": area.number}, MAX_CALLS)
+    return field.type(name) if field.value != name else clicked(seen.named(button))
+
+
+@solves("use-colorwheel")
+def colour_wheel(seen: Seen) -> Move | None:
+    name = seen.goal.removeprefix("Select ").split(" with")[0]
+    return filled(seen, (next(iter(seen.of("textbox")), None), CSS[name]))
+
+
+CSS = dict(
+    black="000000", white="FFFFFF", aqua="00FFFF", blue="0000FF", gray="808080", green="008000", lime="00FF00",
+    maroon="800000", navy="000080", olive="808000", purple="800080", red="FF0000", silver="C0C0C0", teal="008080",
+    yellow="FFFF00", pink="FFC0CB", magenta="FF00FF", gold="FFD700", orange="FFA500",
+)  # fmt: skip
+
+
 @solves("copy-paste")
 def copy(seen: Seen) -> Move | None:
     source = seen.like("copy")
@@ -658,6 +713,14 @@ def sliders(seen: Seen) -> Move | None:
     boxes = seen.of("checkbox")
     chosen = nth(seen, boxes) if boxes else None
     return ticked(seen, [chosen] if chosen else [])
+
+
+@solves("form-sequence-3")
+def form_three(seen: Seen) -> Move | None:
+    height, box = seen.goal.removeprefix("Choose ").split(" from the dropdown")[0], seen.like("▾")
+    if box and box.name.startswith(height):
+        return clicked(seen.named(seen.quoted()[0], "button"))
+    return clicked(seen.named(height, "clickable") or box)
 
 
 @solves("form-sequence-2")

@@ -163,7 +163,7 @@ def file_tasks(path: Path) -> list[WebTask]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise ValueError(
-            f"tasks: {path} cannot be read: {error.strerror}; expected miniwob or a JSON lines file"
+            f"tasks: {path} cannot be read: {error.strerror}; expected miniwob, desk or a JSON lines file"
         ) from None
     tasks = [_task(line, f"{path}:{number}", path.parent) for number, line in enumerate(lines, 1) if line.strip()]
     if not tasks:

@@ -28,6 +28,13 @@ FLAGS = (
     "--enable-blink-features=ComputedAccessibilityInfo --force-webrtc-ip-handling-policy=disable_non_proxied_udp "
     "--force-color-profile=srgb --font-render-hinting=none"
 ).split()
+# The last such flag counts, so Playwright's features that matter here are among them. Those of the omnibox would start
+# two processes with every window.
+DISABLED = "--disable-features=" + ",".join(
+    "AvoidUnnecessaryBeforeUnloadCheckSync DestroyProfileOnBrowserClose HttpsUpgrades HttpsFirstBalancedModeAutoEnable "
+    "LensOverlay MediaRouter PaintHolding OptimizationHints NetworkTimeServiceQuerying AimEnabled PreconnectToSearch "
+    "WebUIOmniboxPopup WebUIOmniboxAimPopup".split()
+)
 RESOLVER = "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"  # no name is looked up
 
 
@@ -60,6 +67,7 @@ class Chromium:
         self._idle: list[Tab] = []
         self._lock = threading.Lock()  # guards `_idle`
         self._browser: Browser | None = None
+        self._closing = asyncio.Event()
         ready: Future[None] = Future()
         self._life = self.loop.start(self._live(path, ready))
         try:
@@ -74,20 +82,20 @@ class Chromium:
         return self._browser is not None and self._browser.is_connected() and not self._life.done()
 
     async def _live(self, path: str, ready: Future[None]) -> None:
-        """From start to end, which comes when the loop cancels what runs."""
+        """From start to end, which comes with `close`, or when the loop cancels what runs."""
         from playwright.async_api import async_playwright
 
         try:
             async with async_playwright() as playwright:
                 self._browser = await playwright.chromium.launch(
-                    executable_path=path, args=[*FLAGS, RESOLVER], handle_sigint=False, handle_sigterm=False
+                    executable_path=path, args=[*FLAGS, DISABLED, RESOLVER], handle_sigint=False, handle_sigterm=False
                 )
                 session = await self._browser.new_browser_cdp_session()
                 told = await session.send("SystemInfo.getProcessInfo")
                 self.process = next(each["id"] for each in told["processInfo"] if each["type"] == "browser")
                 ready.set_result(None)
                 try:
-                    await asyncio.Event().wait()
+                    await self._closing.wait()
                 finally:
                     await self._end()
         except Exception as error:
@@ -100,9 +108,11 @@ class Chromium:
             tab.gate.close()
         try:
             await asyncio.wait_for(self._browser.close(), CLOSE_SECONDS)
-        except Exception:
+        except BaseException as error:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.process, signal.SIGKILL)
+            if not isinstance(error, Exception):  # the loop ends, and Playwright with it
+                raise
 
     async def tab(self) -> Tab:
         """One that is idle, or a new one."""
@@ -128,7 +138,14 @@ class Chromium:
         await tab.close()
 
     def close(self) -> None:
+        """Ends the browser and Playwright's driver. The loop comes last: both need it in order to end."""
+        with contextlib.suppress(Exception):
+            self.loop.start(self._close_all())
+            self._life.result(2 * CLOSE_SECONDS)
         self.loop.close()
+
+    async def _close_all(self) -> None:
+        self._closing.set()
 
 
 _lock = threading.Lock()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import json
+import re
 import time
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -24,8 +25,14 @@ OUTSIDE = (-5.0, -5.0)  # where the pointer starts
 TYPED = 200  # characters that are typed key by key; longer texts are inserted at once
 ARRIVAL = 5.0  # seconds in which a navigation that has begun leads to another document
 POLL = 0.004  # seconds
+ERROR = "chrome-error://chromewebdata/"  # the address of Chromium's page that says what is wrong
 # what belongs to a tab, and is not among the storage of an origin
 FORGET = "() => { window.name = ''; try { sessionStorage.clear(); } catch { /* about:blank has none */ } }"
+
+
+def one_line(text: str) -> str:
+    """A text as Chromium pastes it into a field of one line."""
+    return re.sub(r"\r\n|[\r\n]", " ", text.rstrip("\r\n"))
 
 
 @functools.cache
@@ -46,6 +53,7 @@ class Tab:
     pointer: tuple[float, float] = OUTSIDE
     document: str = ""  # which one was read last
     seeded: str = ""  # the number of the script that runs before the page's own
+    pictures: set[str] = field(default_factory=set)  # requests for pictures that are under way
 
     @classmethod
     async def open(cls, browser: Browser) -> Self:
@@ -70,12 +78,20 @@ class Tab:
         page.on("download", tab._download)
         context.on("page", tab._window)
         session.on("Runtime.bindingCalled", lambda call: tab.notices.append(call["payload"]))
+        session.on("Network.requestWillBeSent", tab._asked)
+        session.on("Network.loadingFinished", lambda answer: tab.pictures.discard(answer["requestId"]))
+        session.on("Network.loadingFailed", lambda answer: tab.pictures.discard(answer["requestId"]))
+        await session.send("Network.enable", {"maxTotalBufferSize": 0})
         await session.send("Runtime.enable")
         await session.send("Page.enable")
         return tab
 
     def breaks(self, why: str) -> None:
         self.broken = self.broken or why
+
+    def _asked(self, request: dict[str, Any]) -> None:
+        if request["type"] == "Image":
+            self.pictures.add(request["requestId"])
 
     async def _dialog(self, dialog: Dialog) -> None:
         if dialog.type == "beforeunload":
@@ -84,8 +100,12 @@ class Tab:
             await dialog.dismiss()
 
     async def _download(self, download: Download) -> None:
+        from playwright.async_api import Error
+
         self.notices.append("a download was refused")
         await download.cancel()
+        with contextlib.suppress(Error):
+            await self.evaluate("() => __treegym.stay()")  # the navigation that began it leads to no document
 
     async def _window(self, page: Page) -> None:
         if page is not self.page:
@@ -140,10 +160,30 @@ class Tab:
         """Has the page notice where the pointer is now. Chromium does so by itself after a layout, but at any time."""
         if self.pointer != OUTSIDE:
             await self._point(*self.pointer)
+        else:
+            await self._pictures()
 
     async def _point(self, x: float, y: float) -> None:
         self.pointer = (x, y)
-        await self.page.mouse.move(x, y)
+        for _ in range(3):  # a picture that arrives may move what is under the pointer
+            await self.page.mouse.move(x, y)
+            if not await self._pictures():
+                return
+
+    async def _pictures(self) -> bool:
+        """Waits for the pictures that styles name; whether there were any. Boxes have other sizes without them."""
+        from playwright.async_api import Error
+
+        waited, limit = False, time.monotonic() + ARRIVAL
+        with contextlib.suppress(Error):  # the document went away meanwhile
+            while time.monotonic() < limit:
+                await self.evaluate("() => void document.body?.offsetWidth")  # with the layout, pictures are asked for
+                if not self.pictures:
+                    return waited
+                waited = True
+                await asyncio.sleep(POLL)
+        self.pictures.clear()
+        return waited
 
     async def _arrive(self) -> None:
         """Waits for the document that a navigation leads to."""
@@ -202,7 +242,7 @@ class Tab:
     async def type(self, key: str, text: str) -> None:
         field = await self._ask("enter", key, text)
         if not field.get("set"):
-            await self._write(text if field["lines"] else " ".join(text.splitlines()))
+            await self._write(re.sub(r"\r\n?", "\n", text) if field["lines"] else one_line(text))
         await self.settle()
 
     async def _write(self, text: str) -> None:
@@ -232,12 +272,22 @@ class Tab:
         return bool(moved)
 
     async def back(self) -> bool:
-        """Whether there was a page before."""
+        """Goes to the last page that had another address; whether there was one."""
+        from playwright.async_api import Error
+
         history = await self.session.send("Page.getNavigationHistory")
-        place = history["currentIndex"]
-        if not place:
+        here = history["entries"][history["currentIndex"]]["url"]
+        before = [entry for entry in history["entries"][: history["currentIndex"]] if entry["url"] != here]
+        if not before:
             return False
-        await self.page.go_back(wait_until="load")
+        try:
+            async with self.page.expect_navigation(wait_until="load"):
+                await self.session.send("Page.navigateToHistoryEntry", {"entryId": before[-1]["id"]})
+        except Error as error:
+            if "ERR_CACHE_MISS" not in str(error):
+                raise
+            await self.page.wait_for_url(ERROR, wait_until="commit")
+            await self.page.goto(before[-1]["url"], wait_until="load")  # it answered a form, which is not sent again
         await self.settle()
         return True
 
