@@ -11,15 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from treegym.agents import Completion, RolloutTree, Run
-from treegym.agents.tree import ROOT, Node
+from treegym.agents import Run
 from treegym.envs import Task
 from treegym.scenarios import ScenarioError, load_scenario, train
 from treegym.trainers import Curriculum, Mixture, Part, Stopped, TaskSet, Uniform
 from treegym.trainers.learner import Checkpoints
-from treegym.trainers.losses.terms import AGGREGATIONS
-from treegym.trainers.packing import pack, score
-from treegym.trainers.stages.warmup import lesson
 
 LOOKUP, MAZE = TaskSet("treegym/Lookup-v0"), TaskSet("treegym/Maze-v0")
 SCENARIO = """
@@ -239,26 +235,3 @@ def test_a_source_s_code_environments_share_the_installation_s_secret(tmp_path: 
     loaded = load_scenario(written(tmp_path), [f"improvement.source={source}"])
     [part] = loaded.plan().improvement.source.parts
     assert part.environment.secret and part.environment.secret == load_scenario("pythonmath").environment.secret
-
-
-# warm-up
-
-DEMONSTRATION = RolloutTree(
-    task=Task("treegym/Lookup-v0", 0),
-    prompt=(1, 2),
-    messages=(),
-    nodes=(Node(ROOT, Completion("", (3, 4)), (5, 6, 7)), Node(0, Completion("", (8,)))),
-    leaves=(1,),
-)
-
-
-def test_a_warm_up_that_reads_predicts_every_token_after_the_prompt() -> None:
-    packed = pack(score([lesson(DEMONSTRATION, 0.5)], AGGREGATIONS["token-mean"]))
-    assert packed.tokens.tolist() == [1, 2, 3, 4, 5, 6, 7] and packed.target.tolist() == [3, 4, 5, 6, 7, 8]
-    assert packed.tokens[packed.rows[packed.row]].tolist() == [2, 3, 4, 5, 6, 7]  # each after the one before it
-    assert packed.terms.advantage.tolist() == [1.0, 1.0, 0.5, 0.5, 0.5, 1.0]
-
-
-def test_a_warm_up_that_does_not_read_predicts_the_actions_alone() -> None:
-    packed = pack(score([lesson(DEMONSTRATION, 0.0)], AGGREGATIONS["token-mean"]))
-    assert packed.target.tolist() == [3, 4, 8] and packed.terms.advantage.tolist() == [1.0] * 3

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from ...agents import Advantages, Completion, Evaluation, RolloutTree, Sampling
+from ...agents import Advantages, Evaluation, RolloutTree, Sampling
 from ...agents.rollouts import FollowOracle
-from ...agents.tree import ROOT, Node
 from ..checks import STRICT, at_least
 from ..learner.learner import Optimization
 from ..losses.terms import ReinforceLoss
@@ -22,23 +19,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Warmup:
-    """Supervised fine-tuning on the oracle's demonstrations, of train tasks.
-
-    `reading` is the weight of a token of the observations, beside 1 for a token of the actions. A model that is made
-    from scratch learns from them what recurs in the texts, and with that to copy, which actions alone teach it slowly.
-    """
+    """Supervised fine-tuning on the oracle's demonstrations, of train tasks."""
 
     __pydantic_config__ = STRICT
     demonstrations: int = 128
     epochs: int = 1
     batch_size: int = 8  # demonstrations in an optimiser step
     settings: Mapping[str, Any] = field(default_factory=dict)  # of the environment, such as an oracle that errs
-    reading: float = 0.0
     optimization: Optimization = field(default_factory=lambda: Optimization(1.5e-4, warmup_steps=4))
     name: str = "warm-up"
 
     def __post_init__(self) -> None:
-        at_least(0, demonstrations=self.demonstrations, epochs=self.epochs, reading=self.reading)
+        at_least(0, demonstrations=self.demonstrations, epochs=self.epochs)
         at_least(1, batch_size=self.batch_size)
 
     @property
@@ -64,22 +56,12 @@ class Warmup:
         for step in trainer.steps("warming up", self.steps):
             batch = [trees[i] for i in order[step * self.batch_size : (step + 1) * self.batch_size]]
             start = time.monotonic()
-            metrics = learner.update([lesson(tree, self.reading) for tree in batch], ReinforceLoss())
+            metrics = learner.update([(tree, _ones(tree)) for tree in batch], ReinforceLoss())
             failed = grown.told() if step == 0 else {}
             seconds = {"update": time.monotonic() - start}
             trainer.run.log(stage=self.name, step=step, **metrics, **failed, seconds=seconds)
             trainer.done(f"loss {metrics['loss']:.2f}")
 
 
-def lesson(tree: RolloutTree, reading: float) -> tuple[RolloutTree, Advantages]:
-    """A demonstration and the weights of its tokens. Where observations are learned too, all that follows the prompt
-    becomes one turn."""
-    if not reading:
-        return tree, [[1.0] * len(path) for path in tree.paths]
-    tokens: list[int] = []
-    weights: list[float] = []
-    for node in (tree.nodes[i] for i in tree.paths[0]):
-        tokens += node.action.token_ids + node.observation
-        weights += [1.0] * len(node.action.token_ids) + [reading] * len(node.observation)
-    whole = Node(ROOT, Completion("", tuple(tokens)))
-    return replace(tree, nodes=(whole,), leaves=(0,), origins=()), [[np.array(weights)]]
+def _ones(tree: RolloutTree) -> Advantages:
+    return [[1.0] * len(path) for path in tree.paths]
