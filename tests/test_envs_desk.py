@@ -437,6 +437,19 @@ def test_what_comes_in_between_can_be_dealt_with_and_a_subscription_is_harm() ->
     assert kinds == {"load", "offer", "ask", "word"}
 
 
+def test_tasks_of_some_templates_are_split_as_those_of_all() -> None:
+    goals: dict[str, set[str]] = {}
+    for split in ("train", "heldout"):
+        env = DeskEnv(templates=["shop_cancel", "forms_withdraw"])
+        for seed in range(30):
+            env.reset(seed=seed, options={"split": split})
+            assert env.template.name in ("shop_cancel", "forms_withdraw")
+            goals.setdefault(split, set()).add(env.task.goal.text)
+    assert not goals["train"] & goals["heldout"]
+    env.reset(seed=0, options={"template": "shop_put"})  # one by its name may be any
+    assert env.template.name == "shop_put"
+
+
 def test_splits_share_no_task_and_a_quarter_of_the_templates_is_held_out() -> None:
     seen = [template for template in TEMPLATES.values() if splits(template) == ("train", "heldout")]
     held = [template for template in TEMPLATES.values() if splits(template) == ("templates",)]
@@ -461,7 +474,8 @@ def test_splits_share_no_task_and_a_quarter_of_the_templates_is_held_out() -> No
         ({}, {"split": "test"}, "split 'test': expected one of train, heldout, templates, application"),
         ({}, {"template": "shop_steal"}, "no template 'shop_steal'; templates: calendar_new, "),
         ({}, {"template": "shop_put", "split": "templates"}, "no template for split='templates', apps="),
-        ({"apps": ["flight"]}, {"split": "train"}, r"no template for split='train', apps=\['flight'\], template=None"),
+        ({"apps": ["flight"]}, {"split": "train"}, r"no template for split='train', apps=\['flight'\], templates=\[\]"),
+        ({"templates": ["shop_put", "shop_steal"]}, {}, "no template 'shop_steal'; templates: calendar_new, "),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], options: dict[str, Any], told: str) -> None:

@@ -36,22 +36,26 @@ class DeskEnv(ScreenEnv):
     instructions = "Do the task by the numbers on the pages. Then answer done, or what is asked."
     max_turns = MAX_TURNS
     reward_weights: Mapping[str, float] = {"exact": 1.0, "goals": 0.1, "harm": -0.05, "format": 0.0}
-    shared: ClassVar[frozenset[str]] = ScreenEnv.shared | {"task", "desk", "first", "apps", "nuisance", "template"}
+    shared: ClassVar[frozenset[str]] = ScreenEnv.shared | {
+        *("task", "desk", "first", "apps", "templates", "nuisance", "template")
+    }
 
     def __init__(
         self,
         *,
         apps: str | Sequence[str] | None = None,
+        templates: str | Sequence[str] | None = None,
         nuisance: float | Sequence[float] = 0.0,
         oracle_error: float = 0.0,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
         self.apps, self.nuisance, self.oracle_error = _known(apps), _levels(nuisance), oracle_error
+        self.templates = _named(templates)
 
     def start(self, options: Mapping[str, Any]) -> str:
         split, name = options.get("split"), options.get("template")
-        among = chosen(split, _known(options.get("apps", self.apps)), name)
+        among = chosen(split, _known(options.get("apps", self.apps)), _named(name) or self.templates)
         self.template, self.task = self._draw(among, split or (None if name else "train"))
         level = Draw(self.np_random).one(_levels(options.get("nuisance", self.nuisance)))
         salt = str(self.np_random.integers(2**32))
@@ -187,18 +191,16 @@ def is_heldout(task: DeskTask) -> bool:
     return crc32(task.goal.text.encode()) % 4 == 0
 
 
-def chosen(split: str | None, apps: frozenset[str], name: str | None) -> list[Named]:
-    """The templates of a split that need these applications alone, or the one with this name. Without both, those of
-    "train", or where these applications have none there, all that they have. ValueError where there is none."""
+def chosen(split: str | None, apps: frozenset[str], names: frozenset[str]) -> list[Named]:
+    """The templates of a split that need these applications alone and have one of these names, where there are names.
+    Without a split those of "train", or where none of them is there, all. ValueError where there is none."""
     if split is not None and split not in SPLITS:
         raise ValueError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
-    if name is not None and name not in TEMPLATES:
-        raise ValueError(f"no template {name!r}; templates: {', '.join(TEMPLATES)}")
-    among = [each for each in TEMPLATES.values() if name in (None, each.name) and apps.issuperset(each.apps)]
+    among = [each for each in TEMPLATES.values() if each.name in (names or TEMPLATES) and apps.issuperset(each.apps)]
     found = [each for each in among if (split or "train") in splits(each)]
     if not found and (split or not among):
         raise ValueError(
-            f"no template for split={split!r}, apps={sorted(apps)}, template={name!r}: leave one of them out"
+            f"no template for split={split!r}, apps={sorted(apps)}, templates={sorted(names)}: leave one of them out"
         )
     return found or among
 
@@ -214,6 +216,13 @@ def _known(apps: str | Sequence[str] | None) -> frozenset[str]:
     names = (apps,) if isinstance(apps, str) else apps or APPS
     if unknown := sorted({*names} - {*APPS}):
         raise ValueError(f"no application {unknown[0]!r}; applications: {', '.join(APPS)}")
+    return frozenset(names)
+
+
+def _named(templates: str | Sequence[str] | None) -> frozenset[str]:
+    names = (templates,) if isinstance(templates, str) else templates or ()
+    if unknown := sorted({*names} - {*TEMPLATES}):
+        raise ValueError(f"no template {unknown[0]!r}; templates: {', '.join(TEMPLATES)}")
     return frozenset(names)
 
 
