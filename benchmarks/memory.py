@@ -209,7 +209,7 @@ def poisoned(world: int) -> None:
 
     settings = f"environment.settings={{sites: {OF}, world: {world}, moved: {moved}}}"
     store = f"memory.store={RUNS / f'poisoned-{world}.lessons'}"
-    played(world, "poisoned", settings, store, "improvement.steps=60", "improvement.evaluate_every=10", begin=begin)
+    played(world, "poisoned", settings, store, "improvement.steps=160", "improvement.evaluate_every=32", begin=begin)
 
 
 def real(world: int) -> None:
@@ -222,11 +222,21 @@ def real(world: int) -> None:
         told = (f"memory.store={path}", f"memory.place={place}", f"stages=[{evaluate}, {{Evaluate: {{name: expert}}}}]")
         played(0, f"smollm2-{place}", *told, *fewer, model=smollm2(place), begin=lambda path: write(path, rules(0)))
     played(0, "smollm2-contrast", *fewer, model=smollm2("turn"))
+    played(0, "smollm2-ask", *fewer, "memory.reflector=AskModel", "improvement.steps=8", model=smollm2("turn"))
+
+
+def factsearch(world: int) -> None:
+    """SmolLM2 in another environment, where it collects lessons and is measured with them and without."""
+    folder = RUNS / "factsearch"
+    if world == 0 and not (folder / "summary.json").exists():
+        stages = "stages=[Warmup, Improvement, {Evaluate: {name: none, notes: false}}, {Evaluate: {name: lessons}}]"
+        changes = ["threads=1", "memory={}", "improvement.learn=false", stages]
+        train(load_scenario("quickstart", changes), folder, resume=(folder / "scenario.yaml").exists())
 
 
 PARTS: dict[str, Callable[[int], None]] = {
     "told": told, "weights": weights, "distilled": distilled, "poisoned": poisoned, "number": number, "rounds": rounds,
-    "real": real,
+    "real": real, "factsearch": factsearch,
 }  # fmt: skip
 
 
@@ -267,6 +277,20 @@ def right_and_wrong(run: Run, known: Mapping[tuple[str, str], str]) -> tuple[int
             (known.get((each.tags[0], each.when)), each.text) for each in store.lessons() if each.when and each.tags
         ]
     return sum(a == b for a, b in lessons), sum(a != b for a, b in lessons)
+
+
+def healed(world: int) -> tuple[int, int, int, int]:
+    """Of the poisoned lessons: how many were wrong, how many of them are no longer told, how many were right, and for
+    how many of them nothing right is told any more."""
+    run, known = there(f"poisoned-{world}"), rules(world, OF // 4)
+    with LessonStore.read(RUNS / f"poisoned-{world}.lessons") as store:
+        before = {lesson.id: lesson for lesson in store.lessons()}
+    with LessonStore.read(run.path / "lessons.sqlite") as store:
+        now = {lesson.id: (lesson.tags[0], lesson.when, lesson.text) for lesson in store.lessons() if lesson.tags}
+    wrong = [id for id, lesson in before.items() if known[lesson.tags[0], lesson.when] != lesson.text]
+    right = [(lesson.tags[0], lesson.when, lesson.text) for id, lesson in before.items() if id not in wrong]
+    gone, lost = sum(id not in now for id in wrong), sum(one not in now.values() for one in right)
+    return len(wrong), gone, len(right), lost
 
 
 def few(count: int) -> Callable[[int], float]:
@@ -352,12 +376,19 @@ def report(worlds: int) -> list[str]:
         lines += row(f"SmolLM2 taught {where}, no notes", at(f"smollm2-{place}", "none"), worlds)
         lines += row("… an expert's notes", at(f"smollm2-{place}", "expert"), worlds)
     lines += row("SmolLM2, `Contrast`", at("smollm2-contrast", "trained"), worlds)
-    for i in range(6):
+    lines += row("SmolLM2, `AskModel`", at("smollm2-ask", "trained"), worlds)
+    for i in range(5):
 
         def healing(world: int, i: int = i) -> tuple[int, float]:
             return [*midway(there(f"poisoned-{world}"))][i]
 
         lines += row("poisoned: success at calls", healing, worlds, at_calls)
+    lines += row(
+        "… wrong lessons, gone of them; right ones, lost of them",
+        healed,
+        worlds,
+        "{0[0]}, {0[1]}; {0[2]}, {0[3]}".format,
+    )
     return lines
 
 

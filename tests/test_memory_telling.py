@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from treegym.agents.memory import Lesson, answers_told, lessons_of, notes_of, told, told_answer
-from treegym.envs import LookupEnv, Task
+from treegym.agents import Completion, RolloutTree
+from treegym.agents.memory import Lesson, answers_told, lessons_of, met, notes_of, told, told_answer
+from treegym.agents.tree import Node
+from treegym.envs import LookupEnv, Message, Task
 
 LOOKUP, RULES = Task("treegym/Lookup-v0", 3), Task("treegym/HouseRules-v0", 3)
 
@@ -29,6 +31,19 @@ def test_a_task_names_the_lessons_that_it_is_told() -> None:
     task = noted(LOOKUP, "Look first.", "Answer last.")
     assert lessons_of(task) == ("1", "2") and [note.text for note in notes_of(task)] == ["Look first.", "Answer last."]
     assert not lessons_of(LOOKUP) and told([], "turn") == ()
+
+
+def test_lessons_are_met_where_the_environment_says_their_phrase() -> None:
+    """A note that repeats the phrase of another is no place of it."""
+    places = {"elm gate": 1, "elm pump": 2, "choose red": 3, "": 4, "elm lamp": 5}
+    lessons = [Lesson("choose red", RULES.env, place, id=number) for place, number in places.items()]
+    prompt, answer = (
+        Message("user", "You are at elm gate.\nNote of an earlier attempt; it may be wrong: choose red"),
+        "elm lamp",
+    )
+    node = Node(-1, Completion((1,)), (), messages=(Message("tool", answer),))
+    tree = RolloutTree(replace(RULES, wrappers=told(lessons, "turn")), (0,), (prompt,), (node,), (0,))
+    assert met(tree) == {1, 4, 5}
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
@@ -142,6 +143,21 @@ def test_suspects_are_doubted_first(tmp_path: Path) -> None:
         assert len(left_out()) > 1
         store.retire(wrong.id, "it does harm")
         assert left_out() == {suspect.id}
+
+
+def test_the_lesson_under_which_rollouts_returned_least_is_left_out_most(tmp_path: Path) -> None:
+    """Of ten lessons, three of which were met: by 0.8 less, 0.4 less and none, on the average 0.4."""
+    with LessonStore(tmp_path / "lessons.sqlite") as store:
+        ids = [store.add(Lesson(f"Look at door {i}.", ENV)).id for i in range(10)]
+        returned = {ids[0]: (0.9, 4), ids[1]: (0.1, 4), ids[2]: (0.5, 1)}
+        memory, nothing = Memory(store, doubt=0.4, returns=returned), Response((), "")
+        left_out: Counter[int] = Counter()
+        for task in (Task(ENV, seed) for seed in range(1000)):
+            told = lessons_of(replace(task, wrappers=memory.recall(task, HouseRulesEnv(), nothing)))
+            left_out.update(set(ids) - {*map(int, told)})
+    least = left_out.pop(ids[1])
+    assert 380 <= least <= 460  # 0.2 of doubt, twice as much as on the average, and a tenth of the others
+    assert 90 <= left_out.total() <= 160 and len(left_out) == 9 and max(left_out.values()) < 40
 
 
 def test_those_learned_under_a_harmful_lesson_are_measured_next(tmp_path: Path) -> None:

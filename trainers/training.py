@@ -48,7 +48,7 @@ from .learner.learner import Learner, Optimization
 from .pipeline import Grown, read_ahead, write_ahead
 from .plan import Plan
 
-MEMORY = "memory"  # the state of a checkpoint that holds the revision of the lessons
+MEMORY = "memory"  # the state of a checkpoint that holds the revision of the lessons and what they returned
 REPLY = 512  # tokens of what the policy writes for a memory, at most
 AHEAD = "ahead.jsonl"  # the file of a checkpoint that holds the trees of steps to come
 
@@ -270,7 +270,7 @@ class Trainer:
     def keep_memory(self) -> None:
         """Has the next checkpoint stand at the lessons as they are now."""
         if self.memory:
-            self.keep_state(MEMORY, {"revision": self.memory.store.revision})
+            self.keep_state(MEMORY, {"revision": self.memory.store.revision, "returns": [*self.memory.returns.items()]})
 
     async def _ask(self, messages: Sequence[Message], seed: int) -> str:
         """What the policy replies to a chat, with the present weights."""
@@ -359,6 +359,7 @@ class Trainer:
         self.ahead = read_ahead(self._checkpoints.read(AHEAD))
         if self.memory and (kept := self.state(MEMORY)):
             self.memory.store.rewind(kept["revision"])
+            self.memory.returns.update({id: (mean, count) for id, (mean, count) in kept.get("returns", ())})
 
 
 def _trim() -> None:

@@ -7,7 +7,7 @@ from .memory import Memory, suspects
 from .ranking import ByMeaning, Ranker, by_words
 from .reflect import Ask, Contrast, Reflection, Reflector, Seen
 from .store import Change, LessonStore
-from .telling import answers_told, lessons_of, notes_of, told, told_answer
+from .telling import answers_told, lessons_of, met, notes_of, told, told_answer
 
 __all__ = [
     "IN_FORCE",
@@ -40,6 +40,7 @@ __all__ = [
     "curate",
     "lessons_of",
     "merged",
+    "met",
     "notes_of",
     "read_operations",
     "suspects",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from statistics import fmean
 
 from ...envs import Task, TextEnv
 from ...envs.notes import Place, own_text
@@ -15,7 +16,9 @@ from .curate import curate, merged
 from .lesson import Lesson
 from .reflect import Ask, Reflector, Seen
 from .store import CountTokens, LessonStore, rough_tokens
-from .telling import told
+from .telling import met, told
+
+LATELY = 16  # trees over which returns are averaged
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +26,9 @@ class Memory:
     """A store of lessons, how they are told, and what writes them down.
 
     `recall` is what `grow` asks for a task's notes. In a share `doubt` of the tasks, drawn by their seeds, one of the
-    lessons is left out, so that it is seen what happens without it: one of the suspects, where there are any.
+    lessons is left out, so that it is seen what happens without it. In half of them it is any, or one of the suspects,
+    where there are any. The other half falls to tasks in proportion to what rollouts have lately returned less under
+    one of the lessons that fit best than under the best of all; it is left out.
     """
 
     store: LessonStore
@@ -32,6 +37,8 @@ class Memory:
     doubt: float = 0.1
     place: Place = "turn"
     count_tokens: CountTokens = rough_tokens
+    # by id of a lesson: the mean return of the trees that lately met it, and how many have in all
+    returns: dict[int, tuple[float, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0 <= self.doubt <= 1 or self.tokens < 0:
@@ -41,10 +48,19 @@ class Memory:
         """The lessons for a task to train on."""
         lessons = self.lessons(task, response)
         dice = random.Random(f"doubt {task.seed}")
-        if lessons and dice.random() < self.doubt:
-            doubted = suspects(lessons, self.store.retired(task.env)) or lessons
-            lessons.remove(dice.choice(doubted))
+        fitting = [lesson for lesson in lessons[: (len(lessons) + 1) // 2] if lesson.id in self.returns]
+        least = min(fitting, key=lambda lesson: self.returns[lesson.id][0], default=None)
+        if least and dice.random() < min(0.5, self.doubt / 2 * self._need(least)):
+            lessons.remove(least)
+        elif lessons and dice.random() < self.doubt / (2 if least else 1):
+            lessons.remove(dice.choice(suspects(lessons, self.store.retired(task.env)) or lessons))
         return told(lessons, self.place)
+
+    def _need(self, lesson: Lesson) -> float:
+        """How much less was returned under a lesson than under the best, relative to the average of those met."""
+        means = {id: mean for id, (mean, _) in self.returns.items()}
+        best, average = max(means.values()), fmean(means.values())
+        return (best - means[lesson.id]) / (best - average) if best > average else 1.0
 
     def recall_all(self, task: Task, env: TextEnv, response: Response) -> Wrappers:
         """The lessons for a task to measure a policy on."""
@@ -61,6 +77,11 @@ class Memory:
         many attempts to get some failed (`failures`), and how many lessons are `in_force` now."""
         if self.reflector is None:
             return {}
+        for tree in (seen.tree for seen in batch):
+            returned = fmean(tree.returns)
+            for id in met(tree):
+                mean, count = self.returns.get(id, (0.0, 0))
+                self.returns[id] = mean + (returned - mean) / min(count + 1, LATELY), count + 1
         kinds_of_tasks = {(seen.tree.task.env, tags) for seen in batch for tags in (seen.tags, ())}
         known = [lesson for env, tags in sorted(kinds_of_tasks) for lesson in self.store.lessons(env=env, tags=tags)]
         reflection = await self.reflector.reflect(batch, known, ask)

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from ...envs import Task, TextEnv, ToolEnv
-from ...envs.notes import Note, Place, read_notes, with_notes
+from ...envs.notes import Note, Place, own_text, read_notes, with_notes
 from ...envs.task import Wrappers
 from ..rollouts.response import OutsideSource, open_task
+from ..tree import RolloutTree
 from .lesson import Lesson
 
 _LONGEST = 1_000  # turns of an oracle that are looked through
@@ -31,6 +32,15 @@ def notes_of(task: Task) -> tuple[Note, ...]:
 def lessons_of(task: Task) -> tuple[str, ...]:
     """The ids of the lessons whose notes a task carries."""
     return tuple(note.id for note in notes_of(task) if note.id)
+
+
+def met(tree: RolloutTree) -> frozenset[int]:
+    """The ids of the lessons that a rollout of the tree came to where they speak of."""
+    texts = [
+        message.text for messages in (tree.messages, *(node.messages for node in tree.nodes)) for message in messages
+    ]
+    said = "\n".join(own_text(text) for text in texts)
+    return frozenset(int(note.id) for note in notes_of(tree.task) if note.id and note.when in said)
 
 
 def told_answer(task: Task) -> bool:
