@@ -138,12 +138,14 @@ class Distillation:
         noted = await self._retold(trainer, bare, noted=memory)
         twins = zip(bare, noted, strict=True)
         credits = [credits_of(one, learner.with_own_logprobs(twin)) for one, twin in twins]
+        gains = np.concatenate([turn for rows in credits for row in rows for turn in row])
+        mean = gains.mean()  # a baseline, which changes no expectation
+        credits = [[[turn - mean for turn in row] for row in rows] for rows in credits]
         trainer.record(bare, credits, stage=self.name, step=step)
         others = await self._others(trainer, self._share(len(bare)), step)
-        gains = np.concatenate([turn for rows in credits for row in rows for turn in row])
         scored: list[Scored] = list(zip(bare, credits, strict=True))
         scored += [(tree, _ones(tree)) for tree in others]
-        return scored, {"reverse_kl": -float(gains.mean())}
+        return scored, {"reverse_kl": -float(mean)}
 
     async def _retold(self, trainer: Trainer, trees: Sequence[RolloutTree], noted: Memory | None) -> list[RolloutTree]:
         """The same replies in the same tasks, told the lessons of a memory or nothing."""
