@@ -209,7 +209,7 @@ def poisoned(world: int) -> None:
 
     settings = f"environment.settings={{sites: {OF}, world: {world}, moved: {moved}}}"
     store = f"memory.store={RUNS / f'poisoned-{world}.lessons'}"
-    played(world, "poisoned", settings, store, "improvement.steps=240", "improvement.evaluate_every=48", begin=begin)
+    played(world, "poisoned", settings, store, "improvement.steps=200", "improvement.evaluate_every=40", begin=begin)
 
 
 def real(world: int) -> None:

@@ -130,6 +130,13 @@ def test_a_lesson_that_was_wrong_is_replaced_by_what_did_better() -> None:
     )
 
 
+def test_a_lesson_that_was_left_out_is_replaced_though_nobody_did_so() -> None:
+    """Two lessons that say to do two things in one state would both be told from then on."""
+    other = advice([call("far left")])
+    [operation] = [each for each in reflected([FOUR], [lesson(other)], threshold=0.4) if isinstance(each, Update)]
+    assert (operation.id, operation.text) == (7, LEFT)
+
+
 def test_a_lesson_that_does_harm_goes_even_where_nothing_better_is_known() -> None:
     """Three choices: the lesson's is the worst, and none of the others is clearly best."""
     three = group(*[(gate, "on", total) for gate, total in (("a", 0.6), ("b", 0.5), ("c", 0.0))] * 2)

@@ -7,6 +7,7 @@ import random
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -118,14 +119,15 @@ def test_trees_carry_the_lessons_that_were_told_and_replay(tmp_path: Path) -> No
 
 
 def test_evaluations_are_told_all_lessons_and_teach_none(tmp_path: Path) -> None:
-    """With doubt 1.0 every task of the improvement lacks a lesson, those of an evaluation none."""
+    """With doubt 1.0 most tasks of the improvement lack a lesson, those of an evaluation none."""
     expert = [
         Lesson(text, "treegym/HouseRules-v0", when, (f"site:{when.split()[3]}",)) for when, text in sorted(rules())
     ]
     run = trained(tmp_path, steps=4, lessons=expert, doubt=1.0)
-    number = {stage: {len(lessons_of(tree.task)) for labels, tree in run.trees if labels["stage"] == stage}
+    number = {stage: [len(lessons_of(tree.task)) for labels, tree in run.trees if labels["stage"] == stage]
               for stage in ("improvement", "trained")}  # fmt: skip
-    assert number == {"improvement": {5}, "trained": {6}}
+    assert set(number["improvement"]) <= {5, 6} and number["improvement"].count(5) > len(number["improvement"]) / 2
+    assert set(number["trained"]) == {6}
     stages = {tree: labels["stage"] for tree, (labels, _) in enumerate(run.trees)}
     assert {stages[piece.tree] for lesson in kept(tmp_path) for piece in lesson.evidence} == {"improvement"}
 
@@ -230,9 +232,12 @@ def test_what_fails_with_notes_is_not_imitated(tmp_path: Path) -> None:
 
 
 def test_reverse_kl_credits_each_token_with_how_much_likelier_notes_make_it(tmp_path: Path) -> None:
-    """By hand: the model's log-probabilities of the same replies, behind the prompt with notes less without."""
+    """By hand: the model's log-probabilities of the same replies, behind the prompt with notes less without, and less
+    the mean of all."""
     run, trainer = distilled(tmp_path, method="reverse_kl", rounds=1, others=0.0, trial=0)
     model, _ = build_nano(words(ONE_SITE), 0)  # as it was at the first step
+    found: list[float] = []
+    credits: list[float] = []
     for record in run.trees.records():
         tree, advantages = record.tree, record.advantages
         assert advantages is not None and not tree.task.wrappers
@@ -250,8 +255,9 @@ def test_reverse_kl_credits_each_token_with_how_much_likelier_notes_make_it(tmp_
         for turn, node in enumerate(tree.paths[0]):
             action = tree.nodes[node].action
             told = continuation_logprobs(model, noted.tokens(noted.paths[0][:turn]), action.token_ids)
-            by_hand = [a - b for a, b in zip(told, action.logprobs, strict=True)]
-            assert advantages[0][turn] == pytest.approx(by_hand, abs=1e-3)
+            found += [a - b for a, b in zip(told, action.logprobs, strict=True)]
+            credits += advantages[0][turn]
+    assert credits == pytest.approx([each - fmean(found) for each in found], abs=1e-3)
 
 
 def test_lessons_that_make_no_difference_any_more_are_retired(tmp_path: Path) -> None:

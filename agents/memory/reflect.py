@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Protocol
@@ -120,7 +120,7 @@ class Contrast:
         won = sorted((text for text in gains if gains[text] >= self.threshold), key=gains.__getitem__, reverse=True)
         if topic.when:
             del won[1:]  # in one state there is one thing to do
-        rivals = [lesson for lesson in known if lesson.text in done and topic.when and won and lesson.text != won[0]]
+        rivals = [lesson for lesson in known if topic.when and won and _rival(lesson.text, won[0], done)]
         for lesson in known:
             if lesson not in rivals[:1] and gains.get(lesson.text, 0.0) <= -self.threshold:
                 yield Delete(lesson.id, f"those who did so returned {-gains[lesson.text]:.2f} less")
@@ -135,6 +135,16 @@ class Contrast:
 
     def _enough(self, compared: Sequence[Comparison]) -> bool:
         return min(sum(one.counts[side] for one in compared) for side in (0, 1)) >= self.least
+
+
+def _rival(text: str, best: str, done: Collection[str]) -> bool:
+    """Whether a lesson has one do something else in the situation: what others did, or the same tool otherwise."""
+    return text != best and (text in done or _tool(text) == _tool(best))
+
+
+def _tool(text: str) -> str:
+    """The name of the first call of an advice."""
+    return re.split(r"\W", text, maxsplit=1)[0]
 
 
 def _collected(parts: Iterable[Found]) -> dict[Topic, dict[str, list[Comparison]]]:
