@@ -92,7 +92,8 @@ def show(store: Store, id: Id) -> None:
             say(f"{name:<10}{value or '-'}")
         for piece in lesson.evidence:
             (one, other), (n, m) = piece.returns, piece.counts
-            say(f"{'evidence':<10}{piece.run} tree {piece.tree}: {one:.2f} in {n} of {n + m} rollouts, {other:.2f} in the rest")
+            returned = f"{one:.2f} in {n} of {n + m} rollouts, {other:.2f} in the rest"
+            say(f"{'evidence':<10}{piece.run} tree {piece.tree}: {returned}")
     say("")
     for change in past:
         when = f"{datetime.fromtimestamp(change.time):%Y-%m-%d %H:%M}"
