@@ -255,7 +255,7 @@ def grown(task: Task, script: Callable[[str, int], str], strategy: RolloutStrate
 
     async def run() -> list[RolloutTree | Failure]:
         sampling = Sampling(max_tokens=400, max_context=100_000)
-        return [each async for each in grow([task], strategy, ScriptedPolicy(renderer, script), renderer, sampling)]
+        return [each async for _, each in grow([task], strategy, ScriptedPolicy(renderer, script), renderer, sampling)]
 
     return asyncio.run(run())
 

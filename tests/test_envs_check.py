@@ -20,12 +20,12 @@ from treegym.envs.fresh import HASH_SEEDS, INSIDE
 from treegym.tools import tool
 
 USUAL = ("tagged", "hermes", "react", "fenced", "openai")  # those of model families are tried in one environment
-SANDBOXED = ("treegym/Code-v0", "treegym/PythonMath-v0")  # slow; a format changes nothing inside their walls
+SLOW = ("treegym/Code-v0", "treegym/PythonMath-v0", "treegym/Browser-v0")  # a format changes nothing inside their walls
 
 
 @pytest.mark.parametrize(
     ("id", "format"),
-    [(id, format) for id in registered() for format in (FORMATS if "Lookup" in id else USUAL) if id not in SANDBOXED],
+    [(id, format) for id in registered() for format in (FORMATS if "Lookup" in id else USUAL) if id not in SLOW],
 )
 def test_every_registered_environment_keeps_the_contract_in_every_format(
     id: str, format: str, monkeypatch: pytest.MonkeyPatch

@@ -14,6 +14,7 @@ from commands import command
 
 from treegym.agents import Run as Stored
 from treegym.agents.memory import Effect, Evidence, Lesson, LessonStore, lessons_of
+from treegym.scenarios.terminal import console
 
 ENV = "treegym/HouseRules-v0"
 Run = Callable[..., tuple[int, str, str]]
@@ -21,7 +22,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def lessons(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr(console, "width", 160)
     return lambda *arguments: command(capsys, "lessons", *map(str, arguments))
 
 

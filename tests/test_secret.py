@@ -35,8 +35,10 @@ def question(environment: TaskSet, seed: int) -> str:
 def test_an_agent_that_knows_the_generator_cannot_search_for_its_task(name: str) -> None:
     known, hidden = environment(name, "environment.secret=''"), environment(name)
     searched = {question(known, derive_seed("heldout", i)) for i in range(50)} | {question(known, i) for i in range(50)}
-    assert question(known, known.task("heldout", 3).seed) in searched
-    assert question(hidden, hidden.task("heldout", 3).seed) not in searched
+    found, by_chance = (
+        [question(each, each.task("heldout", i).seed) in searched for i in range(8)] for each in (known, hidden)
+    )
+    assert all(found) and sum(by_chance) <= 3  # there are not so many problems that none is drawn twice
 
 
 def test_it_is_drawn_once_for_an_installation(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,7 +136,7 @@ def test_seven_rollouts_do_not_wait_for_the_slow_tool_of_an_eighth(nano: tuple[A
 def test_trees_are_yielded_when_they_are_finished(nano: tuple[Any, ChatRenderer]) -> None:
     async def order() -> list[int]:
         growing = grow(tasks("Patient"), Chains(1), policy_of(nano), nano[1], Sampling(max_tokens=5))
-        return [outcome.task.seed async for outcome in growing]
+        return [outcome.task.seed async for _, outcome in growing]
 
     seeds = asyncio.run(order())
     assert seeds[-1] == 0 and sorted(seeds) == list(range(8))
@@ -266,7 +266,7 @@ def test_a_trainer_improves_any_policy_that_takes_weights_in_one_event_loop(tmp_
 def outcomes(nano: tuple[Any, ChatRenderer], strategy: RolloutStrategy) -> tuple[list[RolloutTree], list[Failure]]:
     async def collect() -> list[RolloutTree | Failure]:
         growing = grow(tasks("Shaky"), strategy, policy_of(nano), nano[1], Sampling(max_tokens=5), seed=1)
-        return [outcome async for outcome in growing]
+        return [outcome async for _, outcome in growing]
 
     found = asyncio.run(collect())
     return [x for x in found if isinstance(x, RolloutTree)], [x for x in found if isinstance(x, Failure)]
