@@ -30,8 +30,8 @@ def play(env: TextEnv, *choices: str) -> dict[str, float]:
     return dict(info["reward_terms"])
 
 
-@pytest.mark.parametrize("settings", [{"world": 3, "moved": 2, "sites": 4, "stations": 6}, {"oracle_error": 0.0}])
-def test_it_keeps_the_promises_of_every_environment(settings: dict[str, Any]) -> None:
+def test_it_keeps_the_promises_of_every_environment() -> None:
+    settings: dict[str, Any] = {"world": 3, "moved": 2, "sites": 4, "stations": 6}
     check_env(lambda: HouseRulesEnv(**settings), options={"split": "heldout"}, seeds=[0])
 
 
