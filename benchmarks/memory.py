@@ -165,7 +165,7 @@ def rounds(world: int) -> None:
         model, size = warm(), {"imitation": "tasks: 1600, steps: 200", "reverse_kl": "rounds: 100"}[method]
         for number in range(ROUNDS):
             stages = f"stages=[Improvement, {distillation(method, size)}, {{Evaluate: {{name: what is left}}}}]"
-            kept = f"memory.store={RUNS / f'round-{number - 1}-{method}-{world}'}" if number else "memory.store="
+            kept = f"memory.store={RUNS / f'round-{number - 1}-{method}-{world}'}" if number else "memory.store=''"
             run = played(world, f"round-{number}-{method}", kept, stages, f"seed={number}", model=model)
             model = run.path / "model"
 

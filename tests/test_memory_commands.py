@@ -79,6 +79,8 @@ def test_what_is_exported_is_imported(lessons: Run, run: Path, tmp_path: Path) -
 
 ERRORS: list[tuple[list[str], str]] = [
     (["list", "none.sqlite"], "there is no store of lessons"),
+    (["retire", "none.sqlite", "1", "--reason", "x"], "there is no store of lessons"),
+    (["edit", "none.sqlite", "1", "--text", "y", "--reason", "x"], "`treegym lessons add` makes one"),
     (["show", "RUN", "9"], "there is no lesson 9; there are 1 to 3"),
     (["add", "RUN", "", "--env", ENV], "text is empty"),
     (["add", "RUN", "a" * 500, "--env", ENV], "500 characters"),

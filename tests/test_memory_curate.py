@@ -73,6 +73,13 @@ def test_an_update_replaces_and_keeps_both_sides_on_record(store: LessonStore) -
     assert [change.reason for change in (*store.history(1)[1:], *store.history(4))] == ["step 3", "step 3"]
 
 
+def test_an_update_to_what_another_lesson_says_leaves_that_one(store: LessonStore) -> None:
+    """Otherwise a contradiction would stay in force for good."""
+    assert done(store, Update(1, "choose blue", evidence=(ONE,))) == [("", 2)]
+    assert in_force(store) == {2: "Choose blue."} and store.get(2).evidence == (TWO, ONE)
+    assert (store.get(1).state, store.get(1).replaced_by) == ("replaced", 2)
+
+
 def test_an_update_of_what_was_replaced_goes_to_the_successor(store: LessonStore) -> None:
     assert done(store, Update(1, "Choose red."), Update(1, "Choose white.")) == [("", 4), ("", 5)]
     assert [store.get(id).replaced_by for id in (1, 4)] == [4, 5] and in_force(store) == {
@@ -119,7 +126,6 @@ REFUSED: list[tuple[Any, str]] = [
     (Merge((1, 3), "Choose red."), "lesson 3 is retired"),
     (Update(3, "Choose red."), "lesson 3 is retired"),
     (Delete(3), "lesson 3 is retired already"),
-    (Update(1, "choose blue"), "lesson 2 says so already"),
     (Update(1, "choose amber!"), "lesson 1 says so already"),
     (Update(1, ""), "empty"),
     (Update(1, "a" * 401), "401 characters"),

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from treegym.agents import Completion, Node, RolloutTree
-from treegym.agents.memory import Add, Contrast, Delete, Keep, Lesson, Operation, Seen, Update, lessons_of
+from treegym.agents.memory import (
+    Add,
+    Contrast,
+    Delete,
+    Keep,
+    Lesson,
+    LessonStore,
+    Operation,
+    Seen,
+    Update,
+    curate,
+    lessons_of,
+    tags_of,
+)
 from treegym.agents.memory.reflect import HASTY, REPEATED, UNREADABLE, choices, habits, phrase
 from treegym.agents.tree import ROOT
 from treegym.envs import Message, Task
@@ -130,6 +144,24 @@ def test_a_lesson_that_was_wrong_is_replaced_by_what_did_better() -> None:
     )
 
 
+def test_of_lessons_that_contradict_each_other_one_stays(tmp_path: Path) -> None:
+    with LessonStore(tmp_path / "lessons.sqlite") as store:
+        for text in (RIGHT, advice([call("far left")]), LEFT):
+            store.add(lesson(text, id=0))
+        curate(store, reflected([FOUR], list(store.lessons()), threshold=0.4), "step 1")
+        assert [each.text for each in store.lessons() if each.when == GATE] == [LEFT]
+        assert [store.get(id).replaced_by for id in (1, 2)] == [3, 3]
+
+
+def test_a_lesson_in_other_words_than_the_choice_is_known_again() -> None:
+    """As one writes it by hand."""
+    written = f"{RIGHT.capitalize()}."
+    [update] = [each for each in reflected([FOUR], [lesson(written)], threshold=0.4) if isinstance(each, Update)]
+    assert update.id == 7
+    undecided = reflected([FOUR], [lesson(written)], threshold=0.6)
+    assert Keep(7) in undecided
+
+
 def test_a_lesson_that_was_left_out_is_replaced_though_nobody_did_so() -> None:
     """Two lessons that say to do two things in one state would both be told from then on."""
     other = advice([call("far left")])
@@ -180,6 +212,12 @@ def test_several_habits_are_lessons_side_by_side() -> None:
     good = [node(ROOT, "left", "", "", 1.0)]
     texts = [each.lesson.text for each in reflected([tree(*bad, *hasty, *good)], least=1) if isinstance(each, Add)]
     assert {UNREADABLE, HASTY} <= set(texts)
+
+
+def test_of_many_tags_the_first_six_count() -> None:
+    """A lesson with them all would be refused, and recall looks at no more."""
+    tags = ["night", *(f"t{i}" for i in range(9)), "night"]
+    assert tags_of({"tags": tags}) == ("night", "t0", "t1", "t2", "t3", "t4") and tags_of({}) == ()
 
 
 def test_a_phrase_is_the_last_sentence_of_what_the_environment_said() -> None:

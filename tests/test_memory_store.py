@@ -204,6 +204,11 @@ def test_an_exception_leaves_nothing_of_its_transaction(store: LessonStore) -> N
 
 ALIKE = ["Choose the amber door.", "choose amber door", "Always choose amber door!", "Choose  amber, door"]
 UNLIKE = ["Choose amber", "Do not choose amber door.", "Amber door choose.", "choose AMBER door", "Choose 'amber' door"]
+OTHERS = [
+    ("take it where a = b", "take it where a != b"),
+    ("pay .5", "pay 5"),
+    ("it is not always red", "it is not red"),
+]
 
 
 def test_near_duplicates_join_their_evidence(store: LessonStore) -> None:
@@ -217,6 +222,28 @@ def test_near_duplicates_join_their_evidence(store: LessonStore) -> None:
 def test_what_may_mean_something_else_does_not_join(store: LessonStore, text: str) -> None:
     store.add(lesson(ALIKE[0]))
     assert store.add(lesson(text)).id == 2
+
+
+@pytest.mark.parametrize(("one", "other"), OTHERS)
+def test_signs_inside_words_count(store: LessonStore, one: str, other: str) -> None:
+    store.add(lesson(one))
+    assert store.add(lesson(other)).id == 2
+
+
+def test_a_lesson_shows_its_newest_evidence_and_the_record_has_all(store: LessonStore) -> None:
+    store.add(lesson("Choose amber.", evidence=tuple(replace(SEEN, tree=tree) for tree in range(60))))
+    for tree in range(60, 3 * module.MAX_EVIDENCE):
+        store.support(1, replace(SEEN, tree=tree))
+    shown = [piece.tree for piece in store.get(1).evidence]
+    assert shown == [*range(2 * module.MAX_EVIDENCE, 3 * module.MAX_EVIDENCE)]
+    assert sum(len(change.fields["evidence"]) for change in store.history(1)) == 3 * module.MAX_EVIDENCE
+    store.rebuild()
+    assert [piece.tree for piece in store.get(1).evidence] == shown
+
+
+def test_a_long_run_folder_is_kept(store: LessonStore) -> None:
+    deep = replace(SEEN, run="/a" * 1_000)
+    assert store.add(lesson("Choose amber.", evidence=(deep,))).evidence == (deep,)
 
 
 @pytest.mark.parametrize(
@@ -534,6 +561,31 @@ def test_three_writers_keep_six_hundred(tmp_path: Path) -> None:
     with LessonStore.read(path) as store:
         assert {each.text for each in present(store)} == {f"Rule {name} {n}" for name in "abc" for n in range(200)}
         assert store.revision == 600
+
+
+@pytest.mark.parametrize("moment", range(6))
+def test_a_store_that_another_process_makes_meanwhile_is_opened(
+    moment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is made whole between any two of the statements by which this one looks whether there is one."""
+    path, connect = tmp_path / "lessons.sqlite", module._connect
+
+    def watched(address: str) -> sqlite3.Connection:
+        monkeypatch.setattr(module, "_connect", connect)
+        connection, statements = connect(address), list[str]()
+
+        def before(statement: str) -> None:
+            statements.append(statement)
+            if len(statements) == moment + 1 and "BEGIN IMMEDIATE" not in statements[:-1]:
+                with LessonStore(path) as other:
+                    other.add(lesson("Choose amber."))
+
+        connection.set_trace_callback(before)
+        return connection
+
+    monkeypatch.setattr(module, "_connect", watched)
+    with LessonStore(path) as store:
+        assert store.add(lesson("Choose blue.")).id == len(present(store))
 
 
 def test_threads_share_a_store(store: LessonStore) -> None:

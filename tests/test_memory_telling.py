@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 
 from treegym.agents import Completion, RolloutTree
-from treegym.agents.memory import Lesson, answers_told, lessons_of, met, notes_of, told, told_answer
+from treegym.agents.memory import Lesson, answers_told, lessons_of, met, notes_of, told, told_answer, without_lessons
 from treegym.agents.tree import Node
 from treegym.envs import LookupEnv, Message, Task
+from treegym.envs.notes import Note, with_notes
 
 LOOKUP, RULES = Task("treegym/Lookup-v0", 3), Task("treegym/HouseRules-v0", 3)
 
@@ -33,15 +34,20 @@ def test_a_task_names_the_lessons_that_it_is_told() -> None:
     assert not lessons_of(LOOKUP) and told([], "turn") == ()
 
 
+def test_notes_of_another_origin_are_no_lessons() -> None:
+    """A scenario may give its environment notes of its own, with ids of its own."""
+    own = with_notes([Note("Be brief."), Note("Be kind.", id="kind")])
+    task = replace(noted(LOOKUP, "Look first."), wrappers=(own, *noted(LOOKUP, "Look first.").wrappers))
+    assert lessons_of(task) == ("1",) and met(RolloutTree(task, (0,), (Message("user", "?"),), (), ())) == {1}
+    assert without_lessons(task) == replace(task, wrappers=(own,))
+
+
 def test_lessons_are_met_where_the_environment_says_their_phrase() -> None:
     """A note that repeats the phrase of another is no place of it."""
     places = {"elm gate": 1, "elm pump": 2, "choose red": 3, "": 4, "elm lamp": 5}
     lessons = [Lesson("choose red", RULES.env, place, id=number) for place, number in places.items()]
-    prompt, answer = (
-        Message("user", "You are at elm gate.\nNote of an earlier attempt; it may be wrong: choose red"),
-        "elm lamp",
-    )
-    node = Node(-1, Completion((1,)), (), messages=(Message("tool", answer),))
+    prompt = Message("user", "You are at elm gate.\nNote of an earlier attempt; it may be wrong: choose red")
+    node = Node(-1, Completion("", (1,), (-1.0,)), (), messages=(Message("tool", "elm lamp"),))
     tree = RolloutTree(replace(RULES, wrappers=told(lessons, "turn")), (0,), (prompt,), (node,), (0,))
     assert met(tree) == {1, 4, 5}
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,13 +19,14 @@ from transformers import PreTrainedModel
 
 from treegym.agents import ChatRenderer, Run, Sampling, Stopped, grow_trees
 from treegym.agents.loop import SILENT, Silent
-from treegym.agents.memory import Contrast, Lesson, LessonStore, Memory, lessons_of
+from treegym.agents.memory import Contrast, Lesson, LessonStore, Memory, Seen, lessons_of
 from treegym.agents.models.nano import build_nano
 from treegym.agents.policies.scripted import ScriptedPolicy
-from treegym.agents.rollouts import verify
+from treegym.agents.rollouts import Chains, Response, verify
 from treegym.agents.serving.probe import continuation_logprobs
-from treegym.envs import HouseRulesEnv
+from treegym.envs import HouseRulesEnv, Message, Task
 from treegym.envs.houserules import CHOICES
+from treegym.scenarios.memory import begun_store
 from treegym.trainers import Distillation, HeldOut, Improvement, Optimization, Plan, TaskSet, Trainer, Warmup, grpo
 from treegym.trainers.stages.distil import Retold
 
@@ -49,6 +53,15 @@ class Following(ScriptedPolicy):
         pass
 
 
+def following() -> tuple[Following, ChatRenderer]:
+    renderer = ChatRenderer(build_nano(words(WORLD), 0)[1])
+    return Following(renderer, script), renderer
+
+
+async def unasked(messages: Sequence[Message], seed: int) -> str:
+    raise AssertionError("no model is needed")
+
+
 def words(world: TaskSet) -> list[str]:
     env = world.task("train", 0).make()
     _, info = env.reset(seed=0)
@@ -62,11 +75,13 @@ def trained(
     *,
     world: TaskSet = WORLD,
     lessons: Sequence[Lesson] = (),
+    warmup: int = 0,
     **memory: Any,
 ) -> Run:
     model, tokenizer = build_nano(words(world), 0)
     renderer = ChatRenderer(tokenizer)
-    plan = Plan(world, grpo(8), warmup=Warmup(0), improvement=Improvement(steps, 4, learn=False), heldout=HeldOut(30))
+    improvement = Improvement(steps, 4, learn=False)
+    plan = Plan(world, grpo(8), warmup=Warmup(warmup), improvement=improvement, heldout=HeldOut(30))
     fresh = not (folder / "lessons.sqlite").exists()
     with LessonStore(folder / "lessons.sqlite") as store:
         for each in lessons if fresh else ():
@@ -178,6 +193,31 @@ def test_a_stopped_run_goes_on_with_the_lessons_of_its_checkpoint(tmp_path: Path
     assert [tree for _, tree in parts.trees] == [tree for _, tree in whole.trees]
 
 
+def test_a_run_that_stops_before_its_first_reflection_keeps_the_lessons_that_it_began_with(tmp_path: Path) -> None:
+    """Whatever has become of the store that they came from."""
+    with pytest.raises(Stopped):
+        trained(tmp_path, watcher=StopAfter(0), lessons=[Lesson("Look first.", "treegym/HouseRules-v0")], warmup=1)
+    begun_store(Run(tmp_path), None).close()
+    assert [each.text for each in kept(tmp_path)] == ["Look first."]
+
+
+def test_what_a_lesson_returned_is_forgotten_with_it_and_counts_in_its_environment(tmp_path: Path) -> None:
+    with LessonStore(tmp_path / "lessons.sqlite") as store:
+        first, second = (store.add(Lesson(text, "treegym/HouseRules-v0")).id for text in ("Look first.", "Hurry."))
+        memory = Memory(store, Contrast(), returns={"other/Env-v0": {9: (1.0, 5)}})
+        told = memory.recall_all(WORLD.task("train", 0), HouseRulesEnv(), Response((), ""))
+        [tree] = asyncio.run(
+            grow_trees([replace(WORLD.task("train", 0), wrappers=told)], Chains(2), *following(), Sampling())
+        )
+        batch = [Seen("runs/a", 0, tree)]
+        asyncio.run(memory.learn(batch, unasked, "step 1"))
+        assert memory.returns["treegym/HouseRules-v0"] == {id: (fmean(tree.returns), 1) for id in (first, second)}
+        store.retire(first, "harmful")
+        asyncio.run(memory.learn(batch, unasked, "step 2"))
+        assert memory.returns["treegym/HouseRules-v0"] == {second: (pytest.approx(fmean(tree.returns)), 2)}
+        assert memory.returns["other/Env-v0"] == {9: (1.0, 5)}
+
+
 # into the weights
 
 
@@ -254,8 +294,11 @@ def test_reverse_kl_credits_each_token_with_how_much_likelier_notes_make_it(tmp_
             )[0]
         for turn, node in enumerate(tree.paths[0]):
             action = tree.nodes[node].action
-            told = continuation_logprobs(model, noted.tokens(noted.paths[0][:turn]), action.token_ids)
-            found += [a - b for a, b in zip(told, action.logprobs, strict=True)]
+            told, bare = (
+                continuation_logprobs(model, each.tokens(each.paths[0][:turn]), action.token_ids)
+                for each in (noted, tree)
+            )
+            found += [a - b for a, b in zip(told, bare, strict=True)]
             credits += advantages[0][turn]
     assert credits == pytest.approx([each - fmean(found) for each in found], abs=1e-3)
 
@@ -275,6 +318,25 @@ def test_lessons_that_make_no_difference_any_more_are_retired(tmp_path: Path) ->
     assert kept(tmp_path / "knows") == []
     with LessonStore.read(tmp_path / "knows" / "lessons.sqlite") as store:
         assert all("in the weights" in store.history(lesson.id)[-1].reason for lesson in store.lessons(states=None))
+
+
+@pytest.mark.parametrize("method", ["imitation", "reverse_kl"])
+def test_tasks_that_fail_are_left_out_of_a_distillation(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A third of the rollouts is lost, with notes other ones than without: those are compared that came through."""
+    grow, calls, lost = Trainer.grow, itertools.count(), []
+
+    async def losing(self: Trainer, tasks: Sequence[Task], *more: Any, **fields: Any) -> SimpleNamespace:
+        grown, call = await grow(self, tasks, *more, **fields), next(calls)
+        left = [tree for place, tree in enumerate(grown.trees) if place % 3 != call % 3]
+        lost.append(len(grown.trees) - len(left))
+        return SimpleNamespace(trees=left)
+
+    monkeypatch.setattr(Trainer, "grow", losing)
+    run, _ = distilled(tmp_path, steps=1, method=method, others=0.0, trial=12)
+    assert len(lost) == 4 and all(lost)
+    assert 0 < len(run.trees) < 20
 
 
 def test_a_stopped_distillation_goes_on_with_the_demonstrations_that_it_had(tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def test_the_lesson_under_which_rollouts_returned_least_is_left_out_most(tmp_pat
     with LessonStore(tmp_path / "lessons.sqlite") as store:
         ids = [store.add(Lesson(f"Look at door {i}.", ENV)).id for i in range(10)]
         returned = {ids[0]: (0.9, 4), ids[1]: (0.1, 4), ids[2]: (0.5, 1)}
-        memory, nothing = Memory(store, doubt=0.4, returns=returned), Response((), "")
+        memory, nothing = Memory(store, doubt=0.4, returns={ENV: returned}), Response((), "")
         left_out: Counter[int] = Counter()
         for task in (Task(ENV, seed) for seed in range(1000)):
             told = lessons_of(replace(task, wrappers=memory.recall(task, HouseRulesEnv(), nothing)))

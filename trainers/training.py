@@ -98,6 +98,8 @@ class Trainer:
     async def _train(self) -> dict[str, Evaluation]:
         """All stages in one event loop, so that a policy or an environment may keep a connection over the whole run."""
         self._restore()
+        if not self.state(MEMORY):
+            self.keep_memory()  # a run that resumes before it has learned goes on with its own lessons, too
         served = self.policy if isinstance(self.policy, Served) else None
         async with contextlib.AsyncExitStack() as stack:
             if served:
@@ -270,7 +272,8 @@ class Trainer:
     def keep_memory(self) -> None:
         """Has the next checkpoint stand at the lessons as they are now."""
         if self.memory:
-            self.keep_state(MEMORY, {"revision": self.memory.store.revision, "returns": [*self.memory.returns.items()]})
+            returns = {env: [*met.items()] for env, met in self.memory.returns.items()}
+            self.keep_state(MEMORY, {"revision": self.memory.store.revision, "returns": returns})
 
     async def _ask(self, messages: Sequence[Message], seed: int) -> str:
         """What the policy replies to a chat, with the present weights."""
@@ -359,7 +362,8 @@ class Trainer:
         self.ahead = read_ahead(self._checkpoints.read(AHEAD))
         if self.memory and (kept := self.state(MEMORY)):
             self.memory.store.rewind(kept["revision"])
-            self.memory.returns.update({id: (mean, count) for id, (mean, count) in kept.get("returns", ())})
+            for env, met in kept["returns"].items():
+                self.memory.returns[env] = {id: (mean, count) for id, (mean, count) in met}
 
 
 def _trim() -> None:

@@ -2,12 +2,12 @@
 
 from .ask import AskModel
 from .curate import Add, Delete, Keep, Merge, Operation, Outcome, Reading, Update, curate, merged, read_operations
-from .lesson import IN_FORCE, Effect, Evidence, Lesson, LessonRefused, State
+from .lesson import IN_FORCE, Effect, Evidence, Lesson, LessonRefused, State, tags_of
 from .memory import Memory, suspects
 from .ranking import ByMeaning, Ranker, by_words
 from .reflect import Ask, Contrast, Reflection, Reflector, Seen
 from .store import Change, LessonStore
-from .telling import answers_told, lessons_of, met, notes_of, told, told_answer
+from .telling import answers_told, lessons_of, met, notes_of, told, told_answer, without_lessons
 
 __all__ = [
     "IN_FORCE",
@@ -44,6 +44,8 @@ __all__ = [
     "notes_of",
     "read_operations",
     "suspects",
+    "tags_of",
     "told",
     "told_answer",
+    "without_lessons",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os.path
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from ...envs import Message
@@ -12,7 +12,7 @@ from ...envs.notes import MAX_TEXT, own_text
 from ..policy import ContextLengthExceeded, derive_seed
 from ..serving.client import Server, ServerError
 from ..tree import RolloutTree
-from .curate import Operation, read_operations
+from .curate import Delete, Keep, Merge, Operation, Update, read_operations
 from .lesson import Evidence, Lesson
 from .reflect import Ask, Reflection, Seen
 from .telling import lessons_of
@@ -33,8 +33,8 @@ class AskModel:
     """Has a policy compare the best and the worst rollout of each group, from their first difference on.
 
     The policy is the one that is trained, or `model` at an OpenAI-compatible `server`. What it replies is read as
-    operations on the lessons; a reply that cannot be read, or does not come, is asked for again, `tries` times in all,
-    and counted. Groups whose returns are less than `spread` apart are left out.
+    operations on the lessons that it was shown; a reply that cannot be read, or does not come, is asked for again,
+    `tries` times in all, and counted. Groups whose returns are less than `spread` apart are left out.
     """
 
     server: str = ""  # URL, such as http://127.0.0.1:8000/v1; empty: the policy that is trained
@@ -76,9 +76,11 @@ class AskModel:
                 failures.append(f"tree {seen.number}: {type(error).__name__}: {error}"[:200])
                 continue
             read = read_operations(reply, seen.tree.task.env, seen.tags, type(self).__name__, [evidence(seen)])
-            if read.operations or not read.problems:
-                return read.operations, [*failures, *(f"tree {seen.number}: {each}" for each in read.problems)]
-            failures.append(f"tree {seen.number}: {read.problems[0]}")
+            sound, unseen = _about_those(read.operations, {lesson.id for lesson in about})
+            problems = [f"tree {seen.number}: {each}" for each in (*read.problems, *unseen)]
+            if sound or not problems:
+                return sound, [*failures, *problems]
+            failures.append(problems[0])
         return [], failures
 
     def _at(self, server: Server) -> Ask:
@@ -92,6 +94,26 @@ class AskModel:
                 raise ServerError(f"{server.url} answered in another shape: {str(reply)[:80]}") from None
 
         return ask
+
+
+def _about_those(operations: Iterable[Operation], shown: Collection[int]) -> tuple[list[Operation], list[str]]:
+    """The operations on lessons that were shown; and what is wrong with the others."""
+    sound: list[Operation] = []
+    problems = []
+    for operation in operations:
+        match operation:
+            case Merge(ids):
+                unseen = [id for id in ids if id not in shown]
+            case Update(id) | Delete(id) | Keep(id):
+                unseen = [id] if id not in shown else []
+            case _:
+                unseen = []
+        if unseen:
+            kind = type(operation).__name__.upper()
+            problems.append(f"{kind} of {', '.join(map(str, unseen))}, which is none of the lessons shown")
+        else:
+            sound.append(operation)
+    return sound, problems
 
 
 def evidence(seen: Seen) -> Evidence:

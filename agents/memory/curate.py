@@ -36,7 +36,8 @@ class Add:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """Say a lesson in another way. A new lesson replaces it, because evidence and effect are those of the old text."""
+    """Say a lesson in another way. A new lesson replaces it, because evidence and effect are those of the old text; or
+    the one in force that says so already, which gets the evidence."""
 
     id: int
     text: str
@@ -113,7 +114,7 @@ def _(operation: Update, store: LessonStore, reason: str) -> Lesson:
     old = _in_force(store, operation.id)
     when = old.when if operation.when is None else operation.when
     new = Lesson(operation.text, old.env, when, old.tags, store.author or old.author, operation.evidence)
-    if (twin := store.twin(new)) is not None:
+    if (twin := store.twin(new)) is not None and twin.id == old.id:
         raise LessonRefused(f"lesson {twin.id} says so already")
     return _replaced(store, (old,), new, reason)
 

@@ -6,9 +6,9 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Literal, TypeGuard, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard, get_args
 
 from ...envs.notes import Note, why_not_a_line
 
@@ -19,12 +19,14 @@ State = Literal["proposed", "active", "retired", "replaced"]
 STATES: tuple[State, ...] = get_args(State)
 IN_FORCE: tuple[State, ...] = ("proposed", "active")  # lessons in these states are told to agents
 MAX_TAGS = 6  # a task with six tags has 64 sets of them, by each of which lessons are looked up
-MAX_NAME = 200  # characters of an environment, a tag, an author, a run
+MAX_NAME = 200  # characters of an environment, a tag, an author
+MAX_RUN = 4096  # characters of a run's folder
 MAX_REASON = 400  # characters
 MAX_NUMBER = (1 << 53) - 1  # JSON readers of other languages keep integers up to here
 _STRICT = {"strict": True, "extra": "forbid", "allow_inf_nan": False}  # for pydantic, which is slow to import
-_WORDS = re.compile(r"\w+(?:[.,]\w+)*|[^\w\s.,;:!?]")  # words, numbers and signs; what ends sentences is left out
-_FILLERS = frozenset({"the", "always", "please"})
+# words, numbers and signs; what ends a sentence or divides it is left out
+_WORDS = re.compile(r"\w+(?:[.,]\w+)*|[^\w\s.,;:!?]|[.,;:!?](?![\s.,;:!?]|$)")
+_FILLERS = frozenset({"the", "please"})
 
 
 class LessonRefused(ValueError):
@@ -131,9 +133,10 @@ def _faults(lesson: Lesson) -> Iterator[str]:
         yield "the environment or a tag is empty"
     if len(set(lesson.tags)) > MAX_TAGS:
         yield f"a lesson has at most {MAX_TAGS} tags, got {len(set(lesson.tags))}"
-    names = [("env", lesson.env), ("author", lesson.author), *(("tag", tag) for tag in lesson.tags)]
-    names += [("run", piece.run) for piece in lesson.evidence]
-    yield from (f"{name} {fault}" for name, text in names if (fault := why_not_a_line(text, MAX_NAME)))
+    names = [("env", lesson.env, MAX_NAME), ("author", lesson.author, MAX_NAME)]
+    names += [("tag", tag, MAX_NAME) for tag in lesson.tags]
+    names += [("run", piece.run, MAX_RUN) for piece in lesson.evidence]
+    yield from (f"{name} {fault}" for name, text, most in names if (fault := why_not_a_line(text, most)))
     if (lesson.state == "replaced") != (lesson.replaced_by is not None):
         yield f"a lesson that is {lesson.state} has replaced_by {lesson.replaced_by}; 'replaced' alone takes a number"
     yield from (fault for piece in lesson.evidence for fault in _evidence_faults(piece))
@@ -176,8 +179,8 @@ def likeness(lesson: Lesson) -> str:
     """A digest that near duplicates share: lessons of equal environment, tags and phrase, and of nearly equal words.
 
     Texts have nearly equal words if these are the same in the same order, apart from the case of the first letter,
-    spacing, the punctuation that ends or divides sentences, and the words "the", "always" and "please". Order, case,
-    quotes and signs count, because "left, not right" and "right, not left" have the same words.
+    spacing, the punctuation that ends or divides sentences, the words "the" and "please", and an "always" that comes
+    first. Order, case, quotes and signs count, because "left, not right" and "right, not left" have the same words.
     """
     key = (lesson.env, lesson.tags, lesson.when, near_words(lesson.text))
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()
@@ -186,4 +189,10 @@ def likeness(lesson: Lesson) -> str:
 def near_words(text: str) -> list[str]:
     """The words by which near duplicates are told, in order."""
     text = text.strip()
-    return [word for word in _WORDS.findall(text[:1].lower() + text[1:]) if word not in _FILLERS]
+    words = [word for word in _WORDS.findall(text[:1].lower() + text[1:]) if word not in _FILLERS]
+    return words[1:] if words[:1] == ["always"] else words
+
+
+def tags_of(info: Mapping[str, Any]) -> tuple[str, ...]:
+    """The tags of a task that count, by the info of its reset: the first six, sorted."""
+    return tuple(sorted(list(dict.fromkeys(map(str, info.get("tags", ()))))[:MAX_TAGS]))

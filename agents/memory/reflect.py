@@ -13,7 +13,7 @@ from ...envs import Message
 from ...envs.notes import MAX_WHEN, advice, own_text, why_not_a_line
 from ..tree import ROOT, Node, RolloutTree
 from .curate import Add, Delete, Keep, Operation, Update
-from .lesson import IN_FORCE, Evidence, Lesson
+from .lesson import IN_FORCE, Evidence, Lesson, near_words, tags_of
 from .telling import lessons_of
 
 _SENTENCE_END = re.compile(r"(?<=[.!?]) ")
@@ -29,7 +29,7 @@ class Seen:
 
     @property
     def tags(self) -> tuple[str, ...]:
-        return tuple(sorted(map(str, self.tree.info.get("tags", ()))))
+        return tags_of(self.tree.info)
 
 
 Ask = Callable[[Sequence[Message], int], Awaitable[str]]  # what a policy replies to a chat; the number seeds it
@@ -90,8 +90,9 @@ class Contrast:
 
     Wherever rollouts of a group chose differently in one state (children of a node, nodes of equal `state_key`), the
     gain of a choice is the mean return of the rollouts that made it less that of the others. Gains are summed over the
-    batch, by what the agent read in that state. The best choice becomes a lesson, where its sum reaches `threshold`; a
-    lesson in force whose choice falls below `-threshold` is deleted, one that says otherwise than the best is updated.
+    batch, by what the agent read in that state. The best choice becomes a lesson, where its sum reaches `threshold`.
+    Of the lessons in force with that phrase and the very tags of the task, those whose choice falls below `-threshold`
+    are deleted, and those that say otherwise than the best are updated.
     Habits (turns that cannot be read, an action again in the same state, an answer before any tool) are compared in the
     same way, rollouts with them against rollouts without.
     """
@@ -120,17 +121,20 @@ class Contrast:
         won = sorted((text for text in gains if gains[text] >= self.threshold), key=gains.__getitem__, reverse=True)
         if topic.when:
             del won[1:]  # in one state there is one thing to do
-        rivals = [lesson for lesson in known if topic.when and won and _rival(lesson.text, won[0], done)]
+        by_words = {tuple(near_words(text)): text for text in done}
+        rivals: list[int] = []
         for lesson in known:
-            if lesson not in rivals[:1] and gains.get(lesson.text, 0.0) <= -self.threshold:
-                yield Delete(lesson.id, f"those who did so returned {-gains[lesson.text]:.2f} less")
-            elif lesson.text in gains and lesson.text not in won and lesson not in rivals[:1]:
+            text = by_words.get(tuple(near_words(lesson.text)), lesson.text)  # in the words of the choice
+            if topic.when and won and _rival(text, won[0], done):
+                rivals.append(lesson.id)
+            elif gains.get(text, 0.0) <= -self.threshold:
+                yield Delete(lesson.id, f"those who did so returned {-gains[text]:.2f} less")
+            elif text in gains and text not in won:
                 yield Keep(lesson.id)
         for text in won:
             evidence = tuple(one.evidence for one in done[text])
-            if rivals:
-                yield Update(rivals[0].id, text, evidence=evidence)
-            else:
+            yield from (Update(id, text, evidence=evidence) for id in rivals)
+            if not rivals:
                 yield Add(Lesson(text, topic.env, topic.when, topic.tags, type(self).__name__, evidence))
 
     def _enough(self, compared: Sequence[Comparison]) -> bool:

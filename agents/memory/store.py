@@ -3,7 +3,7 @@
 The table `changes` is the record: who changed what, when and why. The table `lessons`, the present, is written in the
 same transaction and can be rebuilt from the record. Two things alter the record itself. `forget` erases a text from it
 and leaves the text's SHA-256. `rewind` removes the changes after a revision, so that a run which resumes from a
-checkpoint numbers its lessons as a run that was never stopped would; texts that were forgotten since stay forgotten.
+checkpoint numbers its lessons as a run that was never stopped would; texts that were forgotten since do not come back.
 
 A change is acknowledged once it is on the disk. Several threads may use a store at once, and several processes may
 have it open: each write waits for the others.
@@ -46,6 +46,7 @@ from .lesson import (
 from .ranking import Ranker, by_words
 
 CANDIDATES = 256  # lessons for one set of tags that are compared by words: those with the greatest effect
+MAX_EVIDENCE = 100  # pieces that a lesson shows, the newest ones; the record has all
 MAX_LINE = 1 << 20  # bytes of a line that is imported
 _PATIENCE = 60.0  # seconds for which a write waits for other processes
 _BATCH = 256  # rows read at a time
@@ -182,7 +183,8 @@ class LessonStore:
         """Goes back to an earlier revision: the changes after it are removed. -> how many
 
         Lessons that are added later get the same ids as they would have got at that revision. What was forgotten since
-        stays forgotten: these changes follow the revision, with new numbers.
+        does not come back: these changes follow the revision, with new numbers. A text may be written anew, as after
+        any `forget`.
         """
         with self.transaction():
             if not is_number(revision) or revision > self.revision:
@@ -270,6 +272,11 @@ class LessonStore:
         while rows := self._rows(query, *values):
             yield from (from_json(body) for _, body in rows)
             values[0] = rows[-1][0]
+
+    def still_in_force(self, ids: Iterable[int]) -> frozenset[int]:
+        """Those of the ids whose lessons are told."""
+        query = f"SELECT id FROM lessons WHERE {_TOLD} AND id IN (SELECT value FROM json_each(?))"
+        return frozenset(id for (id,) in self._rows(query, json.dumps([*ids])))
 
     def retired(self, env: str) -> frozenset[int]:
         """The ids of the lessons of an environment that were taken out of force, and by no better one."""
@@ -541,12 +548,12 @@ def _connect(address: str) -> sqlite3.Connection:
 
 def _is_ours(connection: sqlite3.Connection, path: Path) -> bool:
     """Whether the file has this version's tables. False: it has none yet. StoreError where it has others."""
-    [[application]], [[version]], tables = (
-        connection.execute(query).fetchall()
-        for query in ("PRAGMA application_id", "PRAGMA user_version", "SELECT name FROM sqlite_master LIMIT 1")
-    )
-    if not tables:
+    # the tables first: another process that makes them gives the file its numbers with them
+    if not connection.execute("SELECT name FROM sqlite_master LIMIT 1").fetchall():
         return False
+    [[application]], [[version]] = (
+        connection.execute(f"PRAGMA {name}").fetchall() for name in ("application_id", "user_version")
+    )
     if application != _APPLICATION:
         raise StoreError(f"{path} is no store of lessons")
     if version != _VERSION:
@@ -573,7 +580,8 @@ def _after(former: Lesson | None, change: Change) -> Lesson | None:
     fields = dict(change.fields)
     if change.kind == "support":
         fields["evidence"] = [*told.get("evidence", []), *fields["evidence"]]
-    return from_json(_json(told | fields))
+    now = told | fields
+    return from_json(_json(now | {"evidence": now.get("evidence", [])[-MAX_EVIDENCE:]}))
 
 
 def _with(lesson: Lesson, fields: Mapping[str, Any]) -> Lesson:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from ...envs import Task, TextEnv, ToolEnv
 from ...envs.notes import Note, Place, own_text, read_notes, with_notes
@@ -30,8 +31,17 @@ def notes_of(task: Task) -> tuple[Note, ...]:
 
 
 def lessons_of(task: Task) -> tuple[str, ...]:
-    """The ids of the lessons whose notes a task carries."""
-    return tuple(note.id for note in notes_of(task) if note.id)
+    """The ids of the lessons whose notes a task carries. Notes of another origin have none, or no number."""
+    return tuple(note.id for note in notes_of(task) if note.id.isdecimal())
+
+
+def without_lessons(task: Task) -> Task:
+    """The task without the notes of lessons; those of another origin stay."""
+    return replace(task, wrappers=tuple(added for added in task.wrappers if not _tells_lessons(*added)))
+
+
+def _tells_lessons(name: str, arguments: Mapping[str, Any]) -> bool:
+    return name == "WithNotes" and any(note.id.isdecimal() for note in read_notes(arguments["notes"]))
 
 
 def met(tree: RolloutTree) -> frozenset[int]:
@@ -40,7 +50,7 @@ def met(tree: RolloutTree) -> frozenset[int]:
         message.text for messages in (tree.messages, *(node.messages for node in tree.nodes)) for message in messages
     ]
     said = "\n".join(own_text(text) for text in texts)
-    return frozenset(int(note.id) for note in notes_of(tree.task) if note.id and note.when in said)
+    return frozenset(int(note.id) for note in notes_of(tree.task) if note.id.isdecimal() and note.when in said)
 
 
 def told_answer(task: Task) -> bool:

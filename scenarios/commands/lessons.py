@@ -117,7 +117,7 @@ def add(
     """
     from ...agents.memory import Lesson
 
-    with _opened(store, author) as opened:
+    with _opened(store, author, make=True) as opened:
         before = opened.revision
         added = opened.add(Lesson(text, env, when, tuple(tag or ()), author), reason)
         say(f"lesson {added.id}" if opened.revision > before else f"lesson {added.id} says so already")
@@ -197,7 +197,7 @@ def import_lessons(
 
     Example: treegym lessons import house.sqlite theirs.jsonl
     """
-    with _opened(store, author) as opened:
+    with _opened(store, author, make=True) as opened:
         say(f"{len(opened.import_(file, reason))} lessons taken")
 
 
@@ -247,11 +247,14 @@ async def _measured(
 
 
 @contextlib.contextmanager
-def _opened(place: Path, author: str = "", *, write: bool = True) -> Iterator[LessonStore]:
-    """The store of a run's directory, or of a file. What it refuses is a UsageError."""
+def _opened(place: Path, author: str = "", *, write: bool = True, make: bool = False) -> Iterator[LessonStore]:
+    """The store of a run's directory, or of a file; `make`: a file that is missing is made. What the store refuses is a
+    UsageError."""
     from ...agents.memory import LessonRefused, LessonStore
 
     path = place / LESSONS if place.is_dir() else place
+    if write and not make and not path.is_file():
+        raise UsageError(f"{path}: there is no store of lessons; `treegym lessons add` makes one")
     try:
         with LessonStore(path, author) if write else LessonStore.read(path) as store:
             yield store

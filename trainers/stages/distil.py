@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...agents import Advantages, Completion, Context, RolloutTree, Sample, Sampling, derive_seed
-from ...agents.memory import Lesson, Memory
+from ...agents.memory import Lesson, Memory, tags_of, without_lessons
 from ...agents.memory.trials import effect_of
 from ...agents.rollouts import Chains, FollowOracle, GrowingTree
 from ...agents.tree import is_success
@@ -135,9 +135,10 @@ class Distillation:
         """Rollouts without notes, each token with how much likelier it is with them; and demonstrations with others."""
         tasks = self._tasks(trainer, self.batch_size, step)
         bare = (await trainer.grow(tasks, Chains(1), trainer.plan.sampling, self._seed(trainer, step))).trees
-        noted = await self._retold(trainer, bare, noted=memory)
-        twins = zip(bare, noted, strict=True)
-        credits = [credits_of(one, learner.with_own_logprobs(twin)) for one, twin in twins]
+        noted = {tree.task.seed: tree for tree in await self._retold(trainer, bare, noted=memory)}
+        bare = [tree for tree in bare if tree.task.seed in noted]  # some tasks may have failed
+        pairs = [[learner.with_own_logprobs(each) for each in (tree, noted[tree.task.seed])] for tree in bare]
+        credits = [credits_of(*pair) for pair in pairs]
         gains = np.concatenate([turn for rows in credits for row in rows for turn in row])
         mean = gains.mean()  # a baseline, which changes no expectation
         credits = [[[turn - mean for turn in row] for row in rows] for rows in credits]
@@ -150,7 +151,7 @@ class Distillation:
     async def _retold(self, trainer: Trainer, trees: Sequence[RolloutTree], noted: Memory | None) -> list[RolloutTree]:
         """The same replies in the same tasks, told the lessons of a memory or nothing."""
         replies = {tree.task.seed: [[tree.nodes[i].action for i in path] for path in tree.paths] for tree in trees}
-        tasks = [_bare(tree.task) for tree in trees]
+        tasks = [without_lessons(tree.task) for tree in trees]
         if not tasks:
             return []
         recall = noted.recall_all if noted else None
@@ -173,14 +174,17 @@ class Distillation:
     async def _retire(self, trainer: Trainer, memory: Memory) -> None:
         """Retires the lessons of those kinds of tasks on which the policy returns as much without any."""
         tasks, seed = self._tasks(trainer, self.trial, -1), self._seed(trainer, -1)
-        played = [
-            (await trainer.grow(tasks, Chains(1), trainer.plan.sampling, seed, recall=recall)).trees
-            for recall in (memory.recall_all, None)
+        noted, bare = [
+            {tree.task.seed: tree for tree in grown.trees}
+            for grown in [
+                await trainer.grow(tasks, Chains(1), trainer.plan.sampling, seed, recall=recall)
+                for recall in (memory.recall_all, None)
+            ]
         ]
         differences: dict[tuple[str, ...], list[float]] = defaultdict(list)
-        for one, other in zip(*played, strict=True):
-            tags = tuple(sorted(map(str, one.info.get("tags", ()))))
-            differences[tags].append(fmean(one.returns) - fmean(other.returns))
+        for seed in (seed for seed in noted if seed in bare):  # some tasks may have failed
+            difference = fmean(noted[seed].returns) - fmean(bare[seed].returns)
+            differences[tags_of(bare[seed].info)].append(difference)
         retired = 0
         for tags, seen in differences.items():
             effect = effect_of(seen)
@@ -209,8 +213,3 @@ def credits_of(tree: RolloutTree, noted: RolloutTree) -> list[list[NDArray[np.fl
 
 def _ones(tree: RolloutTree) -> Advantages:
     return [[1.0] * len(path) for path in tree.paths]
-
-
-def _bare(task: Task) -> Task:
-    """The task without its notes."""
-    return replace(task, wrappers=tuple(entry for entry in task.wrappers if entry[0] != "WithNotes"))
