@@ -19,13 +19,13 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import matplotlib
-from scipy.stats import t as student
+from shown import mean_interval, one
 
 from treegym.agents import Run
 from treegym.agents.evaluation import Budget, evaluate
@@ -159,19 +159,6 @@ def numbers() -> dict[str, dict[str, Any]]:
             cost = json.loads((RUNS / name / "cost.json").read_text())
             rows[name] |= {"minutes": summary["seconds"] / 60, **cost, "rollouts": steps}
     return rows
-
-
-def mean_interval(values: Sequence[float], sign: str = "") -> str:
-    """The mean, and its 95% interval where there are three values or more."""
-    mean = fmean(values)
-    if len(values) < 3:
-        return f"{mean:{sign}.1%}"
-    half = float(student.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
-    return f"{mean:{sign}.1%} ({mean - half:{sign}.1%} to {mean + half:{sign}.1%})"
-
-
-def one(value: Mapping[str, float]) -> str:
-    return f"{value['mean']:.1%} ({value['low']:.1%} to {value['high']:.1%})"
 
 
 Rows = Mapping[str, Mapping[str, Any]]

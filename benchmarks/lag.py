@@ -14,12 +14,12 @@ import argparse
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from scipy.stats import t as student
+from shown import mean_interval, one
 
 from treegym.agents import Run
 from treegym.scenarios import load_scenario, train
@@ -74,19 +74,6 @@ def summaries(start: str, name: str) -> dict[int, Mapping[str, Any]]:
 
 def success(summary: Mapping[str, Any], stage: str = "trained") -> float:
     return float(summary["stages"][stage]["success"]["mean"])
-
-
-def mean_interval(values: Sequence[float], sign: str = "") -> str:
-    """The mean, and its 95% interval where there are three values or more."""
-    mean = fmean(values)
-    if len(values) < 3:
-        return f"{mean:{sign}.1%}"
-    half = float(student.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
-    return f"{mean:{sign}.1%} ({mean - half:{sign}.1%} to {mean + half:{sign}.1%})"
-
-
-def one(value: Mapping[str, float]) -> str:
-    return f"{value['mean']:.1%} ({value['low']:.1%} to {value['high']:.1%})"
 
 
 def table(start: str, lags: Sequence[int]) -> list[str]:

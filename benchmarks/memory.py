@@ -18,12 +18,11 @@ import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from scipy.stats import t as student
+from shown import mean_interval
 
 from treegym.agents import Run
 from treegym.agents.evaluation import Budget, evaluate
@@ -305,14 +304,6 @@ def few(count: int) -> Callable[[int], float]:
     return of
 
 
-def interval(values: Sequence[float]) -> str:
-    mean = fmean(values)
-    if len(values) < 3:
-        return f"{mean:.1%}"
-    half = float(student.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
-    return f"{mean:.1%} ({mean - half:.1%} to {mean + half:.1%})"
-
-
 def row(name: str, of: Callable[[int], Any], worlds: int, shown: Callable[[Any], str] = "{:.1%}".format) -> list[str]:
     """A line of a table, of the worlds whose runs there are."""
     found = []
@@ -322,7 +313,7 @@ def row(name: str, of: Callable[[int], Any], worlds: int, shown: Callable[[Any],
         except LookupError:
             continue
     cells = [shown(value) for value in found] + ["-"] * (worlds - len(found))
-    mean = interval(found) if found and isinstance(found[0], float) else ""
+    mean = mean_interval(found) if found and isinstance(found[0], float) else ""
     return [f"| {name} | {' | '.join(cells)} | {mean} |"] if found else []
 
 
