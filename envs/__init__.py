@@ -19,8 +19,9 @@ from .maze import MazeEnv
 from .notes import Note, own_text, with_notes
 from .problems import ProblemEnv
 from .rewards import exact_match, normalize_answer, token_f1
+from .spaces import AnyText
 from .task import Task
-from .toolenv import Exchange, ToolEnv
+from .toolenv import Exchange, ToolEnv, forked
 from .web.desk import DeskBrowserEnv
 from .web.env import BrowserEnv
 from .wrappers import Hint, Step, StepPenalty, TextWrapper, TurnLimit, WithNotes
@@ -28,6 +29,7 @@ from .wrappers import Hint, Step, StepPenalty, TextWrapper, TurnLimit, WithNotes
 __all__ = [
     "Action",
     "ActionFormat",
+    "AnyText",
     "BrowserEnv",
     "CodeEnv",
     "DeskBrowserEnv",
@@ -60,6 +62,7 @@ __all__ = [
     "action_format",
     "check_env",
     "exact_match",
+    "forked",
     "format_of",
     "normalize_answer",
     "own_text",

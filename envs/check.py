@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import functools
+import itertools
 import json
 import os
 import pickle
 import random
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
@@ -37,63 +43,193 @@ HOSTILE = (
     '{"content": null, "tool_calls": [{"function": {"name": "x", "arguments": "{\\"self\\": 1}"}}]}',
     "huge " * 50_000,
 )
-Record = tuple[Any, ...]  # what one reset or step returned, and the state key after it
+THREADS = 4
+FEW = 8  # tasks of either split that are compared
+RANDOM = "randomness or a clock beside self.np_random, or a set that is iterated over"
+KEPT = "an attribute that begin() does not set anew, or one that begin() changes in place"
+GLOBAL = "a list or a dict on the class or in a module, which all instances share: make it in begin()"
+UNCOPIED = (
+    "an attribute that cannot be copied, or that a fork shares: keep the state in plain attributes, name those that no "
+    "episode changes in `shared`, or say can_fork = False"
+)
+BUG = "ToolError is for an agent to read, and ends nothing; any other exception is a bug"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a reset (number 0) or a step gave, and the state key after it."""
+
+    number: int
+    observation: str
+    info: Mapping[str, Any]
+    state_key: str
+    action: str = ""
+    reward: float = 0.0
+    terminated: bool = False
+    truncated: bool = False
+
+    @property
+    def over(self) -> bool:
+        return self.terminated or self.truncated
+
+    def facts(self) -> dict[str, Any]:
+        return {**{name: value for name, value in vars(self).items() if name not in ("number", "info")}, **self.info}
 
 
 def check_env(
     make: Callable[[], TextEnv] | str, *, options: Mapping[str, Any] | None = None, seeds: Iterable[int] = range(3)
 ) -> None:
-    """Raises AssertionError, naming the promise, if the environment breaks Gymnasium's contract or ours.
+    """Raises AssertionError if the environment breaks Gymnasium's contract or ours.
 
-    `make` is a function that gives new environments, or a Gymnasium id; `options` go to every reset. A warning says
-    where fresh interpreters cannot make the environment, so that its dependence on the hash seed was not tried.
+    It names the promise, seed and turn, what differed, the usual cause and the way out. `make` is a function that gives
+    new environments, or a Gymnasium id; `options` go to every reset. Warnings say where fresh interpreters cannot make
+    the environment, so that its dependence on the hash seed was not tried, and where train and held-out tasks are
+    equal. Environments are used again for episode after episode, because making one may start a server: about ten are
+    made in all.
     """
     new = Task(make, 0).make if isinstance(make, str) else make
-    check_gymnasium_contract(new)
-    runs = [_Run(new, dict(options or {}), seed) for seed in seeds]
-    for run in runs:
-        for law in LAWS:
+    stock = _Stock(new)
+    runs = [_Run(stock, dict(options or {}), seed) for seed in seeds]
+    with _progress() as tell, contextlib.closing(stock):
+        tell("Gymnasium's contract", 0)
+        check_gymnasium_contract(new)
+        for number, (run, law) in enumerate(itertools.product(runs, LAWS)):
+            tell(f"seed {run.seed}: {law.__name__.replace('_', ' ')}", number / (len(runs) * len(LAWS)))
             law(run)
-    hash_seed_changes_nothing(runs)
+        tell("other hash seeds", 1)
+        hash_seed_changes_nothing(runs)
+        heldout_tasks_are_others(runs)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str, float], None]]:
+    """What says what is tried, and what share is done, where there is a terminal to say it in."""
+    if not sys.stderr.isatty():
+        yield lambda what, share: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = (BarColumn(24), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=1.0)
+        yield lambda what, share: progress.update(task, description=what, completed=share)
+
+
+class _Stock:
+    """Environments that play one episode after another."""
+
+    def __init__(self, new: Callable[[], TextEnv]) -> None:
+        self.new = new
+        self._idle: list[TextEnv] = []
+
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[TextEnv]:
+        """One of them; it does not come back from an exception."""
+        env = self._idle.pop() if self._idle else self.new()
+        try:
+            yield env
+        except BaseException:
+            with contextlib.suppress(Exception):
+                env.close()
+            raise
+        self._idle.append(env)
+
+    def close(self) -> None:
+        while self._idle:
+            self._idle.pop().close()
 
 
 class _Run:
-    """Makes environments and plays them, always with the same seed and options."""
+    """Plays environments, always with the same seed and options."""
 
-    def __init__(self, new: Callable[[], TextEnv], options: dict[str, Any], seed: int) -> None:
-        self.new, self.options, self.seed = new, options, seed
+    def __init__(self, stock: _Stock, options: dict[str, Any], seed: int) -> None:
+        self.stock, self.options, self.seed = stock, options, seed
 
-    def begin(self) -> tuple[TextEnv, Record]:
-        env = self.new()
+    @contextlib.contextmanager
+    def begun(self) -> Iterator[tuple[TextEnv, Turn]]:
+        """An environment of the stock, after its reset."""
+        with self.stock.lent() as env:
+            yield env, self.reset(env)
+
+    def reset(self, env: TextEnv) -> Turn:
         observation, info = env.reset(seed=self.seed, options=dict(self.options))
-        return env, (observation, info, env.state_key())
+        return Turn(0, observation, info, env.state_key())
 
-    def require(self, holds: bool, promise: str) -> None:
+    def step(self, env: TextEnv, number: int, action: str) -> Turn:
+        try:
+            observation, reward, terminated, truncated, info = env.step(action)
+        except Exception as error:
+            said = f"step() raised {type(error).__name__}: {error}\nturn {number}, the action {action[:80]!r}"
+            raise AssertionError(self._named(said, BUG)) from error
+        return Turn(number, observation, info, env.state_key(), action, float(reward), terminated, truncated)
+
+    def finish(self, env: TextEnv, after: int = 0, hostile: bool = True) -> list[Turn]:
+        """The turns after so many until the end."""
+        turns: list[Turn] = []
+        while not turns or not turns[-1].over:
+            self.require(len(turns) < 10_000, "an episode of 10,000 turns has no end")
+            number = after + len(turns)
+            turns.append(self.step(env, number + 1, choose(env, number, hostile)))
+        return turns
+
+    def episode(self, env: TextEnv) -> list[Turn]:
+        return [self.reset(env), *self.finish(env)]
+
+    def ahead(self, env: TextEnv, turns: int) -> None:
+        """Takes so many turns from the beginning."""
+        for number in range(turns):
+            self.step(env, number + 1, choose(env, number))
+
+    def played(self) -> list[Turn]:
+        """An episode of an environment of the stock."""
+        with self.stock.lent() as env:
+            return self.episode(env)
+
+    def require(self, holds: bool, promise: str, cause: str = "") -> None:
         if not holds:
-            raise AssertionError(f"{type(self.new()).__name__}, seed {self.seed}: {promise}")
+            raise AssertionError(self._named(promise, cause))
+
+    def require_same(self, first: Sequence[Turn], then: Sequence[Turn], promise: str, cause: str) -> None:
+        if difference := first_difference([turn.facts() for turn in first], [turn.facts() for turn in then]):
+            turn = first[0].number if first else 0
+            place, what = difference
+            raise AssertionError(self._named(f"{promise}\nturn {turn + place}: {what}", cause))
+
+    def _named(self, promise: str, cause: str) -> str:
+        return f"{self.name}, seed {self.seed}: {promise}" + (f"\nusually: {cause}" if cause else "")
+
+    @functools.cached_property
+    def name(self) -> str:
+        with self.stock.lent() as env:
+            return type(env.unwrapped).__name__ if env.unwrapped is env else str(env)
 
 
-def _step(env: TextEnv, turn: int, hostile: bool) -> Record:
-    return (*env.step(_choose(env, turn, hostile)), env.state_key())
-
-
-def _choose(env: TextEnv, turn: int, hostile: bool = True) -> str:
+def choose(env: TextEnv, turn: int, hostile: bool = True) -> str:
     """The oracle's action, or a hostile one on odd turns and where there is no oracle."""
     action = None if hostile and turn % 2 else env.oracle()
     return HOSTILE[turn % len(HOSTILE)] if action is None else action
 
 
-def _finish(env: TextEnv, turn: int = 0, hostile: bool = True) -> list[Record]:
-    records: list[Record] = []
-    while not records or not (records[-1][2] or records[-1][3]):
-        records.append(_step(env, turn + len(records), hostile))
-        assert len(records) < 10_000, f"{type(env).__name__}: an episode of 10,000 turns has no end"
-    return records
+def first_difference(first: Sequence[Mapping[str, Any]], then: Sequence[Mapping[str, Any]]) -> tuple[int, str] | None:
+    """The place of the first turn that differs, and its field with both values."""
+    for place, (one, other) in enumerate(zip(first, then, strict=False)):
+        for name in {**one, **other}:
+            if one.get(name) != other.get(name):
+                return place, f"{name} is another\n{_excerpts(one.get(name), other.get(name))}"
+    lengths = len(first), len(then)
+    return None if lengths[0] == lengths[1] else (min(lengths), f"there are {lengths[1]} turns instead of {lengths[0]}")
 
 
-def _episode(run: _Run) -> list[Record]:
-    env, first = run.begin()
-    return [first, *_finish(env)]
+def _excerpts(first: Any, then: Any) -> str:
+    """Both values, from shortly before where they part."""
+    one, other = (_written(value) for value in (first, then))
+    start = max(0, len(os.path.commonprefix([one, other])) - 40)
+    return f"first: {one[start : start + 80]}\nthen:  {other[start : start + 80]}"
+
+
+def _written(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=repr)
 
 
 def check_gymnasium_contract(new: Callable[[], TextEnv]) -> None:
@@ -104,14 +240,15 @@ def check_gymnasium_contract(new: Callable[[], TextEnv]) -> None:
         warnings.filterwarnings("ignore", ".* is different from the unwrapped version")
         # a wrapper's spec cannot make it again; endings_are_exclusive_and_final closes it twice
         check_gymnasium(env, skip_render_check=True, skip_close_check=env.unwrapped is not env)
+    env.close()
 
 
 def same_seed_same_bytes(run: _Run) -> None:
-    run.require(_episode(run) == _episode(run), "the same seed and actions gave two different episodes")
-    env, first = run.begin()
-    _finish(env)
-    observation, info = env.reset(seed=run.seed, options=dict(run.options))
-    run.require((observation, info, env.state_key()) == first, "a second reset with the seed gave another episode")
+    with contextlib.closing(run.stock.new()) as fresh:
+        first = run.episode(fresh)
+        run.require_same(first, run.played(), "the same seed and actions gave two different episodes", RANDOM)
+        again = run.episode(fresh)
+    run.require_same(first, again, "a second reset with the seed gave another episode", KEPT)
 
 
 def hash_seed_changes_nothing(runs: Sequence[_Run]) -> None:
@@ -119,123 +256,165 @@ def hash_seed_changes_nothing(runs: Sequence[_Run]) -> None:
     if not runs:
         return
     first = runs[0]
+    seeds = [run.seed for run in runs]
     try:
-        elsewhere = told_elsewhere(_told, first.new, first.options, [run.seed for run in runs])
+        elsewhere = told_elsewhere(_told, first.stock.new, first.options, seeds)
     except NotMade as error:
         warnings.warn(
-            f"{type(first.new()).__name__} was not tried in a fresh interpreter with another hash seed, which "
+            f"{first.name} was not tried in a fresh interpreter with another hash seed, which "
             f"cannot make it ({error}); define it in a module that can be imported",
             stacklevel=3,
         )
         return
-    for place, run in enumerate(runs):
-        here = _told(run.new, run.options, run.seed)
-        for there in elsewhere:
-            difference = _first_difference(here, there[place])
-            run.require(not difference, f"in a fresh interpreter with another hash seed, {difference}")
+    for there in elsewhere:
+        for run, here, told in zip(runs, _told(first.stock.new, first.options, seeds), there, strict=True):
+            if difference := first_difference(here, told):
+                turn, what = difference
+                promise = (
+                    f"in a fresh interpreter with another hash seed, turn {here[turn % len(here)]['turn']}: {what}"
+                )
+                run.require(False, promise, "a set that is iterated over: sort it")
 
 
-def _told(new: Callable[[], TextEnv], options: dict[str, Any], seed: int) -> list[dict[str, Any]]:
-    """What two episodes say, the oracle's and one with hostile actions, as JSON with the actions that were taken."""
-    return [facts for hostile in (False, True) for facts in _told_turns(new(), options, seed, hostile)]
+def _told(new: Callable[[], TextEnv], options: dict[str, Any], seeds: Sequence[int]) -> list[list[dict[str, Any]]]:
+    """For each seed what two episodes say, the oracle's and one with hostile actions, as JSON."""
+    with contextlib.closing(_Stock(new)) as stock:
+        return [[*_as_told(_Run(stock, options, seed))] for seed in seeds]
 
 
-def _told_turns(env: TextEnv, options: dict[str, Any], seed: int, hostile: bool) -> Iterator[dict[str, Any]]:
-    observation, info = env.reset(seed=seed, options=dict(options))
-    yield {"turn": 0, "observation": observation, **_facts(env, info)}
-    turn, over = 0, False
-    while not over:
-        action = _choose(env, turn, hostile)
-        observation, reward, terminated, truncated, info = env.step(action)
-        turn, over = turn + 1, terminated or truncated
-        ends = {"reward": float(reward), "terminated": terminated, "truncated": truncated}
-        yield {"turn": turn, "action": action, "observation": observation, **ends, **_facts(env, info)}
-    env.close()
+def _as_told(run: _Run) -> Iterator[dict[str, Any]]:
+    for hostile in (False, True):
+        with run.begun() as (env, first):
+            for turn in (first, *run.finish(env, hostile=hostile)):
+                messages = [(message.role, message.text) for message in turn.info["messages"]]
+                yield {"turn": turn.number, **as_json({**turn.facts(), "messages": messages})}
 
 
-def _facts(env: TextEnv, info: Mapping[str, Any]) -> dict[str, Any]:
-    messages = [(message.role, message.text) for message in info["messages"]]
-    return {**as_json(info), "messages": messages, "state_key": env.state_key()}
+def heldout_tasks_are_others(runs: Sequence[_Run]) -> None:
+    """A warning where options["split"] changes nothing, and held-out tasks are train tasks as well."""
+    if not runs or "split" in runs[0].options:
+        return
+    stock, options = runs[0].stock, runs[0].options
 
+    def episode(split: str, seed: int) -> tuple[tuple[str, str], ...]:
+        run = _Run(stock, {**options, "split": split}, seed)
+        with run.begun() as (env, first):
+            return tuple((turn.action, turn.observation) for turn in (first, *run.finish(env, hostile=False)))
 
-def _first_difference(here: list[dict[str, Any]], there: list[dict[str, Any]]) -> str:
-    """Turn, field and both values; empty where there is none."""
-    for ours, theirs in zip(here, there, strict=False):
-        for name in ours | theirs:
-            one, other = (json.dumps(told.get(name), ensure_ascii=False, sort_keys=True) for told in (ours, theirs))
-            if one != other:
-                start = max(0, len(os.path.commonprefix([one, other])) - 40)
-                place = f"turn {ours['turn']}: {name} is another (is a set iterated over?)"
-                return f"{place}\nhere:  {one[start : start + 80]}\nthere: {other[start : start + 80]}"
-    return "" if len(here) == len(there) else f"there are {len(there)} turns instead of {len(here)}"
+    with contextlib.suppress(ValueError, KeyError):  # it has other splits, or none
+        if all(episode("train", run.seed) == episode("heldout", run.seed) for run in runs):
+            train = {episode("train", seed) for seed in range(FEW)}
+            shared = sum(episode("heldout", seed) in train for seed in range(FEW, 2 * FEW))
+            if shared:
+                warnings.warn(
+                    f"{runs[0].name}: options['split'] changes nothing, and {shared} of {FEW} held-out tasks are also "
+                    f"among the first {FEW} to train on: draw them from different ones (docs/environments.md, Splits)",
+                    stacklevel=3,
+                )
 
 
 def messages_are_recorded(run: _Run) -> None:
-    for record in _episode(run):
-        info = record[1] if len(record) == 3 else record[4]
-        messages = info.get("messages")
+    for turn in run.played():
+        messages = turn.info.get("messages")
         run.require(
             isinstance(messages, list) and all(isinstance(m, Message) for m in messages),
-            'info["messages"] is not a list of Message',
+            f'turn {turn.number}: info["messages"] is not a list of Message',
         )
-        run.require(isinstance(info.get("reward_terms"), dict), 'info["reward_terms"] is not a dict')
+        run.require(
+            isinstance(turn.info.get("reward_terms"), dict), f'turn {turn.number}: info["reward_terms"] is not a dict'
+        )
 
 
 def instances_are_separate(run: _Run) -> None:
-    alone = _episode(run)
-    (one, first), (two, second) = run.begin(), run.begin()
-    interleaved: tuple[list[Record], list[Record]] = ([first], [second])
-    for turn in range(len(alone) - 1):
-        interleaved[0].append(_step(one, turn, True))
-        interleaved[1].append(_step(two, turn, True))
-    run.require(interleaved == (alone, alone), "two instances in turns disturbed each other")
-    with ThreadPoolExecutor(8) as pool:
-        threaded = list(pool.map(lambda _: _episode(run), range(8)))
-    run.require(all(episode == alone for episode in threaded), "eight threads disturbed each other")
+    alone = run.played()
+    with run.begun() as (one, first), run.begun() as (two, second):
+        in_turns: tuple[list[Turn], list[Turn]] = ([first], [second])
+        for number in range(len(alone) - 1):
+            for env, turns in zip((one, two), in_turns, strict=True):
+                turns.append(run.step(env, number + 1, choose(env, number)))
+    for turns in in_turns:
+        run.require_same(alone, turns, "two instances in turns disturbed each other", GLOBAL)
+    with ThreadPoolExecutor(THREADS) as pool:
+        for episode in pool.map(lambda _: run.played(), range(2 * THREADS)):
+            run.require_same(alone, episode, "episodes in several threads disturbed each other", GLOBAL)
 
 
 def forks_are_independent(run: _Run) -> None:
-    if not run.new().can_fork:
-        return  # the engine replays instead, which same_seed_same_bytes allows
-    played = _episode(run)[1:]
+    played = run.played()[1:]
     for depth in range(len(played)):
-        env, _ = run.begin()
-        for turn in range(depth):
-            _step(env, turn, True)
-        key, twin, third = env.state_key(), env.fork(), env.fork()
-        run.require(twin.state_key() == key, "a fork has another state key than its original")
-        for action in HOSTILE:  # another future than the original's
-            if any(third.step(action)[2:4]):
-                break
-        run.require(env.state_key() == key, "stepping a fork changed the original")
-        run.require(_finish(twin, depth) == played[depth:], "a fork's future differs from its original's")
-        run.require(_finish(env, depth) == played[depth:], "the original's future changed after it was forked")
+        with run.begun() as (env, _):
+            if not env.can_fork:
+                return  # the engine replays instead, which same_seed_same_bytes allows
+            run.ahead(env, depth)
+            key, twin, third = env.state_key(), _forked(run, env, depth), _forked(run, env, depth)
+            place = f"at turn {depth}"
+            run.require(twin.state_key() == key, f"{place}: a fork has another state key than its original", UNCOPIED)
+            for action in HOSTILE:  # another future than the original's
+                if run.step(third, depth, action).over:
+                    break
+            run.require(env.state_key() == key, f"{place}: stepping a fork changed the original", UNCOPIED)
+            future = played[depth:]
+            for other, promise in (
+                (twin, "a fork's future differs from its original's"),
+                (env, "the original's future changed after it was forked"),
+            ):
+                run.require_same(future, run.finish(other, depth), f"{place}: {promise}", UNCOPIED)
+            twin.close()
+            third.close()
+
+
+def _forked(run: _Run, env: TextEnv, depth: int) -> TextEnv:
+    try:
+        return env.fork()
+    except Exception as error:
+        named = f" of {', '.join(names)}" if (names := _uncopied(env)) else ""
+        said = f"at turn {depth}: fork() raised {type(error).__name__}{named}: {error}"
+        raise AssertionError(run._named(said, UNCOPIED)) from error
+
+
+def _uncopied(env: TextEnv) -> list[str]:
+    """The attributes that cannot be copied."""
+    names = []
+    for name, value in vars(env.unwrapped).items():
+        try:
+            if not hasattr(value, "fork"):
+                copy.deepcopy(value)
+        except Exception:
+            names.append(name)
+    return names
 
 
 def pickles_in_mid_episode(run: _Run) -> None:
-    if not run.new().can_fork:
-        return
-    played = _episode(run)[1:]
+    played = run.played()[1:]
     for depth in range(len(played)):
-        env, _ = run.begin()
-        for turn in range(depth):
-            _step(env, turn, True)
-        restored = pickle.loads(pickle.dumps(env))
-        run.require(_finish(restored, depth) == played[depth:], "an unpickled environment has another future")
+        with run.begun() as (env, _):
+            if not env.can_fork:
+                return
+            run.ahead(env, depth)
+            try:
+                restored: TextEnv = pickle.loads(pickle.dumps(env))
+            except Exception as error:
+                said = f"at turn {depth}: pickling raised {type(error).__name__}: {error}"
+                raise AssertionError(run._named(said, UNCOPIED)) from error
+            promise = f"at turn {depth}: an unpickled environment has another future"
+            run.require_same(played[depth:], run.finish(restored, depth), promise, UNCOPIED)
+            restored.close()
 
 
 def hostile_actions_are_answered(run: _Run) -> None:
-    env, _ = run.begin()
-    over = False
-    for action in (*HOSTILE, *_tool_texts(env)):
-        if over:
-            env, _ = run.begin()
-        observation, reward, terminated, truncated, _ = env.step(action)
-        run.require(observation in env.observation_space, f"the observation after {action[:40]!r} is not in its space")
-        run.require(isinstance(reward, float), f"the reward after {action[:40]!r} is no float")
-        run.require(not (terminated and truncated), "an episode was both terminated and truncated")
-        run.require(bool(observation) or terminated, f"{action[:40]!r} got no answer")
-        over = terminated or truncated
+    with run.begun() as (env, _):
+        number, over = 0, False
+        for action in (*HOSTILE, *_tool_texts(env)):
+            if over:
+                run.reset(env)
+                number = 0
+            number += 1
+            turn, shown = run.step(env, number, action), f"{action[:40]!r}"
+            inside = turn.observation in env.observation_space
+            run.require(inside, f"turn {number}: the observation after {shown} is not in its space")
+            run.require(not (turn.terminated and turn.truncated), "an episode was both terminated and truncated")
+            run.require(bool(turn.observation) or turn.terminated, f"turn {number}: {shown} got no answer")
+            over = turn.over
 
 
 def _tool_texts(env: TextEnv) -> list[str]:
@@ -255,17 +434,16 @@ def _tool_texts(env: TextEnv) -> list[str]:
 
 
 def endings_are_exclusive_and_final(run: _Run) -> None:
-    env, _ = run.begin()
-    terminated, truncated = _finish(env)[-1][2:4]
-    run.require(terminated is not truncated, "an episode ended both terminated and truncated")
-    for _ in range(2):
-        try:
-            env.step("more")
-        except gymnasium.error.ResetNeeded:
-            continue
-        run.require(False, "step() after the end did not raise gymnasium.error.ResetNeeded")
-    env.close()
-    env.close()
+    with contextlib.closing(run.stock.new()) as env:
+        last = run.episode(env)[-1]
+        run.require(last.terminated is not last.truncated, "an episode ended both terminated and truncated")
+        for _ in range(2):
+            try:
+                env.step("more")
+            except gymnasium.error.ResetNeeded:
+                continue
+            run.require(False, "step() after the end did not raise gymnasium.error.ResetNeeded")
+        env.close()
 
 
 def global_randomness_is_untouched(run: _Run) -> None:
@@ -273,22 +451,24 @@ def global_randomness_is_untouched(run: _Run) -> None:
         return repr((random.getstate(), np.random.get_state()))
 
     before = states()
-    _episode(run)
-    run.require(states() == before, "an episode changed the state of random or numpy.random")
+    run.played()
+    cause = "random or numpy.random: draw from self.np_random"
+    run.require(states() == before, "an episode changed the state of random or numpy.random", cause)
 
 
 def oracle_succeeds(run: _Run) -> None:
-    env, _ = run.begin()
-    if env.oracle() is None:
-        return
-    records = _finish(env, hostile=False)
-    run.require(bool(records[-1][2]), "the oracle's episode did not end by itself")
-    run.require(sum(record[1] for record in records) > 0, "the oracle's episode earned nothing")
-    run.require(records[-1][4]["reward_terms"].get("exact", 1.0) == 1.0, "the oracle's answer is not exact")
-    if isinstance(env.unwrapped, ToolEnv):
-        for _, reward, _, _, info, _ in records:
-            same = abs(reward - weighed(info["reward_terms"], env.reward_weights)) < 1e-9
-            run.require(same, "the reward is not the weighted sum of its terms")
+    with run.begun() as (env, _):
+        if env.oracle() is None:
+            return
+        turns = run.finish(env, hostile=False)
+        last, weights = turns[-1], env.reward_weights
+        checks = isinstance(env.unwrapped, ToolEnv)
+    run.require(last.terminated, "the oracle's episode did not end by itself", "max_turns is too small for it")
+    run.require(sum(turn.reward for turn in turns) > 0, "the oracle's episode earned nothing")
+    run.require(last.info["reward_terms"].get("exact", 1.0) == 1.0, "the oracle's answer is not exact")
+    for turn in turns if checks else ():
+        same = abs(turn.reward - weighed(turn.info["reward_terms"], weights)) < 1e-9
+        run.require(same, f"turn {turn.number}: the reward is not the weighted sum of its terms")
 
 
 LAWS = (

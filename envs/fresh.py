@@ -27,7 +27,7 @@ HASH_SEEDS = ("1", "2")  # two, since a set of two texts has the same order unde
 JOB = "job.pickle"
 INSIDE = "TREEGYM_FRESH"  # set in a fresh interpreter: a module that calls check_env at its import starts no more
 Told = list[dict[str, Any]]  # JSON, of reset and of every turn
-Play = Callable[[Callable[[], TextEnv], dict[str, Any], int], Told]
+Play = Callable[[Callable[[], TextEnv], dict[str, Any], Sequence[int]], list[Told]]
 
 
 class NotMade(Exception):
@@ -37,7 +37,7 @@ class NotMade(Exception):
 def told_elsewhere(
     play: Play, new: Callable[[], TextEnv], options: Mapping[str, Any], seeds: Sequence[int]
 ) -> list[list[Told]]:
-    """What `play` gives for each seed, [interpreter][seed]; nothing in an interpreter that is a fresh one itself.
+    """What `play` gives, [interpreter][seed]; nothing in an interpreter that is a fresh one itself.
 
     NotMade; AssertionError where an episode raises there.
     """
@@ -101,7 +101,7 @@ def main() -> None:
     except Exception as error:
         answer.write_text(json.dumps({"fault": f"{type(error).__name__}: {error}"}))
         return
-    answer.write_text(json.dumps({"episodes": [play(new, options, seed) for seed in seeds]}))
+    answer.write_text(json.dumps({"episodes": play(new, options, seeds)}))
 
 
 def as_json(info: Mapping[str, Any]) -> dict[str, Any]:

@@ -74,6 +74,9 @@ class ToolEnv(TextEnv):
     _tool_methods: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls) -> None:
+        for name, (kinds, wanted) in _RETURNS.items():
+            if (said := _said_to_return(vars(cls).get(name))) in kinds:
+                raise TypeError(f"{cls.__name__}.{name} says that it returns {said}: {wanted}")
         names = dict.fromkeys(name for base in reversed(cls.__mro__) for name in vars(base))  # base classes' first
         cls._tool_methods = tuple(name for name in names if isinstance(getattr(cls, name), FunctionTool))
 
@@ -86,6 +89,9 @@ class ToolEnv(TextEnv):
         reward_weights: Mapping[str, float] | None = None,
         terms: Mapping[str, str | Callable[[Any], float | None]] | None = None,
     ) -> None:
+        for name, (_, wanted) in _RETURNS.items():
+            if getattr(type(self), name) is getattr(ToolEnv, name):
+                raise TypeError(f"{type(self).__name__} has no {name}(): {wanted}")
         self.format = action_format(format)
         self.given_tools = tuple(map(given_tool, tools))
         names = [*(tool.name for tool in self._flat()), *self._tool_methods]
@@ -179,6 +185,8 @@ class ToolEnv(TextEnv):
         )
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        if "given_tools" not in vars(self):
+            raise TypeError(f"{type(self).__name__}.__init__ does not call super().__init__(**settings): let it")
         super().reset(seed=seed)
         self._clear()
         self.seed_key = digest([str(self.np_random.bit_generator.state), options or {}])
@@ -187,7 +195,13 @@ class ToolEnv(TextEnv):
         for tool in self.given_tools:
             if isinstance(tool, Stateful):
                 tool.reset(int(self.np_random.integers(2**32)))
-        task = self.begin(options or {})
+        asked = Asked(options or {})
+        task = self.begin(asked)
+        if not isinstance(task, str):
+            raise TypeError(f"{type(self).__name__}.begin returned {task!r:.80}: {_RETURNS['begin'][1]}")
+        if unread := sorted(asked.keys() - asked.read - {"split"}):
+            known = ", ".join(sorted(asked.read)) or "none"
+            raise ValueError(f"{type(self).__name__} has no option {unread[0]!r} of reset; it reads these: {known}")
         self.over = False
         system = "\n".join(filter(None, [self.instructions, self.format.instructions(self.tools)]))
         messages = [Message("system", system), Message("user", task)]
@@ -244,7 +258,10 @@ class ToolEnv(TextEnv):
     def _last_terms(self) -> RewardTerms:
         if self.answered is None:
             return {**dict.fromkeys(self.reward_weights, 0.0), **self.score_unanswered()}
-        return {**self.score(self.answered), "format": float(self.well_formed)}
+        terms = self.score(self.answered)
+        if not isinstance(terms, Mapping):
+            raise TypeError(f"{type(self).__name__}.score returned {terms!r:.80}: {_RETURNS['score'][1]}")
+        return {**terms, "format": float(self.well_formed)}
 
     def fork(self) -> Self:
         return forked(self, self.shared)
@@ -279,12 +296,44 @@ class ToolEnv(TextEnv):
         return AnyText()
 
 
+_RETURNS = {  # methods that every environment has: the types that are no good, and what is
+    "begin": (("int", "float", "bool", "None"), "return the text of the user's message"),
+    "score": (("int", "float", "bool", "None"), 'return the terms of an answer by name, such as {"exact": 1.0}'),
+}
+
+
+def _said_to_return(method: Any) -> str:
+    """The type in the annotation of a method's result."""
+    said = getattr(method, "__annotations__", {}).get("return", "")
+    return said if isinstance(said, str) else getattr(said, "__name__", str(said))
+
+
+class Asked(Mapping[str, Any]):
+    """The options of a reset, which remember the names that were read."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.options, self.read = options, set[str]()
+
+    def __getitem__(self, name: str) -> Any:
+        self.read.add(name)
+        return self.options[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.options)
+
+    def __len__(self) -> int:
+        return len(self.options)
+
+
 _SPACES = frozenset({"action_space", "observation_space"})  # a fork samples from its own, made at first use
 _ATOMS = (str, int, float, bool, bytes, type(None), frozenset)
 
 
-def forked(env: T, shared: frozenset[str]) -> T:
-    """A copy of an environment. Attributes in `shared` are the same objects in both; spaces are left out."""
+def forked(env: T, shared: frozenset[str] = frozenset()) -> T:
+    """A copy of an environment. Attributes in `shared` are the same objects in both; spaces are left out.
+
+    Attributes are copied deeply, but for frozen dataclasses; those that have a `fork` are forked.
+    """
     twin: T = object.__new__(type(env))
     memo: dict[int, Any] = {}
     for name, value in vars(env).items():

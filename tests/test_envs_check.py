@@ -6,6 +6,8 @@ import random
 import subprocess
 import sys
 import threading
+import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -183,7 +185,7 @@ class FailsByHash(LookupEnv):
         (CrashesOnOddText, "surrogates"),
         (OracleErrs, "oracle"),
         (HidesMessages, "messages"),
-        (ListsASet, r"ListsASet, seed 0: in a fresh .*hash seed, turn 0: observation is another.*\nhere: .*\nthere: "),
+        (ListsASet, r"ListsASet, seed 0: in a fresh .*hash seed, turn 0: observation is another.*\nfirst: .*\nthen: "),
         (AnswersByHash, "turn 1: observation"),
         (NamesItsStateByHash, "turn 0: state_key"),
         (RewardsByHash, "turn .: reward"),
@@ -194,6 +196,105 @@ class FailsByHash(LookupEnv):
 def test_a_broken_promise_is_named(broken: type[LookupEnv], promise: str) -> None:
     with pytest.raises((AssertionError, UnicodeError), match=promise):
         check_env(broken)
+
+
+class Clocked(LookupEnv):
+    def begin(self, options: Mapping[str, Any]) -> str:
+        return f"{super().begin(options)} It is {time.perf_counter_ns()}."
+
+
+class Remembers(LookupEnv):
+    """What it has seen stays from episode to episode."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.seen: list[str] = []
+
+    @tool
+    def lookup(self, word: str) -> str:
+        """See where a word leads."""
+        self.seen.append(word)
+        return f"{super().lookup(word)} {len(self.seen)}"
+
+
+class HoldsALock(LookupEnv):
+    def begin(self, options: Mapping[str, Any]) -> str:
+        self.mutex = threading.Lock()
+        return super().begin(options)
+
+
+class DividesByZero(LookupEnv):
+    @tool
+    def lookup(self, word: str) -> str:
+        """See where a word leads."""
+        return super().lookup(word) if len(word) < 9 else str(1 / 0)
+
+
+class TellsNumbers(LookupEnv):
+    @tool
+    def lookup(self, word: str) -> str:
+        """See where a word leads."""
+        return f"{super().lookup(word)} {id(self)}"
+
+
+@pytest.mark.parametrize(
+    ("broken", "told"),
+    [
+        (
+            Clocked,
+            r"Clocked, seed 0: .*\nturn 0: observation is another\nfirst: .*\nthen:  .*\nusually: .*clock",
+        ),
+        (
+            Remembers,
+            r"second reset .*\nturn 1: observation is .*\nfirst: .* 1.\nthen: .*\nusually: an attribute",
+        ),
+        (SharesBetweenInstances, r"disturbed each other\nturn \d+: .*\n.*\n.*\nusually: a list or a dict on the class"),
+        (HoldsALock, r"turn 0: fork\(\) raised TypeError of mutex: .*\nusually: .*can_fork = False"),
+        (
+            DividesByZero,
+            r"step\(\) raised ZeroDivisionError: .*\nturn \d+, the action .*\nusually: ToolError",
+        ),
+        (TellsNumbers, r"turn 1: observation is another\nfirst: .*\nthen: "),
+    ],
+)
+def test_turn_difference_cause_and_way_out_are_said(broken: type[LookupEnv], told: str) -> None:
+    with pytest.raises(AssertionError, match=told):
+        check_env(broken)
+
+
+def test_few_environments_are_made() -> None:
+    """Each may start a server."""
+    made = 0
+
+    def make() -> LookupEnv:
+        nonlocal made
+        made += 1
+        return LookupEnv()
+
+    check_env(make)
+    assert 5 < made <= 20
+
+
+class Few(LookupEnv):
+    """Three tasks, with which it does not care for the split."""
+
+    def begin(self, options: Mapping[str, Any]) -> str:
+        self._np_random = np.random.default_rng(int(self.np_random.integers(3)))
+        return super().begin(options)
+
+
+class Parted(Few):
+    def begin(self, options: Mapping[str, Any]) -> str:
+        return f"{super().begin(options)} ({options.get('split', 'train')})"
+
+
+def test_held_out_tasks_that_are_train_tasks_are_said() -> None:
+    with pytest.warns(UserWarning, match=r"Few: options\['split'\] changes nothing, and . of 8 held-out tasks"):
+        check_env(Few)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(Parted)
+        check_env(LookupEnv)
 
 
 def test_a_registered_environment_is_tried_in_a_fresh_interpreter_too() -> None:
@@ -284,7 +385,7 @@ from treegym.tools import tool
 
 class Outer(ToolEnv):
     def begin(self, options):
-        return "Say so."
+        return f"Say {self.np_random.integers(10**9)}."
     @tool
     def look(self, where: str) -> str:
         """Look somewhere."""

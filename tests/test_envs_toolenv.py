@@ -1,6 +1,7 @@
 """ToolEnv: from a few lines of an author to a whole environment."""
 
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -17,6 +18,9 @@ from treegym.envs.formats.tagged import FORMATS
 from treegym.tools import FunctionTool, ToolError, tool
 
 PRIZES = ("gold", "goat", "dust")
+
+
+FEW = pytest.mark.filterwarnings("ignore:.* changes nothing")  # of six tasks
 
 
 class Doors(ToolEnv):
@@ -63,6 +67,7 @@ def begun(**settings: Any) -> Doors:
     return env
 
 
+@FEW
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_few_lines_make_a_sound_environment(format: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if format != "tagged":  # fresh interpreters are slow, and one format tells
@@ -140,6 +145,7 @@ def test_an_episode_is_the_same_in_whatever_order_its_calls_end() -> None:
     assert all(episode(order) == first for order in ("dcba", "bdac", "cadb"))
 
 
+@FEW
 def test_given_functions_fork_pickle_and_answer_alike_when_remembered() -> None:
     check_env(lambda: Doors(tools=[shout, spell]))
     env = begun(tools=[spell])
@@ -248,10 +254,16 @@ def test_importing_environments_is_light() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-def test_the_example_in_the_documentation_runs(tmp_path: Path) -> None:
-    page = (Path(__file__).parents[1] / "docs" / "environments.md").read_text()
-    (tmp_path / "example.py").write_text(page.split("```python\n")[1].split("```")[0])
-    subprocess.run([sys.executable, tmp_path / "example.py"], check=True)
+PAGE = (Path(__file__).parents[1] / "docs" / "environments.md").read_text(encoding="utf-8")
+EXAMPLES = [block for block in re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+            if "\ncheck_env(" in block]  # fmt: skip
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda block: re.findall(r"class (\w+)", block)[0])
+def test_the_examples_in_the_documentation_run(example: str, tmp_path: Path) -> None:
+    (tmp_path / "example.py").write_text(example)
+    ran = subprocess.run([sys.executable, tmp_path / "example.py"], check=True, capture_output=True, text=True)
+    assert ("changes nothing" in ran.stderr) == ("class Doors" in example)  # as the page says
 
 
 class OddTexts(ToolEnv):
@@ -331,3 +343,104 @@ def test_a_method_s_name_is_checked_as_well() -> None:
     env.reset(seed=0)
     _, _, terminated, _, info = env.step(env.write_call("answer", text="gold"))
     assert not terminated and [message.text for message in info["messages"]] == ["gold"]
+
+
+# what an environment's author does wrong
+
+
+class Sums(ToolEnv):
+    def begin(self, options: Mapping[str, Any]) -> str:
+        self.most = options.get("most", 9)
+        return f"How much is {self.np_random.integers(self.most)} more than one?"
+
+    @tool
+    def add(self, left: int, right: int = 1) -> str:
+        """Add two numbers."""
+        return str(left + right)
+
+    def score(self, answer: str) -> dict[str, float]:
+        return {"exact": 1.0}
+
+
+def test_what_a_method_says_that_it_returns_is_looked_at_when_it_is_defined() -> None:
+    with pytest.raises(TypeError, match=r"Wrong.score says that it returns float: return the terms .*\"exact\": 1.0"):
+
+        class Wrong(Sums):
+            def score(self, answer: str) -> float:  # type: ignore[override]
+                return 1.0
+
+    with pytest.raises(TypeError, match=r"Number.begin says that it returns int: return the text of the user's"):
+
+        class Number(Sums):
+            def begin(self, options: Mapping[str, Any]) -> int:  # type: ignore[override]
+                return 1
+
+
+def test_what_a_method_returns_in_fact_is_looked_at_too() -> None:
+    class Untyped(Sums):
+        def begin(self, options):  # type: ignore[no-untyped-def]
+            return self.np_random.random()
+
+    class Unscored(Sums):
+        def score(self, answer):  # type: ignore[no-untyped-def]
+            return answer == "2"
+
+    with pytest.raises(TypeError, match=r"Untyped.begin returned 0\.\d+: return the text"):
+        Untyped().reset(seed=0)
+    env = Unscored()
+    env.reset(seed=0)
+    with pytest.raises(TypeError, match=r"Unscored.score returned True: return the terms"):
+        env.step("<answer>2</answer>")
+
+
+def test_an_environment_without_begin_or_score_is_not_made() -> None:
+    class Bare(ToolEnv):
+        def begin(self, options: Mapping[str, Any]) -> str:
+            return "?"
+
+    with pytest.raises(TypeError, match=r"Bare has no score\(\): return the terms"):
+        Bare()
+    with pytest.raises(TypeError, match=r"ToolEnv has no begin\(\)"):
+        ToolEnv()
+
+
+def test_a_constructor_that_forgets_its_base_is_named() -> None:
+    class Forgets(Sums):
+        def __init__(self) -> None:
+            self.mine = 1
+
+    with pytest.raises(TypeError, match=r"Forgets.__init__ does not call super\(\).__init__\(\*\*settings\)"):
+        Forgets().reset(seed=0)
+
+
+def test_an_option_that_begin_does_not_read_is_refused() -> None:
+    """`split` alone goes to every environment."""
+    with pytest.raises(ValueError, match="Sums has no option 'mots' of reset; it reads these: most"):
+        Sums().reset(seed=0, options={"mots": 3})
+    one, _ = Sums().reset(seed=0, options={"most": 3, "split": "heldout"})
+    assert one == Sums().reset(seed=0, options={"most": 3})[0]
+
+
+def test_code_may_call_a_tool_by_place() -> None:
+    env = Sums()
+    assert env.add(1, 2) == env.add(1, right=2) == "3" and env.add(4) == "5"
+    for values, named, fault in (((1, 2, 3), {}, "takes 2 arguments by place, got 3"), ((1,), {"left": 1}, "'left'")):
+        with pytest.raises(TypeError, match=fault):
+            env.add(*values, **named)
+    with pytest.raises(ToolError, match="left: Input should be a valid integer"):
+        env.add("x")
+
+
+@pytest.mark.parametrize(
+    ("action", "said"),
+    [
+        ("<search>x</search>", "There is no tool 'search'. Write <open_door>"),
+        ("<open_door></open_door>", "open_door: number: Field required"),
+        ("I will <open_door> it", "<open_door> is not closed."),
+        ("open it", "No action found."),
+    ],
+)
+def test_an_unknown_tool_and_an_empty_element_are_answered_with_what_was_wrong(action: str, said: str) -> None:
+    env = Doors()
+    env.reset(seed=0)
+    assert env.step(action)[0].startswith(said)

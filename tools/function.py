@@ -8,7 +8,7 @@ import importlib
 import inspect
 import operator
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast, overload
 
@@ -26,7 +26,10 @@ NOT_JSON = frozenset(  # names of what a function may say it returns, and no age
 
 @dataclass(frozen=True, eq=False)
 class FunctionTool:
-    """A function, or a method bound to its instance, as a Tool; calling it checks the arguments first."""
+    """A function, or a method bound to its instance, as a Tool; calling it checks the arguments first.
+
+    Agents give arguments by name; code may give them by place, too.
+    """
 
     function: Function
     instance: object = None
@@ -51,15 +54,27 @@ class FunctionTool:
     def parameters(self) -> Mapping[str, Any]:
         return _schema(self.function)
 
-    def __call__(self, /, **arguments: Any) -> Any:
+    def __call__(self, /, *values: Any, **arguments: Any) -> Any:
         from pydantic import ValidationError
 
+        if values:
+            arguments = self._named(values, arguments)
         try:
             checked = _arguments(self.function).validate_python(arguments)
         except ValidationError as error:
             faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
             raise ToolError(f"{self.name}: {'; '.join(faults)}") from None
         return self.function(**checked) if self.instance is None else self.function(self.instance, **checked)
+
+    def _named(self, values: Sequence[Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """All arguments by name. TypeError where there are too many, or one is given twice."""
+        places = [one.name for one in _parameters(self.function) if one.kind is one.POSITIONAL_OR_KEYWORD]
+        if len(values) > len(places):
+            raise TypeError(f"{self.name} takes {len(places)} arguments by place, got {len(values)}")
+        given = dict(zip(places, values, strict=False))
+        if twice := given.keys() & arguments.keys():
+            raise TypeError(f"{self.name} got two values of {min(twice)!r}")
+        return {**given, **arguments}
 
     def fork(self) -> FunctionTool:
         return self  # an environment binds its methods anew in each fork

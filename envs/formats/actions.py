@@ -69,12 +69,12 @@ def one_action(thought: str, calls: Sequence[ToolCall], answers: Sequence[str]) 
 
 def read_arguments(body: str, tool: Tool) -> dict[str, Any]:
     """The arguments in a body: the only parameter as it stands, if the tool has just one and it is a scalar, otherwise
-    a JSON object. A blank body has no arguments, unless the only parameter is required."""
+    a JSON object. A blank body has no arguments, unless the only parameter is a text that is required."""
     only = _only_parameter(tool)
     if only is None:
         return json_object(body) if body.strip() else {}
     name, kind = only
-    if not body.strip() and name not in tool.parameters.get("required", ()):
+    if not body.strip() and (kind != "string" or name not in tool.parameters.get("required", ())):
         return {}
     value = _json_or_text(body) if kind != "string" or body.lstrip().startswith("{") else body
     if isinstance(value, dict) and value.keys() == {name}:

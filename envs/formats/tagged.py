@@ -203,11 +203,15 @@ def _tags(tools: Tools, *others: str) -> Marks:
     return Marks({"<": "|".join([f"/?(?:{names})>", *(re.escape(other[1:]) for other in others)])})
 
 
+_ELEMENT = re.compile(r"<([\w.-]{1,40})>(?=[^<]*</\1>)")  # of a name that is no tool's
+
+
 def _elements(text: str, place: int, names: list[str]) -> tuple[int, list[tuple[str, str]]]:
     """Where the first tag stands, and the (name, body) of each element; only blanks may follow an element."""
     tags = list(re.compile(rf"<(/?)({'|'.join(map(re.escape, names))})>").finditer(text, place))
     if not tags:
-        raise Malformed("No action found.")
+        other = _ELEMENT.search(text, place)
+        raise Malformed(f"There is no tool {other[1]!r}." if other else "No action found.")
     elements = []
     for i, tag in enumerate(tags):
         closes, name = tag.groups()
