@@ -291,6 +291,9 @@ def test_a_bug_in_an_environment_reaches_the_caller_and_the_policy_goes_on(
         with pytest.raises(EpisodeError, match=named) as raised:
             grow(policy, renderer, strategy, max_tokens=5)
     assert isinstance(raised.value.__cause__, ZeroDivisionError)
+    first, action, *trace = raised.value.in_full().splitlines()
+    assert first == str(raised.value) and action == f"the action: {raised.value.action!r}" and raised.value.action
+    assert "1 / 0" in "".join(trace) and "test_rollout.py" in "".join(trace)
     fresh = grow(nano_policy(renderer), renderer, strategy, max_tokens=5)
     assert grow(policy, renderer, strategy, max_tokens=5) == fresh
 

@@ -297,7 +297,7 @@ class GrowingTree:
             self._compare(0, self.prompt.response, response)
             for depth, past in enumerate(_path(turn)[1:], start=1):
                 assert past.node is not None
-                with episode_errors(self.task, depth):
+                with episode_errors(self.task, depth, past.node.action.text):
                     response = act(env, past.node.action.text)
                 self._compare(depth, response_of(past.node), response)
         return env
@@ -315,7 +315,7 @@ class GrowingTree:
             return await self._advance(turn, env, completion, context)
 
     async def _advance(self, turn: Turn, env: TextEnv, completion: Completion, context: Context) -> Turn:
-        with episode_errors(self.task, turn.depth + 1):
+        with episode_errors(self.task, turn.depth + 1, completion.text):
             response = await self._in_thread(act, env, completion.text)
         check_rewards(self.task, turn.depth + 1, response)
         made = tool_results(response.messages)

@@ -21,15 +21,23 @@ from ..tree import Node, RolloutTree
 _CHAT = ("messages", "reward_terms", "tool_calls")  # keys of info that have a field of their own
 LARGEST_REWARD = 1e15  # squares of rewards, and their sums over a batch, stay finite in float32
 TOLERANCE = 1e-6  # relative and absolute, between numbers that a lenient Strictness calls equal
+LONGEST_ACTION = 400  # characters of an action that an error shows
+LAST_CALLS = 3  # of a traceback that an error shows
 
 
 class EpisodeError(RuntimeError):
     """An environment raised an error, or gave a reward that nothing can be learned from."""
 
-    def __init__(self, task: Task, turn: int, why: str) -> None:
+    def __init__(self, task: Task, turn: int, why: str, action: str = "", trace: str = "") -> None:
+        """`action` is what the environment was given in that turn, `trace` where it raised, in lines."""
         options = f", options {dict(task.options)}" if task.options else ""
         super().__init__(f"{task.env}, seed {task.seed}{options}, turn {turn}: {why}")
-        self.task, self.turn, self.why = task, turn, why
+        self.task, self.turn, self.why, self.action, self.trace = task, turn, why, action, trace
+
+    def in_full(self) -> str:
+        """The error with the action and the trace, in lines."""
+        action = f"the action: {self.action[:LONGEST_ACTION]!r}" if self.action else ""
+        return "\n".join(filter(None, [str(self), action, self.trace]))
 
 
 class ReplayMismatch(RuntimeError):
@@ -203,8 +211,8 @@ def closed_on_error(env: TextEnv) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def episode_errors(task: Task, turn: int) -> Iterator[None]:
-    """Errors of the task's environment at this turn (0: the reset) become an EpisodeError.
+def episode_errors(task: Task, turn: int, action: str = "") -> Iterator[None]:
+    """Errors of the task's environment at this turn (0: the reset), in which it was given this, become an EpisodeError.
 
     Errors that name the episode already, such as a ReplayMismatch, stay as they are.
     """
@@ -213,9 +221,11 @@ def episode_errors(task: Task, turn: int) -> Iterator[None]:
     except (EpisodeError, ReplayMismatch, OutsideSource):
         raise
     except Exception as error:
-        *_, (path, line, function, _) = traceback.extract_tb(error.__traceback__)
+        calls = traceback.extract_tb(error.__traceback__)
+        path, line, function, _ = calls[-1]
         why = f"{type(error).__name__}: {error} ({Path(path).name}:{line}, in {function})"
-        raise EpisodeError(task, turn, why) from error
+        trace = "".join(traceback.format_list(calls[-LAST_CALLS:])).rstrip()
+        raise EpisodeError(task, turn, why, action, trace) from error
 
 
 def check_rewards(task: Task, turn: int, response: Response) -> None:

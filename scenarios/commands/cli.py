@@ -88,7 +88,7 @@ def train(
     except TooManyFailures as error:
         raise ScenarioError(f"{error}; when that is mended, {hint}") from error
     except EpisodeError as error:
-        raise ScenarioError(f"{error}; to leave such tasks out, {hint} --set on_failure=skip") from error
+        raise ScenarioError(f"{error.in_full()}\nto leave such tasks out, {hint} --set on_failure=skip") from error
     except OSError as error:
         if not (folder / "checkpoints").exists():
             raise
@@ -318,7 +318,7 @@ def main() -> None:
 
         if not isinstance(error, ScenarioError | StoreError | SafetensorError | EpisodeError):
             raise
-        _refuse(str(error))
+        _refuse(error.in_full() if isinstance(error, EpisodeError) else str(error))
     raise SystemExit(status)
 
 
