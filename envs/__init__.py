@@ -1,7 +1,6 @@
 """Text environments: the base class, tool environments, action formats, rewards, and the registered families."""
 
-import gymnasium
-
+from .. import REGISTERED
 from .base import Message, TextEnv
 from .check import check_env
 from .code.env import CodeEnv
@@ -71,21 +70,8 @@ __all__ = [
     "with_notes",
 ]
 
-_ENVS = {
-    "treegym/Browser-v0": f"{__name__}.web.env:browser_env",
-    "treegym/Code-v0": f"{__name__}.code.env:CodeEnv",
-    "treegym/Desk-v0": f"{__name__}.desk.env:DeskEnv",
-    "treegym/FactSearch-v0": f"{__name__}.factsearch.env:FactSearchEnv",
-    "treegym/HouseRules-v0": f"{__name__}.houserules:HouseRulesEnv",
-    "treegym/Household-v0": f"{__name__}.household:HouseholdEnv",
-    "treegym/Lookup-v0": f"{__name__}.lookup:LookupEnv",
-    "treegym/Maze-v0": f"{__name__}.maze:MazeEnv",
-    "treegym/PythonMath-v0": f"{__name__}.math.env:PythonMathEnv",
-}
-for _id, _env in _ENVS.items():
-    gymnasium.register(_id, entry_point=_env)
-
 
 def registered() -> list[str]:
-    """The Gymnasium ids of the environments that come with treegym."""
-    return list(_ENVS)
+    """The Gymnasium ids of the environments that come with treegym, and with packages that have the entry point
+    `treegym.environments`."""
+    return list(REGISTERED)

@@ -260,7 +260,10 @@ def find(path: str | Path) -> Path:
         return path / "scenario.yaml"
     if path.stem in bundled and path.parent.name in ("", "scenarios"):
         return bundled[path.stem]
-    raise ScenarioError(f"no scenario {str(path)!r}{suggest(path.stem, bundled)}")
+    meant = suggest(path.stem, bundled)
+    if path.suffix or len(path.parts) > 1:
+        raise ScenarioError(f"there is no file {path}, and no bundled scenario of that name{meant}")
+    raise ScenarioError(f"no scenario {str(path)!r}{meant}")
 
 
 def title(path: str | Path) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from ..tools.named import split_name
 from .errors import suggest
@@ -14,6 +16,10 @@ from .terminal import UsageError
 if TYPE_CHECKING:
     from ..envs import Task, TextEnv
 
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--setting", metavar="KEY=VALUE", help="A setting of the environment; repeatable."),
+]
 ENV = "An environment's id, such as treegym/Maze-v0, or module:id; or a scenario, or a run's directory."
 
 

@@ -26,6 +26,13 @@ def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
     return (int(end.value.code or 0), *capsys.readouterr())
 
 
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line with which the command refuses."""
+    status, _, said = command(capsys, *arguments)
+    assert status == 2 and said.startswith("treegym: ") and said.count("\n") == 1, said
+    return said.removeprefix("treegym: ").strip()
+
+
 def run_all(folder: Path, jobs: Sequence[tuple[list[str], Any]], hash_seed: int) -> list[int]:
     """Exit statuses of (arguments, how interrupt.py interrupts it or None), one after the other."""
     script = Path(__file__).with_name("interrupt.py")

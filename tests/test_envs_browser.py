@@ -114,7 +114,7 @@ def test_what_a_page_says_is_text(tmp_path: Path) -> None:
 
 
 def test_any_mcp_client_has_a_browser(tasks: Path) -> None:
-    command = [sys.executable, "-m", "treegym", "serve-tools", "treegym/Browser-v0", "--set", f"tasks={tasks}"]
+    command = [sys.executable, "-m", "treegym", "serve-tools", "treegym/Browser-v0", "--setting", f"tasks={tasks}"]
     with MCPServer(command, env={"PYTHONPATH": os.pathsep.join(sys.path)}) as server:
         assert {tool.name for tool in server.tools} == set("click hover type select press scroll back wait".split())
         assert '[1] spinbutton "Number" value="3"' in server.call("type", {"number": 1, "text": "3"}).text

@@ -12,10 +12,11 @@ from typing import Any
 import gymnasium
 import pytest
 import torch
-from commands import command
+from commands import command, refused
 
+import treegym
 from treegym.agents.rollouts import TreeExpansion
-from treegym.envs import ToolEnv
+from treegym.envs import ToolEnv, registered
 from treegym.scenarios import Model, Scenario, ScenarioError, load_scenario
 from treegym.scenarios.build import check_weights, try_environment
 from treegym.scenarios.schema import BUNDLED, dump_scenario
@@ -189,7 +190,7 @@ def test_faults_of_the_whole_file(text: str, says: str, scenario: Path) -> None:
 
 
 def test_unreadable_and_missing_files(tmp_path: Path) -> None:
-    with pytest.raises(ScenarioError, match=r"^no scenario '.*quickstrat\.yaml'; did you mean 'quickstart'\?$"):
+    with pytest.raises(ScenarioError, match=r"^there is no file .*quickstrat\.yaml, .*did you mean 'quickstart'\?$"):
         load_scenario(tmp_path / "quickstrat.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\xd8")
     with pytest.raises(ScenarioError, match=r"binary\.yaml: cannot be read"):
@@ -215,13 +216,6 @@ def test_faults_of_a_change_name_the_change(change: str, says: str, scenario: Pa
 
 
 # the command
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line with which the command refuses."""
-    status, _, said = command(capsys, *arguments)
-    assert status == 2 and said.startswith("treegym: ") and said.count("\n") == 1 and said.endswith("\n")
-    return said.removeprefix("treegym: ").strip()
 
 
 def test_help_comes_without_torch() -> None:
@@ -250,7 +244,7 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
 def test_refusals(scenario: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = str(write(scenario, MINIMAL))
     assert refused(capsys, "train", file, "--set", "sed=1") == "--set sed=1: sed: no such field; did you mean 'seed'?"
-    assert refused(capsys, "train", str(tmp_path / "nix")).startswith("no scenario")
+    assert refused(capsys, "train", str(tmp_path / "nix")).startswith("there is no file")
     assert refused(capsys, "train").startswith("which scenario?")
     assert "--seed" in refused(capsys, "train", file, "--seed", "1")
     assert "nothing to resume" in refused(capsys, "train", "--resume", "--out", str(tmp_path / "nix"))
@@ -423,3 +417,20 @@ def test_reward_weights_name_the_terms_there_are(terms: list[str], fault: str) -
     scenario = Scenario(environment, improvement=Improvement(reward_weights={term: (1.0, 0.0) for term in terms}))
     with pytest.raises(ScenarioError, match=f"improvement.reward_weights: {fault}"):
         check_weights(scenario, try_environment(environment))
+
+
+def test_lists_are_read_by_machines_and_people(capsys: pytest.CaptureFixture[str]) -> None:
+    def rows(*arguments: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in command(capsys, *arguments, "--json")[1].splitlines()]
+
+    listed, shown = rows("scenarios"), command(capsys, "scenarios")[1]
+    assert {row["name"] for row in listed} == {file.stem for file in BUNDLED.glob("*.yaml")}
+    for row in listed:
+        assert load_scenario(row["name"]).environment.id == row["environment"]
+        assert row["about"].endswith(".") and row["name"] in shown
+    assert [row["id"] for row in rows("envs")] == registered()
+    assert {row["name"] for row in rows("models")} >= {"nano", "smollm2"}
+
+
+def test_the_version_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(capsys, "--version")[:2] == (0, f"treegym {treegym.__version__}\n")

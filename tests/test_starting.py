@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import command
+from commands import command, refused
 
 from treegym.agents import Run
 from treegym.agents.store.folder import whole, write_text
@@ -52,13 +52,6 @@ def _as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line with which the command refuses."""
-    status, _, said = command(capsys, *arguments)
-    assert status == 2 and said.startswith("treegym: ") and said.count("\n") == 1, said
-    return said.removeprefix("treegym: ").strip()
-
-
 # modules
 
 
@@ -91,14 +84,14 @@ def test_a_module_lies_beside_its_scenario_and_every_command_finds_it_there_late
     assert json.loads(Path("again/evaluation.json").read_text())["policy"] == "oracle"
 
 
-@pytest.mark.parametrize(("name", "setting"), [("envs", "--setting"), ("play", "--setting"), ("serve-tools", "--set")])
+@pytest.mark.parametrize("name", ["envs", "play", "serve-tools"])
 def test_commands_look_in_the_current_folder(
-    name: str, setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module = f"links_{name[:3]}"
     project(tmp_path, module)
     monkeypatch.chdir(tmp_path)
-    said = refused(capsys, name, f"{module}:{module}/Links-v0", setting, "nix=1")
+    said = refused(capsys, name, f"{module}:{module}/Links-v0", "--setting", "nix=1")
     assert "unexpected keyword argument 'nix'" in said
 
 

@@ -450,7 +450,7 @@ def serving(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def test_served_tools_are_what_they_are_when_called_directly(transport: str) -> None:
     env = MazeEnv(size=4)
     env.reset(seed=3)
-    command = [sys.executable, "-m", "treegym", "serve-tools", "treegym/Maze-v0", "--seed", "3", "--set", "size=4"]
+    command = [sys.executable, "-m", "treegym", "serve-tools", "treegym/Maze-v0", "--seed", "3", "--setting", "size=4"]
     with contextlib.ExitStack() as stack:
         where = command if transport == "stdio" else stack.enter_context(http([*command, "--http", "0"]))
         server = stack.enter_context(MCPServer(where, env=PATHS))

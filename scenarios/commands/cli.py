@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -13,10 +14,11 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import ScenarioError
-from ..tasks import ENV, begin, named_task, values
+from ..tasks import ENV, Settings, begin, named_task, values
 from ..terminal import UsageError, console, say, told
 from .lessons import lessons_app
 from .measure import compare_command, eval_command, play_command
+from .new import new_command
 from .replay import replay_app
 from .runs import runs_app
 from .serve import serve_command
@@ -25,9 +27,27 @@ from .view import view_command
 app = typer.Typer(
     help="Train language models in multi-turn text environments with tools.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from ... import __version__
+
+        say(f"treegym {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which it is.")
+    ] = False,
+) -> None:
+    """Train language models in multi-turn text environments with tools."""
+
+
 models_app = typer.Typer(help="The models that treegym knows by name.", invoke_without_command=True)
 app.add_typer(models_app, name="models")
 
@@ -35,6 +55,7 @@ Changes = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change a field of the scenario; repeatable."),
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 RunsFolder = Annotated[Path, typer.Option("--runs", help="The folder that holds the runs.")]
 
 
@@ -123,6 +144,26 @@ app.command("play")(play_command)
 app.command("serve")(serve_command)
 app.add_typer(runs_app, name="runs")
 app.add_typer(lessons_app, name="lessons")
+app.command("new")(new_command)
+
+
+@app.command("scenarios")
+def scenarios_command(as_json: AsJson = False) -> None:
+    """List the bundled scenarios: what each is about, its environment, model and algorithm.
+
+    Example: treegym scenarios --json
+    """
+    from ..schema import BUNDLED, load_scenario
+
+    names = ("name", "environment", "model", "algorithm", "about")
+    for file in sorted(BUNDLED.glob("*.yaml")):
+        scenario = load_scenario(file)
+        parts = (scenario.environment.id, scenario.model.name, scenario.algorithm.name)
+        about = file.read_text(encoding="utf-8").partition("\n")[0].removeprefix("#").strip()
+        if as_json:
+            say(json.dumps(dict(zip(names, (file.stem, *parts, about), strict=True)), ensure_ascii=False))
+        else:
+            console.print(f"[bold]{file.stem}[/]  {', '.join(parts)}\n    {about}", highlight=False)
 
 
 @app.command()
@@ -130,17 +171,20 @@ def envs(
     env: Annotated[str | None, typer.Argument(help=f"{ENV} Default: all are listed.")] = None,
     seed: Annotated[int, typer.Option(help="Which episode.")] = 0,
     option: Annotated[list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="A reset option.")] = None,
-    setting: Annotated[
-        list[str] | None, typer.Option("--setting", metavar="KEY=VALUE", help="A constructor setting.")
-    ] = None,
+    setting: Settings = None,
+    as_json: AsJson = False,
 ) -> None:
-    """List the environments, or let the oracle of one play an episode, as an agent would see it."""
+    """List the environments, or let the oracle of one play an episode, as an agent would see it.
+
+    Example: treegym envs treegym/Maze-v0 --seed 3 --setting size=4
+    """
     from ...envs import registered
 
     if env is None:
         for name in registered():
-            console.print(name)
-        console.print("[dim]treegym envs ID plays an episode[/dim]")
+            say(json.dumps({"id": name}) if as_json else name)
+        if not as_json and console.is_terminal:
+            console.print("[dim]treegym envs ID plays an episode[/dim]")
         return
     _play(named_task(env, seed, values("--option", option), values("--setting", setting)))
 
@@ -174,10 +218,7 @@ def _play(task: Any) -> None:
 def serve_tools_command(
     env: Annotated[str, typer.Argument(help=ENV)],
     seed: Annotated[int, typer.Option(help="Which episode.")] = 0,
-    setting: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A setting of the environment; repeatable."),
-    ] = None,
+    setting: Settings = None,
     http: Annotated[
         int | None,
         typer.Option("--http", metavar="PORT", min=0, max=65535, help="Serve over HTTP at this port; 0: any free one."),
@@ -192,13 +233,13 @@ def serve_tools_command(
     clients connect to http://HOST:PORT/mcp and share the episode; their calls run one at a time. The task is in the
     server's instructions.
 
-    Example: treegym serve-tools treegym/FactSearch-v0 --seed 3 --set top_k=5
+    Example: treegym serve-tools treegym/FactSearch-v0 --seed 3 --setting top_k=5
     """
     from ...envs import ToolEnv
     from ...tools import serve_tools
 
     with contextlib.redirect_stdout(sys.stderr):  # which is not for the protocol
-        opened, info = begin(named_task(env, seed, {}, values("--set", setting)))
+        opened, info = begin(named_task(env, seed, {}, values("--setting", setting)))
     with contextlib.closing(opened):
         made = opened.unwrapped
         if not (isinstance(made, ToolEnv) and made.tools):
@@ -211,12 +252,17 @@ def serve_tools_command(
 
 
 @models_app.callback()
-def models(context: typer.Context) -> None:
+def models(context: typer.Context, as_json: AsJson = False) -> None:
     """List the models: size, licence, and whether they are here already."""
     if context.invoked_subcommand is not None:
         return
     from ...agents.models.registry import list_models
 
+    for card in list_models() if as_json else ():
+        row = {"name": card.name, "parameters": card.parameters, "bytes": card.size, "licence": card.licence}
+        say(json.dumps({**row, "folder": str(card.folder) if card.cached else None}))
+    if as_json:
+        return
     table = Table("model", "parameters", "on disk", "licence", "where")
     for card in list_models():
         where = str(card.folder) if card.cached else "made on the spot" if not card.hub else "not fetched"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..tasks import ENV
+from ..tasks import ENV, Settings
 from ..terminal import UsageError, console, say
 
 if TYPE_CHECKING:
@@ -214,9 +214,7 @@ def play_command(
     env: Annotated[str, typer.Argument(help=ENV)],
     seed: Annotated[int, typer.Option(help="Which episode.")] = 0,
     option: Annotated[list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="A reset option.")] = None,
-    setting: Annotated[
-        list[str] | None, typer.Option("--setting", metavar="KEY=VALUE", help="A constructor setting.")
-    ] = None,
+    setting: Settings = None,
     out: Annotated[Path | None, typer.Option(help="Where the episode is recorded. Default: plays/NAME.")] = None,
     tokenizer: Annotated[str, typer.Option(help="A model's directory or name; its tokens are recorded.")] = "nano",
 ) -> None:
