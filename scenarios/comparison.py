@@ -13,6 +13,7 @@ from ..agents import Evaluation, Run
 from ..agents.evaluation import Comparison, Curves, Flip, Interval, PairedResult, compare, read_evaluation
 from ..agents.evaluation.compare import judged
 from ..agents.evaluation.run import STAGE
+from .folders import who
 from .terminal import UsageError, console, say
 
 SHOWN = 10  # flips in each direction
@@ -65,7 +66,9 @@ def compare_named(
 
 def show_comparison(comparison: Comparison) -> None:
     result = comparison.result
-    say(f"A: {comparison.a}\nB: {comparison.b}")
+    for letter, name in (("A", comparison.a), ("B", comparison.b)):
+        player = who(Path(name) if Path(name).is_dir() else Path(name.rpartition("@")[0]))
+        say(f"{letter}: {name}" + f" ({player})" * bool(player))
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     for name in ("", "tasks", "A", "B", "B - A", "95% interval", "p", "B is"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)

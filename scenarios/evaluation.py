@@ -21,7 +21,7 @@ from ..envs import Task
 from .build import placed, try_environment
 from .charts import save_chart
 from .errors import ScenarioError
-from .folders import LESSONS, begun
+from .folders import LESSONS, begun, who
 from .memory import keep_lessons, memory_of
 from .modules import folders_of
 from .person import Left
@@ -151,6 +151,7 @@ def _points(intervals: Mapping[str, Mapping[str, float]]) -> list[tuple[str, Int
 
 
 def show_evaluation(result: Mapping[str, Any], folder: Path) -> None:
+    say(f"{who(folder)}, evaluated:")
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     for name in ("", "tasks", "success", "95% interval"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)

@@ -5,9 +5,33 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 LESSONS = "lessons.sqlite"  # the file of a run that has its lessons
 PLAYED = ("trees.jsonl", "trees.jsonl.zst", "metrics.jsonl", "cassette.jsonl", "checkpoints/*")  # what is worth keeping
+
+
+def who(folder: Path) -> str:
+    """Who plays in the evaluation in a folder, or which model the run there trains; empty where nothing says it."""
+    policy, model = _content(folder / "evaluation.json").get("policy"), _content(folder / "scenario.yaml").get("model")
+    return short_name(str(policy or (model if isinstance(model, dict) else {}).get("name") or ""))
+
+
+def short_name(model: str) -> str:
+    """The last part of a model's path; for a model in a run's folder that of the run. Other policies are whole."""
+    path = Path(model)
+    return model if "://" in model else path.parent.name if path.name == "model" else path.name
+
+
+def _content(file: Path) -> dict[str, Any]:
+    """The mapping in a YAML or JSON file, as far as it can be read."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 @contextlib.contextmanager

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # which typer does not export
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 console = Console()
+if not console.is_terminal and "COLUMNS" not in os.environ:
+    console.width = 400  # names stand whole in a file or a pipe
 
 
 def say(text: str) -> None:

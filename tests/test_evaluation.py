@@ -179,6 +179,9 @@ class MuteEnv(ToolEnv):
     def begin(self, options: Any) -> str:
         return "?"
 
+    def score(self, answer: str) -> dict[str, float]:
+        return {"exact": 0.0}
+
 
 gymnasium.register("tests/Mute-v0", MuteEnv)
 

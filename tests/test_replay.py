@@ -516,12 +516,13 @@ def test_episodes_are_continued_from_the_command_line(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status, said, _ = command(capsys, "replay", "continue", str(run), "1", "--from", "1", "--policy", "oracle")
-    assert status == 0 and said.count("1.10") == 2 and "another model's tokens" in said
+    assert status == 0 and "another model's tokens" in said and "not saved: --out" in said
+    assert said.startswith("assistant turn 2") and said.count("1.10") == 4  # reward, return, and both rows
     out = tmp_path / "out"
     status, said, _ = command(
         capsys, "replay", "continue", str(run), "1", "--from", "1", "--policy", "nano", "--n", "3", "--out", str(out)
     )
-    assert status == 0 and "3 from turn 1 on: return" in said and "nano 2" in said
+    assert status == 0 and "3 from turn 1 on: return" in said and "nano 2" in said and f"saved in {out}" in said
     [(labels, grown)] = Run(out).trees
     assert labels["episode"] == "1.0" and labels["turn"] == 1 and labels["policy"] == "nano" and len(grown.leaves) == 3
     tokenizer = Tokenizer.from_file(str(out / "tokenizer.json"))

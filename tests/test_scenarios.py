@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -434,3 +435,21 @@ def test_lists_are_read_by_machines_and_people(capsys: pytest.CaptureFixture[str
 
 def test_the_version_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert command(capsys, "--version")[:2] == (0, f"treegym {treegym.__version__}\n")
+
+
+def test_runs_are_listed_with_who_played(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lookup = ("eval", "lookup", "--tasks", "3", "--out", str(tmp_path / "a_name_that_is_long_but_stands_whole"))
+    said = command(capsys, *lookup, "--policy", "oracle")[1]
+    assert "\noracle, evaluated:\n" in f"\n{said}"
+    table = command(capsys, "runs", str(tmp_path))[1]
+    assert re.search(r"a_name_that_is_long_but_stands_whole +oracle +finished +\d+\.0%", table)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "scenario.yaml").write_text(NANO)
+    (tmp_path / "b" / "summary.json").write_text("{")
+    one, other = (json.loads(line) for line in command(capsys, "runs", str(tmp_path), "--json")[1].splitlines())
+    assert (one["model"], one["state"], one["success"]["model"].keys()) == (
+        "oracle",
+        "finished",
+        {"mean", "low", "high"},
+    )
+    assert (other["model"], other["state"]) == ("nano", "damaged") and "summary.json" in other["fault"]

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from ..errors import ScenarioError
 from ..tasks import ENV, Settings, begin, named_task, values
-from ..terminal import UsageError, console, say, told
+from ..terminal import AsJson, UsageError, console, say, told
 from .lessons import lessons_app
 from .measure import compare_command, eval_command, play_command
 from .new import new_command
@@ -55,7 +55,6 @@ Changes = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change a field of the scenario; repeatable."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 RunsFolder = Annotated[Path, typer.Option("--runs", help="The folder that holds the runs.")]
 
 

@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from ..folders import LESSONS
-from ..terminal import UsageError, console, say
+from ..terminal import AsJson, UsageError, console, say
 
 if TYPE_CHECKING:
     from ...agents import RolloutTree
@@ -52,7 +52,7 @@ def list_lessons(
     env: Annotated[str | None, typer.Option(help="Only those of this environment.")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="Only those with this tag; repeatable.")] = None,
     state: Only = States.in_force,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object for each lesson.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List lessons with their effect and the number of pieces of their evidence.
 

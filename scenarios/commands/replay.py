@@ -232,8 +232,12 @@ def _show(run: Run, tree: RolloutTree, number: int, rollout: int | None, labels:
         return
     _header("prompt", "")
     _messages(tree.messages)
-    path = tree.paths[rollout or 0]
-    for turn, node in enumerate(tree.nodes[i] for i in path):
+    _show_turns(tree, rollout or 0)
+
+
+def _show_turns(tree: RolloutTree, rollout: int, after: int = 0) -> None:
+    """The turns of a rollout after so many."""
+    for turn, node in enumerate((tree.nodes[i] for i in tree.paths[rollout][after:]), after):
         _header("assistant", f"turn {turn + 1}" + ", cut at the token limit" * (node.action.stop_reason == "length"))
         say(node.action.text)
         _messages(node.messages)
@@ -241,7 +245,7 @@ def _show(run: Run, tree: RolloutTree, number: int, rollout: int | None, labels:
             say(f"reward {node.reward:.2f} {dict(node.reward_terms)}")
         if node.truncated:
             say(f"truncated: {node.info.get('cause')}")
-    say(f"return {tree.returns[rollout or 0]:.2f}")
+    say(f"return {tree.returns[rollout]:.2f}")
 
 
 def _header(role: str, note: str) -> None:
@@ -442,7 +446,12 @@ def _continue(
         new_run.trees.append(
             grown, stage="continued", step=0, source=str(run.path), episode=place, turn=turn, policy=policy
         )
+    _show_turns(grown, 0, turn)
     _show_continuation(tree, rollout, turn, grown, policy, scenario.environment.success)
+    if out:
+        say(f"saved in {out}; treegym replay show {out} 0.0 shows the first one whole")
+    else:
+        say("not saved: --out FOLDER keeps them all")
     return 0
 
 

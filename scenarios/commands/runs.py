@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
@@ -15,9 +16,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from ..errors import ScenarioError
-from ..folders import begun
+from ..folders import begun, who
 from ..modules import bring_module
-from ..terminal import UsageError, console, say, told
+from ..terminal import AsJson, UsageError, console, say, told
 from .conditions import Cause, Env, Returns, Rollouts, Stage, Steps, Success, Terms, Text, conditions, where
 
 if TYPE_CHECKING:
@@ -49,29 +50,54 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's director
 
 
 @runs_app.command("list")
-def list_runs(folder: Annotated[Path, typer.Argument(help="The folder that holds the runs.")] = Path("runs")) -> None:
+def list_runs(
+    folder: Annotated[Path, typer.Argument(help="The folder that holds the runs.")] = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
     """List the runs with their held-out success by stage. This is what `treegym runs` does without a command."""
     from ...agents import Run
 
+    if as_json:
+        for path in sorted(path.parent for path in folder.glob("*/scenario.yaml")):
+            say(json.dumps(_row(path), ensure_ascii=False))
+        return
     lines, faults = [], []
     for path in sorted(path.parent for path in folder.glob("*/scenario.yaml")):
         try:
-            lines.append((path.name, *_came_of(Run(path))))
+            lines.append((path.name, who(path), *_came_of(Run(path))))
         except (OSError, ValueError, LookupError, TypeError) as error:  # the other runs are shown all the same
-            lines.append((path.name, "damaged", dict[str, str](), "-"))
+            lines.append((path.name, who(path), "damaged", dict[str, str](), "-"))
             faults.append(f"{path / 'summary.json'} cannot be read: {told(error)}")
-    longest_first = sorted((successes for _, _, successes, _ in lines), key=len, reverse=True)
+    longest_first = sorted((successes for _, _, _, successes, _ in lines), key=len, reverse=True)
     stages = dict.fromkeys(stage for successes in longest_first for stage in successes)
-    columns = [Column(escape(stage), min_width=6, overflow="fold") for stage in stages]
+    titles = {"model": "evaluated"}  # of an evaluation, whose stage is named after who plays
+    columns = [Column(escape(titles.get(stage, stage)), min_width=6, overflow="fold") for stage in stages]
     state = Column("state", min_width=len("unfinished"), overflow="fold")
     name = Column("run", min_width=10, overflow="fold")
     gain = Column("gain (95%)", min_width=12, overflow="fold")
-    table = Table(name, state, *columns, gain, box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
-    for title, came_of, successes, change in lines:
-        table.add_row(escape(title), came_of, *(successes.get(stage, "-") for stage in stages), change)
+    player = Column("model", min_width=8, overflow="fold")
+    columns = [name, player, state, *columns, gain]
+    table = Table(*columns, box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    for title, plays, came_of, successes, change in lines:
+        cells = [successes.get(stage, "-") for stage in stages]
+        table.add_row(escape(title), escape(plays) or "-", came_of, *cells, change)
     console.print(table if lines else f"no runs in {folder}")
     for fault in faults:
         say(fault)
+
+
+def _row(path: Path) -> dict[str, Any]:
+    """A run as JSON: success of each stage and gain with their intervals, and what is wrong with it."""
+    from ...agents import Run
+
+    row: dict[str, Any] = {"run": path.name, "model": who(path), "state": "unfinished", "success": {}, "gain": None}
+    try:
+        if summary := Run(path).summary():
+            successes = {stage: result["success"] for stage, result in summary["stages"].items()}
+            row |= {"state": "finished", "success": successes, "gain": summary["gain"]}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        row |= {"state": "damaged", "fault": told(error)}
+    return row
 
 
 def _came_of(run: Run) -> tuple[str, dict[str, str], str]:

@@ -21,6 +21,7 @@ from ...agents import EpisodeStore, Node, RolloutTree
 from ...agents.evaluation import succeeded
 from ...agents.store import Record, StoreError, TreeSummary, Where, read_lines
 from ...agents.store.folder import count_failures, tokenizer_file
+from ..folders import who
 from .lessons import has_lessons
 
 T = TypeVar("T")
@@ -108,7 +109,7 @@ class Volume:
             "name": self.name,
             "env": _section(scenario, "environment").get("id"),
             "algorithm": algorithm.get("name"),
-            "model": _short(str(model.get("name", ""))) + " lora" * (model.get("weights") == "lora"),
+            "model": who(self.path) + " lora" * (model.get("weights") == "lora"),
             "seed": scenario.get("seed"),
             "finished": summary is not None,
             "failures": self._failures(),
@@ -418,12 +419,6 @@ def _exact(value: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= EXACT:
         return str(value)
     return value
-
-
-def _short(model: str) -> str:
-    """The last part of a model's name. For a model in a run's folder it is the name of the run."""
-    path = Path(model)
-    return path.parent.name if path.name == "model" else path.name
 
 
 def _step(tree: TreeSummary) -> float:
