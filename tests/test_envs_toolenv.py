@@ -20,9 +20,6 @@ from treegym.tools import FunctionTool, ToolError, tool
 PRIZES = ("gold", "goat", "dust")
 
 
-FEW = pytest.mark.filterwarnings("ignore:.* changes nothing")  # of six tasks
-
-
 class Doors(ToolEnv):
     instructions = "Say what is behind the door."
     max_turns = 4
@@ -67,7 +64,6 @@ def begun(**settings: Any) -> Doors:
     return env
 
 
-@FEW
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_few_lines_make_a_sound_environment(format: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if format != "tagged":  # fresh interpreters are slow, and one format tells
@@ -145,7 +141,6 @@ def test_an_episode_is_the_same_in_whatever_order_its_calls_end() -> None:
     assert all(episode(order) == first for order in ("dcba", "bdac", "cadb"))
 
 
-@FEW
 def test_given_functions_fork_pickle_and_answer_alike_when_remembered() -> None:
     check_env(lambda: Doors(tools=[shout, spell]))
     env = begun(tools=[spell])

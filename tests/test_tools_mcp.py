@@ -361,12 +361,18 @@ class ToolEnvOf(ToolEnv):
     def __init__(self, tools: Any) -> None:
         super().__init__(tools=tools)
 
+    def begin(self, options: Mapping[str, Any]) -> str:
+        return "?"
+
+    def score(self, answer: str) -> dict[str, float]:
+        return {"exact": 1.0}
+
 
 def test_tools_of_one_name_are_refused_and_a_prefix_parts_them(script: list[str]) -> None:
     with MCPServer(script) as one, MCPServer(script, prefix="other_") as two:
         with pytest.raises(ValueError, match=r"two tools are named 'add': .*prefix"):
-            ToolEnv(tools=[*one.tools, *one.tools])
-        assert "other_add" in ToolEnv(tools=[*one.tools, *two.tools]).tools
+            ToolEnvOf([*one.tools, *one.tools])
+        assert "other_add" in ToolEnvOf([*one.tools, *two.tools]).tools
         assert call(two, "other_add").text == "1"
 
 
@@ -628,8 +634,8 @@ def test_nothing_but_protocol_goes_to_standard_output(tmp_path: Path) -> None:
     ("arguments", "says"),
     [
         (["treegym/Mase-v0"], "did you mean 'treegym/Maze-v0'"),
-        (["treegym/Maze-v0", "--set", "size=99"], "size 99"),
-        (["treegym/Maze-v0", "--set", "size"], "--set takes KEY=VALUE"),
+        (["treegym/Maze-v0", "--setting", "size=99"], "size 99"),
+        (["treegym/Maze-v0", "--setting", "size"], "--setting takes KEY=VALUE"),
         (["treegym/Maze-v0", "--http", "99999"], "less than or equal to 65535"),
         (["treegym/Maze-v0", "--http", "0", "--host", "192.0.2.1"], "cannot listen at 192.0.2.1"),
     ],
