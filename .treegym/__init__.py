@@ -14,7 +14,7 @@ import gymnasium
 if TYPE_CHECKING:
     from . import agents, envs, scenarios, tools, trainers
     from .agents import Run
-    from .agents.evaluation import compare, evaluate
+    from .agents.evaluation import evaluate
     from .envs import Message, Task, TextEnv, ToolEnv, check_env
     from .scenarios import Scenario, load_scenario, train
     from .tools import ToolError, tool
@@ -35,14 +35,13 @@ _NAMES = {
     "ToolEnv": "envs",
     "ToolError": "tools",
     "check_env": "envs",
-    "compare": "agents.evaluation",
     "evaluate": "agents.evaluation",
     "load_scenario": "scenarios",
     "tool": "tools",
     "train": "scenarios",
 }
 __all__ = [
-    "Message", "Run", "Scenario", "Task", "TextEnv", "ToolEnv", "ToolError", "agents", "check_env", "compare", "envs",
+    "Message", "Run", "Scenario", "Task", "TextEnv", "ToolEnv", "ToolError", "agents", "check_env", "envs",
     "evaluate", "load_scenario", "scenarios", "tool", "tools", "train", "trainers",
 ]  # fmt: skip
 

@@ -93,6 +93,7 @@ def check_env(
     with _progress() as tell, contextlib.closing(stock):
         tell("Gymnasium's contract", 0)
         check_gymnasium_contract(new)
+        options_are_read(runs)
         for number, (run, law) in enumerate(itertools.product(runs, LAWS)):
             tell(f"seed {run.seed}: {law.__name__.replace('_', ' ')}", number / (len(runs) * len(LAWS)))
             law(run)
@@ -311,6 +312,19 @@ def heldout_tasks_are_others(runs: Sequence[_Run]) -> None:
                     f"among the first {FEW} to train on: draw them from different ones (docs/environments.md, Splits)",
                     stacklevel=3,
                 )
+
+
+def options_are_read(runs: Sequence[_Run]) -> None:
+    """Those that are given are known to the environment, if it tells what it reads."""
+    read: set[str] = {"split"}
+    for run in runs:
+        with run.begun() as (env, _):
+            if not isinstance(env.unwrapped, ToolEnv):
+                return
+            read |= env.unwrapped.options_read
+    for run in runs[:1]:
+        unread = sorted(run.options.keys() - read)
+        run.require(not unread, f"begin() reads no option {', '.join(unread)}; it reads {', '.join(sorted(read))}")
 
 
 def messages_are_recorded(run: _Run) -> None:

@@ -125,6 +125,7 @@ class ToolEnv(TextEnv):
 
     def _clear(self) -> None:
         self.seed_key = ""
+        self.options_read: frozenset[str] = frozenset()  # names that `begin` asked for
         self.turn, self.over, self.well_formed = 0, True, True
         self.transcript: tuple[Exchange, ...] = ()
         self.answered: str | None = None
@@ -199,9 +200,7 @@ class ToolEnv(TextEnv):
         task = self.begin(asked)
         if not isinstance(task, str):
             raise TypeError(f"{type(self).__name__}.begin returned {task!r:.80}: {_RETURNS['begin'][1]}")
-        if unread := sorted(asked.keys() - asked.read - {"split"}):
-            known = ", ".join(sorted(asked.read)) or "none"
-            raise ValueError(f"{type(self).__name__} has no option {unread[0]!r} of reset; it reads these: {known}")
+        self.options_read = frozenset(asked.read)
         self.over = False
         system = "\n".join(filter(None, [self.instructions, self.format.instructions(self.tools)]))
         messages = [Message("system", system), Message("user", task)]

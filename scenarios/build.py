@@ -43,6 +43,7 @@ from .serving import served_policy
 from .terminal import say, told
 from .watch import ProgressBars, concerns, improvement_health, show_results, summary
 
+EPISODES = 8  # in which it is seen which options an environment reads
 NOT_REPEATABLE = (
     "repeated, this run may end otherwise: what else is in a batch changes last bits here, and that depends on how "
     "long tools take; model.lockstep=true has every pass wait for all rollouts"
@@ -208,12 +209,28 @@ def try_environment(environment: TaskSet) -> TextEnv:
     for split, options in (("heldout", environment.heldout), ("train", environment.train)):
         try:
             env.reset(seed=0, options=dict(options))
+            _check_read(env, options)
         except ValueError as error:
             raise ScenarioError(f"environment.{split}: {error}") from error
     terms = {"format", *env.reward_weights}
     if own_weights(env) and environment.success not in terms:
         raise ScenarioError(f"environment.success: no reward term {environment.success!r}; terms: {sorted(terms)}")
     return env
+
+
+def _check_read(env: TextEnv, options: Mapping[str, Any]) -> None:
+    """ValueError for an option of reset that the environment reads in none of a few episodes."""
+    own = env.unwrapped
+    if not isinstance(own, ToolEnv):
+        return
+    known = {"split", *own.options_read}
+    for seed in range(1, EPISODES):
+        if options.keys() <= known:
+            return
+        env.reset(seed=seed, options=dict(options))
+        known |= own.options_read
+    if unread := sorted(options.keys() - known):
+        raise ValueError(f"{unread[0]!r} is no option that the environment reads; it reads {', '.join(sorted(known))}")
 
 
 def check_warmup(scenario: Scenario) -> None:

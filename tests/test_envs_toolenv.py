@@ -408,12 +408,13 @@ def test_a_constructor_that_forgets_its_base_is_named() -> None:
         Forgets().reset(seed=0)
 
 
-def test_an_option_that_begin_does_not_read_is_refused() -> None:
-    """`split` alone goes to every environment."""
-    with pytest.raises(ValueError, match="Sums has no option 'mots' of reset; it reads these: most"):
-        Sums().reset(seed=0, options={"mots": 3})
-    one, _ = Sums().reset(seed=0, options={"most": 3, "split": "heldout"})
-    assert one == Sums().reset(seed=0, options={"most": 3})[0]
+def test_the_options_that_begin_asks_for_are_known() -> None:
+    env = Sums()
+    one, _ = env.reset(seed=0, options={"most": 3, "split": "heldout", "mots": 2})
+    assert env.options_read == {"most"} == env.fork().options_read
+    assert one == env.reset(seed=0, options={"most": 3})[0]
+    with pytest.raises(AssertionError, match=r"begin\(\) reads no option mots; it reads most, split"):
+        check_env(Sums, options={"mots": 2})
 
 
 def test_code_may_call_a_tool_by_place() -> None:

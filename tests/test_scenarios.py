@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -265,6 +266,10 @@ def test_refusals(scenario: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     [
         ("environment.settings.hop=[1]", "environment: "),
         ("environment.settings.hops=[40]", "environment.heldout: 40 links"),
+        (
+            "environment.train.hop=[1]",
+            "environment.train: 'hop' is no option that the environment reads; it reads h",
+        ),
         ("environment.success=exct", "environment.success: no reward term 'exct'; terms: ['exact', 'format']"),
         ("environment.id=CartPole-v1", "environment: CartPole-v1 is a CartPoleEnv, not a TextEnv"),
         ("environment.id=tests/Silent-v0", "warmup.demonstrations: tests/Silent-v0 has no oracle"),
@@ -438,18 +443,17 @@ def test_the_version_is_said(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_runs_are_listed_with_who_played(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lookup = ("eval", "lookup", "--tasks", "3", "--out", str(tmp_path / "a_name_that_is_long_but_stands_whole"))
-    said = command(capsys, *lookup, "--policy", "oracle")[1]
+    name = "a_name_that_is_long_but_stands_whole_in_a_pipe"
+    said = command(capsys, "eval", "lookup", "--tasks", "3", "--out", str(tmp_path / name), "--policy", "oracle")[1]
     assert "\noracle, evaluated:\n" in f"\n{said}"
-    table = command(capsys, "runs", str(tmp_path))[1]
-    assert re.search(r"a_name_that_is_long_but_stands_whole +oracle +finished +\d+\.0%", table)
+    arguments, environment = [sys.executable, "-m", "treegym", "runs", str(tmp_path)], {**os.environ}
+    environment.pop("COLUMNS", None)
+    table = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=True).stdout
+    assert re.search(rf"^{name} +oracle +finished +\d+\.0%", table, re.MULTILINE)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "scenario.yaml").write_text(NANO)
     (tmp_path / "b" / "summary.json").write_text("{")
     one, other = (json.loads(line) for line in command(capsys, "runs", str(tmp_path), "--json")[1].splitlines())
-    assert (one["model"], one["state"], one["success"]["model"].keys()) == (
-        "oracle",
-        "finished",
-        {"mean", "low", "high"},
-    )
-    assert (other["model"], other["state"]) == ("nano", "damaged") and "summary.json" in other["fault"]
+    assert (one["run"], one["model"], one["state"]) == (name, "oracle", "finished")
+    assert one["success"]["model"].keys() == {"mean", "low", "high"}
+    assert (other["model"], other["state"]) == ("nano", "damaged") and "JSON" in other["fault"]

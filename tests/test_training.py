@@ -420,7 +420,7 @@ def test_a_step_s_mismatch_is_that_before_its_first_update(tmp_path: Path) -> No
 def test_at2po_trains_on_ratios_that_begin_at_one(tmp_path: Path) -> None:
     """In bfloat16 sampler and learner differ by more than its bounds; none of its loss is clipped for that."""
     texts = ["<answer>red blue</answer> Choose. Red or blue?"]
-    improvement = Improvement(1, tasks_per_step=2, optimization=Optimization(1e-4))
+    improvement = Improvement(1, tasks_per_step=16, optimization=Optimization(1e-4))
     algorithm = replace(at2po(), rollout=Chains(8))
     shares = []
     for old in ("sampler", "learner"):
