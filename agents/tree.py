@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..envs import Message, Task
 from ..tools import ToolCall
+from .notebook import tree_html
 from .policy import Completion
 
 TurnAdvantage = float | NDArray[np.float64]  # one for all of the turn's sampled tokens, or one for each
@@ -116,6 +117,9 @@ class RolloutTree:
     def num_total_tokens(self) -> int:
         """Tokens of all rollouts written out one by one."""
         return sum(len(self.tokens(path)) for path in self.paths)
+
+    def _repr_html_(self) -> str:
+        return tree_html(self)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

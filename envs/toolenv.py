@@ -71,6 +71,8 @@ class ToolEnv(TextEnv):
     # attributes that forks share
     shared: ClassVar[frozenset[str]] = frozenset({"spec", "format", "reward_weights", "given_terms"})
 
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 1}  # type: ignore[misc]
+
     _tool_methods: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls) -> None:
@@ -88,7 +90,9 @@ class ToolEnv(TextEnv):
         max_turns: int | None = None,
         reward_weights: Mapping[str, float] | None = None,
         terms: Mapping[str, str | Callable[[Any], float | None]] | None = None,
+        render_mode: str | None = None,
     ) -> None:
+        self.render_mode = render_mode
         for name, (_, wanted) in _RETURNS.items():
             if getattr(type(self), name) is getattr(ToolEnv, name):
                 raise TypeError(f"{type(self).__name__} has no {name}(): {wanted}")
@@ -130,6 +134,7 @@ class ToolEnv(TextEnv):
         self.transcript: tuple[Exchange, ...] = ()
         self.answered: str | None = None
         self.lost: EpisodeLost | None = None
+        self.said: tuple[Message, ...] = ()  # by reset or the last step
 
     def begin(self, options: Mapping[str, Any]) -> str:
         """Draws the task with `self.np_random`; the text of the user's message."""
@@ -204,6 +209,7 @@ class ToolEnv(TextEnv):
         self.over = False
         system = "\n".join(filter(None, [self.instructions, self.format.instructions(self.tools)]))
         messages = [Message("system", system), Message("user", task)]
+        self.said = tuple(messages)
         return observation_of(messages), {"messages": messages, "reward_terms": {}, **self.details()}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
@@ -213,6 +219,7 @@ class ToolEnv(TextEnv):
         before = len(self.transcript)
         parsed = self.format.parse(encodable(action), self.tools)
         messages = self._act(parsed)
+        self.said = tuple(messages)
         terminated = self.answered is not None
         truncated = not terminated and (self.lost is not None or self.turn >= self.max_turns)
         self.over = terminated or truncated
@@ -261,6 +268,12 @@ class ToolEnv(TextEnv):
         if not isinstance(terms, Mapping):
             raise TypeError(f"{type(self).__name__}.score returned {terms!r:.80}: {_RETURNS['score'][1]}")
         return {**terms, "format": float(self.well_formed)}
+
+    def render(self) -> str | None:
+        """What reset or the last step said, with `render_mode` "ansi"; a line names each message's role."""
+        if self.render_mode is None:
+            return None
+        return "\n".join(f"[{message.role}]\n{message.text}" for message in self.said)
 
     def fork(self) -> Self:
         return forked(self, self.shared)

@@ -43,6 +43,7 @@ from .serving import served_policy
 from .terminal import say, told
 from .watch import ProgressBars, concerns, improvement_health, show_results, summary
 
+IN_A_MODULE = "in a module of its own, named module:id, its runs can be replayed and evaluated"
 EPISODES = 8  # in which it is seen which options an environment reads
 NOT_REPEATABLE = (
     "repeated, this run may end otherwise: what else is in a batch changes last bits here, and that depends on how "
@@ -113,6 +114,8 @@ def build_trainer(scenario: Scenario, run: Run, watcher: Watcher) -> Trainer:
     """
     env = try_environment(scenario.environment)
     check_weights(scenario, env)
+    if type(env.unwrapped).__module__ == "__main__":
+        say(f"{scenario.environment.id} lives in __main__, where commands cannot find it: {IN_A_MODULE}")
     for environment in environments_of(scenario.plan()):
         with contextlib.closing(try_environment(environment)):
             pass

@@ -440,3 +440,13 @@ def test_an_unknown_tool_and_an_empty_element_are_answered_with_what_was_wrong(a
     env = Doors()
     env.reset(seed=0)
     assert env.step(action)[0].startswith(said)
+
+
+@pytest.mark.parametrize("id", ["treegym/Lookup-v0", "treegym/FactSearch-v0"])
+def test_an_environment_renders_what_it_said(id: str) -> None:
+    env = gymnasium.make(id, render_mode="ansi")
+    env.reset(seed=0)
+    assert str(env.render()).startswith("[system]\n") and "\n[user]\n" in str(env.render())
+    observation, *_ = env.step("nothing")
+    assert env.render() == f"[user]\n{observation}"
+    assert gymnasium.make(id).unwrapped.render() is None

@@ -50,8 +50,8 @@ ORDER = {
     "tools": "named artefacts protocol deadline function cassette search calls looping browser sandbox mcp",
     "envs": "notes base rewards spaces formats toolparts toolenv screen fresh problems wrappers task "
     "factsearch household houserules lookup maze desk code math web check",
-    "agents": "policy template models chat tree inference loop rollouts store evaluation serving policies exchange "
-    "memory",
+    "agents": "policy template models chat notebook tree inference loop rollouts store evaluation serving policies "
+    "exchange memory",
     "trainers": "checks packing advantages tasks curriculum losses algorithms learner pipeline stages plan training",
     "scenarios": "errors terminal charts folders viewer modules person secret watch parts schema changes tasks "
     "serving memory build policies evaluation comparison commands",

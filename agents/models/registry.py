@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 import tempfile
@@ -179,7 +180,9 @@ def _found(name_or_path: str | Path, read: Callable[[str | Path, bool], T]) -> T
         return read(_model_in(Path(name)), True)
     tried = f"no model {name!r}: not one of {', '.join(MODELS)}, no such directory"
     if isinstance(name_or_path, Path) or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
-        raise FileNotFoundError(f"{tried}, not owner/name on the hub")
+        near = difflib.get_close_matches(name, MODELS, 1)
+        meant = f"; did you mean {near[0]!r}?" if near else ""
+        raise FileNotFoundError(f"{tried}, not owner/name on the hub{meant}")
     refusal = _hub_refusal(name)
     try:
         return read(name, refusal is not None)

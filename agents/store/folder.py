@@ -8,9 +8,10 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ...tools import Cassette
+from ..notebook import frame, run_html
 from .store import EpisodeStore, append_line, finite, read_lines, sync
 
 if TYPE_CHECKING:
@@ -63,6 +64,13 @@ class Run:
         """The summary of a finished run."""
         file = self.path / "summary.json"
         return json.loads(file.read_text()) if file.exists() else None
+
+    def frame(self, kind: Literal["pandas", "polars"] = "pandas") -> Any:
+        """The rollouts as a table of pandas or polars, a row for each; see `treegym.agents.notebook.frame`."""
+        return frame(self, kind)
+
+    def _repr_html_(self) -> str:
+        return run_html(self)
 
     def sizes(self) -> dict[str, int]:
         """Bytes of metrics and trees, once they have been synced to the disk."""

@@ -55,11 +55,14 @@ class FactSearchEnv(ToolEnv):
         oracle_error: float = 0.0,
         reward_weights: Mapping[str, float] | None = None,
         terms: Mapping[str, Any] | None = None,
+        render_mode: str | None = None,
     ) -> None:
         self.files = (_paths(corpus), str(questions) if questions else None, server)
         index, self.questions = load(*self.files)
         tools = [SearchTool(index, top_k, snippet_chars)]
-        super().__init__(tools=tools, format=format, reward_weights=reward_weights, terms=terms)
+        super().__init__(
+            tools=tools, format=format, reward_weights=reward_weights, terms=terms, render_mode=render_mode
+        )
         self.turn_limit = max_turns
         self.oracle_error = oracle_error
         self.draw = {"split": split, "hops": tuple(hops), "paths": paths}
