@@ -163,7 +163,10 @@ class _Run:
         except Exception as error:
             said = f"step() raised {type(error).__name__}: {error}\nturn {number}, the action {action[:80]!r}"
             raise AssertionError(self._named(said, BUG)) from error
-        return Turn(number, observation, info, env.state_key(), action, float(reward), terminated, truncated)
+        self.require(
+            isinstance(reward, float), f"turn {number}: the reward {reward!r} after {action[:40]!r} is no float"
+        )
+        return Turn(number, observation, info, env.state_key(), action, reward, terminated, truncated)
 
     def finish(self, env: TextEnv, after: int = 0, hostile: bool = True) -> list[Turn]:
         """The turns after so many until the end."""

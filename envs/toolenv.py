@@ -59,6 +59,10 @@ class ToolEnv(TextEnv):
     valid arguments. Every turn has those of `score_step` and of the functions in `terms`; a term that several of these
     give is their sum.
 
+    In an episode a subclass reads `transcript`, the calls so far with their results; `turn`, how many there were;
+    `answered`, the answer or None; `well_formed`, whether no turn was at fault; `over`; `seed_key`, a text that names
+    seed and options; and `said`, the messages of reset or of the last step.
+
     `tools` are tools and toolkits, or names of them: "module:Name", or {"module:Name": {arguments}}, which is called.
     `terms` are functions of the environment, or their names "module:function". Each is called after every turn, the
     last one too, and gives a number, or None where it has nothing to say.

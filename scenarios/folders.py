@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ PLAYED = ("trees.jsonl", "trees.jsonl.zst", "metrics.jsonl", "cassette.jsonl", "
 
 def who(folder: Path) -> str:
     """Who plays in the evaluation in a folder, or which model the run there trains; empty where nothing says it."""
-    policy, model = _content(folder / "evaluation.json").get("policy"), _content(folder / "scenario.yaml").get("model")
+    policy = content_of(folder / "evaluation.json").get("policy")
+    model = content_of(folder / "scenario.yaml").get("model")
     return short_name(str(policy or (model if isinstance(model, dict) else {}).get("name") or ""))
 
 
@@ -23,8 +25,14 @@ def short_name(model: str) -> str:
     return model if "://" in model else path.parent.name if path.name == "model" else path.name
 
 
-def _content(file: Path) -> dict[str, Any]:
-    """The mapping in a YAML or JSON file, as far as it can be read."""
+def content_of(file: Path) -> dict[str, Any]:
+    """The mapping in a YAML or JSON file, unchecked, so that runs of other versions can be shown; empty if it holds
+    none."""
+    return _content(file, file.stat().st_mtime_ns) if file.is_file() else {}
+
+
+@functools.lru_cache(1024)
+def _content(file: Path, written: int) -> dict[str, Any]:
     import yaml
 
     try:

@@ -198,6 +198,12 @@ def test_a_broken_promise_is_named(broken: type[LookupEnv], promise: str) -> Non
         check_env(broken)
 
 
+class PaysWhole(LookupEnv):
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        observation, reward, *rest = super().step(action)
+        return (observation, int(reward), *rest)  # type: ignore[return-value]
+
+
 class Clocked(LookupEnv):
     def begin(self, options: Mapping[str, Any]) -> str:
         return f"{super().begin(options)} It is {time.perf_counter_ns()}."
@@ -254,6 +260,7 @@ class TellsNumbers(LookupEnv):
             DividesByZero,
             r"step\(\) raised ZeroDivisionError: .*\nturn \d+, the action .*\nusually: ToolError",
         ),
+        (PaysWhole, r"turn 1: the reward 0 after .* is no float"),
         (TellsNumbers, r"turn 1: observation is another\nfirst: .*\nthen: "),
     ],
 )

@@ -27,8 +27,9 @@ class Run:
     metrics.jsonl; `close` completes it.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: str | Path) -> None:
+        """Opens the run in a directory, which is made if it is missing."""
+        self.path = path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
         self.trees = EpisodeStore(trees_file(path))
         self.cassette = Cassette(path / "cassette.jsonl")

@@ -13,7 +13,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import yaml
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
@@ -21,7 +20,7 @@ from ...agents import EpisodeStore, Node, RolloutTree
 from ...agents.evaluation import succeeded
 from ...agents.store import Record, StoreError, TreeSummary, Where, read_lines
 from ...agents.store.folder import count_failures, tokenizer_file
-from ..folders import who
+from ..folders import content_of, who
 from .lessons import has_lessons
 
 T = TypeVar("T")
@@ -301,7 +300,7 @@ class Volume:
 
     @property
     def _scenario(self) -> dict[str, Any]:
-        return _scenario(self.path)
+        return content_of(self.path / "scenario.yaml")
 
 
 class Shelf:
@@ -336,12 +335,7 @@ class Shelf:
 
 def success_term(run: Path) -> str:
     """The reward term that is 1 where a rollout succeeded, as the scenario in a run's folder names it."""
-    return str(_section(_scenario(run), "environment").get("success", "exact"))
-
-
-def _scenario(run: Path) -> dict[str, Any]:
-    file = run / "scenario.yaml"
-    return _mapping(file, file.stat().st_mtime_ns) if file.is_file() else {}
+    return str(_section(content_of(run / "scenario.yaml"), "environment").get("success", "exact"))
 
 
 def _mean(advantage: float | Sequence[float]) -> float:
@@ -392,16 +386,6 @@ def pieces(tokenizer: Tokenizer, tokens: Sequence[int], text: str) -> list[str] 
 @lru_cache(4)
 def _tokenizer(file: Path, written: int) -> Tokenizer:
     return Tokenizer.from_file(str(file))
-
-
-@lru_cache(1024)
-def _mapping(file: Path, written: int) -> dict[str, Any]:
-    """The mapping in a YAML file, unchecked, so that runs of other versions can be shown. Empty if it holds none."""
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def to_json(content: Any) -> str:
