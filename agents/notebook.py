@@ -40,6 +40,14 @@ def _rollout(tree: RolloutTree, number: int) -> str:
     return _details(title, "".join(said))
 
 
+def conversation(tree: RolloutTree, rollout: int) -> str:
+    """A rollout as text, from the prompt on; each message below its role."""
+    said = [(message.role, message.text) for message in tree.messages]
+    for node in (tree.nodes[i] for i in tree.paths[rollout]):
+        said += [("assistant", node.action.text), *((message.role, message.text) for message in node.messages)]
+    return "\n".join(f"[{role}]\n{text}" for role, text in said)
+
+
 def run_html(run: Run) -> str:
     """The run as HTML: success by stage with its interval, and how many trees there are."""
     stages: Mapping[str, Any] = (run.summary() or {}).get("stages", {})

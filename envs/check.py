@@ -166,7 +166,7 @@ class _Run:
         self.require(
             isinstance(reward, float), f"turn {number}: the reward {reward!r} after {action[:40]!r} is no float"
         )
-        return Turn(number, observation, info, env.state_key(), action, reward, terminated, truncated)
+        return Turn(number, observation, info, env.state_key(), action, float(reward), terminated, truncated)
 
     def finish(self, env: TextEnv, after: int = 0, hostile: bool = True) -> list[Turn]:
         """The turns after so many until the end."""

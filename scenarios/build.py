@@ -25,6 +25,7 @@ from ..agents.models.lora import add_lora, has_lora, save_adapter
 from ..agents.models.registry import end_tokens, load, load_tokenizer
 from ..agents.policies.sampler import TransformersPolicy
 from ..agents.rollouts.response import act, episode_errors, open_task
+from ..agents.store import Tracker
 from ..agents.store.folder import whole, write_text
 from ..envs import TextEnv, ToolEnv, action_format, format_of
 from ..envs.formats.tagged import DEFAULT
@@ -37,7 +38,7 @@ from .errors import ScenarioError
 from .folders import begun
 from .memory import load_memory
 from .modules import folders_of
-from .parts import made_with
+from .parts import build_part, made_with
 from .schema import Scenario, dump_scenario, environments_of, load_scenario
 from .serving import served_policy
 from .terminal import say, told
@@ -76,6 +77,7 @@ def train(scenario: Scenario, out: str | Path, *, resume: bool = False) -> dict[
         if scenario.warmup.demonstrations:
             check_warmup(scenario)
         run = Run(folder)
+        run.trackers = [build_part(Tracker, part, f"trackers.{i}") for i, part in enumerate(scenario.trackers)]
         run.claim()  # before anything is written
         try:
             differing = changed(run, recorded, scenario)

@@ -34,6 +34,7 @@ FREE = (
     "serving.sync",
     "serving.urls",
     "threads",
+    "trackers",
     "warmup.optimization.max_tokens",
 )
 

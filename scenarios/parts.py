@@ -15,7 +15,7 @@ from typing import Any, get_args, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from .. import agents, trainers
-from ..agents import memory, rollouts
+from ..agents import memory, rollouts, store
 from ..envs.wrappers import find_wrapper
 from ..tools.named import PartNotFound, split_name, written
 from ..trainers import advantages, losses
@@ -63,6 +63,7 @@ STAGES: dict[str, type] = {
 }
 COMPARISONS: dict[str, type] = {kind.__name__: kind for kind in (losses.Groups, losses.Siblings)}
 REFLECTORS: dict[str, type] = {kind.__name__: kind for kind in (memory.AskModel, memory.Contrast)}
+TRACKERS: dict[str, type] = {kind.__name__: kind for kind in (store.Trackio, store.Wandb)}
 SUM_LOSSES: dict[str, type] = {kind.__name__: kind for kind in (losses.DpoLoss, losses.GvpoLoss)}
 Credit = trainers.AdvantageEstimator | losses.Comparisons  # what stands at algorithm.advantage
 Loss = trainers.PolicyLoss | losses.SumLoss  # what stands at algorithm.loss
@@ -75,6 +76,7 @@ _METHODS: dict[Any, tuple[str, ...]] = {  # that make something a part of the ki
     memory.Reflector: ("reflect",),
     trainers.TaskSource: ("draw", "report"),
     trainers.Stage: ("name", "run"),
+    store.Tracker: ("open", "episodes"),
 }
 _KINDS: dict[Any, Mapping[str, type]] = {
     agents.RolloutStrategy: ROLLOUTS,
@@ -85,11 +87,12 @@ _KINDS: dict[Any, Mapping[str, type]] = {
     memory.Reflector: REFLECTORS,
     trainers.TaskSource: SOURCES,
     trainers.Stage: STAGES,
+    store.Tracker: TRACKERS,
 }
 
 
 def build_part(kind: Any, written: Any, place: str) -> Any:
-    """A part of a kind (RolloutStrategy, Credit, Loss, Reflector, TaskSource, Stage) from what stands at `place`.
+    """A part of a kind, one of those in _KINDS, from what stands at `place`.
 
     `GroupRelative`, or `{GroupRelative: {within: origin}}`; of `Sum` a list of weights and parts,
     `{Sum: [[1.0, GroupRelative], [0.5, AnchorStates]]}`. A class that a module has is made with the fields; a function

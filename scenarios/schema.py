@@ -159,6 +159,7 @@ class Scenario:
     max_failures: Annotated[float, Field(ge=0, le=1)] = 0.5
     environment_threads: Annotated[int, Field(ge=1)] = 32
     threads: Annotated[int, Field(ge=0)] = 0  # of the computation; 0: one for each core
+    trackers: tuple[Any, ...] = ()  # parts, which show metrics and sample episodes elsewhere, too
     look_in: Folders = ()  # in which the modules that it names are looked for first, then its own and the current one
 
     def plan(self) -> Plan:

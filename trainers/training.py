@@ -153,6 +153,7 @@ class Trainer:
         if grown.failed_tasks:
             result = _with_failures(result, chosen)
         self.record(grown.trees, stage=name, step=self.step)
+        self.run.show(name, self.step, grown.trees)
         mean, low, high = result.success
         self.run.log(
             stage=name,

@@ -6,6 +6,7 @@ from .index import TreeSummary
 from .records import Record
 from .salvage import migrate, salvage
 from .store import EpisodeStore, Loss, StoreLocked, append_line, read_lines
+from .trackers import TensorBoard, Tracker, Trackio, Wandb
 from .where import Range, Where
 
 __all__ = [
@@ -17,7 +18,11 @@ __all__ = [
     "Run",
     "StoreError",
     "StoreLocked",
+    "TensorBoard",
+    "Tracker",
+    "Trackio",
     "TreeSummary",
+    "Wandb",
     "Where",
     "append_line",
     "migrate",

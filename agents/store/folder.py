@@ -6,16 +6,19 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...tools import Cassette
-from ..notebook import frame, run_html
+from ..notebook import conversation, frame, run_html
 from .store import EpisodeStore, append_line, finite, read_lines, sync
+from .trackers import Board, TensorBoard, Tracker
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from ..tree import RolloutTree
 
 
 class Run:
@@ -24,7 +27,7 @@ class Run:
 
     A run that began with trees.jsonl, of schema 1, goes on with it. Where an environment reads from outside,
     cassette.jsonl holds what it was answered. Where TensorBoard is installed, tensorboard/ shows the numbers of
-    metrics.jsonl; `close` completes it.
+    metrics.jsonl; `trackers` show them elsewhere, with sample episodes; `close` completes them.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -34,7 +37,8 @@ class Run:
         self.trees = EpisodeStore(trees_file(path))
         self.cassette = Cassette(path / "cassette.jsonl")
         self._metrics = path / "metrics.jsonl"
-        self._board: Board | None = None
+        self.trackers: Sequence[Tracker] = ()
+        self._boards: list[tuple[Tracker, Board]] = []
 
     @property
     def started(self) -> bool:
@@ -45,9 +49,22 @@ class Run:
         self.trees.lock()
 
     def log(self, **row: Any) -> None:
-        self._board = self._board or Board(self.path / "tensorboard", self.metrics())
+        boards = self._opened()
         append_line(self._metrics, row)
-        self._board.add(row)
+        for _, board in boards:
+            board.add(row)
+
+    def show(self, stage: str, step: int, trees: Sequence[RolloutTree]) -> None:
+        """Shows sample episodes on the trackers: of each tree the first."""
+        for tracker, board in self._opened() if self.trackers else ():
+            if shown := [tree for tree in trees if tree.leaves][: tracker.episodes]:
+                board.show(stage, step, [_sample(tree) for tree in shown])
+
+    def _opened(self) -> list[tuple[Tracker, Board]]:
+        if not self._boards:
+            trackers = (TensorBoard(), *self.trackers)
+            self._boards = [(tracker, tracker.open(self.path, self.metrics())) for tracker in trackers]
+        return self._boards
 
     def metrics(self) -> list[dict[str, Any]]:
         return list(read_lines(self._metrics))
@@ -82,17 +99,21 @@ class Run:
         return {"metrics_size": metrics, "trees_size": self.trees.size}
 
     def close(self) -> None:
-        """Writes out what TensorBoard has yet to show and lets others write trees; a later `log` opens it again."""
+        """Writes out what trackers have yet to show and lets others write trees; a later `log` opens them again."""
         self.trees.close()
-        if self._board is not None:
-            self._board.close()
-        self._board = None
+        while self._boards:
+            self._boards.pop()[1].close()
 
     def forget(self, metrics_size: int, trees_size: int) -> None:
         """Forgets the metrics and trees that were written after these sizes, in bytes."""
         if self._metrics.exists():
             os.truncate(self._metrics, metrics_size)
         self.trees.truncate(trees_size)
+
+
+def _sample(tree: RolloutTree) -> tuple[str, float, int, str]:
+    """A row of COLUMNS: the first rollout of a tree."""
+    return str(tree.task.seed), tree.returns[0], len(tree.paths[0]), conversation(tree, 0)
 
 
 def trees_file(folder: Path) -> Path:
@@ -114,38 +135,6 @@ def tokenizer_file(folder: Path) -> Path:
     """Where a run's tokenizer is: tokenizer.json, or its model's if there is only that."""
     own, models = folder / "tokenizer.json", folder / "model" / "tokenizer.json"
     return models if models.exists() and not own.exists() else own
-
-
-class Board:
-    """The numbers of metric rows as TensorBoard scalars, named stage/metric; does nothing where it is not installed.
-
-    The folder is first written again from the rows so far, because a resumed run may have forgotten later ones.
-    """
-
-    def __init__(self, folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-        shutil.rmtree(folder, ignore_errors=True)
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            self._writer: Any = None
-            return
-        self._writer = SummaryWriter(str(folder))
-        for row in rows:
-            self.add(row)
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        if self._writer is None:
-            return
-        numbers = {**row}
-        for group in ("seconds", "cost"):
-            numbers |= {f"{group}/{name}": value for name, value in row.get(group, {}).items()}
-        for name, value in numbers.items():
-            if name not in ("stage", "step") and isinstance(value, int | float):
-                self._writer.add_scalar(f"{row['stage']}/{name}".replace(" ", "-"), value, row["step"])
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
