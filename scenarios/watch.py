@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from statistics import fmean
 from types import FrameType, TracebackType
@@ -17,9 +18,11 @@ from ..agents import Evaluation
 from ..agents.evaluation import Interval, paired_difference
 from .terminal import console, say
 
+SILENCE = 30.0  # seconds after which a line says how far it is, where there is no terminal
+
 
 class ProgressBars:
-    """A bar for each stage, or a line for each step where there is no terminal.
+    """A bar for each stage; where there is no terminal a line for each step, and now and then in an evaluation.
 
     The first Ctrl-C saves and stops, a second one stops at once; threads other than the main one hear no Ctrl-C.
     """
@@ -42,6 +45,7 @@ class ProgressBars:
         self._stages: dict[str, TaskID] = {}
         self._task: TaskID | None = None
         self._stop = False
+        self._said_at = time.monotonic()
 
     def __enter__(self) -> Self:
         self._heard = threading.current_thread() is threading.main_thread()
@@ -68,9 +72,11 @@ class ProgressBars:
         if self._task is not None and self._shown:
             fields: dict[str, Any] = {"note": note} if note else {}
             self._bars.update(self._task, advance=1, **fields)
-            if note and not console.is_terminal:
+            late = time.monotonic() - self._said_at >= SILENCE
+            if (note or late) and not console.is_terminal:
                 bar = self._bars.tasks[self._task]
-                say(f"{bar.description} {bar.completed:.0f}/{bar.total:.0f}: {note}")
+                say(f"{bar.description} {bar.completed:.0f}/{bar.total:.0f}" + f": {note}" * bool(note))
+                self._said_at = time.monotonic()
 
     def should_stop(self) -> bool:
         return self._stop

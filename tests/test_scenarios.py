@@ -23,6 +23,7 @@ from treegym.scenarios import Model, Scenario, ScenarioError, load_scenario
 from treegym.scenarios.build import check_weights, try_environment
 from treegym.scenarios.schema import BUNDLED, dump_scenario
 from treegym.scenarios.terminal import say
+from treegym.scenarios.watch import ProgressBars
 from treegym.tools import tool
 from treegym.trainers import ALGORITHMS, Improvement, TaskSet, gigpo
 from treegym.trainers.advantages import AnchorStates, GroupRelative, Norm, SharedMean, Sum
@@ -457,3 +458,18 @@ def test_runs_are_listed_with_who_played(tmp_path: Path, capsys: pytest.CaptureF
     assert (one["run"], one["model"], one["state"]) == (name, "oracle", "finished")
     assert one["success"]["model"].keys() == {"mean", "low", "high"}
     assert (other["model"], other["state"]) == ("nano", "damaged") and "JSON" in other["fault"]
+
+
+def test_without_a_terminal_long_work_says_now_and_then_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("treegym.scenarios.watch.time.monotonic", lambda: now)
+    bars = ProgressBars()
+    bars.begin("evaluating", 100)
+    for _ in range(100):
+        now += 1.0
+        bars.advance()
+    assert capsys.readouterr().out == "".join(f"evaluating {done}/100\n" for done in (30, 60, 90))
+    bars.advance("loss 0.10")
+    assert capsys.readouterr().out == "evaluating 101/100: loss 0.10\n"
