@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from test_memory_reflect import group
 
 from treegym.agents import Run
 from treegym.agents.notebook import SHOWN
+from treegym.envs import Message
 
 TREE = group(("left", "on", 1.0), ("<script>alert(1)</script>", "off", 0.5))
 
@@ -43,3 +46,19 @@ def test_a_run_is_a_table_of_its_rollouts(tmp_path: Path) -> None:
     assert [*table.columns[:4]] == ["tree", "rollout", "stage", "step"] and len(table) == 4
     assert table.groupby("stage")["return"].mean().to_dict() == {"warmed up": 0.75, "improvement": 0.75}
     assert [*table["turns"]] == [2] * 4 and [*table["step"]] == [0, 0, 3, 3] and table["terminated"].all()
+
+
+def test_a_listing_says_what_was_asked(tmp_path: Path) -> None:
+    """Of the environment's own words, on one line; an index of an older version is made anew."""
+    run = Run(tmp_path)
+    run.trees.append(TREE, stage="improvement", step=0)
+    told = Message("user", "Pass the\n  gate.\nNote of an earlier attempt; it may be wrong: hurry")
+    run.trees.append(replace(TREE, messages=(*TREE.messages, told)), stage="improvement", step=1)
+    run.close()
+    assert [summary.question for summary in run.trees.summaries()][1] == "Pass the gate."
+    with sqlite3.connect(tmp_path / "trees.jsonl.zst.index") as index:
+        index.execute("PRAGMA user_version = 3")
+    assert [summary.question for summary in Run(tmp_path).trees.summaries()] == [
+        "Pass the gate and the lamp. At the gate: left or right?",
+        "Pass the gate.",
+    ]

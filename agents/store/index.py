@@ -26,10 +26,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from ...envs import Message
+from ...envs.notes import own_text
 from ..tree import RolloutTree, is_success, tool_results
 from .where import Range, Where, wider
 
-_VERSION = 3  # of the tables
+_VERSION = 4  # of the tables
+QUESTION = 160  # characters of what was asked that a listing shows
 _BATCH = 256  # rows read at a time
 _TERM = "iif(json_valid(terms), (SELECT value FROM json_each(terms) WHERE key = ?) {} ?, 1)"  # NaN is no valid JSON
 
@@ -51,6 +54,7 @@ class TreeSummary:
     causes: Mapping[str, int]  # cause of truncation: number of rollouts
     sampled_tokens: int  # of the nodes; a turn that rollouts share counts once
     tool_calls: int  # counted in the same way
+    question: str = ""  # what was asked: the beginning of the prompt's last message
 
     @classmethod
     def of(cls, number: int, labels: Mapping[str, Any], tree: RolloutTree) -> TreeSummary:
@@ -71,12 +75,18 @@ class TreeSummary:
             causes=Counter(str(tree.nodes[i].info.get("cause")) for i in tree.leaves if tree.nodes[i].truncated),
             sampled_tokens=tree.num_sampled_tokens,
             tool_calls=sum(tool_results(node.messages) for node in tree.nodes),
+            question=_beginning(tree.messages),
         )
 
     def success(self, term: str) -> float | None:
         """The share of the rollouts that reached 1 in a reward term; None where no turn of the tree has that term."""
         count = self.successes.get(term)
         return None if count is None else count / self.rollouts
+
+
+def _beginning(messages: Sequence[Message]) -> str:
+    """Of the last message, without the notes behind it, on one line."""
+    return " ".join(own_text(messages[-1].text).split())[:QUESTION] if messages else ""
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -107,7 +107,7 @@ class Volume:
         return {
             "name": self.name,
             "env": _section(scenario, "environment").get("id"),
-            "algorithm": algorithm.get("name"),
+            "algorithm": None if (self.path / "evaluation.json").exists() else algorithm.get("name"),
             "model": who(self.path) + " lora" * (model.get("weights") == "lora"),
             "seed": scenario.get("seed"),
             "finished": summary is not None,

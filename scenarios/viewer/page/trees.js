@@ -8,6 +8,7 @@ const COLUMNS = [
   ["stage", "stage", false],
   ["step", "step"],
   ["env", "environment", false],
+  ["question", "task", false],
   ["rollouts", "rollouts"],
   ["nodes", "turns"],
   ["mean_return", "mean return"],
@@ -181,7 +182,7 @@ async function showTrees(main, parameters, signal) {
     const element = h("div", { class: `row${place === at ? " at" : ""}`, role: "row", id: `row${place}`, "aria-rowindex": place + 2, "aria-selected": String(place === at), onclick: () => row && open(place) },
       COLUMNS.map(([name]) => {
         const bar = name === "success" && row && row.success !== null;
-        return h("span", { role: "gridcell", class: `c-${name}` },
+        return h("span", { role: "gridcell", class: `c-${name}`, title: name === "question" ? row?.question : null },
           row && (name === "number" ? h("a", { href: hrefOf(row), tabindex: -1 }, String(row.number)) : cell(row, name)),
           bar && s("svg", { class: "bar", viewBox: "0 0 30 4", "aria-hidden": "true" }, s("rect", { class: "rest", width: 30, height: 4 }), s("rect", { class: "won", width: 30 * Math.min(1, row.success), height: 4 })));
       }));
