@@ -100,6 +100,11 @@ class RolloutTree:
         """Sum of the rewards along each rollout."""
         return tuple(sum(self.nodes[i].reward for i in path) for path in self.paths)
 
+    @property
+    def split(self) -> str:
+        """Of the task: as its environment says, or as it was asked for; empty where neither tells."""
+        return str(self.info.get("split", self.task.options.get("split", "")))
+
     def term(self, name: str) -> tuple[float, ...]:
         """A reward term summed along each rollout; turns without it count 0."""
         return tuple(sum(self.nodes[i].reward_terms.get(name) or 0.0 for i in path) for path in self.paths)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,15 @@ def test_the_best_choice_of_a_batch_becomes_a_lesson_with_its_evidence() -> None
     assert [piece.in_force for piece in added.evidence] == [(), (3,)]
     assert added.evidence[0].returns == (0.75, 0.25) and added.evidence[0].counts == (2, 2)
     assert not lessons_at_the_gate(reflected([FOUR], threshold=0.9))  # 0.5 alone is too little
+
+
+def test_a_held_out_task_is_no_evidence_whether_its_environment_says_so_or_not(tmp_path: Path) -> None:
+    asked = replace(FOUR, task=replace(FOUR.task, options={"split": "heldout"}))
+    told = replace(FOUR, info={**FOUR.info, "split": "heldout"})
+    with LessonStore(tmp_path / "lessons.sqlite") as store:
+        for tree in (asked, told):
+            outcomes = curate(store, reflected([tree], threshold=0.4), "step 1")
+            assert outcomes and all("not of the split 'heldout'" in each.refused for each in outcomes)
 
 
 def test_what_too_few_did_teaches_nothing() -> None:

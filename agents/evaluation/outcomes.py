@@ -54,7 +54,7 @@ class TaskOutcome:
         return cls(
             tree=number,
             task=tree.task,
-            split=str(tree.info.get("split", tree.task.options.get("split", ""))),
+            split=tree.split,
             difficulty=difficulty(tree.info),
             rollouts=tuple(
                 replace(_outcome(tree, path, term, answer), episode=f"{number}.{rollout}")

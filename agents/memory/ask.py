@@ -120,7 +120,7 @@ def evidence(seen: Seen) -> Evidence:
     """The worst and the best rollout of a group."""
     tree, told = seen.tree, tuple(map(int, lessons_of(seen.tree.task)))
     best, worst = _ends(tree)
-    split = str(tree.info.get("split", "train"))
+    split = tree.split or "train"
     returns = tree.returns[best], tree.returns[worst]
     return Evidence(
         seen.run, seen.number, (tree.leaves[best], tree.leaves[worst]), returns, (1, 1), split=split, in_force=told

@@ -77,7 +77,7 @@ class Comparison:
     @property
     def evidence(self) -> Evidence:
         seen, tree = self.place, self.place.tree
-        split, told = str(tree.info.get("split", "train")), tuple(map(int, lessons_of(tree.task)))
+        split, told = tree.split or "train", tuple(map(int, lessons_of(tree.task)))
         return Evidence(seen.run, seen.number, self.nodes, self.returns, self.counts, split=split, in_force=told)
 
 
