@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import pickle
 import re
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -302,11 +301,3 @@ def test_a_named_function_tool_is_the_tool_itself() -> None:
 def test_what_is_no_tool_or_term_is_refused(given: dict[str, Any], reason: str) -> None:
     with pytest.raises((ValueError, TypeError, ImportError), match=re.escape(reason)):
         LookupEnv(**{"reward_weights": {"exact": 1.0, "brief": 1.0}, **given})
-
-
-@pytest.mark.parametrize(
-    "script", [script for script in SCRIPTS if "check_env(" in script][1:], ids=["steps", "wrapper"]
-)
-def test_the_page_s_environments_keep_the_contract(script: str, tmp_path: Path) -> None:
-    (tmp_path / "example.py").write_text(script)
-    subprocess.run([sys.executable, tmp_path / "example.py"], check=True)

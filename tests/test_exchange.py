@@ -624,9 +624,9 @@ def test_runs_are_listed_with_the_stages_that_they_have(run: Path, capsys: pytes
     (other / "summary.json").write_text(json.dumps({"stages": {"before": half, "z": half, "[b]": half}, "gain": None}))
     lines = command(capsys, "runs", str(run.parent))[1].splitlines()
     cells = {row[0]: row[1:] for row in (re.split(r"\s{2,}", line.strip()) for line in lines)}
-    assert cells["run"] == ["state", "before", "z", "[b]", "gain (95%)"]
-    assert cells["other"] == ["finished", "50.0%", "50.0%", "50.0%", "-"]
-    assert cells["some"] == ["finished", "-", "50.0%", "-", "-"]
+    assert cells["run"] == ["model", "state", "before", "z", "[b]", "gain (95%)"]
+    assert cells["other"] == ["-", "finished", "50.0%", "50.0%", "50.0%", "-"]
+    assert cells["some"][1:] == ["finished", "-", "50.0%", "-", "-"]
 
 
 @pytest.mark.parametrize("format", EXCHANGES)
