@@ -285,6 +285,8 @@ def test_every_field_that_may_change_is_one(tmp_path: Path) -> None:
     scenario = load_scenario("lookup")
     named = {change.field for change in changes(scenario, load_scenario("maze"))}
     assert "environment.id" in named and "model.name" not in named
-    numbers = [field for field in FREE if not field.startswith(("keep", "on_failure", "max_failures", "serving"))]
-    for field in numbers:
-        assert [c.field for c in changes(scenario, load_scenario("lookup", [f"{field}=7"]))] == [field]
+    others = ("keep", "on_failure", "max_failures", "serving", "trackers")
+    numbers = [f"{field}=7" for field in FREE if not field.startswith(others)]
+    for changed in (*numbers, "trackers=[{Wandb: {project: mine}}]"):
+        found = [change.field for change in changes(scenario, load_scenario("lookup", [changed]))]
+        assert found == [changed.partition("=")[0]]
