@@ -61,8 +61,9 @@ _OWN = {
 
 def _register() -> tuple[str, ...]:
     """Makes the environments of treegym and of installed packages known to Gymnasium, without importing them."""
-    places = {point.name: point.value for point in entry_points(group=ENVIRONMENTS)}
-    places = {f"treegym/{name}-v0": f"{__name__}.envs.{place}" for name, place in _OWN.items()} | places
+    places = {f"treegym/{name}-v0": f"{__name__}.envs.{place}" for name, place in _OWN.items()}
+    for point in entry_points(group=ENVIRONMENTS):
+        places.setdefault(point.name, point.value)
     for id, place in places.items():
         if id not in gymnasium.registry:
             gymnasium.register(id, entry_point=place)

@@ -50,10 +50,11 @@ def conversation(tree: RolloutTree, rollout: int) -> str:
 
 def run_html(run: Run) -> str:
     """The run as HTML: success by stage with its interval, and how many trees there are."""
-    stages: Mapping[str, Any] = (run.summary() or {}).get("stages", {})
+    summary = run.summary()
+    stages: Mapping[str, Any] = (summary or {}).get("stages", {})
     rows = [(name, stage["tasks"], *(f"{stage['success'][key]:.1%}" for key in ("mean", "low", "high")))
             for name, stage in stages.items()]  # fmt: skip
-    state = "finished" if run.summary() else "not finished"
+    state = "finished" if summary else "not finished"
     table = _table(("", "tasks", "success", "from", "to"), rows) if rows else ""
     return f"<div><b>{escape(str(run.path))}</b>, {state}, {_count(len(run.trees), 'tree')}{table}</div>"
 

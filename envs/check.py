@@ -162,7 +162,7 @@ class _Run:
             observation, reward, terminated, truncated, info = env.step(action)
         except Exception as error:
             said = f"step() raised {type(error).__name__}: {error}\nturn {number}, the action {action[:80]!r}"
-            raise AssertionError(self._named(said, BUG)) from error
+            raise AssertionError(self.named(said, BUG)) from error
         self.require(
             isinstance(reward, float), f"turn {number}: the reward {reward!r} after {action[:40]!r} is no float"
         )
@@ -192,15 +192,15 @@ class _Run:
 
     def require(self, holds: bool, promise: str, cause: str = "") -> None:
         if not holds:
-            raise AssertionError(self._named(promise, cause))
+            raise AssertionError(self.named(promise, cause))
 
     def require_same(self, first: Sequence[Turn], then: Sequence[Turn], promise: str, cause: str) -> None:
         if difference := first_difference([turn.facts() for turn in first], [turn.facts() for turn in then]):
             turn = first[0].number if first else 0
             place, what = difference
-            raise AssertionError(self._named(f"{promise}\nturn {turn + place}: {what}", cause))
+            raise AssertionError(self.named(f"{promise}\nturn {turn + place}: {what}", cause))
 
-    def _named(self, promise: str, cause: str) -> str:
+    def named(self, promise: str, cause: str) -> str:
         return f"{self.name}, seed {self.seed}: {promise}" + (f"\nusually: {cause}" if cause else "")
 
     @functools.cached_property
@@ -270,13 +270,13 @@ def hash_seed_changes_nothing(runs: Sequence[_Run]) -> None:
             stacklevel=3,
         )
         return
+    here = _told(first.stock.new, first.options, seeds) if elsewhere else []
     for there in elsewhere:
-        for run, here, told in zip(runs, _told(first.stock.new, first.options, seeds), there, strict=True):
-            if difference := first_difference(here, told):
-                turn, what = difference
-                promise = (
-                    f"in a fresh interpreter with another hash seed, turn {here[turn % len(here)]['turn']}: {what}"
-                )
+        for run, ours, theirs in zip(runs, here, there, strict=True):
+            if difference := first_difference(ours, theirs):
+                place, what = difference
+                turn = ours[min(place, len(ours) - 1)]["turn"]
+                promise = f"in a fresh interpreter with another hash seed, turn {turn}: {what}"
                 run.require(False, promise, "a set that is iterated over: sort it")
 
 
@@ -367,7 +367,7 @@ def forks_are_independent(run: _Run) -> None:
             place = f"at turn {depth}"
             run.require(twin.state_key() == key, f"{place}: a fork has another state key than its original", UNCOPIED)
             for action in HOSTILE:  # another future than the original's
-                if run.step(third, depth, action).over:
+                if run.step(third, depth + 1, action).over:
                     break
             run.require(env.state_key() == key, f"{place}: stepping a fork changed the original", UNCOPIED)
             future = played[depth:]
@@ -386,7 +386,7 @@ def _forked(run: _Run, env: TextEnv, depth: int) -> TextEnv:
     except Exception as error:
         named = f" of {', '.join(names)}" if (names := _uncopied(env)) else ""
         said = f"at turn {depth}: fork() raised {type(error).__name__}{named}: {error}"
-        raise AssertionError(run._named(said, UNCOPIED)) from error
+        raise AssertionError(run.named(said, UNCOPIED)) from error
 
 
 def _uncopied(env: TextEnv) -> list[str]:
@@ -412,7 +412,7 @@ def pickles_in_mid_episode(run: _Run) -> None:
                 restored: TextEnv = pickle.loads(pickle.dumps(env))
             except Exception as error:
                 said = f"at turn {depth}: pickling raised {type(error).__name__}: {error}"
-                raise AssertionError(run._named(said, UNCOPIED)) from error
+                raise AssertionError(run.named(said, UNCOPIED)) from error
             promise = f"at turn {depth}: an unpickled environment has another future"
             run.require_same(played[depth:], run.finish(restored, depth), promise, UNCOPIED)
             restored.close()

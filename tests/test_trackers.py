@@ -11,22 +11,13 @@ from typing import Any
 import pytest
 from commands import refused
 from test_memory_reflect import group
+from test_scenarios import NANO
 
 from treegym.agents import Run
 from treegym.agents.store import Trackio, Wandb
 from treegym.scenarios import load_scenario, train
 
 TREE = group(("left", "on", 1.0), ("right", "off", 0.5))
-NANO = """
-environment: {id: treegym/Lookup-v0, settings: {hops: [1, 2]}}
-model: {name: nano, dtype: float32}
-algorithm: {parameters: {n: 2}}
-sampling: {max_tokens: 6}
-warmup: {demonstrations: 8}
-improvement: {steps: 1, tasks_per_step: 2}
-heldout: {tasks: 4}
-threads: 1
-"""
 
 
 class Library(ModuleType):
